@@ -1,0 +1,282 @@
+"""The strict codec between frozen dataclasses and plain data: JSON or YAML files, digests, dotted replacement.
+
+A configuration is a tree of frozen dataclasses whose fields are declared as ``bool``, ``int``, ``float``, ``str``,
+``Literal``, ``tuple``, ``dict[str, ...]``, another dataclass, ``Any`` (plain data) or a union of these. What is read
+is checked against the declaration and nothing is guessed: an unknown name or a wrong type is an error that names its
+place.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from bit_ray.errors import ConfigError
+
+T = TypeVar("T")
+
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
+# YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the config as plain JSON-able data: nested dicts in field order, tuples as lists, floats as floats.
+
+    Raises:
+        ConfigError: a value set in code is not of its field's declared type.
+    """
+    plain = _plain(_read(type(config), config, ""), "")
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass ``cls`` from plain data; ``where`` is the dotted place of ``data``, named in errors.
+
+    Raises:
+        ConfigError: an unknown or missing name, a wrong type, or what the dataclass itself refuses.
+    """
+    config = _read(cls, data, where)
+    assert isinstance(config, cls)
+    return config
+
+
+def read_config(cls: type[T], path: str | Path) -> T:
+    """Read a config from a ``.json``, ``.yaml`` or ``.yml`` file.
+
+    Raises:
+        ConfigError: one line that starts with the path, for a missing or malformed file or a refused setting.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, object_pairs_hook=_unique) if suffix == ".json" else yaml.load(text, _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; accepted: a .json, .yaml or .yml file; check the path") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); accepted: a readable file") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid {suffix[1:].upper()} ({reason}); correct the file") from None
+    try:
+        return from_dict(cls, data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def write_config(config: Any, path: str | Path) -> None:
+    """Write a config as JSON or YAML by the path's suffix; the file appears whole or not at all."""
+    path = Path(path)
+    if _suffix(path) == ".json":
+        text = json.dumps(to_dict(config), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    else:
+        text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
+
+
+def digest(config: Any) -> str:
+    """Return the SHA-256, in hex, of the canonical JSON of a config or of plain data: the same for equal configs."""
+    plain = to_dict(config) if _is_config(config) else _plain(config, "")
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def replace(config: T, changes: Mapping[str, Any]) -> T:
+    """Return the config with fields replaced by dotted name, as in ``{"model.width": 2}``, and checked again once.
+
+    Raises:
+        ConfigError: a name that the config does not have, or a value that the field does not take.
+    """
+    known = list(_names(config))
+    data = to_dict(config)
+    for name in sorted(changes, key=lambda name: name.count(".")):  # a parent before its fields
+        if name not in known:
+            raise _unknown(name, name, known)
+        value = changes[name]
+        parent, *middle = [data, *name.split(".")]
+        for part in middle[:-1]:
+            parent = parent[part]
+        parent[middle[-1]] = to_dict(value) if _is_config(value) else value
+    return from_dict(type(config), data)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Return ``value``, plain or already built, as the declared ``kind``."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return _plain(value, where)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin in (Union, UnionType):
+        return _read_union(arguments, value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, Mapping):
+        return {_read(arguments[0], k, where): _read(arguments[1], v, _join(where, k)) for k, v in value.items()}
+    if origin is Literal:
+        for accepted in arguments:
+            if type(value) is type(accepted) and value == accepted:
+                return value
+    if kind is float and (number := _float(value)) is not None:
+        return number
+    if kind in (int, str, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    raise _wrong(where, value, _accepted(kind))
+
+
+def _read_dataclass(cls: type, value: Any, where: str) -> Any:
+    kinds = _kinds(cls)
+    if type(value) is cls:
+        value = {name: getattr(value, name) for name in kinds}
+    if not isinstance(value, Mapping):
+        raise _wrong(where, value, _accepted(cls))
+    for key in value:
+        if key not in kinds:
+            raise _unknown(_join(where, key), str(key), kinds, where)
+    values = {name: _read(kinds[name], item, _join(where, name)) for name, item in value.items()}
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.init and required and field.name not in values:
+            raise ConfigError(f"{_join(where, field.name)}: missing; accepted: {_accepted(kinds[field.name])}; add it")
+    try:
+        return cls(**values)
+    except ConfigError as error:  # its own checks name the field, not where the dataclass stands
+        raise ConfigError(f"{where}.{error}" if where else str(error)) from None
+
+
+def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    nested = [option for option in options if dataclasses.is_dataclass(option) or get_origin(option) in (tuple, dict)]
+    if len(nested) == 1 and (isinstance(value, (list, tuple, Mapping)) or _is_config(value)):
+        return _read(nested[0], value, where)  # for the error that names the place inside
+    # The value's own type first, so that 1 stays an int in `float | int` and "1e-4" a text in `float | str`.
+    for option in sorted(options, key=lambda option: option is not type(value)):
+        try:
+            return _read(option, value, where)
+        except ConfigError:
+            continue
+    raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
+
+
+def _float(value: Any) -> float | None:
+    """Return a finite float, zero without a sign, or None where ``value`` is none."""
+    text = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    if not text and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        return None
+    try:
+        number = float(value) + 0.0
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return JSON-able data of builtin types, dataclasses and tuples resolved."""
+    if _is_config(value):
+        return {name: _plain(getattr(value, name), _join(where, name)) for name in _kinds(value.__class__)}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, _join(where, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and (number := _float(value)) is not None:
+        return number
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise _wrong(where, value, "finite numbers, text, true, false, null, and lists and mappings of them")
+
+
+def _is_config(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+@cache
+def _kinds(cls: Any) -> dict[str, Any]:
+    """Return field name -> declared type, for the fields that the constructor takes."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _names(config: Any, where: str = "") -> Iterator[str]:
+    for name in _kinds(config.__class__):
+        yield _join(where, name)
+        if _is_config(getattr(config, name)):
+            yield from _names(getattr(config, name), _join(where, name))
+
+
+def _accepted(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return f"a mapping with the settings {', '.join(_kinds(kind))}"
+    if origin in (Union, UnionType):
+        return " or ".join(_accepted(option) for option in arguments)
+    if origin is Literal:
+        return " or ".join(repr(value) for value in arguments)
+    if origin is dict:
+        return "a mapping"
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list, each item {_accepted(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}: {', '.join(_accepted(item) for item in arguments)}"
+    raise TypeError(f"{kind!r}: not a type that a config field can have")
+
+
+def _join(where: str, name: Any) -> str:
+    name = name if isinstance(name, str) and name.isprintable() else repr(name)
+    return f"{where}.{name}" if where else name
+
+
+def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
+    given = repr(value)
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    return ConfigError(f"{where or 'config'}: given {given} ({type(value).__name__}); accepted: {accepted}")
+
+
+def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {_join(where, nearest[0])}?" if nearest else ""
+    return ConfigError(f"{place}: unknown setting; accepted: {', '.join(known)}{hint}")
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        raise ConfigError(f"{path}: unknown kind of file; accepted: .json, .yaml or .yml; rename it")
+    return path.suffix
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)!r} is given twice")
+    return result
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that a name given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _unique([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return super().construct_mapping(node, deep)

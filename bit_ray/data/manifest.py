@@ -1,0 +1,126 @@
+"""The manifest of a shard set: everything a reader must know before it opens the first shard.
+
+``manifest.json`` is written last, so a directory that has one holds a whole set; a directory that has only
+``_writing.json`` is half-written. A reader never lists a bucket and opens no footer to plan an epoch: every row group of
+a shard has exactly ``row_group_size`` rows, but the shard's last, which has what is left.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bit_ray.config import digest, from_dict
+from bit_ray.data import store
+from bit_ray.errors import ConfigError, DataError
+
+MANIFEST = "manifest.json"
+WRITING = "_writing.json"
+SKIPPED = "skipped.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Parquet file of a set."""
+
+    path: str
+    """Relative to the directory of the set."""
+    num_examples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A shard set: class names, shards and how their rows are laid out."""
+
+    name: str
+    class_names: tuple[str, ...]
+    multi_label: bool
+    """Whether an example may have any number of labels; otherwise each has exactly one."""
+    row_group_size: int
+    """Rows of every row group but a shard's last."""
+    median_image_size: tuple[int, int]
+    """Height and width in pixels; over several shards, the median of the shards' medians weighted by examples."""
+    num_examples: int
+    shards: tuple[Shard, ...]
+    convert_images: bool = False
+    """Whether readers convert what is not 8-bit RGB (``decode_image(..., convert=True)``) or refuse it."""
+    plan_digest: str = ""
+    """SHA-256 of the plan that wrote the set (source and options); empty for a set written from an iterator."""
+    format: int = FORMAT
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards together."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the set holds, whatever it is called and wherever it lies."""
+        return digest(
+            {
+                "class_names": list(self.class_names),
+                "multi_label": self.multi_label,
+                "row_group_size": self.row_group_size,
+                "convert_images": self.convert_images,
+                "shards": [[shard.sha256, shard.num_examples] for shard in self.shards],
+            }
+        )
+
+    def row_groups(self, shard_index: int) -> int:
+        """Return the number of row groups of a shard."""
+        return -(-self.shards[shard_index].num_examples // self.row_group_size)
+
+
+def read_manifest(uri: str | Path) -> Manifest:
+    """Read the manifest of the shard set in the directory ``uri``.
+
+    Raises:
+        DataError: no such path, no shard set, a half-written one, or a damaged manifest.
+    """
+    path = store.join(uri, MANIFEST)
+    if not store.exists(path):
+        raise DataError(f"{uri}: {_why_no_manifest(uri)}")
+    data = store.read_json(path)
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: not a manifest; accepted: what `bit-ray shards write` makes; write the set again")
+    if data.get("format") != FORMAT:
+        raise DataError(f"{path}: format: {data.get('format')}; accepted: {FORMAT}; use the version that wrote it")
+    try:
+        manifest = from_dict(Manifest, data)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+    total = sum(shard.num_examples for shard in manifest.shards)
+    if total != manifest.num_examples or not manifest.shards or manifest.row_group_size < 1:
+        raise DataError(
+            f"{path}: num_examples: {manifest.num_examples}, but {len(manifest.shards)} shards with {total} are listed; "
+            "the manifest is damaged, restore it or write the set again"
+        )
+    return manifest
+
+
+def write_manifest(uri: str | Path, manifest: Manifest) -> None:
+    """Write the manifest into the directory ``uri``: from then on the set is whole."""
+    store.write_json(store.join(uri, MANIFEST), to_json(manifest))
+
+
+def to_json(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest as plain data, its shards one flat record each."""
+    data = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+    return {**data, "shards": [asdict(shard) for shard in manifest.shards]}
+
+
+def _why_no_manifest(uri: str | Path) -> str:
+    if str(uri).endswith(MANIFEST):
+        return "names the manifest; give the directory it lies in"
+    if store.exists(store.join(uri, WRITING)):
+        return "is a half-written shard set; run the same `bit-ray shards write` command again to finish it"
+    if not store.exists(uri):
+        return "no such path; give the directory of a shard set, which `bit-ray shards write` makes"
+    return f"is not a shard set (no {MANIFEST} in it); give a directory that `bit-ray shards write` made"

@@ -1,0 +1,252 @@
+"""Files by URI: a local path, ``file://``, ``s3://`` or ``gs://``, through one small set of functions.
+
+Writes are atomic: a local file is written under another name and renamed, an object appears when its upload is complete.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyarrow import fs as pafs
+
+from bit_ray.errors import DataError
+
+_REMOTE = ("s3", "gs")
+_NUM_THREADS = 32
+_COPY_BYTES = 16 * 2**20
+
+
+def is_local(uri: str | Path) -> bool:
+    """Return whether the URI is a path on this machine, with or without ``file://``."""
+    return _scheme(str(uri)) == "file"
+
+
+def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+    """Return the file system that serves the URI, and the path inside it.
+
+    An S3 endpoint comes from ``AWS_ENDPOINT_URL`` or from the URI (``s3://bucket/key?endpoint_override=host:port``).
+
+    Raises:
+        DataError: the scheme is not one of file, s3 and gs, or the bucket is not named.
+    """
+    text = str(uri)
+    if _scheme(text) == "file":
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+    scheme, _, rest = text.partition("://")
+    rest, _, query = rest.partition("?")
+    path = rest.strip("/")
+    if not path:
+        raise DataError(f"{text}: names no bucket; accepted: {scheme}://bucket/path; add the bucket")
+    if scheme == "s3":
+        # Stores older than AWS's trailing checksums (Ceph, MinIO, rclone) answer them with HTTP 411.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    elif "retry_limit_seconds" not in query:
+        query = "&".join(filter(None, (query, "retry_limit_seconds=60")))  # the library's own limit is 15 minutes
+    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "STORAGE_"))))
+    bucket = path.split("/", 1)[0]
+    with explained(text):
+        return _remote(scheme, bucket.rpartition("@")[2], bucket, query, environment), path.rpartition("@")[2]
+
+
+@lru_cache(maxsize=64)
+def _remote(scheme: str, bucket: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
+    # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
+    return pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """Return the URI of something inside the directory ``uri``, keeping a query such as ``?endpoint_override=...``."""
+    base, mark, query = str(uri).partition("?") if not is_local(uri) else (str(uri), "", "")
+    return "/".join([base.rstrip("/") or "/", *(part.strip("/") for part in parts)]) + mark + query
+
+
+def exists(uri: str | Path) -> bool:
+    """Return whether a file or directory is there."""
+    files, path = filesystem(uri)
+    with explained(uri):
+        return bool(files.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """Return the whole content of a file.
+
+    Raises:
+        DataError: no such file, or the store cannot be reached or refuses.
+    """
+    files, path = filesystem(uri)
+    with explained(uri), files.open_input_file(path) as stream:
+        return bytes(stream.readall())
+
+
+def read_json(uri: str | Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: no such file, or it is no whole JSON text.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write a file, whole or not at all, making the directories it lies in."""
+    files, path = filesystem(uri)
+    with explained(uri), _renamed(uri, path) as target, files.open_output_stream(target) as stream:
+        stream.write(data)
+
+
+def write_json(uri: str | Path, data: Any) -> None:
+    """Write plain data as JSON text, whole or not at all."""
+    write_bytes(uri, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def upload_file(local: str | Path, uri: str | Path) -> None:
+    """Copy a local file to the URI, whole or not at all."""
+    files, path = filesystem(uri)
+    with explained(uri), _renamed(uri, path) as target:
+        pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+
+
+def download_file(uri: str | Path, local: str | Path) -> None:
+    """Copy a file to a local path, whole or not at all."""
+    files, path = filesystem(uri)
+    with explained(uri), _renamed(local, os.path.abspath(local)) as target:
+        pafs.copy_files(path, target, files, pafs.LocalFileSystem(), chunk_size=_COPY_BYTES)
+
+
+def download_directory(uri: str | Path, local: str | Path) -> None:
+    """Copy a directory and all below it to the local path, which must be absent or empty; whole or not at all.
+
+    Raises:
+        DataError: no such directory, the local path holds something, or the store cannot be reached or refuses.
+    """
+    local = Path(local).absolute()
+    if local.is_file() or (local.is_dir() and any(local.iterdir())):
+        raise DataError(f"{local}: is not empty; accepted: a new or empty directory to copy {uri} to; choose another")
+    relative = list_files(uri)
+    if not relative:
+        raise DataError(f"{uri}: no such directory, or nothing in it; check the path")
+    partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            list(pool.map(lambda name: download_file(join(uri, name), partial / name), relative))
+        with explained(local):
+            partial.replace(local)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def list_files(uri: str | Path) -> list[str]:
+    """Return the paths of all files below a directory, relative to it, sorted; none if it is not there."""
+    return [name for name, _ in list_tree(uri)[0]]
+
+
+def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return the files (relative path, bytes) and the directories below ``uri``, each sorted."""
+    files, path = filesystem(uri)
+    with explained(uri):
+        infos = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    found = [(info.path[len(path) :].strip("/"), info) for info in infos]
+    return (
+        sorted((name, int(info.size)) for name, info in found if info.type == pafs.FileType.File),
+        sorted(name for name, info in found if info.type == pafs.FileType.Directory and name),
+    )
+
+
+def file_sizes(uris: Iterable[str]) -> list[int | None]:
+    """Return the size in bytes of each file, None where there is none; asked in parallel."""
+
+    def size(uri: str) -> int | None:
+        files, path = filesystem(uri)
+        with explained(uri):
+            info = files.get_file_info(path)
+        return int(info.size) if info.type == pafs.FileType.File else None
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(size, uris))
+
+
+def delete_files(uris: Iterable[str]) -> None:
+    """Delete the files; those already gone are no error."""
+
+    def delete(uri: str) -> None:
+        files, path = filesystem(uri)
+        with explained(uri):
+            if files.get_file_info(path).type == pafs.FileType.File:
+                files.delete_file(path)
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        list(pool.map(delete, uris))
+
+
+def delete_empty_directory(uri: str | Path) -> None:
+    """Delete a local directory if it is empty; an object store has no directories to delete."""
+    if is_local(uri):
+        path = Path(filesystem(uri)[1])
+        if path.is_dir() and not any(path.iterdir()):
+            with explained(uri):
+                path.rmdir()
+
+
+@contextmanager
+def explained(uri: str | Path) -> Iterator[None]:
+    """Turn what a file system raises about ``uri`` into a DataError of one line with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{uri}: {_explanation(error)}") from error
+    except ValueError as error:  # pyarrow's ArrowInvalid: a malformed URI, an empty key
+        raise DataError(f"{uri}: {' '.join(str(error).split())}; correct the path") from error
+
+
+def _explanation(error: OSError) -> str:
+    text = " ".join(str(error).split())
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "the store")
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+        return "no such bucket; create it or correct the name"
+    if isinstance(error, FileNotFoundError):
+        return "no such file, directory or bucket; check the path"
+    if isinstance(error, PermissionError):
+        return "permission denied; check the owner and mode of the path"
+    if "ACCESS_DENIED" in text or "SIGNATURE" in text or "INVALID_ACCESS_KEY" in text or "HTTP status 403" in text:
+        return f"refused by {endpoint}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights"
+    if "NETWORK_CONNECTION" in text or "curlCode" in text:
+        return f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL and the network"
+    if "411" in text or "MissingContentLength" in text:
+        return "the store takes no trailing checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+    return f"cannot be read or written ({text})"
+
+
+@contextmanager
+def _renamed(uri: str | Path, path: str) -> Iterator[str]:
+    """Yield the path to write to: for an object its own, for a local file another that is renamed at the end."""
+    if not is_local(uri):
+        yield path
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _scheme(uri: str) -> str:
+    scheme = urlsplit(uri).scheme if "://" in uri else "file"
+    if scheme not in ("file", *_REMOTE):
+        raise DataError(f"{uri}: scheme {scheme}://; accepted: a local path, file://, s3:// or gs://; correct the path")
+    return scheme

@@ -1,0 +1,347 @@
+"""Write a shard set: cut a source into shards, build them here or over Ray, and put the manifest last."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from bit_ray.config import digest
+from bit_ray.data import store
+from bit_ray.data.catalog import is_embedded, open_embedded
+from bit_ray.data.manifest import SKIPPED, Manifest, write_manifest
+from bit_ray.data.parallel import each
+from bit_ray.data.resume import Writing, whole_set
+from bit_ray.data.shards import Example, ShardPlan, ShardResult, Source, build_shard, median_size
+from bit_ray.data.sources import FileSource, open_files
+from bit_ray.data.verify import repeated_ids
+from bit_ray.errors import ConfigError, DataError
+
+MAX_SHARD_EXAMPLES = 4096
+NUM_SHARDS = 16
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteReport:
+    """What was written."""
+
+    output: str
+    num_examples: int
+    num_shards: int
+    num_bytes: int
+    seconds: float
+    num_resumed: int
+    """Shards that an earlier, interrupted run had finished."""
+    skipped: tuple[tuple[str, str], ...]
+    """Id and reason of each image left out."""
+    empty_classes: tuple[str, ...]
+    """Classes without an image."""
+
+
+def write_shards(
+    source: str | Path | Source | Iterable[Example],
+    output: str | Path,
+    *,
+    name: str,
+    class_names: Sequence[str] | None = None,
+    multi_label: bool = False,
+    root: str | None = None,
+    row_group_size: int = 64,
+    shard_examples: int | None = None,
+    seed: int = 0,
+    convert_images: bool = False,
+    on_bad: Literal["error", "skip"] = "error",
+    num_workers: int = 0,
+    progress: Progress | None = None,
+) -> WriteReport:
+    """Write a shard set into the directory ``output``; an interrupted run is continued by the same call.
+
+    Args:
+        source: an embedded data set ("glyphs:m"), a folder of class folders, a .csv or .parquet table, a ``Source``, or
+            any iterable of ``Example`` (which is written in its own order and in this process).
+        output: local path, s3:// or gs://; new, empty, or left by an interrupted run of the same call.
+        name: what the set is called in its manifest.
+        class_names: in the order of the class indices; needed for an iterable, else taken from the source.
+        multi_label: whether an example may have any number of labels; for tables and iterables.
+        root: where a table's relative paths start, if not beside it.
+        row_group_size: rows that are read together; 64 ImageNet photographs are 7 MB.
+        shard_examples: examples in a shard; by default a sixteenth of the set, so that 16 readers find work, but at most
+            4,096, which is 450 MB of ImageNet. In whole row groups.
+        seed: of the order in which the source is cut, so that every shard mixes the classes.
+        convert_images: whether readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB
+            (the stored bytes stay as they came) instead of their being bad.
+        on_bad: "error" ends with the first shard that has a bad image; "skip" leaves bad images out and lists them in
+            ``skipped.json`` beside the manifest.
+        num_workers: Ray tasks in flight, one shard each; 0 works in this process.
+        progress: told (examples done, examples in all or None).
+
+    Raises:
+        ConfigError: an option that cannot work.
+        DataError: a source, label or image that is refused. What a fresh run has written is removed again.
+    """
+    start = time.monotonic()
+    output = str(output).rstrip("/") or "/"
+    _check_options(name, row_group_size, shard_examples, on_bad)
+    examples = _open(source, output, class_names, multi_label, root, num_workers)
+    known = None if isinstance(examples, _Unsized) else examples
+    total = len(known) if known is not None else None
+    size = _shard_size(shard_examples, row_group_size, total)
+    plan = ShardPlan(
+        output=output,
+        num_classes=len(examples.class_names),
+        multi_label=examples.multi_label,
+        row_group_size=row_group_size,
+        convert_images=convert_images,
+        on_bad=on_bad,
+    )
+    described = {
+        "name": name,
+        "source": examples.identity,
+        "num_examples": total,
+        "class_names_sha256": digest(list(examples.class_names)),
+        "multi_label": plan.multi_label,
+        "row_group_size": row_group_size,
+        "shard_examples": size,
+        "seed": seed if known is not None else None,
+        "convert_images": convert_images,
+    }
+    # An iterator's content is known only after it has run: its set is never taken for already written.
+    plan_digest = digest(described) if known is not None else ""
+    empty = examples.empty_classes if isinstance(examples, FileSource) else ()
+    whole = whole_set(output, plan_digest)
+    if whole is not None:
+        skipped = _read_skipped(output)
+        return _report(output, whole, start, num_resumed=len(whole.shards), skipped=skipped, empty_classes=empty)
+
+    writing = Writing(output, described, on_bad=on_bad)
+    tick = _counter(progress, sum(size for _ in writing.done), total)
+    try:
+        if isinstance(examples, _Unsized):
+            results = _from_iterator(examples.examples, plan, size, writing.done, tick)
+        else:
+            results = _from_source(examples, plan, size, seed, writing.done, num_workers, tick)
+        with closing(results):
+            for result in results:
+                if result.bad and on_bad == "error":
+                    raise DataError(_describe_bad(result))
+                writing.add(result)
+        manifest = _manifest(name, examples.class_names, plan, writing.done, plan_digest)
+        if known is None and (twice := repeated_ids(output, manifest)):
+            raise DataError(f"{twice[0]}: id comes twice; accepted: unique ids; make the ids of the iterator unique")
+        skipped = tuple(bad for _, result in sorted(writing.done.items()) for bad in result.bad)
+        if skipped:
+            store.write_json(store.join(output, SKIPPED), [{"id": id, "reason": reason} for id, reason in skipped])
+    except Exception:
+        writing.abandon()
+        raise
+    except BaseException:  # interrupted: to be continued
+        writing.save()
+        raise
+    write_manifest(output, manifest)
+    writing.finish()
+    return _report(output, manifest, start, num_resumed=writing.num_resumed, skipped=skipped, empty_classes=empty)
+
+
+@dataclass(frozen=True)
+class _Unsized:
+    """An iterator of examples, with what a ``Source`` would tell of itself."""
+
+    examples: Iterable[Example]
+    class_names: tuple[str, ...]
+    multi_label: bool
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"kind": "iterator"}
+
+
+def _open(
+    source: str | Path | Source | Iterable[Example],
+    output: str,
+    class_names: Sequence[str] | None,
+    multi_label: bool,
+    root: str | None,
+    num_workers: int,
+) -> Source | _Unsized:
+    if isinstance(source, (str, Path)) and not is_embedded(str(source)):
+        if store.join(output, "").startswith(store.join(source, "")):
+            raise DataError(f"{output}: lies inside the source {source}; accepted: an output elsewhere; choose another")
+        return open_files(source, root=root, class_names=class_names, multi_label=multi_label)
+    if root is not None:
+        raise ConfigError(f"root: {root}; accepted: only with a .csv or .parquet table; leave it out")
+    if not isinstance(source, (str, Path)) and not hasattr(source, "part"):
+        assert isinstance(source, Iterable)
+        if num_workers > 0:
+            raise ConfigError(
+                f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
+            )
+        if not class_names or len(set(class_names)) < len(class_names):
+            raise ConfigError(
+                "class_names: empty or with repetitions; accepted with an iterator: unique names; give them"
+            )
+        return _Unsized(source, tuple(class_names), multi_label)
+    if class_names is not None or multi_label:
+        option = "class_names" if class_names is not None else "multi_label"
+        raise ConfigError(f"{option}: given with a source that knows its own; accepted: nothing; leave it out")
+    opened = open_embedded(str(source)) if isinstance(source, (str, Path)) else source
+    if not opened.class_names or not len(opened):
+        raise DataError(
+            f"source: {len(opened)} examples, {len(opened.class_names)} classes; accepted: at least one of each"
+        )
+    return opened
+
+
+def _from_source(
+    source: Source,
+    plan: ShardPlan,
+    size: int,
+    seed: int,
+    done: dict[int, ShardResult],
+    num_workers: int,
+    tick: Callable[[int], None],
+) -> Iterator[ShardResult]:
+    """Build the shards that are not done, each from its slice of a seeded permutation."""
+    order = np.random.default_rng(seed).permutation(len(source))
+    parts = {index: order[start : start + size] for index, start in enumerate(range(0, len(order), size))}
+    tasks = [index for index in parts if index not in done]
+    function = build_shard if num_workers > 0 else partial(build_shard, progress=tick)
+    with closing(each(function, ((plan, index, source.part(parts[index])) for index in tasks), num_workers)) as results:
+        for result in results:
+            if num_workers > 0:
+                tick(len(parts[result.index]))
+            yield result
+
+
+def _from_iterator(
+    examples: Iterable[Example],
+    plan: ShardPlan,
+    size: int,
+    done: dict[int, ShardResult],
+    tick: Callable[[int], None],
+) -> Iterator[ShardResult]:
+    """Build shard after shard, passing over those that are done after a look at their ids and labels."""
+    resumed = dict(done)
+    iterator = iter(examples)
+    index = 0
+    for first in iterator:
+        sha = hashlib.sha256()
+        chunk = _digested(chain([first], islice(iterator, size - 1)), sha)
+        before = resumed.pop(index, None)
+        if before is None:
+            result = build_shard(plan, index, chunk, tick)
+            yield replace(result, source_digest=sha.hexdigest())
+        else:
+            for _ in chunk:
+                pass
+            if sha.hexdigest() != before.source_digest:
+                resumed[index] = before
+                break
+        index += 1
+    if resumed:
+        raise DataError(
+            f"{plan.output}: half-written from other examples (shard {min(resumed)} differs); "
+            "accepted: the same iterator; repeat it, or delete the directory"
+        )
+
+
+def _digested(examples: Iterable[Example], sha: "hashlib._Hash") -> Iterator[Example]:
+    for example in examples:
+        yield example
+        sha.update(repr((example.id, [int(label) for label in example.labels])).encode())
+
+
+def _manifest(
+    name: str, class_names: tuple[str, ...], plan: ShardPlan, done: dict[int, ShardResult], plan_digest: str
+) -> Manifest:
+    results = [result for _, result in sorted(done.items()) if result.shard is not None]
+    shards = tuple(result.shard for result in results if result.shard is not None)
+    if not shards:
+        refused = sum(len(result.bad) for result in done.values())
+        raise DataError(
+            f"{plan.output}: no readable image ({refused} refused); accepted: at least one; check the source"
+        )
+    counts = [shard.num_examples for shard in shards]
+    return Manifest(
+        name=name,
+        class_names=class_names,
+        multi_label=plan.multi_label,
+        row_group_size=plan.row_group_size,
+        median_image_size=median_size([result.median_image_size for result in results], counts),
+        num_examples=sum(counts),
+        shards=shards,
+        convert_images=plan.convert_images,
+        plan_digest=plan_digest,
+    )
+
+
+def _describe_bad(result: ShardResult) -> str:
+    id, reason = result.bad[0]
+    convert = ", or --convert-images (convert_images) to convert what can be" if result.convertible else ""
+    return (
+        f"{id}: {reason}; {len(result.bad) - 1} more bad images in the same shard; accepted: whole 8-bit RGB images; "
+        f'correct them, or give --on-bad skip (on_bad="skip") to leave bad images out{convert}'
+    )
+
+
+def _shard_size(shard_examples: int | None, row_group_size: int, total: int | None) -> int:
+    """Return the examples of a shard, whole row groups."""
+    if shard_examples is None:
+        shard_examples = min(MAX_SHARD_EXAMPLES, -(-total // NUM_SHARDS)) if total is not None else MAX_SHARD_EXAMPLES
+    return -(-shard_examples // row_group_size) * row_group_size
+
+
+def _check_options(name: str, row_group_size: int, shard_examples: int | None, on_bad: str) -> None:
+    if not name:
+        raise ConfigError("name: empty; accepted: text; name the set")
+    for option, value in (("row_group_size", row_group_size), ("shard_examples", shard_examples)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: {value}; accepted: 1 or more; correct it")
+    if on_bad not in ("error", "skip"):
+        raise ConfigError(f"on_bad: {on_bad}; accepted: error, skip; choose one")
+
+
+def _counter(progress: Progress | None, start: int, total: int | None) -> Callable[[int], None]:
+    """Return a function that adds to the examples done and reports them."""
+    done = start
+
+    def tick(num_examples: int) -> None:
+        nonlocal done
+        done = done + num_examples if total is None else min(done + num_examples, total)
+        if progress is not None:
+            progress(done, total)
+
+    return tick
+
+
+def _read_skipped(output: str) -> tuple[tuple[str, str], ...]:
+    path = store.join(output, SKIPPED)
+    return tuple((row["id"], row["reason"]) for row in store.read_json(path)) if store.exists(path) else ()
+
+
+def _report(
+    output: str,
+    manifest: Manifest,
+    start: float,
+    *,
+    num_resumed: int,
+    skipped: tuple[tuple[str, str], ...],
+    empty_classes: tuple[str, ...],
+) -> WriteReport:
+    return WriteReport(
+        output=output,
+        num_examples=manifest.num_examples,
+        num_shards=len(manifest.shards),
+        num_bytes=manifest.num_bytes,
+        seconds=time.monotonic() - start,
+        num_resumed=num_resumed,
+        skipped=skipped,
+        empty_classes=empty_classes,
+    )

@@ -1,0 +1,43 @@
+"""Errors for what a user can put right.
+
+Every message is one line: the field, what was given, what is accepted, what to do. The command line and the jobs print it
+after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+
+class BitRayError(Exception):
+    """Base of all errors that a user can put right."""
+
+
+class ConfigError(BitRayError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(BitRayError):
+    """A data set, shard, image or label that is missing, damaged or out of range."""
+
+
+class ModelError(BitRayError):
+    """Weights, checkpoints or registry entries that are missing, damaged or do not fit."""
+
+
+class TrackingError(BitRayError):
+    """The MLflow server cannot be reached or refuses what was sent."""
+
+
+def root_cause(error: BaseException) -> BitRayError | None:
+    """The user's error inside what Ray wrapped around it on the way from another process, or None."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        e = pending.pop()
+        if e is None or id(e) in seen:
+            continue
+        seen.add(id(e))
+        # Ray also makes classes at run time that inherit from the cause's class but print a remote traceback.
+        if isinstance(e, BitRayError) and type(e).__module__.startswith("bit_ray."):
+            return e
+        failures = getattr(e, "worker_failures", None) or {}
+        hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
+        pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
+    return None

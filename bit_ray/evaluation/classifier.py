@@ -1,0 +1,217 @@
+"""A saved model ready for use: images in, class names and probabilities out."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bit_ray.data import store
+from bit_ray.data.augment import eval_view
+from bit_ray.data.decode import ImageError, decode_image
+from bit_ray.errors import ConfigError, DataError, ModelError
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description
+from bit_ray.models.resnet import ResNetV2
+
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""An image: a file's path, a file's bytes, a Pillow image in mode RGB, or an array ``[H, W, 3] uint8``."""
+
+Prediction = list[tuple[str, float]]
+"""(class name, probability), the most probable first."""
+
+
+class Classifier:
+    """A network together with what it needs to know to classify images."""
+
+    def __init__(self, model: ResNetV2, spec: ModelSpec) -> None:
+        if model.config.num_classes != spec.num_classes:
+            raise ModelError(
+                f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
+                f"names; equal numbers; pass the spec of this model"
+            )
+        self.model = model.eval()
+        self.spec = spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and where the images are taken to."""
+        return self.model.head.weight.device
+
+    def predict(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        top_k: int = 5,
+        *,
+        convert: bool = False,
+        batch_size: int = 32,
+    ) -> list[Prediction]:
+        """Classify one image or several.
+
+        Args:
+            images: One image or an iterable of images, each a path, encoded bytes, a Pillow image or an array.
+            top_k: Classes to name for each image, at most all.
+            convert: Turn encoded images that are not plain 8-bit RGB into it rather than refuse them; see
+                `bit_ray.data.decode`.
+            batch_size: Images that are decoded and classified at a time.
+
+        Returns:
+            One list of (class name, probability) for each image: softmax, or sigmoid of a multi-label model.
+
+        Raises:
+            DataError: an image is missing, damaged, or not RGB; the message says which one.
+            ConfigError: ``top_k`` or ``batch_size`` is less than 1.
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name}: {value}; at least 1; for example {name}=5")
+        if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+            images = [images]
+        views = self._views(images, convert)
+        predictions: list[Prediction] = []
+        while batch := list(islice(views, batch_size)):
+            logits = self.logits(np.stack(batch)).double()
+            scores = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=1)
+            best, classes = scores.topk(min(top_k, self.spec.num_classes), dim=1)
+            for row_scores, row_classes in zip(best.tolist(), classes.tolist(), strict=True):
+                names = (self.spec.class_names[index] for index in row_classes)
+                predictions.append(list(zip(names, row_scores, strict=True)))
+        return predictions
+
+    @torch.inference_mode()
+    def logits(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Run the network on images already at the crop size.
+
+        Args:
+            batch: ``[B, crop_size, crop_size, 3] uint8``.
+
+        Returns:
+            ``[B, num_classes] float32`` on `device`.
+
+        Raises:
+            DataError: the batch has another shape or type.
+        """
+        batch = torch.as_tensor(batch)
+        size = self.spec.crop_size
+        if batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or batch.dtype != torch.uint8:
+            raise DataError(
+                f"batch: {list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}; [B, {size}, {size}, 3] uint8; "
+                f"resize the images first, or use predict"
+            )
+        low, high = self.spec.input_range
+        # uint8 over the bus, float on the device; the permuted view is channels_last without a copy.
+        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.model.head.weight.dtype)
+        logits: Tensor = self.model(pixels * ((high - low) / 255) + low)
+        return logits.float()
+
+    def _views(self, images: Iterable[ImageInput], convert: bool) -> Iterator[npt.NDArray[np.uint8]]:
+        spec = self.spec
+        for index, image in enumerate(images):
+            pixels = _pixels(image, f"images[{index}]", convert)
+            yield eval_view(
+                pixels, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size
+            )
+
+
+def load_model(uri: str | os.PathLike[str], *, tracking_uri: str | None = None, device: str = "cpu") -> Classifier:
+    """Load a saved model for use.
+
+    Args:
+        uri: A directory (a local path, ``s3://...`` or ``gs://...``), or ``models:/NAME@ALIAS`` or
+            ``models:/NAME/VERSION`` in the MLflow registry.
+        tracking_uri: Where MLflow is; only for ``models:/``, and by default what MLflow itself is set to.
+        device: A torch device, ``cpu`` or ``cuda``.
+
+    Returns:
+        The classifier, its weights verified against their recorded digest.
+
+    Raises:
+        ModelError: there is no such model, or it is damaged.
+        ConfigError: the device is not there.
+    """
+    try:
+        target = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {device!r}; a device that torch has here, such as 'cpu' ({error})") from None
+    model, spec = _load(os.fspath(uri), tracking_uri)
+    return Classifier(model.to(target), spec)
+
+
+def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint8]:
+    """Return ``[H, W, 3] uint8`` or raise a DataError that starts with ``where``."""
+    if isinstance(image, (str, os.PathLike)):
+        where = f"{where} ({os.fspath(image)})"
+        try:
+            image = Path(image).read_bytes()
+        except OSError as error:
+            raise DataError(f"{where}: {error.strerror}; a readable image file; check the path") from None
+    if isinstance(image, bytes):
+        try:
+            return decode_image(image, convert=convert)
+        except ImageError as error:
+            remedy = "8-bit RGB; pass convert=True to convert" if error.convertible else "a whole image; replace it"
+            raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise DataError(f"{where}: Pillow image of mode {image.mode}; accepted: RGB; pass image.convert('RGB')")
+        try:
+            return np.array(image)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads lazily
+            raise DataError(f"{where}: truncated or damaged ({error}); a whole image; replace it") from None
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+            raise DataError(
+                f"{where}: array {list(image.shape)} {image.dtype}; accepted: [H, W, 3] uint8 in RGB; convert it, and "
+                f"pass several images as a list"
+            )
+        return image
+    raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
+
+
+def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec]:
+    if uri.startswith("models:/"):
+        from bit_ray.tracking import registry  # MLflow, which only these names need
+
+        return load_package(registry.fetch(registry.resolve(uri, tracking_uri)))
+    if store.is_local(uri):
+        return load_package(store.filesystem(uri)[1])
+    return _load_remote(uri)
+
+
+def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec]:
+    """Load a package through the cache, ``~/.cache/bit_ray`` or the folder that BIT_RAY_CACHE names."""
+    try:
+        description = store.read_bytes(store.join(uri, DESCRIPTION_FILE))
+    except DataError as error:
+        raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
+    _, weights = parse_description(description, store.join(uri, DESCRIPTION_FILE))
+    # By the description as well as the weights: class names may change without them. Named as in tracking/fetch.py.
+    folder = Path(os.environ.get("BIT_RAY_CACHE", "~/.cache/bit_ray")).expanduser() / "models"
+    cached = folder / f"{weights.sha256}-{sha256(description).hexdigest()[:8]}"
+    if cached.is_dir():
+        try:
+            return load_package(cached)
+        except ModelError:  # damaged on this disk: fetch it again
+            shutil.rmtree(cached, ignore_errors=True)
+    partial = folder / f".{cached.name[:40]}.{uuid.uuid4().hex}.partial"
+    try:
+        store.download_file(store.join(uri, weights.file), partial / weights.file)
+        store.write_bytes(partial / DESCRIPTION_FILE, description)
+        loaded = load_package(partial)
+        try:
+            partial.replace(cached)
+        except OSError:
+            if not cached.is_dir():  # where it is, another process was faster
+                raise
+        return loaded
+    except (ModelError, DataError, OSError) as error:
+        raise ModelError(f"{uri}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""Few-shot subsets: k examples of every class, drawn by a seed, kept in a file (paper §3.5, Figure 2).
+
+The protocol is k per class of *all* classes, five random subsets, the full test set, the median reported. The reference
+code left its subsets unseeded, so there is no canonical draw; a saved index file is what makes a number repeatable.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bit_ray.data import store
+from bit_ray.errors import ConfigError, DataError
+
+_FORMAT = 1
+
+
+def few_shot_subset(
+    labels: Sequence[int] | npt.NDArray[np.integer], k: int, seed: int, class_names: Sequence[str] = ()
+) -> npt.NDArray[np.int64]:
+    """Draw ``k`` examples of every class.
+
+    Each class has a random word stream of its own, PCG64 seeded by SeedSequence((seed, class)), both of which NumPy
+    guarantees never to change; the examples of the k smallest words are taken. So a draw depends on neither the NumPy
+    version nor the other classes, and with one seed the subset of a smaller k lies inside that of a larger one.
+
+    Args:
+        labels: ``[N]`` class indices, one per example.
+        k: Examples per class.
+        seed: 0 or more; another seed is another subset.
+        class_names: All C class names; without them the classes are 0 to the largest label.
+
+    Returns:
+        ``[k * C] int64`` indices into ``labels``, ascending.
+
+    Raises:
+        ConfigError: k or seed out of range.
+        DataError: no labels, several per example, a label outside the classes, or a class with fewer than k examples.
+    """
+    if k < 1:
+        raise ConfigError(f"k: {k}; at least 1 example per class; the paper has 1, 5, 10, 25 and 100")
+    if seed < 0:
+        raise ConfigError(f"seed: {seed}; 0 or more; choose another")
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not (labels.size and np.issubdtype(labels.dtype, np.integer)):
+        raise DataError(
+            f"labels: shape {list(labels.shape)} of {labels.dtype}; [N] class indices, one per example; "
+            "few-shot subsets need a data set with one label per example"
+        )
+    num_classes = len(class_names) or int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= num_classes:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise DataError(f"labels: {wrong}; 0 to {num_classes - 1}; correct the labels or the class names")
+    by_class = np.split(np.argsort(labels, kind="stable"), np.searchsorted(np.sort(labels), np.arange(1, num_classes)))
+    chosen = []
+    for c, members in enumerate(by_class):
+        if len(members) < k:
+            name = f"class {c} ({class_names[c]!r})" if class_names else f"class {c}"
+            raise DataError(
+                f"k: {k}; at most {len(members)}, the number of examples of {name}; lower k or add examples"
+            )
+        words = np.random.PCG64(np.random.SeedSequence((seed, c))).random_raw(len(members))
+        chosen.append(members[np.argsort(words, kind="stable")[:k]])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """A drawn few-shot subset, by the ids of its examples, and the data set that it was drawn from."""
+
+    manifest_digest: str
+    """Digest of the manifest of the whole data set."""
+    k: int
+    """Examples per class."""
+    seed: int
+    """Seed of the draw."""
+    ids: tuple[str, ...]
+    """Ids of the chosen examples, in the order of the data set."""
+
+
+def save_subset(subset: Subset, uri: str | Path) -> None:
+    """Write the index file of a subset, JSON, whole or not at all."""
+    store.write_json(uri, {"format": _FORMAT, **asdict(subset)})
+
+
+def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
+    """Read an index file made for the data set with this manifest digest.
+
+    Raises:
+        DataError: no such file, not an index file, or one made for another data set.
+    """
+    data = store.read_json(uri)
+    remedy = "draw the subset again"
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise DataError(f"{uri}: not an index file of format {_FORMAT}; one written by save_subset; {remedy}")
+    kinds = {"manifest_digest": str, "k": int, "seed": int, "ids": list}
+    for name, kind in kinds.items():
+        if type(data.get(name)) is not kind:
+            raise DataError(f"{uri}: {name}: {data.get(name)!r}; accepted: {kind.__name__}; {remedy}")
+    ids, k = data["ids"], data["k"]
+    if k < 1 or not ids or len(ids) % k or not all(isinstance(i, str) for i in ids) or len(set(ids)) < len(ids):
+        raise DataError(f"{uri}: ids: {len(ids)} entries; k ({k}) different ids per class; {remedy}")
+    if data["manifest_digest"] != manifest_digest:
+        raise DataError(
+            f"{uri}: made for the data set {data['manifest_digest'][:12]}; this one is {manifest_digest[:12]}; "
+            f"{remedy} or point to the data set that it was made for"
+        )
+    return Subset(manifest_digest=manifest_digest, k=k, seed=data["seed"], ids=tuple(ids))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Median and spread of one number over repeats."""
+
+    median: float
+    """Middle value, what the paper reports."""
+    lowest: float
+    """Smallest value."""
+    highest: float
+    """Largest value."""
+    std: float
+    """Sample standard deviation (divisor n - 1); 0 for a single value."""
+    values: tuple[float, ...]
+    """All values, in the order given."""
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Return median and spread of one number over repeats, as five few-shot subsets (paper §3.5)."""
+    assert values
+    return Summary(
+        median=float(statistics.median(values)),
+        lowest=float(min(values)),
+        highest=float(max(values)),
+        std=statistics.stdev(values) if len(values) > 1 else 0.0,
+        values=tuple(float(v) for v in values),
+    )

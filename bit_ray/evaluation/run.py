@@ -1,0 +1,190 @@
+"""Evaluation of a saved model on a shard set, in full and over the whole cluster: every image once, no batch dropped."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from bit_ray.cluster import Resources, cluster
+from bit_ray.config import to_dict
+from bit_ray.data.augment import eval_view
+from bit_ray.data.decode import ImageError, decode_image
+from bit_ray.data.manifest import Manifest, read_manifest
+from bit_ray.data.shards import read_rows
+from bit_ray.errors import ConfigError, DataError, root_cause
+from bit_ray.evaluation.classifier import Classifier, load_model
+from bit_ray.evaluation.metrics import ClassificationMetrics
+from bit_ray.evaluation.plots import confusion_figure
+from bit_ray.models.package import ModelSpec
+from bit_ray.models.zoo import create_model
+from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.server import tracking_uri
+
+# More parts than places to run, so that a slow one does not hold up the end.
+_PARTS_PER_PLACE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a saved model on a shard set."""
+
+    model: str
+    """models:/NAME@ALIAS, or a saved model's folder or URI."""
+    shards: str
+    """Shard set to evaluate on: a folder, s3://... or gs://..."""
+    name: str = ""
+    """Name of the MLflow run; empty: made from the model and the shard set."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default tracking store lies."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the evaluation is recorded."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size: {self.batch_size}; an integer of at least 1; raise it")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out, over all images of the set."""
+
+    metrics: dict[str, float]
+    """top_1, top_5, cross_entropy, mean_per_class, num_examples."""
+    confusion: npt.NDArray[np.int64] | None
+    """``[C, C]``, rows true and columns predicted; None for very many classes or several labels per image."""
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Evaluate a model and record the result as an MLflow run of its own.
+
+    Raises:
+        BitRayError: Anything the user can put right.
+    """
+    manifest = read_manifest(config.shards)
+    uri = tracking_uri(config.tracking.uri, config.storage)
+    classifier = load_model(config.model, tracking_uri=uri)
+    check_classes(classifier.spec, manifest, config.shards)
+    run = TrackedRun.open(
+        config.tracking,
+        run_name=config.name or f"{config.model} on {manifest.name}",
+        storage=config.storage,
+        params=to_dict(config),
+        tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": classifier.sha256},
+        kind="evaluate",
+    )
+    try:
+        with cluster() as resources:
+            evaluation = evaluate_model(classifier, config.shards, manifest, resources, config.batch_size)
+        record(run, evaluation, manifest, step=0)
+    except BaseException:
+        run.close("FAILED")
+        raise
+    run.close()
+    return evaluation
+
+
+def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
+    """Make sure that the model's outputs mean the classes of the set.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if spec.class_names != manifest.class_names:
+        raise ConfigError(
+            f"shards: {shards} has {manifest.num_classes} classes that are not those of the model's head "
+            f"({spec.num_classes}); use shards written with the model's class list, or fine-tune the model on this set"
+        )
+
+
+def record(run: TrackedRun, evaluation: Evaluation, manifest: Manifest, step: int) -> None:
+    """Log an evaluation as ``test/...`` metrics, with the confusion table and its plot."""
+    run.log_metrics({f"test/{name}": value for name, value in evaluation.metrics.items()}, step=step)
+    if evaluation.confusion is not None:
+        rows = [["true \\ predicted", *manifest.class_names]]
+        rows += [[name, *map(str, row)] for name, row in zip(manifest.class_names, evaluation.confusion, strict=True)]
+        run.log_text("\n".join("\t".join(row) for row in rows) + "\n", "evaluation/confusion.tsv")
+        run.log_figure(confusion_figure(evaluation.confusion, manifest.class_names), "evaluation/confusion.png")
+
+
+def evaluate_model(
+    classifier: Classifier, shards: str, manifest: Manifest, resources: Resources, batch_size: int = 64
+) -> Evaluation:
+    """Evaluate on the cluster that is running: one task per part of the set, on a GPU each where there are any.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    groups = [(i, g) for i in range(len(manifest.shards)) for g in range(manifest.row_groups(i))]
+    places = resources.num_gpus or max(1, resources.num_cpus // 2)
+    num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else min(places, 2))
+    parts = [part.tolist() for part in np.array_split(np.array(groups), num_parts)]
+    model = ray.put(({k: v.cpu() for k, v in classifier.model.state_dict().items()}, classifier.spec))
+    task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_evaluate_part)
+    total = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
+    try:
+        for state in ray.get([task.remote(model, shards, manifest.digest, part, batch_size) for part in parts]):
+            total.merge(ClassificationMetrics.from_state(state))
+    except ray.exceptions.RayError as error:
+        raise root_cause(error) or error from None
+    assert total.num_examples == manifest.num_examples
+    return Evaluation(total.result(), total.confusion)
+
+
+def _evaluate_part(
+    model: tuple[dict[str, torch.Tensor], ModelSpec], shards: str, digest: str, groups: list[list[int]], batch_size: int
+) -> dict[str, Any]:
+    """Metrics over some row groups; runs in a Ray task and may run again."""
+    tensors, spec = model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = create_model(spec.model, spec.num_classes)
+    network.load_state_dict(tensors)
+    classifier = Classifier(network.to(device), spec)
+    manifest = read_manifest(shards)
+    if manifest.digest != digest:
+        raise DataError(f"{shards}: the shard set changed during the evaluation; start it again")
+    metrics = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
+    for pixels, labels in _batches(spec, shards, manifest, groups, batch_size):
+        if manifest.multi_label:
+            targets = torch.zeros(len(labels), manifest.num_classes)
+            for row, names in enumerate(labels):
+                targets[row, names] = 1
+        else:
+            targets = torch.tensor([names[0] for names in labels])
+        metrics.update(classifier.logits(pixels), targets)
+    return metrics.state()
+
+
+def _batches(
+    spec: ModelSpec, shards: str, manifest: Manifest, groups: list[list[int]], batch_size: int
+) -> Iterator[tuple[npt.NDArray[np.uint8], list[list[int]]]]:
+    """Decoded batches, the next row group being read and decoded meanwhile."""
+
+    def read(group: list[int]) -> tuple[npt.NDArray[np.uint8], list[list[int]]]:
+        table = read_rows(shards, manifest, group[0], [group[1]])
+        pixels = np.empty((table.num_rows, spec.crop_size, spec.crop_size, 3), np.uint8)
+        for i, (name, image) in enumerate(zip(table["id"].to_pylist(), table["image"], strict=True)):
+            try:
+                decoded = decode_image(image.as_py(), convert=manifest.convert_images)
+            except ImageError as error:
+                path = manifest.shards[group[0]].path
+                raise DataError(f"{path}: example {name}: {error}; run bit-ray shards verify {shards}") from None
+            pixels[i] = eval_view(
+                decoded, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size
+            )
+        return pixels, table["labels"].to_pylist()
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, groups[0])
+        for following in [*groups[1:], None]:
+            pixels, labels = ahead.result()
+            if following is not None:
+                ahead = pool.submit(read, following)
+            for start in range(0, len(labels), batch_size):
+                yield pixels[start : start + batch_size], labels[start : start + batch_size]

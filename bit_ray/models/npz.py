@@ -1,0 +1,228 @@
+"""The authors' ``.npz`` weight files, in and out.
+
+A file maps names such as ``resnet/block1/unit01/a/standardized_conv2d/kernel`` to arrays; kernels are HWIO and raw,
+that is not standardized (big_transfer:bit_pytorch/models.py, ``load_from``).
+"""
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bit_ray.errors import ModelError
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.zoo import model_name
+
+_ROOT = "resnet/root_block/standardized_conv2d/kernel"
+_HEAD_KERNEL = "resnet/head/conv2d/kernel"
+_HEAD_BIAS = "resnet/head/conv2d/bias"
+_UNIT = re.compile(r"resnet/block([1-4])/unit(\d{2,})/")
+
+_Header = tuple[tuple[int, ...], np.dtype[Any]]
+
+
+def npz_architecture(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], float, int]:
+    """Infer (units, width, num_classes) from the headers of a file; num_classes is 0 where it holds no classifier.
+
+    Raises:
+        ModelError: the file is missing, damaged or not a BiT ``.npz``.
+    """
+    path = Path(path)
+    return _architecture(path, {name: header for name, (_, header) in _read_headers(path).items()})
+
+
+def load_npz(model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load") -> None:
+    """Copy the weights of a BiT ``.npz`` file into the model, all or none of them.
+
+    Args:
+        model: A network of the file's depth and width.
+        path: Local file.
+        head: ``load`` takes the file's classifier and needs its number of classes; ``zero`` leaves it aside and zeroes
+            the model's, for transfer (paper §4.1).
+
+    Raises:
+        ModelError: the file is missing, damaged, not a BiT ``.npz``, or does not fit the model.
+    """
+    path = Path(path)
+    if head not in ("load", "zero"):
+        raise ModelError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
+    headers = _read_headers(path)
+    names = _npz_names(model)
+    if head == "zero":
+        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
+    _check(path, {name: header for name, (_, header) in headers.items()}, model, names)
+
+    # Read everything before the first copy: a damaged array must not leave a half-loaded model.
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for ours, theirs in names.items():
+                array = arrays[headers[theirs][0]]
+                if array.ndim == 4:
+                    array = array.transpose(3, 2, 0, 1)
+                tensor = torch.from_numpy(np.ascontiguousarray(array))
+                tensors[ours] = tensor.reshape(parameters[ours].shape).to(parameters[ours].dtype)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{path}: damaged .npz file ({error}); download or write it again") from None
+    with torch.no_grad():
+        for ours, tensor in tensors.items():
+            parameters[ours].copy_(tensor)
+        if head == "zero":
+            model.head.weight.zero_()
+            model.head.bias.zero_()
+
+
+def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
+    """Write the model's weights under the authors' names, which their loaders and `load_npz` read; atomic.
+
+    Types narrower than float32 are widened to it, which is exact.
+
+    Raises:
+        ModelError: the folder is missing or not writable.
+    """
+    path = Path(path)
+    arrays = {}
+    parameters = dict(model.named_parameters())
+    for ours, theirs in _npz_names(model).items():
+        tensor = parameters[ours].detach().cpu()
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        if ours == "head.weight":
+            tensor = tensor[:, :, None, None]
+        if tensor.ndim == 4:
+            tensor = tensor.permute(2, 3, 1, 0)
+        arrays[theirs] = tensor.numpy()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _npz_names(model: ResNetV2) -> dict[str, str]:
+    """Return parameter name -> the authors' name, for every parameter of the model."""
+    names = {"root.weight": _ROOT, "head.weight": _HEAD_KERNEL, "head.bias": _HEAD_BIAS}
+    norms = {"gn": "resnet/"}
+    for stage, num_units in enumerate(model.config.units):
+        for unit in range(num_units):
+            ours, theirs = f"stages.{stage}.{unit}", f"resnet/block{stage + 1}/unit{unit + 1:02d}"
+            for number, part in enumerate("abc", start=1):
+                names[f"{ours}.conv{number}.weight"] = f"{theirs}/{part}/standardized_conv2d/kernel"
+                norms[f"{ours}.gn{number}"] = f"{theirs}/{part}/"
+            names[f"{ours}.proj.weight"] = f"{theirs}/a/proj/standardized_conv2d/kernel"
+    for norm, prefix in norms.items():
+        names[f"{norm}.weight"] = f"{prefix}group_norm/gamma"
+        names[f"{norm}.bias"] = f"{prefix}group_norm/beta"
+    return {name: names[name] for name, _ in model.named_parameters()}
+
+
+def _canonical(key: str) -> str:
+    """Undo the name variance of the published files: ``standardized_conv2d_<digits>``, and any layer name in a proj."""
+    key = re.sub(r"/standardized_conv2d_\d+/", "/standardized_conv2d/", key)
+    return re.sub(r"/a/proj/[^/]+/kernel$", "/a/proj/standardized_conv2d/kernel", key)
+
+
+def _read_headers(path: Path) -> dict[str, tuple[str, _Header]]:
+    """Return canonical name -> (name in the file, (shape, dtype)) without reading the arrays themselves."""
+    headers: dict[str, tuple[str, _Header]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                key = member.removesuffix(".npy")
+                # What training left beside the network (a step counter, say) is none of ours.
+                if not key.startswith("resnet/"):
+                    continue
+                with archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(file)
+                if (name := _canonical(key)) in headers:
+                    raise ModelError(f"{path}: {headers[name][0]!r} and {key!r} are the same weight; remove one")
+                headers[name] = key, (shape, dtype)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; a BiT .npz file; check the path") from None
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{path}: not an .npz file, or a truncated one ({reason}); download or write it again"
+        ) from None
+    if _ROOT not in headers:
+        raise ModelError(f"{path}: holds no {_ROOT!r}; a BiT .npz file in the authors' format; check the path")
+    return headers
+
+
+def _architecture(path: Path, headers: dict[str, _Header]) -> tuple[tuple[int, ...], float, int]:
+    units = [0, 0, 0, 0]
+    for name in headers:
+        if match := _UNIT.match(name):
+            stage = int(match[1]) - 1
+            units[stage] = max(units[stage], int(match[2]))
+    root, _ = headers[_ROOT]
+    if len(root) != 4 or min(units) == 0:
+        raise ModelError(
+            f"{path}: {_ROOT} {list(root)}, units {_join(units)}; a kernel [7, 7, 3, 64 * width] and four blocks of "
+            f"units; take a whole BiT .npz file"
+        )
+    bias, _ = headers.get(_HEAD_BIAS, ((0,), None))
+    return tuple(units), root[-1] / 64, bias[0] if len(bias) == 1 else 0
+
+
+def _check(path: Path, headers: dict[str, _Header], model: ResNetV2, names: dict[str, str]) -> None:
+    """Raise the most telling error if the file does not hold exactly ``names``, in the shapes of the model."""
+    units, width, num_classes = _architecture(path, headers)
+    config = model.config
+    if (units, width) != (config.units, config.width):
+        held, wanted = model_name(units, width), model_name(config.units, config.width)
+        raise ModelError(
+            f"{path}: file holds {held} (units {_join(units)}, width {width:g}), model is {wanted} "
+            f"(units {_join(config.units)}, width {config.width:g}); use create_model({held!r}, ...)"
+        )
+    with_head = "head.weight" in names
+    if with_head and num_classes != config.num_classes:
+        given = f"a head of {num_classes} classes" if num_classes else "no head"
+        raise ModelError(
+            f"{path}: file holds {given}, model has {config.num_classes}; "
+            f"pass head='zero' to leave the file's head aside, or create the model with the file's number of classes"
+        )
+    wanted_names = set(names.values())
+    held_names = {name for name in headers if with_head or not name.startswith("resnet/head/")}
+    for kind, odd in (("lacks", wanted_names - held_names), ("holds the unexpected", held_names - wanted_names)):
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            raise ModelError(
+                f"{path}: file {kind} {min(odd)!r}{more}; exactly the {len(names)} weights of "
+                f"{model_name(units, width)}; take a whole BiT .npz file"
+            )
+    for ours, theirs in names.items():
+        shape, dtype = headers[theirs]
+        if dtype.kind != "f":
+            raise ModelError(f"{path}: {theirs} is {dtype}; float16, float32 or float64; convert the file")
+        expected = tuple(model.get_parameter(ours).shape)
+        if ours == "head.weight":
+            expected = (*expected, 1, 1)
+        if len(expected) == 4:
+            expected = tuple(expected[axis] for axis in (2, 3, 1, 0))
+        if shape != expected:
+            raise ModelError(
+                f"{path}: {theirs} has shape {list(shape)}; {list(expected)} in {model_name(units, width)}; "
+                f"take a whole BiT .npz file"
+            )
+
+
+def _join(units: Iterable[int]) -> str:
+    return "-".join(map(str, units))

@@ -1,0 +1,240 @@
+"""A saved model: a directory with ``model.safetensors`` (the weights) and ``model.json`` (everything else).
+
+``model.json`` holds the digest of the weights and is written last, so a directory without it holds no model. Other
+files may lie in the same directory: a training checkpoint is such a package with the optimizer beside it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bit_ray.config import from_dict, to_dict
+from bit_ray.errors import ConfigError, ModelError
+from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2
+from bit_ray.models.zoo import model_config
+
+DESCRIPTION_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a saved network is, what it expects to see and where it comes from."""
+
+    model: str
+    """Name of the network, as `bit_ray.create_model` takes it."""
+    num_classes: int
+    """Outputs of the classifier."""
+    class_names: tuple[str, ...]
+    """One name for each output, in order."""
+    multi_label: bool
+    """Scores are independent (sigmoid) rather than one distribution (softmax)."""
+    resize_mode: Literal["square", "shorter_side"]
+    """How an image is brought to size: see `bit_ray.data.augment.eval_view`."""
+    resize_size: int
+    """Shorter side after the resize, pixels; without effect for ``square``."""
+    crop_size: int
+    """Side of the square that the network sees, pixels."""
+    input_range: tuple[float, float] = (-1.0, 1.0)
+    """What pixel values 0 and 255 become (big_transfer#26)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The settings of the training run, as plain data."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Digests and names that tie the weights to their origin: manifest_digest, config_digest, code_revision, parent."""
+
+    def __post_init__(self) -> None:
+        model_config(self.model, self.num_classes)
+        if len(self.class_names) != self.num_classes:
+            raise ConfigError(
+                f"class_names: {len(self.class_names)} names for a head of {self.num_classes} classes; one name for "
+                f"each class; correct num_classes or class_names"
+            )
+        if self.crop_size < MIN_IMAGE_SIZE:
+            raise ConfigError(
+                f"crop_size: {self.crop_size}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five "
+                f"times"
+            )
+        if self.resize_mode == "shorter_side" and self.resize_size < self.crop_size:
+            raise ConfigError(
+                f"resize_size: {self.resize_size}; at least crop_size ({self.crop_size}); a crop cannot exceed the "
+                f"image"
+            )
+        if not self.input_range[0] < self.input_range[1]:
+            raise ConfigError(f"input_range: {self.input_range}; low < high; for example (-1.0, 1.0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights file of a package, by content."""
+
+    file: str
+    """Name of the file inside the package."""
+    sha256: str
+    """SHA-256 of its bytes, hex."""
+    num_bytes: int
+    """Its size, bytes."""
+
+    def __post_init__(self) -> None:
+        if not self.file or Path(self.file).name != self.file:
+            raise ConfigError(f"file: {self.file!r}; a plain file name inside the package; write the package again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """The content of ``model.json``."""
+
+    format: Literal[1] = 1
+    spec: ModelSpec
+    weights: Weights
+
+
+def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: ModelSpec) -> Weights:
+    """Write the model and its description into a local directory, which is made if missing.
+
+    Raises:
+        ModelError: ``spec`` describes another network, or the directory is not writable.
+        ConfigError: ``spec`` holds what JSON cannot.
+    """
+    directory = Path(directory)
+    if model_config(spec.model, spec.num_classes) != model.config:
+        raise ModelError(
+            f"{directory}: the description says {spec.model} with {spec.num_classes} classes, the model is "
+            f"{model.config}; pass the spec of this model"
+        )
+    to_dict(spec)  # refuses what JSON cannot hold before anything is touched
+    # Contiguous: safetensors refuses the strides of channels_last.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # While weights are being replaced, no old description may vouch for them.
+        description.unlink(missing_ok=True)
+        _write(weights_path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        weights = Weights(file=WEIGHTS_FILE, sha256=_sha256(weights_path), num_bytes=weights_path.stat().st_size)
+        text = json.dumps(to_dict(_Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
+        _write(description, lambda partial: partial.write_text(text, encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
+    return weights
+
+
+def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
+    """Read the bytes of a ``model.json``; ``where`` names them in errors.
+
+    Raises:
+        ModelError: they are not a description this version reads.
+    """
+    try:
+        description = from_dict(_Description, json.loads(data))
+    except (ValueError, RecursionError) as error:  # ConfigError is one of them
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{where}: not a model description ({reason}); save the model again") from None
+    return description.spec, description.weights
+
+
+def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
+    """Read the description of a package.
+
+    Raises:
+        ModelError: there is no such directory, no model in it, or a description that cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such directory; a saved model; check the path")
+    path = directory / DESCRIPTION_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(
+            f"{directory}: no {DESCRIPTION_FILE} in it; the directory of a saved model; check the path"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); a readable file; check its permissions") from None
+    return parse_description(data, str(path))
+
+
+def load_package(directory: str | os.PathLike[str]) -> tuple[ResNetV2, ModelSpec]:
+    """Load a package onto the CPU, in evaluation mode, after verifying the size and digest of its weights.
+
+    Raises:
+        ModelError: the package is missing, damaged, or its weights do not fit its description.
+    """
+    directory = Path(directory)
+    spec, weights = read_spec(directory)
+    path = directory / weights.file
+    verify_weights(path, weights)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a safetensors file ({error}); save the model again") from None
+    # The network takes the loaded tensors as they are: nothing is initialised first only to be overwritten.
+    with torch.device("meta"):
+        model = ResNetV2(model_config(spec.model, spec.num_classes))
+    _check_tensors(path, tensors, model, spec)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), spec
+
+
+def verify_weights(path: Path, weights: Weights) -> None:
+    """Compare a local file with the size and digest recorded for it.
+
+    Raises:
+        ModelError: it is missing or differs.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        # The size first: it tells a cut-off file without reading gigabytes.
+        if num_bytes != weights.num_bytes:
+            raise ModelError(
+                f"{path}: {num_bytes} bytes; {weights.num_bytes} in {DESCRIPTION_FILE}; fetch the model again"
+            )
+        digest = _sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
+    if digest != weights.sha256:
+        raise ModelError(
+            f"{path}: SHA-256 {digest[:12]}...; {weights.sha256[:12]}... in {DESCRIPTION_FILE}; the weights were "
+            f"changed or damaged: fetch the model again"
+        )
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec: ModelSpec) -> None:
+    expected = model.state_dict()
+    for kind, odd in (("lacks", expected.keys() - tensors.keys()), ("holds the unexpected", tensors.keys() - expected)):
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            raise ModelError(
+                f"{path}: {kind} {min(odd)!r}{more}; exactly the {len(expected)} tensors of {spec.model}; "
+                f"save the model again"
+            )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+            raise ModelError(
+                f"{path}: {name} is {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; "
+                f"{list(expected[name].shape)} floating point in {spec.model} with {spec.num_classes} classes; "
+                f"save the model again"
+            )
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path`` that then takes its place, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,207 @@
+"""BiT ResNet-v2: pre-activation bottlenecks with GroupNorm and Weight Standardization, in plain PyTorch.
+
+Kolesnikov et al., "Big Transfer (BiT)", arXiv 1912.11370 §3.1; the details the paper leaves open follow the authors'
+code, big_transfer:bit_pytorch/models.py, to the last bit of padding, so that their published weights give their
+published results.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bit_ray.errors import ConfigError
+
+NUM_GROUPS = 32
+MIN_IMAGE_SIZE = 32
+STAGE_STRIDES = (1, 2, 2, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Shape of a BiT ResNet-v2."""
+
+    units: tuple[int, ...]
+    """Bottlenecks in each of the four stages; (3, 4, 6, 3) is a ResNet-50."""
+    width: float
+    """Factor on every hidden width, the root included (paper §3.1); a multiple of 0.5."""
+    num_classes: int
+    """Outputs of the classifier."""
+
+    def __post_init__(self) -> None:
+        if len(self.units) != len(STAGE_STRIDES) or not all(isinstance(n, int) and n >= 1 for n in self.units):
+            raise ConfigError(f"units: {self.units}; four whole numbers of at least 1; for example (3, 4, 6, 3)")
+        # The narrowest layers have 64 * width channels, and all others are multiples of them.
+        if not self.width > 0 or (64 * self.width) % NUM_GROUPS != 0:
+            raise ConfigError(
+                f"width: {self.width:g}; a positive multiple of {NUM_GROUPS / 64:g}; the {NUM_GROUPS} groups of "
+                f"GroupNorm must divide 64 * width channels"
+            )
+        if self.num_classes < 1:
+            raise ConfigError(f"num_classes: {self.num_classes}; at least 1; for features alone use forward_features")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the root and of the output of each stage."""
+        return int(64 * self.width), *(int(256 * self.width) * 2**stage for stage in range(len(self.units)))
+
+
+def standardize(weight: Tensor) -> Tensor:
+    """Weight Standardization: every output filter to mean 0 and variance 1 (Qiao et al., arXiv 1903.10520).
+
+    The variance is the biased one, and 1e-10 is added inside the root (big_transfer:bit_pytorch/models.py).
+
+    Args:
+        weight: ``[O, I, H, W]`` of any floating type.
+
+    Returns:
+        ``[O, I, H, W]``, at least float32 also under autocast, in the memory format of ``weight``.
+    """
+    # 1e-10 is zero in float16. float32 it stays: autocast never lowers layer_norm.
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    # The same formula as LayerNorm over a filter, whose fused kernels are several times faster than var_mean.
+    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+        return functional.layer_norm(weight, weight.shape[1:], eps=1e-10)
+    by_rows = weight.permute(0, 2, 3, 1)  # contiguous, so that channels_last costs no copies
+    return functional.layer_norm(by_rows, by_rows.shape[1:], eps=1e-10).permute(0, 3, 1, 2)
+
+
+class StdConv2d(nn.Conv2d):
+    """A convolution without bias whose kernel is standardized in every forward pass."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        # Padding independent of the image size, as the authors' "fixed padding"; not TensorFlow's SAME.
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the kernel from a Kaiming normal over the fan-in.
+
+        Weight Standardization makes the forward pass invariant to the kernel's scale, so the scale chosen here only
+        sets the effective learning rate (gradients go with 1/std). The paper is silent; flax, which the authors used,
+        draws over the fan-in as well.
+        """
+        nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``[B, I, H, W]`` to ``[B, O, H', W']``."""
+        weight = standardize(self.weight).to(self.weight.dtype)
+        return functional.conv2d(x, weight, None, self.stride, self.padding)
+
+
+class GroupNormReLU(nn.GroupNorm):
+    """GroupNorm with 32 groups, eps 1e-5 and an affine per channel, then ReLU; one module so that it can be fused."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(NUM_GROUPS, num_channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and rectify ``[B, C, H, W]``."""
+        return functional.relu(super().forward(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """Pre-activation bottleneck with the stride in its 3x3 convolution (He et al., arXiv 1603.05027)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        mid_channels = out_channels // 4
+        self.gn1 = GroupNormReLU(in_channels)
+        self.conv1 = StdConv2d(in_channels, mid_channels, 1)
+        self.gn2 = GroupNormReLU(mid_channels)
+        self.conv2 = StdConv2d(mid_channels, mid_channels, 3, stride)
+        self.gn3 = GroupNormReLU(mid_channels)
+        self.conv3 = StdConv2d(mid_channels, out_channels, 1)
+        self.proj = (
+            StdConv2d(in_channels, out_channels, 1, stride) if stride != 1 or in_channels != out_channels else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, out_channels, H/stride, W/stride]``."""
+        activated = self.gn1(x)
+        # A projection sees the pre-activated input; the identity is the raw one.
+        shortcut = x if self.proj is None else self.proj(activated)
+        residual = self.conv1(activated)
+        residual = self.conv2(self.gn2(residual))
+        residual = self.conv3(self.gn3(residual))
+        return residual + shortcut
+
+
+class ResNetV2(nn.Module):
+    """BiT ResNet-v2; the input is ``[B, 3, H, W] float`` in [-1, 1], H and W at least 32 pixels."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        self.root = StdConv2d(3, channels[0], 7, stride=2)
+        # Padded with zeros: MaxPool2d(padding=1) would pad with -inf, which changes the border
+        # (google-research/big_transfer#74).
+        self.pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
+        self.stages = nn.Sequential()
+        for num_units, stride, (before, after) in zip(config.units, STAGE_STRIDES, pairwise(channels), strict=True):
+            stage = [Bottleneck(before, after, stride)]
+            stage += [Bottleneck(after, after, 1) for _ in range(num_units - 1)]
+            self.stages.append(nn.Sequential(*stage))
+        self.gn = GroupNormReLU(channels[-1])
+        self.head = _zero_head(channels[-1], config.num_classes)
+
+    @property
+    def num_features(self) -> int:
+        """Length D of the pooled feature vector."""
+        return self.config.channels[-1]
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the classifier by a zero-initialised one, as on every transfer (paper §4.1).
+
+        Raises:
+            ConfigError: ``num_classes`` is less than 1.
+        """
+        self.config = replace(self.config, num_classes=num_classes)
+        self.head = _zero_head(self.num_features, num_classes).to(self.head.weight.device, self.head.weight.dtype)
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Check the input ``[B, 3, H, W] float`` and map it to the input of stage 1, ``[B, 64 * width, H/4, W/4]``."""
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ConfigError(
+                f"input: {list(x.shape)} {str(x.dtype).removeprefix('torch.')}; [B, 3, H, W] floating point in "
+                f"[-1, 1]; permute and scale the images first"
+            )
+        if min(x.shape[2:]) < MIN_IMAGE_SIZE:
+            raise ConfigError(
+                f"input: {x.shape[2]}x{x.shape[3]} pixels; at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}; resize the "
+                f"images: the network halves them five times"
+            )
+        return self.pool(self.root(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map ``[B, 3, H, W] float`` to the pooled features ``[B, D]`` ("pre_logits")."""
+        return self.gn(self.stages(self.forward_stem(x))).mean(dim=(2, 3))
+
+    def forward_intermediates(self, x: Tensor) -> "OrderedDict[str, Tensor]":
+        """Map ``[B, 3, H, W] float`` to the named features ``stem``, ``stage1`` ... ``stage4`` and ``pre_logits``.
+
+        The stages' are the raw residual stream at strides 4, 8, 16 and 32 (names of big_vision:models/bit_paper.py).
+        """
+        features = OrderedDict(stem=self.forward_stem(x))
+        for number, stage in enumerate(self.stages, start=1):
+            features[f"stage{number}"] = stage(next(reversed(features.values())))
+        features["pre_logits"] = self.gn(next(reversed(features.values()))).mean(dim=(2, 3))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, 3, H, W] float`` to logits ``[B, num_classes]``.
+
+        Raises:
+            ConfigError: the input has another shape or type, or is smaller than 32 pixels.
+        """
+        return self.head(self.forward_features(x))
+
+
+def _zero_head(num_features: int, num_classes: int) -> nn.Linear:
+    head = nn.Linear(num_features, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head

@@ -1,0 +1,71 @@
+"""What a person sees while a run trains: a bar on a terminal, the same facts as lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def print_table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
+    """Print a table; numbers are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(header))
+    columns = header or ("",) * len(rows[0])
+    for i, name in enumerate(columns):
+        numeric = i > 0 and all(_is_number(row[i]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _is_number(text: str) -> bool:
+    return bool(text) and text.replace(",", "").replace(" ", "").strip("%+-.±sBGKM").replace(".", "").isdigit()
+
+
+class TrainingProgress:
+    """Step, loss, rate, images per second, share of time waiting for data, time left."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.started = time.monotonic()
+        self.bar: Progress | None = None
+        if sys.stdout.isatty():
+            self.bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.bar.add_task(title, total=None, facts="starting workers")
+            self.bar.start()
+        else:
+            console.print(f"{title}: starting workers")
+
+    def update(self, metrics: dict[str, Any]) -> None:
+        """Show one report of the workers."""
+        step, total = metrics["step"], metrics["num_steps"]
+        speed = metrics["speed/images_per_s"]
+        per_step = metrics["train/images_seen"] / step
+        facts = (
+            f"loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2g}  {speed:,.0f} images/s  "
+            f"wait {metrics['speed/wait_share']:.0%}"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, total=total, completed=step, facts=facts)
+        else:
+            left = (total - step) * per_step / max(speed, 1e-9)
+            console.print(f"{self.title}: step {step}/{total}  {facts}  {left / 60:.1f} min left")
+
+    def close(self) -> None:
+        """Take the bar off the screen, leaving its last state."""
+        if self.bar is not None:
+            self.bar.stop()

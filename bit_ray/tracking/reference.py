@@ -1,0 +1,118 @@
+"""What the registry holds in place of a model: ``reference.json``, in an MLflow logged model of a few kilobytes."""
+
+import json
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bit_ray.errors import ModelError, TrackingError
+from bit_ray.models.package import ModelSpec, parse_description
+from bit_ray.tracking import server
+from bit_ray.tracking.server import one_line
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+REFERENCE_FILE = "reference.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """What a version points at: a package directory and what must be found in it."""
+
+    name: str
+    version: int
+    weights_uri: str
+    sha256: str
+    num_bytes: int
+    description_sha256: str
+    spec: ModelSpec
+
+
+def log_reference(
+    client: MlflowClient, name: str, spec: ModelSpec, reference: dict[str, Any], run_id: str | None
+) -> str:
+    """Make an MLflow logged model whose only content is the reference; return its id."""
+    run = client.get_run(run_id) if run_id is not None else None
+    experiment = run.info.experiment_id if run is not None else server.experiment_id(client, "bit_ray")
+    params = {"model": spec.model, "num_classes": str(spec.num_classes), "crop_size": str(spec.crop_size)}
+    logged = client.create_logged_model(experiment, name, source_run_id=run_id, params=params, model_type="classifier")
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            mlmodel = Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                signature=_signature(spec),
+                model_id=logged.model_id,
+                model_uuid=logged.model_id,
+            )
+            mlmodel.add_flavor("bit_ray", reference=REFERENCE_FILE, package_uri=reference["package_uri"])
+            mlmodel.save(str(Path(directory, "MLmodel")))
+            Path(directory, REFERENCE_FILE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
+            client.log_model_artifacts(logged.model_id, directory)
+        client.finalize_logged_model(logged.model_id, "READY")
+        if run is not None:
+            # Ties the model to its run in MLflow's pages, with the run's last values as its metrics.
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            metrics = [
+                Metric(metric.key, metric.value, metric.timestamp, metric.step, model_id=logged.model_id, run_id=run_id)
+                for metric in run.to_proto().data.metrics
+                if not metric.key.startswith("system/")
+            ]
+            client.log_batch(run_id, metrics=metrics, synchronous=True)
+    except Exception as error:
+        with suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        if isinstance(error, MlflowException):
+            raise
+        # Where the artifacts go past the server, this is the store's own kind of error.
+        place = server.shown(logged.artifact_location)
+        raise TrackingError(f"{name}: cannot be registered: {place}: {one_line(error)}") from None
+    return str(logged.model_id)
+
+
+def read_reference(client: MlflowClient, name: str, version: str) -> ModelReference:
+    """Return what a version points at.
+
+    Raises:
+        ModelError: bit_ray did not register it, or its artifacts cannot be read.
+    """
+    try:
+        location = client.get_model_version_download_uri(name, version)
+        with tempfile.TemporaryDirectory() as directory:
+            source = f"{location.rstrip('/')}/{REFERENCE_FILE}"
+            path = download_artifacts(source, dst_path=directory, tracking_uri=client.tracking_uri)
+            reference = json.loads(Path(path).read_bytes())
+        package_uri, digest = str(reference["package_uri"]), str(reference["description_sha256"])
+        description = json.dumps(reference["description"]).encode()
+    except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"models:/{name}/{version}: has no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that "
+            f"bit_ray registered; load others with mlflow"
+        ) from None
+    spec, weights = parse_description(description, f"models:/{name}/{version}")
+    return ModelReference(
+        name=name,
+        version=int(version),
+        weights_uri=package_uri,
+        sha256=weights.sha256,
+        num_bytes=weights.num_bytes,
+        description_sha256=digest,
+        spec=spec,
+    )
+
+
+def _signature(spec: ModelSpec) -> ModelSignature:
+    """Images [-1, H, W, 3] uint8 at crop size in, logits [-1, num_classes] float32 out."""
+    images = TensorSpec(np.dtype(np.uint8), (-1, spec.crop_size, spec.crop_size, 3), "images")
+    logits = TensorSpec(np.dtype(np.float32), (-1, spec.num_classes))
+    return ModelSignature(inputs=Schema([images]), outputs=Schema([logits]))

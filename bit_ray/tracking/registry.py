@@ -1,0 +1,290 @@
+"""The model registry, by reference: a version names the saved model in the storage where it already lies.
+
+What goes to MLflow is a few kilobytes: the MLmodel file with the signature, and ``reference.json`` with the package's
+URI, its description (``model.json``) and the digest of its weights. Weights are never read to be registered, and never
+stored twice; whoever loads a version reads them from their own place and verifies the digest.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bit_ray.data import store
+from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_description
+from bit_ray.tracking import server
+from bit_ray.tracking.fetch import download, fetch
+from bit_ray.tracking.reference import ModelReference, log_reference, read_reference
+from bit_ray.tracking.server import one_line
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+__all__ = [
+    "ListedModel",
+    "ModelReference",
+    "RegisteredModel",
+    "check_name",
+    "fetch",
+    "list_models",
+    "pull",
+    "register",
+    "resolve",
+]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_STORE = Path("bit_ray_runs", "mlflow.db")
+"""The embedded tracking store, relative to the current directory, where no tracking URI is set."""
+
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredModel:
+    """A version in the registry, as it was registered."""
+
+    name: str
+    version: int
+    alias: str
+    weights_uri: str
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedModel:
+    """One version in a listing of the registry; ``parent`` is the registered model or run that it was trained from."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    model: str
+    num_classes: int
+    num_bytes: int
+    parent: str
+    created: datetime
+    weights_uri: str
+
+
+def check_name(name: str, alias: str) -> None:
+    """Check a registry name and alias before the training that they are meant for.
+
+    Raises:
+        ConfigError: MLflow would refuse one of them.
+    """
+    if not re.fullmatch(r"[\w][\w. -]*", name):
+        raise ConfigError(f"name: {name!r}; accepted: letters, digits, _ . - and spaces; choose another name")
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"(?i)v\d+|latest|\d+", alias):
+        raise ConfigError(
+            f"alias: {alias!r}; accepted: letters, digits, _ and -, but not a number, v1, v2 ... or latest; choose "
+            f"another alias"
+        )
+
+
+def register(
+    package_uri: str, *, name: str, alias: str, tracking_uri: str, run_id: str | None = None
+) -> RegisteredModel:
+    """Register the saved model at ``package_uri`` under a name, and point the alias at the new version.
+
+    Only ``model.json`` and the size of the weights file are read. A package that is registered already gets no second
+    version; the alias moves to the one that there is.
+
+    Raises:
+        ModelError: there is no whole package at ``package_uri``.
+        TrackingError: the server cannot be reached or refuses.
+    """
+    check_name(name, alias)
+    uri = server.tracking_uri(tracking_uri)
+    package_uri = store.filesystem(package_uri)[1] if store.is_local(package_uri) else package_uri.rstrip("/")
+    if uri.startswith("http") and store.is_local(package_uri):
+        log.warning("%s is a local path: version %s of %s loads on this machine only", package_uri, alias, name)
+    data, spec, weights = _read_package(package_uri)
+    client = server.connect(uri)
+    digest = hashlib.sha256(data).hexdigest()
+    tags = {
+        "bit_ray.weights_uri": package_uri,
+        "bit_ray.sha256": weights.sha256,
+        "bit_ray.num_bytes": str(weights.num_bytes),
+        "bit_ray.description_sha256": digest,
+        "bit_ray.model": spec.model,
+        "bit_ray.num_classes": str(spec.num_classes),
+        **{f"bit_ray.{key}": str(value) for key, value in spec.provenance.items()},
+    }
+    try:
+        version = _find_version(client, name, tags)
+        if version is None:
+            reference = {"package_uri": package_uri, "description_sha256": digest, "description": json.loads(data)}
+            model_id = log_reference(client, name, spec, reference, run_id)
+            version = _create_version(client, name, model_id, tags, run_id)
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise TrackingError(f"{name}: cannot be registered ({one_line(error)})") from None
+    return RegisteredModel(
+        name=name,
+        version=int(version),
+        alias=alias,
+        weights_uri=package_uri,
+        sha256=weights.sha256,
+        num_bytes=weights.num_bytes,
+    )
+
+
+def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
+    """Look up ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or, for the newest version, ``models:/NAME``.
+
+    The registry is ``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else ``bit_ray_runs/mlflow.db``.
+
+    Raises:
+        ModelError: no such name, alias or version, or one that bit_ray did not register.
+        TrackingError: the server cannot be reached, or none is named.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))?", uri)
+    if match is None:
+        raise ModelError(f"{uri}: accepted: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME; correct it")
+    name, alias, number = match.groups()
+    client = server.connect(_registry_uri(tracking_uri))
+    version = _look_up(client, uri, name, alias, number)
+    return read_reference(client, name, version)
+
+
+def pull(uri: str, output_dir: str | Path, tracking_uri: str | None = None) -> Path:
+    """Copy a registered model's package to a new directory, verified, whole or not at all.
+
+    Raises:
+        ModelError: as ``resolve`` and ``fetch``, or ``output_dir`` holds something.
+    """
+    directory = Path(output_dir).absolute()
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise ModelError(f"{output_dir}: is not empty; accepted: a new or empty directory; choose another")
+    download(resolve(uri, tracking_uri), directory)
+    return directory
+
+
+def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
+    """Return all versions that bit_ray registered, by name, newest first.
+
+    Raises:
+        TrackingError: the server cannot be reached or refuses.
+    """
+    client = server.connect(_registry_uri(tracking_uri))
+    try:
+        aliases: dict[tuple[str, str], list[str]] = {}
+        for model in _all_pages(client.search_registered_models):
+            for alias, number in model.aliases.items():
+                aliases.setdefault((model.name, str(number)), []).append(alias)
+        versions = _all_pages(client.search_model_versions)
+    except MlflowException as error:
+        raise TrackingError(f"{server.shown(client.tracking_uri)}: {one_line(error)}") from None
+    rows = [
+        ListedModel(
+            name=version.name,
+            version=int(version.version),
+            aliases=tuple(sorted(aliases.get((version.name, str(version.version)), ()))),
+            model=version.tags["bit_ray.model"],
+            num_classes=int(version.tags["bit_ray.num_classes"]),
+            num_bytes=int(version.tags["bit_ray.num_bytes"]),
+            parent=version.tags.get("bit_ray.parent", ""),
+            created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+            weights_uri=version.tags["bit_ray.weights_uri"],
+        )
+        for version in versions
+        if "bit_ray.weights_uri" in version.tags
+    ]
+    return sorted(rows, key=lambda row: (row.name, -row.version))
+
+
+def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
+    """Return the bytes of ``model.json`` and what they say, having looked at the size of the weights file."""
+    place = store.join(package_uri, DESCRIPTION_FILE)
+    try:
+        data = store.read_bytes(place)
+        spec, weights = parse_description(data, place)
+        size = store.file_sizes([store.join(package_uri, weights.file)])[0]
+    except DataError as error:
+        raise ModelError(f"{package_uri}: no saved model can be read there ({one_line(error)})") from None
+    if size != weights.num_bytes:
+        found = "missing" if size is None else f"{size} bytes"
+        raise ModelError(
+            f"{package_uri}: {weights.file}: {found}; {weights.num_bytes} bytes in {DESCRIPTION_FILE}; save it again"
+        )
+    return data, spec, weights
+
+
+def _find_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str | None:
+    """Return the version of this name that already points at the same package."""
+    same = ("bit_ray.weights_uri", "bit_ray.description_sha256")
+    for version in _all_pages(client.search_model_versions, f"name='{name}'"):
+        if all(version.tags.get(key) == tags[key] for key in same):
+            return str(version.version)
+    return None
+
+
+def _create_version(client: MlflowClient, name: str, model_id: str, tags: dict[str, str], run_id: str | None) -> str:
+    with suppress(MlflowException):  # the name exists already; anything else shows in the next call
+        client.create_registered_model(name)
+    version = client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
+    if "mlflow.modelVersions" not in client.get_logged_model(model_id).tags:  # a server sets it, SQLite alone does not
+        pages = json.dumps([{"name": name, "version": version.version}])
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": pages})
+    return str(version.version)
+
+
+def _registry_uri(tracking_uri: str | None) -> str:
+    if tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return server.tracking_uri(tracking_uri or "")
+    if DEFAULT_STORE.exists():
+        return server.tracking_uri("", str(DEFAULT_STORE.parent))
+    raise TrackingError(
+        f"tracking.uri: empty, and there is no {DEFAULT_STORE} below the current directory; set MLFLOW_TRACKING_URI "
+        f"to the registry's server or sqlite:///FILE"
+    )
+
+
+def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, number: str | None) -> str:
+    """Return the number of the version that is meant, or say which there are."""
+    try:
+        aliases: dict[str, Any] = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise ModelError(f"{uri}: {one_line(error)}") from None
+        names = [model.name for model in _all_pages(client.search_registered_models)]
+        raise ModelError(f"{uri}: no model of that name; {_choices(name, names)}") from None
+    if alias is not None:
+        if alias not in aliases:
+            raise ModelError(f"{uri}: no such alias; {_choices(alias, list(aliases))}")
+        return str(aliases[alias])
+    versions: list[ModelVersion] = _all_pages(client.search_model_versions, f"name='{name}'")
+    numbers = sorted((str(version.version) for version in versions), key=int, reverse=True)
+    if not numbers or (number is not None and str(int(number)) not in numbers):
+        raise ModelError(f"{uri}: no such version; {_choices('', numbers)}")
+    return numbers[0] if number is None else str(int(number))
+
+
+def _choices(given: str, known: list[str]) -> str:
+    if not known:
+        return "accepted: there are none yet; register one first"
+    nearest = difflib.get_close_matches(given, known, n=10, cutoff=0) if given else known[:10]
+    more = f" and {len(known) - len(nearest)} more" if len(known) > len(nearest) else ""
+    return f"accepted: {', '.join(nearest)}{more}; see bit-ray models list"
+
+
+def _all_pages(search: Callable[..., Any], query: str | None = None) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = search(query, page_token=token) if token else search(query)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found

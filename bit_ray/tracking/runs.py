@@ -1,0 +1,272 @@
+"""One MLflow run per training run, kept by a queue on disk that outlives the server's outages."""
+
+import getpass
+import json
+import logging
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bit_ray.errors import ConfigError, TrackingError
+from bit_ray.tracking.identity import code_revision
+from bit_ray.tracking.sending import send
+from bit_ray.tracking.server import connect, experiment_id, one_line, shown, tracking_uri
+from bit_ray.tracking.spool import Operation, Spool, spool_directory
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run
+from mlflow.exceptions import MlflowException
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+SEND_EVERY_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run is recorded."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty: ``MLFLOW_TRACKING_URI``, or else a SQLite file in the run storage."""
+    experiment: str = "bit_ray"
+    """MLflow experiment that the run belongs to; made when there is none."""
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip():
+            raise ConfigError("experiment: empty; accepted: the name of an MLflow experiment; leave it out for bit_ray")
+
+
+class TrackedRun:
+    """An open MLflow run: what is logged is queued on disk at once and sent by a thread: logging never waits or fails.
+
+    A value is recorded once: a continued run leaves out the steps that the earlier process recorded already.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run, spool: Spool, last_steps: Mapping[str, int]):
+        """Start sending for a run that exists; use ``TrackedRun.open``."""
+        self.run_id: str = run.info.run_id
+        self.experiment_id: str = run.info.experiment_id
+        self.tracking_uri: str = client.tracking_uri
+        self._client = client
+        self._spool = spool
+        self._last_steps = dict(last_steps)
+        self._outage = ""
+        self._disk_failed = False
+        self._closing = threading.Event()
+        self._deadline = 0.0
+        self._thread = threading.Thread(target=self._keep_sending, daemon=True, name=f"mlflow-{self.run_id[:8]}")
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        config: TrackingConfig,
+        *,
+        run_name: str,
+        storage: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        kind: Literal["pretrain", "finetune", "evaluate"],
+        parent_run_id: str | None = None,
+    ) -> "TrackedRun":
+        """Continue the run of this name and kind in the experiment, or start it; the server is asked at once.
+
+        ``params`` is the nested config: MLflow gets it flattened to dotted names, and whole as ``config.json``.
+        ``storage`` is the folder or URI of the runs, which also holds the queue when it is local.
+
+        Raises:
+            TrackingError: the server does not answer within about 10 seconds, or refuses.
+        """
+        if not run_name or re.search(r"[\"`\\\n]", run_name):
+            raise TrackingError(
+                f"run_name: {run_name!r}; accepted: text without quotes and backslashes; rename the run"
+            )
+        uri = tracking_uri(config.uri, storage)
+        client = connect(uri)
+        experiment = experiment_id(client, config.experiment, storage)
+        tags = {"bit_ray.run_name": run_name, "bit_ray.kind": kind, "bit_ray.code_revision": code_revision(), **tags}
+        if parent_run_id is not None:
+            tags["mlflow.parentRunId"] = parent_run_id
+        try:
+            run = _find_run(client, experiment, run_name, kind)
+            if run is None:
+                run = client.create_run(experiment, tags={"mlflow.user": _user(), **tags}, run_name=run_name)
+            _log_params(client, run, flatten(params))
+        except MlflowException as error:
+            raise TrackingError(
+                f"tracking.uri: {shown(uri)}: refuses the run {run_name!r} ({one_line(error)})"
+            ) from None
+        spool = Spool(spool_directory(storage, run.info.run_id))
+        tracked = cls(client, run, spool, _last_steps(run, spool))
+        tracked._queue({"status": "RUNNING"})
+        tracked.set_tags(tags)
+        tracked.log_text(json.dumps(params, indent=2, default=str) + "\n", "config.json")
+        return tracked
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record values at a step; NaN is kept, and MLflow's stores turn an infinity into the largest float."""
+        values = {_metric_name(name): float(value) for name, value in metrics.items()}
+        values = {name: value for name, value in values.items() if step > self._last_steps.get(name, -1)}
+        if values:
+            self._queue({"metrics": values, "step": int(step), "time": _now()})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run, the last value of each counting."""
+        self._queue({"tags": {name: str(value) for name, value in tags.items()}})
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        """Record a file or directory, as it is now, below ``folder`` of the run's artifacts."""
+        try:
+            self._queue({"artifact": self._spool.add_file(Path(path)), "folder": folder})
+        except OSError as error:
+            log.warning("%s is not recorded in MLflow: %s", path, one_line(error))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Record a text as the artifact ``name``, such as ``reports/confusion.csv``."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, Path(name).name)
+            path.write_text(text, encoding="utf-8")
+            self.log_artifact(path, Path(name).parent.as_posix().strip("."))
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Record a matplotlib figure as the artifact ``name``, such as ``plots/loss.png``."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, Path(name).name)
+            figure.savefig(path)
+            self.log_artifact(path, Path(name).parent.as_posix().strip("."))
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
+        """End the run and wait until all is sent, at most ``timeout_s`` seconds.
+
+        Returns:
+            the number of operations not sent. They stay on disk for the next start of the run or for ``send_spool``.
+        """
+        if not self._closing.is_set():
+            self._queue({"status": status, "time": _now()})
+            self._deadline = time.monotonic() + timeout_s
+            self._closing.set()
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        unsent = len(self._spool.waiting())
+        if unsent:
+            where = self._spool.directory
+            log.warning(
+                "%d entries for MLflow are unsent and kept in %s; start the run again to send them", unsent, where
+            )
+        else:
+            self._spool.remove_if_empty()
+        return unsent
+
+    def _queue(self, operation: Operation) -> None:
+        try:
+            self._spool.append(operation)
+        except OSError as error:
+            if not self._disk_failed:  # a full disk must not end a training
+                self._disk_failed = True
+                log.warning(
+                    "%s: not writable (%s); metrics are lost until it is", self._spool.directory, one_line(error)
+                )
+
+    def _keep_sending(self) -> None:
+        pause = SEND_EVERY_SECONDS
+        while True:
+            self._closing.wait(pause)
+            closing = self._closing.is_set()
+            failure = send(self._client, self.run_id, self._spool)
+            self._report(failure)
+            if closing and (not failure or time.monotonic() > self._deadline):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if failure else SEND_EVERY_SECONDS
+            if closing:
+                time.sleep(SEND_EVERY_SECONDS)
+
+    def _report(self, failure: str) -> None:
+        """Warn once when an outage begins, and tell when it is over."""
+        if failure and not self._outage:
+            self._outage = time.strftime("%Y-%m-%d %H:%M:%S")
+            text = "MLflow cannot be used since %s: %s; training goes on, metrics are kept in %s and sent later"
+            log.warning(text, self._outage, failure, self._spool.directory)
+        elif self._outage and not failure:
+            log.warning("MLflow can be used again; what was kept since %s has been sent", self._outage)
+            self._outage = ""
+
+
+def send_spool(path: str | Path, *, uri: str = "") -> int:
+    """Send what a run that has ended left in its queue directory (``.../spool/RUN_ID``).
+
+    Returns:
+        the number of operations that could not be sent; the directory is gone when there are none.
+
+    Raises:
+        TrackingError: there is no such directory, or the server does not answer.
+    """
+    spool = Spool(Path(path).absolute())
+    if not spool.directory.is_dir():
+        raise TrackingError(f"{path}: no such directory; accepted: a run's queue, .../spool/RUN_ID; check the path")
+    failure = send(connect(tracking_uri(uri)), spool.directory.name, spool)
+    if failure:
+        log.warning("%s: not all could be sent: %s", path, failure)
+    spool.remove_if_empty()
+    return len(spool.waiting())
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested params by dotted name, as MLflow has them: ``{"model.width": "2"}``; lists as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = prefix + re.sub(r"[^\w./ -]", "_", str(key))
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = json.dumps(value, default=str) if isinstance(value, (list, tuple, Mapping)) else str(value)
+    return flat
+
+
+def _find_run(client: MlflowClient, experiment: str, run_name: str, kind: str) -> Run | None:
+    query = f'tags.`bit_ray.run_name` = "{run_name}" and tags.`bit_ray.kind` = "{kind}"'
+    runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
+    return client.get_run(runs[0].info.run_id) if runs else None
+
+
+def _log_params(client: MlflowClient, run: Run, params: dict[str, str]) -> None:
+    """Record the params that are new; MLflow never changes one, so a change shows in ``config.json`` alone."""
+    recorded: dict[str, str] = run.data.params
+    changed = [name for name in params if name in recorded and recorded[name] != params[name][: len(recorded[name])]]
+    if changed:
+        log.warning("changed since the run began, in MLflow only in config.json: %s", ", ".join(changed))
+    new = [Param(name, value) for name, value in params.items() if name not in recorded]
+    client.log_batch(run.info.run_id, params=new, synchronous=True)
+
+
+def _last_steps(run: Run, spool: Spool) -> dict[str, int]:
+    """Return metric name -> last step that the server has or the queue will send."""
+    steps = {metric.key: int(metric.step) for metric in run.to_proto().data.metrics}
+    for operation in spool.waiting():
+        for name in operation.get("metrics", ()):
+            steps[name] = max(steps.get(name, -1), operation["step"])
+    return steps
+
+
+def _metric_name(name: str) -> str:
+    """Return the name with an underscore for every character that MLflow refuses."""
+    return re.sub(r"[^\w./: -]", "_", name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user id without a name
+        return "unknown"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

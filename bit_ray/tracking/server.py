@@ -1,0 +1,197 @@
+"""The way to MLflow: which server, whether it answers, and where the embedded default keeps its files."""
+
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Before MLflow is imported: it reports usage to its makers unless told not to, and prints links from any thread.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+
+from bit_ray.errors import TrackingError
+from bit_ray.tracking.spool import local_path
+
+# Creating the embedded store is no news to the user.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+PROBE_SECONDS = 5.0
+_ACCEPTED = "http(s)://HOST:PORT, sqlite:///FILE, postgresql://..., mysql://... or mssql://..."
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def tracking_uri(uri: str, storage: str | None = None) -> str:
+    """Return the tracking URI to use: the given one, else ``$MLFLOW_TRACKING_URI``, else SQLite in ``storage``.
+
+    SQLite files come back with an absolute path, so that workers with another current directory mean the same file.
+
+    Raises:
+        TrackingError: no URI and no local storage for the default, or a kind of URI that is not supported.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        folder = local_path(storage) if storage is not None else None
+        if folder is None:
+            raise TrackingError(
+                f"tracking.uri: empty, and the default, a SQLite file in the run storage, needs a local folder (given "
+                f"{storage}); accepted: {_ACCEPTED}; set tracking.uri or MLFLOW_TRACKING_URI"
+            )
+        return f"sqlite:///{folder / 'mlflow.db'}"
+    kind = urlsplit(uri).scheme.split("+")[0]
+    if kind == "sqlite":
+        return f"sqlite:///{sqlite_file(uri)}"
+    if kind not in ("http", "https", *_PORTS):
+        raise TrackingError(f"tracking.uri: {shown(uri)}; accepted: {_ACCEPTED}; a folder of files cannot be used")
+    return uri.rstrip("/")
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client of a server that answers now; at most about 10 seconds pass before it is found not to.
+
+    Raises:
+        TrackingError: it cannot be reached, refuses the credentials, or is no MLflow server.
+    """
+    probe(uri)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)  # a store in a database is opened and, when new, set up by this
+    except Exception as error:
+        raise TrackingError(f"tracking.uri: {shown(uri)}: cannot be used ({one_line(error)})") from None
+    return client
+
+
+def probe(uri: str) -> None:
+    """Ask the server for a sign of life, once and without MLflow's minutes of retries.
+
+    Raises:
+        TrackingError: none came within seconds.
+    """
+    remedy = "start the server, correct tracking.uri, or unset it and MLFLOW_TRACKING_URI for a local file"
+    parts = urlsplit(uri)
+    try:
+        if parts.scheme == "sqlite":
+            sqlite_file(uri).parent.mkdir(parents=True, exist_ok=True)
+        elif parts.scheme in ("http", "https"):
+            # In a thread, because no timeout of a socket covers the look-up of a host name.
+            _within(2 * PROBE_SECONDS, lambda: _probe_http(uri))
+        else:
+            address = (parts.hostname or "localhost", parts.port or _PORTS[parts.scheme.split("+")[0]])
+            _within(2 * PROBE_SECONDS, lambda: socket.create_connection(address, PROBE_SECONDS).close())
+    except (OSError, MlflowException) as error:
+        reason = _connection_reason(error)
+        raise TrackingError(f"tracking.uri: {shown(uri)}: cannot be reached ({reason}); {remedy}") from None
+
+
+def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -> str:
+    """Return the id of the experiment of this name, made when there is none.
+
+    Its artifacts go where the server says. Without a server they go beside the SQLite file, or into ``storage``, and
+    never into a folder below whatever the current directory happens to be, which is MLflow's own default.
+
+    Raises:
+        TrackingError: it was deleted, or cannot be made.
+    """
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            location = _artifact_location(client.tracking_uri, name, storage)
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                experiment = client.get_experiment_by_name(name)  # another process was first
+                if experiment is None:
+                    raise
+    except Exception as error:
+        raise TrackingError(f"tracking.experiment: {name!r}: {one_line(error)}") from None
+    if experiment.lifecycle_stage != "active":
+        remedy = f"mlflow experiments restore --experiment-id {experiment.experiment_id}, or choose another name"
+        raise TrackingError(f"tracking.experiment: {name!r} was deleted in {shown(client.tracking_uri)}; {remedy}")
+    return str(experiment.experiment_id)
+
+
+def sqlite_file(uri: str) -> Path:
+    """Return the absolute path of the file of a ``sqlite:///FILE`` URI."""
+    return Path(uri.split(":///", 1)[1] if ":///" in uri else "").absolute()
+
+
+def shown(uri: str) -> str:
+    """Return a URI fit for a message: without a password."""
+    return re.sub(r"//[^/@\s]*@", "//***@", uri)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line of at most 300 characters."""
+    text = shown(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _artifact_location(uri: str, experiment: str, storage: str | None) -> str | None:
+    if uri.startswith("http"):
+        return None
+    folder = re.sub(r"[^\w.-]", "_", experiment)
+    if uri.startswith("sqlite"):
+        return (sqlite_file(uri).parent / "mlruns" / folder).as_uri()
+    if storage is None:
+        return None
+    path = local_path(storage)
+    return f"{storage.rstrip('/')}/mlruns/{folder}" if path is None else (path / "mlruns" / folder).as_uri()
+
+
+def _probe_http(uri: str) -> None:
+    path = "/api/2.0/mlflow/experiments/search"
+    credentials = get_default_host_creds(uri)
+    timeout = (PROBE_SECONDS, PROBE_SECONDS)
+    query = {"max_results": 1}
+    response = http_request(
+        credentials, path, "GET", max_retries=0, timeout=timeout, raise_on_status=False, params=query
+    )
+    if response.status_code in (401, 403):
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise TrackingError(f"tracking.uri: {shown(uri)}: refused (HTTP {response.status_code}); {remedy}")
+    if response.status_code != 200 or not response.text.lstrip().startswith("{"):
+        given = f"HTTP {response.status_code}, {response.headers.get('content-type', 'no content type')}"
+        raise TrackingError(f"tracking.uri: {shown(uri)}: does not answer as an MLflow server ({given}); correct it")
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> None:
+    """Run the function and raise what it raises, or TimeoutError when it has not ended in time."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="mlflow-probe")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    if raised:
+        raise raised[0]
+
+
+def _connection_reason(error: BaseException) -> str:
+    text = str(error).lower()
+    for sign, reason in {
+        "refused": "connection refused",
+        "resolve": "host name not known",
+        "name or service not known": "host name not known",
+        "timed out": f"no answer within {PROBE_SECONDS:.0f} seconds",
+        "unreachable": "network unreachable",
+        "certificate": "its TLS certificate is not trusted",
+    }.items():
+        if sign in text:
+            return reason
+    return one_line(error)

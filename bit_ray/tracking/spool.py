@@ -1,0 +1,131 @@
+"""A queue on disk: what is to be sent to MLflow survives an outage of the server and the end of the process."""
+
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+SEGMENT_OPERATIONS = 1000
+
+Operation = dict[str, Any]
+
+
+class Spool:
+    """Operations in the order in which they were made, as numbered JSONL segments in one directory.
+
+    Every line has reached the operating system when ``append`` returns, so a killed process loses at most the line that
+    it was writing. Segments are sent whole and then dropped; one that was sent and not yet dropped is sent again,
+    so what is sent must bear repetition. One process at a time uses a directory.
+    """
+
+    def __init__(self, directory: Path):
+        """Open the queue in ``directory``, which is made with the first operation; what is there stays queued."""
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._file: FileIO | None = None
+        self._room = 0
+
+    def append(self, operation: Operation) -> None:
+        """Add one JSON-able operation (NaN and infinities included).
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        line = json.dumps(operation).encode() + b"\n"
+        with self._lock:
+            if self._file is None or not self._room:
+                self._start_segment()
+            assert self._file is not None
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(f"{self._file.name}: only a part of a line could be written")
+            except OSError:
+                self._close_segment()  # the next line must not continue a torn one
+                raise
+            self._room -= 1
+
+    def add_file(self, path: Path) -> str:
+        """Copy a file or a directory into the queue and return its place there, for use in an operation."""
+        place = Path("files", uuid.uuid4().hex, path.name)
+        target = self.directory / place
+        target.parent.mkdir(parents=True)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copyfile(path, target)
+        return place.as_posix()
+
+    def seal(self) -> list[Path]:
+        """Return the segments to send, oldest first; the next operation starts a new one."""
+        with self._lock:
+            self._close_segment()
+            return self.segments()
+
+    def segments(self) -> list[Path]:
+        """Return the segments that are on disk, oldest first."""
+        return sorted(self.directory.glob("[0-9]*.jsonl"))
+
+    def waiting(self) -> list[Operation]:
+        """Return all operations that have not been sent."""
+        return [operation for segment in self.segments() for operation in read_segment(segment)]
+
+    def refuse(self, operations: Iterable[Operation], reason: str) -> None:
+        """Put aside what the server will never take, in ``refused.jsonl``."""
+        with open(self.directory / "refused.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**operation, "refused": reason}) + "\n" for operation in operations)
+
+    def drop_file(self, place: str) -> None:
+        """Remove a copy made by ``add_file``."""
+        shutil.rmtree((self.directory / place).parent, ignore_errors=True)
+
+    def remove_if_empty(self) -> None:
+        """Remove the directory, unless something waits in it or was refused."""
+        if not self.seal() and not (self.directory / "refused.jsonl").exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _start_segment(self) -> None:
+        self._close_segment()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.stem) for path in self.segments()), default=0) + 1
+        self._file = FileIO(self.directory / f"{number:08d}.jsonl", "x")
+        self._room = SEGMENT_OPERATIONS
+
+    def _close_segment(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_segment(segment: Path) -> list[Operation]:
+    """Return a segment's operations, without a line that was torn when the process ended or the disk was full."""
+    operations = []
+    for line in segment.read_bytes().splitlines():
+        try:
+            operations.append(json.loads(line))
+        except ValueError:
+            continue
+    return operations
+
+
+def spool_directory(storage: str, run_id: str) -> Path:
+    """Return where a run's queue lives: in its storage, or in the cache of this machine for storage that is remote."""
+    return (local_path(storage) or cache_directory()) / "spool" / run_id
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the absolute local path of a path or ``file://`` URI, and None for anything remote."""
+    if uri.startswith("file:"):
+        return Path(url2pathname(urlsplit(uri).path)).absolute()
+    return None if "://" in uri else Path(uri).expanduser().absolute()
+
+
+def cache_directory() -> Path:
+    """Return this machine's cache: ``$BIT_RAY_CACHE``, else ``~/.cache/bit_ray``."""
+    return Path(os.environ.get("BIT_RAY_CACHE") or Path.home() / ".cache" / "bit_ray").absolute()

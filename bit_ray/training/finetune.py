@@ -1,0 +1,285 @@
+"""Transfer: BiT-HyperRule meets a shard set and pre-trained weights."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bit_ray.cluster import Resources
+from bit_ray.config import to_dict
+from bit_ray.data import store
+from bit_ray.data.augment import TrainView
+from bit_ray.data.manifest import MANIFEST, Manifest, read_manifest
+from bit_ray.data.order import Shuffle
+from bit_ray.data.shards import Example, file_sha256, read_rows, to_examples
+from bit_ray.data.write import write_shards
+from bit_ray.errors import ConfigError
+from bit_ray.evaluation.classifier import load_model
+from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, save_subset
+from bit_ray.evaluation.run import check_classes, evaluate_model, record
+from bit_ray.models.npz import load_npz, npz_architecture
+from bit_ray.models.zoo import create_model, model_name
+from bit_ray.recipes.hyperrule import HyperRule, Profile, hyperrule
+from bit_ray.tracking.registry import check_name
+from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.server import tracking_uri
+from bit_ray.training.launch import RegisterAs, Trained, TrainResult, preflight, register_result, train
+from bit_ray.training.plan import Runtime, TrainPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOverrides:
+    """Settings that replace the HyperRule's, with profile ``custom``; what is left out follows the rule."""
+
+    resize: int | None = None
+    """Side of the square before the random crop, pixels."""
+    crop: int | None = None
+    """Side of what the network sees, pixels."""
+    num_steps: int | None = None
+    """Optimizer steps; warm-up and boundaries scale with them."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up."""
+    boundaries: tuple[int, ...] | None = None
+    """Steps after which the learning rate is divided by ten."""
+    batch_size: int | None = None
+    """Images per optimizer step."""
+    base_lr: float | None = None
+    """Learning rate."""
+    mixup_alpha: float | None = None
+    """MixUp's parameter; 0: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tune a network on a shard set by BiT-HyperRule."""
+
+    name: str
+    """Name of the run; starting again with the same name continues it."""
+    shards: str
+    """Shard set to train on: a folder, s3://... or gs://..."""
+    init: str = ""
+    """Weights to start from: models:/NAME@ALIAS, a saved model's folder or URI, or an official .npz; empty: from scratch."""
+    model: str = ""
+    """Network, when training from scratch; otherwise the weights say it."""
+    test_shards: str = ""
+    """Shard set to evaluate the result on, in full; empty: no evaluation."""
+    profile: Profile = "code"
+    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
+    rule: RuleOverrides = field(default_factory=RuleOverrides)
+    """Settings that replace the rule's, with profile custom."""
+    random_crop: bool = True
+    """Off for tasks in which position matters (paper App. F)."""
+    random_flip: bool = True
+    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
+    shots: int = 0
+    """Train on this many examples per class, drawn by subset_seed; 0: on all."""
+    subset_seed: int = 0
+    """Seed of the few-shot draw."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
+    seed: int = 0
+    """Seed of the order, the views and MixUp."""
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    """How far apart examples are mixed."""
+    runtime: Runtime = field(default_factory=Runtime)
+    """How the plan is carried out; none of it changes what is learnt."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""
+    register: RegisterAs = field(default_factory=RegisterAs)
+    """Where the finished model is registered."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A network to start from."""
+
+    model: str
+    """Its name."""
+    tensors: Mapping[str, torch.Tensor]
+    """Its tensors by name."""
+    digest: str
+    """SHA-256 of the file they came from."""
+    parent: str
+    """What a registered model calls its parent."""
+
+
+def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
+    """Read weights to start from.
+
+    Raises:
+        ModelError: There are none, or they are damaged.
+    """
+    if uri.endswith(".npz"):
+        units, width, _ = npz_architecture(uri)
+        name = model_name(units, width)
+        model = create_model(name, 1)
+        load_npz(model, uri, head="zero")
+        return InitialWeights(name, model.state_dict(), file_sha256(uri), Path(uri).stem)
+    classifier = load_model(uri, tracking_uri=tracking_uri)
+    parent = uri if uri.startswith("models:/") else classifier.spec.provenance.get("run_name", uri)
+    return InitialWeights(classifier.spec.model, classifier.model.state_dict(), classifier.sha256, parent)
+
+
+def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], list[int]]:
+    """Ids and first labels of a whole set, in its order."""
+    ids: list[str] = []
+    labels: list[int] = []
+    for index in range(len(manifest.shards)):
+        for group in range(manifest.row_groups(index)):
+            table = read_rows(shards, manifest, index, [group])
+            ids += table["id"].to_pylist()
+            labels += [names[0] for names in table["labels"].to_pylist()]
+    return ids, labels
+
+
+def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, output: str) -> None:
+    """Draw a few-shot subset and write it as a shard set of its own, with its index file beside it.
+
+    Raises:
+        DataError: A class has too few examples.
+        ConfigError: The set is multi-label.
+    """
+    if manifest.multi_label:
+        raise ConfigError(
+            "shots: few-shot subsets are balanced per class and need one label per image; leave shots at 0"
+        )
+    index_uri, subset_uri = store.join(output, "subset.json"), store.join(output, "shards")
+    if store.exists(store.join(subset_uri, MANIFEST)):
+        subset = load_subset(index_uri, manifest.digest)
+        if (subset.k, subset.seed) != (shots, seed):
+            raise ConfigError(
+                f"shots: {shots} with subset_seed {seed}, but the run of this name drew {subset.k} with seed {subset.seed}; "
+                "choose another name"
+            )
+        return
+    ids, labels = read_labels(shards, manifest)
+    chosen = few_shot_subset(torch.tensor(labels).numpy(), shots, seed, class_names=manifest.class_names)
+    wanted = frozenset(int(i) for i in chosen)
+    subset = Subset(manifest_digest=manifest.digest, k=shots, seed=seed, ids=tuple(ids[i] for i in sorted(wanted)))
+    save_subset(subset, index_uri)
+
+    def examples() -> Iterator[Example]:
+        position = 0
+        for index in range(len(manifest.shards)):
+            for group in range(manifest.row_groups(index)):
+                for example in to_examples(read_rows(shards, manifest, index, [group])):
+                    if position in wanted:
+                        yield example
+                    position += 1
+
+    write_shards(
+        examples(),
+        subset_uri,
+        name=f"{manifest.name}, {shots} per class, seed {seed}",
+        class_names=manifest.class_names,
+        convert_images=manifest.convert_images,
+        row_group_size=manifest.row_group_size,
+    )
+
+
+def finetune_plan(
+    config: FinetuneConfig, rule: HyperRule, manifest: Manifest, model: str, init_digest: str
+) -> TrainPlan:
+    """The HyperRule's settings for the data at hand, as a plan."""
+    return TrainPlan(
+        kind="finetune",
+        model=model,
+        num_classes=manifest.num_classes,
+        init=config.init,
+        init_digest=init_digest,
+        manifest_digest=manifest.digest,
+        num_examples=manifest.num_examples,
+        view=TrainView(
+            crop="resize_crop" if rule.random_crop else "resize",
+            crop_size=rule.crop,
+            resize_size=rule.resize,
+            random_flip=rule.random_flip,
+        ),
+        resize_mode="square",
+        resize_size=rule.crop,
+        loss="sigmoid" if manifest.multi_label else "softmax",
+        schedule=rule.schedule,
+        global_batch_size=rule.batch_size,
+        momentum=rule.momentum,
+        weight_decay=rule.weight_decay,
+        mixup_alpha=rule.mixup_alpha,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        recipe=to_dict(rule),
+    )
+
+
+def finetune(config: FinetuneConfig) -> Trained | None:
+    """Fine-tune, evaluate, record and register; None after a dry run.
+
+    Raises:
+        BitRayError: Anything the user can put right.
+    """
+    check_name(config.register.name or config.name, config.register.alias)
+    manifest = read_manifest(config.shards)
+    test_manifest = read_manifest(config.test_shards) if config.test_shards else None
+    if test_manifest is not None and test_manifest.class_names != manifest.class_names:
+        raise ConfigError(
+            f"test_shards: {config.test_shards} has {test_manifest.num_classes} classes that are not those of the "
+            f"training shards ({manifest.num_classes}); write both with the same class list"
+        )
+    init = None
+    if config.init:
+        init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
+        if config.model and config.model != init.model:
+            raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
+    elif not config.model:
+        raise ConfigError(
+            "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
+        )
+    model = init.model if init else config.model
+    shards = config.shards
+    if config.shots and not config.dry_run:
+        place = store.join(config.storage, config.name, "few-shot")
+        write_few_shot(config.shards, manifest, config.shots, config.subset_seed, place)
+        shards = store.join(place, "shards")
+        manifest = read_manifest(shards)
+    rule = hyperrule(
+        config.shots * manifest.num_classes if config.shots else manifest.num_examples,
+        manifest.median_image_size,
+        config.profile,
+        model,
+        random_crop=config.random_crop,
+        random_flip=config.random_flip,
+        **_given(config.rule),
+    )
+    plan = finetune_plan(config, rule, manifest, model, init.digest if init else "")
+    if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run):
+        return None
+
+    def test(result: TrainResult, run: TrackedRun, resources: Resources) -> dict[str, float]:
+        if test_manifest is None:
+            return {}
+        classifier = load_model(result.package_uri)
+        check_classes(classifier.spec, test_manifest, config.test_shards)
+        evaluation = evaluate_model(classifier, config.test_shards, test_manifest, resources)
+        record(run, evaluation, test_manifest, step=plan.schedule.num_steps)
+        return evaluation.metrics
+
+    result = train(
+        plan,
+        name=config.name,
+        storage=config.storage,
+        shards=shards,
+        manifest=manifest,
+        runtime=config.runtime,
+        tracking=config.tracking,
+        init_weights=init.tensors if init else None,
+        provenance={"parent": init.parent, "parent_digest": init.digest} if init else {},
+        config=to_dict(replace(config, dry_run=False)),
+        test=test,
+    )
+    return register_result(result, config.name, config.register, config.tracking, config.storage)
+
+
+def _given(rule: RuleOverrides) -> dict[str, Any]:
+    return {name: value for name, value in asdict(rule).items() if value is not None}

@@ -1,0 +1,429 @@
+"""From a plan to a trained model: the driver's side of a run.
+
+The driver owns the terminal and the MLflow run; workers only report. A run lives in ``STORAGE/NAME``: Ray Train's
+checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json``. Starting it again with the same name
+continues it, or returns the result at once.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from bit_ray.cluster import Resources, cluster, num_local_cores
+from bit_ray.config import from_dict, to_dict
+from bit_ray.data import store
+from bit_ray.data.manifest import Manifest
+from bit_ray.errors import BitRayError, ConfigError, DataError, ModelError, root_cause
+from bit_ray.evaluation.plots import curve_figure
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, parse_description
+from bit_ray.models.zoo import PUBLISHED, create_model
+from bit_ray.progress import TrainingProgress, console, print_table
+from bit_ray.tracking.identity import code_revision
+from bit_ray.tracking.registry import RegisteredModel, register
+from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.server import tracking_uri
+from bit_ray.training.loop import WorkerConfig, train_worker
+from bit_ray.training.plan import Runtime, TrainPlan, batch_split
+
+_MOST_SHARDS_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where a finished run left its model."""
+
+    package_uri: str
+    """Directory of the last checkpoint, which is a model that `bit_ray.load_model` reads."""
+    sha256: str
+    """Digest of its weights."""
+    run_id: str
+    """MLflow run."""
+    plan_digest: str
+    """Identity of what was learnt."""
+    metrics: dict[str, float]
+    """Last reported metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterAs:
+    """Name under which the finished model is registered."""
+
+    name: str = ""
+    """Registered name; empty: the name of the run."""
+    alias: str = "champion"
+    """Alias that the new version gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished run and the registered version of its model."""
+
+    result: TrainResult
+    version: RegisteredModel
+
+
+Test = Callable[[TrainResult, TrackedRun, Resources], dict[str, float]]
+
+
+class _Forward(ray.train.UserCallback):
+    """Runs in Ray Train's controller and hands the reports of rank 0 to the driver."""
+
+    def __init__(self, events: Queue):
+        self._actor = events.actor
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._actor.put_nowait.remote(metrics[0])
+
+
+class _Listener(threading.Thread):
+    """Feeds the progress display and the MLflow run from the workers' reports."""
+
+    def __init__(self, events: Queue, run: TrackedRun, progress: TrainingProgress):
+        super().__init__(name="reports", daemon=True)
+        self.events, self.tracked, self.progress = events, run, progress
+        self.history: list[dict[str, Any]] = []
+        self.stopped_by: str = ""
+        self._finished = threading.Event()
+
+    def run(self) -> None:
+        while True:
+            finished = self._finished.is_set()
+            try:
+                metrics = self.events.get(timeout=0.5)
+            except Empty:
+                if finished:
+                    return
+                continue
+            if "stopped" in metrics:
+                self.stopped_by = metrics["stopped"]
+                continue
+            self.history.append(metrics)
+            self.progress.update(metrics)
+            numbers = {name: value for name, value in metrics.items() if "/" in name}
+            self.tracked.log_metrics(numbers, step=metrics["step"])
+
+    def finish(self) -> None:
+        """Wait until every report has been handled."""
+        self._finished.set()
+        self.join()
+
+
+def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: int) -> tuple[int, bool]:
+    """Number of training workers, and whether each gets a GPU.
+
+    Left to us, it is the most that divide the global batch: one per GPU, or without GPUs one per core of this machine, or
+    half the CPUs of a cluster, whose other half then reads and decodes.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none, or no CPU would be left for readers on this machine.
+    """
+    use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and resources.num_gpus > 0)
+    if use_gpu and resources.num_gpus == 0 and resources.local:
+        raise ConfigError("runtime.device: cuda, but this machine has no GPU; use auto or cpu")
+    if runtime.num_workers:
+        if resources.local and not use_gpu and runtime.num_workers >= resources.num_cpus:
+            raise ConfigError(
+                f"runtime.num_workers: {runtime.num_workers}; at most {resources.num_cpus - 1} on this machine; lower it"
+            )
+        return runtime.num_workers, use_gpu
+    if use_gpu:
+        most = resources.num_gpus
+    else:
+        most = num_local_cores() if resources.local else resources.num_cpus // 2
+    most = max(1, min(most, global_batch_size))
+    return next(n for n in range(most, 0, -1) if global_batch_size % n == 0), use_gpu
+
+
+def describe(plan: TrainPlan, runtime: Runtime, manifest: Manifest, num_workers: int) -> list[tuple[str, str]]:
+    """The resolved plan as rows for ``--dry-run``.
+
+    Raises:
+        ConfigError: The batch does not divide over workers and micro-batches.
+    """
+    micro, num_micro = batch_split(
+        plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0
+    )
+    schedule = plan.schedule
+    table = ", ".join(f"{lr:.4g} from step {step:,}" for step, lr in schedule.table())
+    saves = -(-schedule.num_steps // runtime.checkpoint_every_steps)
+    passes = schedule.num_steps * plan.global_batch_size / plan.num_examples
+    known = plan.model in PUBLISHED
+    return [
+        ("model", f"{plan.model}{'' if known else ' (own size)'}, {_num_parameters(plan):,} parameters"),
+        ("weights", plan.init or f"from scratch, seed {plan.seed}"),
+        (
+            "shards",
+            f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes in "
+            f"{len(manifest.shards):,} shards, {manifest.num_bytes / 1e6:,.1f} MB, digest {plan.manifest_digest[:12]}",
+        ),
+        (
+            "view",
+            f"{plan.view.crop}, {plan.view.crop_size} x {plan.view.crop_size} pixels"
+            + (", flips" if plan.view.random_flip else "")
+            + f"; evaluation: {plan.resize_mode}",
+        ),
+        ("loss", f"{plan.loss} cross-entropy" + (f", MixUp {plan.mixup_alpha:g}" if plan.mixup_alpha else "")),
+        ("length", f"{schedule.num_steps:,} steps of {plan.global_batch_size:,} images, {passes:,.2f} passes"),
+        ("learning rate", table),
+        (
+            "optimizer",
+            f"SGD, momentum {plan.momentum:g}, weight decay {plan.weight_decay:g} on kernels"
+            + (f", gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else ""),
+        ),
+        ("batch split", f"{num_workers} workers x {num_micro} micro-batches x {micro} images"),
+        ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
+        ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),
+        (
+            "checkpoints",
+            f"{saves} (every {runtime.checkpoint_every_steps:,} steps and at the end), "
+            f"the last {runtime.num_checkpoints_to_keep} are kept",
+        ),
+        ("plan digest", plan.digest[:12]),
+    ]
+
+
+def _num_parameters(plan: TrainPlan) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in create_model(plan.model, plan.num_classes).parameters())
+
+
+def _claim(run_uri: str, plan: TrainPlan) -> TrainResult | None:
+    """Tie the name of the run to its plan; the result if the run is done already.
+
+    Raises:
+        ConfigError: The name belongs to a run with another plan.
+    """
+    place = store.join(run_uri, "plan.json")
+    if not store.exists(place):
+        store.write_json(place, {"digest": plan.digest, "plan": to_dict(plan)})
+        return None
+    recorded = store.read_json(place)
+    if recorded.get("digest") != plan.digest:
+        field, old, new = _first_difference(recorded.get("plan", {}), to_dict(plan))
+        raise ConfigError(
+            f"name: {run_uri} holds a run whose {field} is {old}, here it is {new}; "
+            "a run continues with the settings it began with; choose another name or restore the setting"
+        )
+    result = store.join(run_uri, "result.json")
+    return from_dict(TrainResult, store.read_json(result)) if store.exists(result) else None
+
+
+def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    return where or "plan", old, new
+
+
+def train(
+    plan: TrainPlan,
+    *,
+    name: str,
+    storage: str,
+    shards: str,
+    manifest: Manifest,
+    runtime: Runtime,
+    tracking: TrackingConfig,
+    init_weights: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    config: Mapping[str, Any],
+    test: Test | None = None,
+) -> TrainResult:
+    """Carry out a plan on the cluster, from where the run of this name stands.
+
+    Args:
+        plan: What to learn.
+        name: Name of the run.
+        storage: URI of the folder of all runs.
+        shards: URI of the training shards.
+        manifest: Their manifest.
+        runtime: How to carry it out.
+        tracking: Where to record it.
+        init_weights: Initial tensors by name; the head's are ignored.
+        provenance: Where the initial weights come from.
+        config: The user's settings, recorded in MLflow.
+        test: Evaluates the result while cluster and MLflow run are open; its metrics become ``test/...``.
+
+    Raises:
+        BitRayError: Anything the user can put right.
+    """
+    run_uri = store.join(storage, name)
+    with cluster() as resources:
+        num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
+        batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+        done = _claim(run_uri, plan)
+        if done is not None:
+            console.print(f"{name}: done already, {done.package_uri}")
+            return done
+        identity = {
+            "manifest_digest": plan.manifest_digest,
+            "config_digest": plan.digest,
+            "code_revision": code_revision(),
+            **(provenance or {}),
+        }
+        run = TrackedRun.open(
+            tracking,
+            run_name=name,
+            storage=storage,
+            params=dict(config),
+            tags={f"bit_ray.{k}": v for k, v in identity.items()},
+            kind=plan.kind,
+        )
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            spec = ModelSpec(
+                model=plan.model,
+                num_classes=plan.num_classes,
+                class_names=manifest.class_names,
+                multi_label=manifest.multi_label,
+                resize_mode=plan.resize_mode,
+                resize_size=plan.resize_size,
+                crop_size=plan.view.crop_size,
+                recipe=plan.recipe,
+                provenance={**identity, "run_id": run.run_id, "run_name": name},
+            )
+            worker = WorkerConfig(
+                plan=plan,
+                runtime=runtime,
+                spec=spec,
+                shards=shards,
+                run_uri=run_uri,
+                init_weights=ray.put(dict(init_weights)) if init_weights is not None else None,
+            )
+            result = _fit(worker, name, storage, num_workers, use_gpu, run)
+            if test is not None:
+                scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
+                result = replace(result, metrics={**result.metrics, **scores})
+            store.write_json(store.join(run_uri, "result.json"), to_dict(result))
+            status = "FINISHED"
+            return result
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            run.close(status)
+
+
+def _fit(
+    worker: WorkerConfig, name: str, storage: str, num_workers: int, use_gpu: bool, run: TrackedRun
+) -> TrainResult:
+    runtime = worker.runtime
+    events = Queue(actor_options={"num_cpus": 0})
+    listener = _Listener(events, run, TrainingProgress(name))
+    listener.start()
+    filesystem, path = store.filesystem(storage)
+    trainer_config = ray.train.RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=runtime.num_checkpoints_to_keep),
+        callbacks=[_Forward(events)],
+    )
+    scaling = ray.train.ScalingConfig(
+        num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+    )
+    try:
+        for attempt in range(runtime.max_failures + 1):
+            try:
+                result = TorchTrainer(
+                    train_worker,
+                    train_loop_config={"worker": worker},
+                    scaling_config=scaling,
+                    run_config=trainer_config,
+                ).fit()
+                break
+            except ray.train.TrainingFailedError as error:
+                # What the user must put right would only fail again; Ray Train's own retries cannot tell the two apart.
+                cause = root_cause(error)
+                if cause is not None:
+                    raise cause from None
+                if attempt == runtime.max_failures:
+                    reason = str(error).strip().splitlines()
+                    raise ModelError(
+                        f"{name}: workers failed {attempt + 1} times (last: {reason[-1] if reason else 'unknown'}); "
+                        "see the worker logs; start the run again to continue from its last checkpoint"
+                    ) from error
+                console.print(f"{name}: workers failed, starting them again from the last checkpoint")
+    finally:
+        listener.finish()
+        listener.progress.close()
+        events.shutdown()
+    if listener.stopped_by:
+        raise _Stopped(listener.stopped_by)
+    if listener.history:
+        steps, losses, rates = zip(
+            *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
+        )
+        run.log_figure(curve_figure(steps, losses, rates, title=name), "plots/training.png")
+    assert result.checkpoint is not None, "the last step always has a checkpoint"
+    last = result.metrics or {}
+    package_uri = store.join(storage, name, result.checkpoint.path.rstrip("/").rsplit("/", 1)[-1])
+    description = store.join(package_uri, DESCRIPTION_FILE)
+    _, weights = parse_description(store.read_bytes(description), description)
+    return TrainResult(
+        package_uri=package_uri,
+        sha256=weights.sha256,
+        run_id=run.run_id,
+        plan_digest=worker.plan.digest,
+        metrics={key: float(value) for key, value in last.items() if "/" in key},
+    )
+
+
+def preflight(plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime, *, dry_run: bool) -> bool:
+    """Find what would fail later, and for a dry run print the plan.
+
+    Returns:
+        Whether to go on.
+
+    Raises:
+        BitRayError: The batch does not divide, or shards are missing or cut short.
+    """
+    local = Resources(1, 2 * num_local_cores() + 1, torch.cuda.device_count(), local=not os.environ.get("RAY_ADDRESS"))
+    if dry_run:
+        with cluster() if not local.local else nullcontext(local) as resources:
+            num_workers, _ = choose_workers(runtime, resources, plan.global_batch_size)
+    else:
+        num_workers = runtime.num_workers
+    if num_workers:
+        rows = describe(plan, runtime, manifest, num_workers)
+    # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
+    checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
+    sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])
+    for shard, size in zip(checked, sizes, strict=True):
+        if size != shard.num_bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes, not {shard.num_bytes:,}"
+            raise DataError(
+                f"{store.join(shards, shard.path)}: {found}, against the manifest; "
+                f"run bit-ray shards verify {shards}, and write the set again or restore the shard"
+            )
+    if dry_run:
+        print_table("Plan", rows)
+    return not dry_run
+
+
+def register_result(
+    result: TrainResult, run_name: str, target: RegisterAs, tracking: TrackingConfig, storage: str
+) -> Trained:
+    """Register the model of a finished run by reference."""
+    version = register(
+        result.package_uri,
+        name=target.name or run_name,
+        alias=target.alias,
+        tracking_uri=tracking_uri(tracking.uri, storage),
+        run_id=result.run_id,
+    )
+    return Trained(result=result, version=version)
+
+
+class _Stopped(BitRayError):
+    """The workers stopped the run together, with a reason for the user."""

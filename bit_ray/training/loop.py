@@ -1,0 +1,193 @@
+"""What runs in each Ray Train worker: the order of events of a training run, and nothing else."""
+
+import logging
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bit_ray.data import store
+from bit_ray.data.stream import StreamSpec, batches
+from bit_ray.models.package import ModelSpec
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.zoo import create_model
+from bit_ray.tracking.system import system_metrics
+from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.plan import Runtime, TrainPlan, batch_split
+from bit_ray.training.step import NonFiniteError, TrainStep, build_optimizer, micro_batches, resolve_precision
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What the driver hands to every worker."""
+
+    plan: TrainPlan
+    runtime: Runtime
+    spec: ModelSpec
+    """Saved beside the weights."""
+    shards: str
+    """URI of the training shards."""
+    run_uri: str
+    """Where the run's own files go."""
+    init_weights: Any = None
+    """Ray object reference to the initial tensors by name, or None to start from scratch."""
+
+
+def build_model(plan: TrainPlan, init_weights: dict[str, torch.Tensor] | None) -> ResNetV2:
+    """The network at step 0: seeded, or the given trunk under a zero head.
+
+    Args:
+        plan: Names the architecture, the seed and the head's initial bias.
+        init_weights: Tensors by name; the head's are left out.
+    """
+    torch.manual_seed(plan.seed)
+    model = create_model(plan.model, plan.num_classes)
+    if init_weights is not None:
+        trunk = {name: tensor for name, tensor in init_weights.items() if not name.startswith("head.")}
+        missing, unexpected = model.load_state_dict(trunk, strict=False)
+        assert sorted(missing) == ["head.bias", "head.weight"], missing
+        assert not unexpected, unexpected
+    if plan.head_bias:
+        nn.init.constant_(model.head.bias, plan.head_bias)
+    return model
+
+
+def train_worker(config: dict[str, WorkerConfig]) -> None:
+    """Train until the plan's last step, from the latest checkpoint of the run if there is one."""
+    worker = config["worker"]
+    plan, runtime = worker.plan, worker.runtime
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    dtype = resolve_precision(runtime.precision, device)
+    micro, num_micro = batch_split(
+        plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0
+    )
+
+    # Rank 0 brings the weights; DistributedDataParallel sends them to the others.
+    needs_init = worker.init_weights is not None and rank == 0
+    model = build_model(plan, ray.get(worker.init_weights) if needs_init else None)
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, plan)
+    progress = Progress()
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as directory:
+            progress = load_checkpoint(Path(directory), model, optimizer, plan)
+    if progress.next_step >= plan.schedule.num_steps:
+        return
+    wrapped: nn.Module = model
+    if num_workers > 1:
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if runtime.compile:
+        wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+    step_fn = TrainStep(wrapped, optimizer, plan, dtype=dtype, num_workers=num_workers)
+
+    share = plan.global_batch_size // num_workers
+    stream = StreamSpec(
+        shards=worker.shards,
+        manifest_digest=plan.manifest_digest,
+        global_batch_size=plan.global_batch_size,
+        slots=range(rank * share, (rank + 1) * share),
+        start_step=progress.next_step,
+        stop_step=plan.schedule.num_steps,
+        seed=plan.seed,
+        shuffle=plan.shuffle,
+        view=plan.view,
+    )
+
+    def now() -> Progress:
+        return Progress(next_step=step + 1, train_s=progress.train_s + time.perf_counter() - started)
+
+    started = mark = time.perf_counter()
+    waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
+    wait_from = started
+    for step, images, targets in batches(stream, num_readers=runtime.num_readers, pin_memory=device.type == "cuda"):
+        waited += time.perf_counter() - wait_from
+        try:
+            loss, grad_norm = step_fn(step, micro_batches(images, targets, micro), num_micro)
+            loss_since += loss
+            steps_since += 1
+            done = step + 1
+            last = done == plan.schedule.num_steps
+            save = last or done % runtime.checkpoint_every_steps == 0
+            log = save or done % runtime.log_every_steps == 0
+            if log:
+                step_fn.check()
+        except NonFiniteError as error:
+            # Every worker raises at the same step; a stopped run must not be started again into the same wall.
+            step = error.step
+            place = store.join(worker.run_uri, f"nonfinite-step-{step:08d}")
+            if rank == 0:
+                with tempfile.TemporaryDirectory() as local:
+                    save_checkpoint(Path(local), model, worker.spec, optimizer, plan, now())
+                    for file in Path(local).iterdir():
+                        store.upload_file(file, store.join(place, file.name))
+            ray.train.report({"stopped": f"{error}; checkpoint: {place}"})
+            return
+        if log:
+            if num_workers > 1:
+                dist.all_reduce(loss_since)
+            elapsed = time.perf_counter() - mark
+            metrics = {
+                "step": done,
+                "num_steps": plan.schedule.num_steps,
+                "train/loss": loss_since.item() / steps_since,
+                "train/lr": plan.schedule.lr_at(step),
+                "train/grad_norm": grad_norm.item(),
+                "train/weight_norm": _kernel_norm(model),
+                "train/images_seen": done * plan.global_batch_size,
+                "train/epoch": done * plan.global_batch_size / plan.num_examples,
+                "speed/images_per_s": steps_since * plan.global_batch_size / elapsed,
+                "speed/wait_share": waited / elapsed,
+                **(system_metrics() if rank == 0 else {}),
+            }
+            if save:
+                _report_checkpoint(rank, metrics, model, worker.spec, optimizer, plan, now())
+            else:
+                ray.train.report(metrics)
+            mark, waited, steps_since = time.perf_counter(), 0.0, 0
+            loss_since.zero_()
+        wait_from = time.perf_counter()
+
+
+def _kernel_norm(model: nn.Module) -> float:
+    """Norm of all kernels: weight decay and weight standardization play against each other in it (paper §4.2)."""
+    kernels = [p.detach() for p in model.parameters() if p.ndim > 1]
+    norm = torch.nn.utils.get_total_norm(kernels, foreach=True).item()
+    assert math.isfinite(norm)
+    return norm
+
+
+def _report_checkpoint(
+    rank: int,
+    metrics: dict[str, Any],
+    model: ResNetV2,
+    spec: ModelSpec,
+    optimizer: torch.optim.Optimizer,
+    plan: TrainPlan,
+    progress: Progress,
+) -> None:
+    name = f"step-{progress.next_step:08d}"
+    if rank != 0:
+        ray.train.report(metrics, checkpoint_dir_name=name)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        save_checkpoint(Path(local), model, spec, optimizer, plan, progress)
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(local),
+            checkpoint_dir_name=name,
+        )

@@ -1,0 +1,159 @@
+"""What a training run is, fully resolved: everything that decides the weights that come out, and nothing else.
+
+A recipe and a manifest become a `TrainPlan` once, on the driver. ``--dry-run`` prints it, every worker follows it, every
+checkpoint carries it, and its digest is the run's identity. How the plan is carried out (workers, micro-batches, precision,
+intervals) is a `Runtime` and may change between a stop and the next start.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bit_ray.config import digest, to_dict
+from bit_ray.data.augment import ResizeMode, TrainView
+from bit_ray.data.order import Shuffle
+from bit_ray.errors import ConfigError
+from bit_ray.recipes.schedules import Schedule
+
+Loss = Literal["softmax", "sigmoid"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Everything that decides the weights a run ends with."""
+
+    kind: Literal["pretrain", "finetune"]
+    """Upstream or downstream."""
+    model: str
+    """Architecture name, such as ``R50x1``."""
+    num_classes: int
+    """Outputs of the head."""
+    init: str = ""
+    """URI of the weights to start from: a saved model, a registered one, or an official ``.npz``; empty: from scratch."""
+    init_digest: str = ""
+    """SHA-256 of those weights."""
+    manifest_digest: str
+    """Digest of the training shards."""
+    num_examples: int
+    """Training examples per epoch."""
+    view: TrainView
+    """Random view of a training image."""
+    resize_mode: ResizeMode
+    """View for evaluation, stored with the model."""
+    resize_size: int
+    """Pixels; see `bit_ray.data.augment.eval_view`."""
+    loss: Loss
+    """``softmax`` cross-entropy (single label) or ``sigmoid`` cross-entropy summed over classes (multi-label)."""
+    schedule: Schedule
+    """Learning rate over steps; its ``num_steps`` is the length of the run."""
+    global_batch_size: int
+    """Examples per optimizer step, over all workers."""
+    momentum: float = 0.9
+    """SGD momentum, not Nesterov (paper §3.3)."""
+    weight_decay: float = 0.0
+    """Coupled L2 on the kernels of convolutions and head only."""
+    mixup_alpha: float = 0.0
+    """MixUp's Beta parameter; 0: off."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0: off."""
+    head_bias: float = 0.0
+    """Initial bias of the head; big_vision starts sigmoid training at -10."""
+    seed: int = 0
+    """Seed of the initial weights, the order, the views and MixUp."""
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    """How far apart examples are mixed."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The recipe this plan came from, for the record."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1:
+            raise ConfigError(f"global_batch_size: {self.global_batch_size}; an integer of at least 1; raise it")
+        if self.mixup_alpha and self.global_batch_size % 2:
+            raise ConfigError(
+                f"global_batch_size: {self.global_batch_size}; an even number, because MixUp mixes pairs; add one"
+            )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan: the same plan on the same data gives the same weights, up to rounding."""
+        return digest(to_dict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a plan is carried out; none of it changes what is learnt, up to rounding."""
+
+    num_workers: int = 0
+    """Training workers; 0: one per GPU of the cluster, or without GPUs one per CPU core of this machine."""
+    micro_batch_size: int = 0
+    """Examples per forward and backward pass of a worker; 0: the worker's whole share of the batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: CUDA when the cluster has GPUs."""
+    precision: Precision = "auto"
+    """``auto``: bfloat16 autocast on GPUs of compute capability 8 and up, else float32."""
+    compile: bool = False
+    """Run the model through ``torch.compile``."""
+    num_readers: int = 1
+    """Ray Data tasks that read and decode for one worker at a time."""
+    log_every_steps: int = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every_steps: int = 1000
+    """Steps between two checkpoints; the last step always has one."""
+    num_checkpoints_to_keep: int = 2
+    """Older checkpoints are deleted."""
+    max_failures: int = 3
+    """Worker failures after which the run gives up; a restarted worker group continues from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_workers", 0),
+            ("micro_batch_size", 0),
+            ("num_readers", 1),
+            ("log_every_steps", 1),
+            ("checkpoint_every_steps", 1),
+            ("num_checkpoints_to_keep", 1),
+            ("max_failures", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"runtime.{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+
+
+def batch_split(
+    global_batch_size: int, num_workers: int, micro_batch_size: int, *, pairs: bool = False
+) -> tuple[int, int]:
+    """Split of a global batch.
+
+    Args:
+        global_batch_size: Examples per optimizer step.
+        num_workers: Training workers.
+        micro_batch_size: Examples per pass, or 0 for a worker's whole share.
+        pairs: Whether MixUp pairs must stay in one micro-batch.
+
+    Returns:
+        Examples per micro-batch, and micro-batches per worker and step.
+
+    Raises:
+        ConfigError: The numbers do not divide.
+    """
+    if global_batch_size % num_workers:
+        below = global_batch_size // num_workers * num_workers
+        options = f"{below} or {below + num_workers}" if below else str(num_workers)
+        raise ConfigError(
+            f"global_batch_size: {global_batch_size} is not divisible by num_workers {num_workers}; "
+            f"use a global batch of {options}, or another number of workers"
+        )
+    share = global_batch_size // num_workers
+    micro = micro_batch_size or share
+    if share % micro:
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        nearest = sorted(sorted(divisors, key=lambda d: abs(d - micro))[:3])
+        raise ConfigError(
+            f"runtime.micro_batch_size: {micro} does not divide a worker's share of {share} "
+            f"({global_batch_size} over {num_workers} workers); use one of {', '.join(map(str, nearest))}, or 0"
+        )
+    if pairs and micro % 2:
+        raise ConfigError(
+            f"runtime.micro_batch_size: {micro}; an even number, because MixUp mixes pairs of neighbours; "
+            "use an even micro-batch and worker share"
+        )
+    return micro, share // micro

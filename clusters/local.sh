@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# A real Ray cluster on this Linux machine: a head and N-1 more raylets, for trying out `ray job submit`.
+# Every node has its own loopback address and requests need the cluster's token. Ray's internal ports still listen on
+# every interface (only the dashboard and the job server do not), and its metrics ports answer without a token.
+#
+#   clusters/local.sh up [N]     start N nodes (default 2), wait until all have joined, print how to submit
+#   eval "$(clusters/local.sh env)"   what `ray job submit` needs, in this shell: address and token
+#   clusters/local.sh status     one line per node; exit status 0 if all are up, 1 otherwise
+#   clusters/local.sh down       end these nodes, and no other Ray on the machine
+#
+# Settings, by environment variable:
+#   CLUSTER_DIR          state, logs and token (default ${TMPDIR:-/tmp}/bit_ray_cluster_$UID; a short path: sockets live in it)
+#   CLUSTER_PORT         first of the ports, 20 per node; the head's is this one, the dashboard's the next (default 26000)
+#   CLUSTER_CPUS         CPUs per node: one number, or one per node as in 4,2,2 (default 2)
+#   CLUSTER_STORE_BYTES  object store per node in bytes (default 200000000)
+#   CLUSTER_TIMEOUT_S    how long to wait for the nodes in seconds (default 120)
+#   PYTHON               the Python that has Ray (default .venv/bin/python of this checkout if there, else python3)
+#
+# Workers inherit the environment of `up`: set AWS_* and the like before it, or pass them to the job in --runtime-env-json.
+set -euo pipefail
+
+HOST=127.0.0.1 # of the dashboard and the job server
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+DIR=${CLUSTER_DIR:-${TMPDIR:-/tmp}/bit_ray_cluster_$UID}
+PORT=${CLUSTER_PORT:-26000}
+STORE=${CLUSTER_STORE_BYTES:-200000000}
+TIMEOUT=${CLUSTER_TIMEOUT_S:-120}
+IFS=, read -r -a CPUS <<<"${CLUSTER_CPUS:-2}"
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+usage() {
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
+  exit 2
+}
+
+find_ray() {
+  if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -x "$ROOT/.venv/bin/python" ] && PYTHON=$ROOT/.venv/bin/python
+  fi
+  local python
+  python=$(command -v "$PYTHON") || fail "PYTHON: given $PYTHON; accepted: a Python with Ray; run make first"
+  RAY=$(dirname "$python")/ray
+  [ -x "$RAY" ] || fail "PYTHON: given $python, which has no ray beside it; run make first, or set PYTHON"
+}
+
+# A process that has ended but was not waited for (a zombie) does not count.
+is_alive() {
+  local state
+  state=$(ps -o stat= -p "$1" 2>/dev/null) && [ "${state:0:1}" != Z ]
+}
+
+# Everything a node started, by its session, whose id is the recorded process id.
+session_of() {
+  ps -e -o pid=,sess=,stat= | awk -v session="$1" '$2 == session && $3 !~ /^Z/ { print $1 }'
+}
+
+# Of node number $1. Not 127.0.0.1, for which Ray would take the machine's outer address.
+address() {
+  echo "127.0.0.$(($1 + 2))"
+}
+
+start_node() {
+  local index=$1 ports=$((PORT + 20 * $1)) cpus=${CPUS[$1]:-${CPUS[-1]}}
+  local -a command=("$RAY" start --block --disable-usage-stats "--node-ip-address=$(address "$index")" "--num-cpus=$cpus" --num-gpus=0
+    "--object-store-memory=$STORE" "--temp-dir=$DIR/node$index"
+    # Own ports per node: those picked at random collide when several raylets start on one address.
+    "--node-manager-port=$((ports + 2))" "--object-manager-port=$((ports + 3))"
+    "--runtime-env-agent-port=$((ports + 4))" "--dashboard-agent-grpc-port=$((ports + 5))"
+    "--dashboard-agent-listen-port=$((ports + 6))" "--metrics-export-port=$((ports + 7))"
+    --min-worker-port=0 --max-worker-port=0)
+  if [ "$index" = 0 ]; then
+    export AUTOSCALER_METRIC_PORT=$((PORT + 9)) DASHBOARD_METRIC_PORT=$((PORT + 10))
+    command+=(--head "--port=$PORT" "--dashboard-host=$HOST" "--dashboard-port=$((PORT + 1))"
+      "--ray-client-server-port=$((ports + 8))")
+  else
+    command+=("--address=$(address 0):$PORT")
+  fi
+  setsid "${command[@]}" >"$DIR/node$index.log" 2>&1 </dev/null &
+  echo $! >"$DIR/node$index.pid"
+}
+
+# Waits until the head reports N nodes alive; asks the dashboard, which also proves that the token works.
+wait_for_nodes() {
+  local num_nodes=$1 deadline=$((SECONDS + TIMEOUT)) file alive=0
+  while [ $SECONDS -lt $deadline ]; do
+    for file in "$DIR"/node*.pid; do
+      is_alive "$(cat "$file")" || {
+        tail -n 20 "${file%.pid}.log" >&2
+        return 1
+      }
+    done
+    alive=$("$PYTHON" - "http://$HOST:$((PORT + 1))/nodes?view=summary" "$DIR/auth_token" 2>/dev/null <<'PY' || echo 0
+import json, pathlib, sys, urllib.request
+token = pathlib.Path(sys.argv[2]).read_text().strip()
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": f"Bearer {token}"})
+nodes = json.load(urllib.request.urlopen(request, timeout=5))["data"]["summary"]
+print(sum(node["raylet"].get("state") == "ALIVE" for node in nodes))
+PY
+    )
+    [ "$alive" -ge "$num_nodes" ] && return 0
+    sleep 0.5
+  done
+  echo "$alive of $num_nodes nodes are up after $TIMEOUT s; see $DIR/node*.log" >&2
+  return 1
+}
+
+print_env() {
+  echo "export RAY_API_SERVER_ADDRESS=http://$HOST:$((PORT + 1))"
+  echo "export RAY_AUTH_MODE=token"
+  printf 'export RAY_AUTH_TOKEN_PATH=%q\n' "$DIR/auth_token"
+}
+
+up() {
+  local num_nodes=${1:-2} index
+  [[ $num_nodes =~ ^[1-9][0-9]?$ ]] || fail "N: given $num_nodes; accepted: 1 to 99 nodes"
+  [ ${#DIR} -le 60 ] || fail "CLUSTER_DIR: given $DIR; accepted: at most 60 characters, as sockets live in it"
+  compgen -G "$DIR/node*.pid" >/dev/null && fail "$DIR: a cluster is there; run $0 down first, or set CLUSTER_DIR"
+  find_ray
+  mkdir -p "$DIR"
+  chmod 700 "$DIR"
+  rm -rf "${DIR:?}"/node[0-9]* # what an earlier cluster left
+  (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32))' >"$DIR/auth_token")
+  echo "$PORT" >"$DIR/port"
+  export PATH="$(dirname "$RAY"):$PATH" # so that `python` in a job is this one
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$DIR/auth_token"
+  unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
+  start_node 0
+  if ! wait_for_nodes 1; then
+    down
+    fail "the head did not start"
+  fi
+  for ((index = 1; index < num_nodes; index++)); do start_node "$index"; done
+  if ! wait_for_nodes "$num_nodes"; then
+    down
+    fail "not all nodes started"
+  fi
+  echo "$num_nodes nodes are up; logs in $DIR. To submit a job:"
+  print_env
+  echo "ray job submit --working-dir . -- python jobs/pretrain_jft.py --dry-run"
+}
+
+down() {
+  local file pids=() pid left
+  compgen -G "$DIR/node*.pid" >/dev/null || {
+    echo "no cluster in $DIR"
+    return 0
+  }
+  for file in "$DIR"/node*.pid; do pids+=("$(cat "$file")"); done
+  for pid in "${pids[@]}"; do is_alive "$pid" && kill -TERM "$pid" 2>/dev/null || true; done
+  for _ in $(seq 80); do # 8 s for all: Ray gives busy workers longer than anyone wants to wait
+    left=$(for pid in "${pids[@]}"; do session_of "$pid"; done)
+    [ -n "$left" ] || break
+    sleep 0.1
+  done
+  # shellcheck disable=SC2086  # a list of process ids
+  [ -z "$left" ] || kill -KILL $left 2>/dev/null || true
+  rm -f "$DIR"/node*.pid
+  rm -f "$DIR/auth_token" "$DIR/port"
+  echo "down"
+}
+
+status() {
+  local file pid all=0
+  compgen -G "$DIR/node*.pid" >/dev/null || {
+    echo "no cluster in $DIR"
+    return 1
+  }
+  for file in "$DIR"/node*.pid; do
+    pid=$(cat "$file")
+    if is_alive "$pid"; then
+      echo "$(basename "$file" .pid) up, process $pid"
+    else
+      echo "$(basename "$file" .pid) ended; see ${file%.pid}.log"
+      all=1
+    fi
+  done
+  return $all
+}
+
+[ -f "$DIR/port" ] && [ "${1:-}" != up ] && PORT=$(cat "$DIR/port")
+case ${1:-} in
+  up) up "${2:-2}" ;;
+  down) down ;;
+  status) status ;;
+  env) [ -f "$DIR/auth_token" ] || fail "no cluster in $DIR; run $0 up first" && print_env ;;
+  *) usage ;;
+esac

@@ -1,0 +1,49 @@
+"""Fixtures of the integration tests: a real S3 server, a real MLflow server and a local Ray, all on loopback."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from s3_server import Bucket, S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3") / "store")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A fresh, empty bucket, with the AWS variables of this process pointing at it for the length of the test."""
+    bucket = Bucket(s3_server.endpoint, f"test-{uuid.uuid4().hex[:16]}", s3_server.client(), s3_server)
+    bucket.client.create_bucket(Bucket=bucket.bucket)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):  # would win over what is set here
+        monkeypatch.delenv(name, raising=False)
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    yield bucket
+    bucket.delete()
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One Ray of this process, 6 CPUs by name, for all tests that ask for it."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=6,
+        num_gpus=0,
+        object_store_memory=300 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,101 @@
+"""Runs against a real MLflow server that is killed and comes back."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from servers import MlflowServer
+
+from bit_ray.errors import TrackingError
+from bit_ray.tracking.runs import TrackedRun, TrackingConfig, send_spool
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server that these tests may kill."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()
+
+
+def open_run(server: MlflowServer, storage: Path, name: str) -> TrackedRun:
+    config = TrackingConfig(uri=server.uri, experiment="outages")
+    params = {"lr": 0.1}
+    return TrackedRun.open(config, run_name=name, storage=str(storage), params=params, tags={}, kind="pretrain")
+
+
+def history(run: TrackedRun, name: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=run.tracking_uri)
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.run_id, name)]
+
+
+def test_a_run_goes_on_while_the_server_is_gone_and_nothing_is_lost_or_doubled(
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run = open_run(server, tmp_path, "outage")
+    longest = 0.0
+
+    def log(steps: range) -> None:
+        nonlocal longest
+        for step in steps:
+            begin = time.monotonic()
+            run.log_metrics({"loss": 1.0 / (step + 1), "nan": math.nan}, step=step)
+            longest = max(longest, time.monotonic() - begin)
+            time.sleep(0.01)
+
+    log(range(0, 200))  # some of these are on their way when the server dies
+    server.kill()
+    log(range(200, 400))
+    run.log_text("drawn while the server was gone", "plots/note.txt")
+    run.set_tags({"bit_ray.best_step": "250"})
+    time.sleep(2.5)
+    server.start()
+    log(range(400, 500))
+    assert run.close(timeout_s=60) == 0
+
+    assert history(run, "loss") == [(step, 1.0 / (step + 1)) for step in range(500)]
+    values = history(run, "nan")
+    assert [step for step, _ in values] == list(range(500))
+    assert all(math.isnan(value) for _, value in values)
+    recorded = MlflowClient(tracking_uri=server.uri).get_run(run.run_id)
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["bit_ray.best_step"] == "250"
+    assert [path.read_text() for path in server.artifacts.rglob("note.txt")] == ["drawn while the server was gone"]
+    assert longest < 0.25  # seconds; a request to a dead server takes MLflow minutes
+    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("can be used again") == 1
+    assert not (tmp_path / "spool" / run.run_id).exists()
+
+
+def test_what_could_not_be_sent_by_the_end_is_sent_later(server: MlflowServer, tmp_path: Path):
+    runs = [open_run(server, tmp_path, name) for name in ("later", "continued")]
+    time.sleep(1.5)
+    server.kill()
+    begin = time.monotonic()
+    for run in runs:
+        run.log_metrics({"loss": 3.0}, step=1)
+        assert run.close("FAILED", timeout_s=2) >= 2  # the metric and the end of the run
+    assert time.monotonic() - begin < 8
+    with pytest.raises(TrackingError, match=r"cannot be reached \(connection refused\)"):
+        open_run(server, tmp_path, "new")
+    server.start()
+
+    assert send_spool(tmp_path / "spool" / runs[0].run_id, uri=server.uri) == 0
+    client = MlflowClient(tracking_uri=server.uri)
+    assert client.get_run(runs[0].run_id).info.status == "FAILED"
+    assert history(runs[0], "loss") == [(1, 3.0)]
+
+    again = open_run(server, tmp_path, "continued")
+    assert again.run_id == runs[1].run_id
+    again.log_metrics({"loss": 4.0}, step=1)  # queued before, so not again
+    again.log_metrics({"loss": 2.0}, step=2)
+    assert again.close(timeout_s=60) == 0
+    assert history(again, "loss") == [(1, 3.0), (2, 2.0)]
+    assert client.get_run(again.run_id).info.status == "FINISHED"
+    assert not any((tmp_path / "spool").iterdir())

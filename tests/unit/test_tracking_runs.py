@@ -1,0 +1,287 @@
+import http.server
+import json
+import math
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from bit_ray.errors import ConfigError, TrackingError
+from bit_ray.tracking import server
+from bit_ray.tracking.runs import TrackedRun, TrackingConfig, flatten, send_spool
+from bit_ray.tracking.server import tracking_uri
+from bit_ray.tracking.spool import Spool
+from bit_ray.tracking.system import system_metrics
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_uri(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run storage folder; the embedded store takes two seconds to be made, so one is shared."""
+    return str(tmp_path_factory.mktemp("bit_ray_runs"))
+
+
+def open_run(storage: str, name: str, **kwargs) -> TrackedRun:
+    settings = {"params": {}, "tags": {}, "kind": "pretrain", **kwargs}
+    return TrackedRun.open(TrackingConfig(), run_name=name, storage=storage, **settings)
+
+
+def history(run: TrackedRun, name: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=run.tracking_uri)
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.run_id, name)]
+
+
+def test_the_embedded_store_keeps_a_run_whole(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    params = {"model": {"name": "R50x1", "units": (3, 4, 6, 3)}, "lr": 0.03}
+    run = open_run(storage, "whole", params=params, tags={"bit_ray.manifest_digest": "ab12"}, parent_run_id="p0")
+    run.log_metrics({"train/loss": 2.5, "train/top-1 (%)": 10.0}, step=0)
+    run.log_metrics({"train/loss": math.nan}, step=1)
+    run.log_text("a,b\n", "reports/confusion.csv")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "few.json").write_text("[1]")
+    run.log_artifact(tmp_path / "index", "subsets")
+    assert run.close() == 0
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    recorded = client.get_run(run.run_id)
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.params == {"model.name": "R50x1", "model.units": "[3, 4, 6, 3]", "lr": "0.03"}
+    assert recorded.data.tags["bit_ray.manifest_digest"] == "ab12"
+    assert recorded.data.tags["mlflow.parentRunId"] == "p0"
+    assert recorded.data.tags["bit_ray.code_revision"]
+    assert history(run, "train/top-1 ___") == [(0, 10.0)]
+    (first, loss), (second, nan) = history(run, "train/loss")
+    assert (first, loss, second) == (0, 2.5, 1)
+    assert math.isnan(nan)
+    artifacts = Path(storage, "mlruns", "bit_ray", run.run_id, "artifacts")
+    assert json.loads((artifacts / "config.json").read_text())["model"]["units"] == [3, 4, 6, 3]
+    assert (artifacts / "reports" / "confusion.csv").read_text() == "a,b\n"
+    assert (artifacts / "subsets" / "index" / "few.json").read_text() == "[1]"
+    assert not Path(storage, "spool", run.run_id).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]  # nothing strays into the current directory
+
+
+def test_the_same_name_continues_the_run_and_repeats_no_step(storage: str):
+    first = open_run(storage, "continued", params={"lr": 0.1})
+    for step in range(5):
+        first.log_metrics({"loss": 10.0 - step}, step=step)
+    assert first.close("FAILED") == 0
+    second = open_run(storage, "continued", params={"lr": 0.1, "workers": 2})
+    assert second.run_id == first.run_id
+    for step in range(3, 8):  # back to the checkpoint of step 3
+        second.log_metrics({"loss": 10.0 - step, "norm": 1.0}, step=step)
+    assert second.close() == 0
+    assert history(second, "loss") == [(step, 10.0 - step) for step in range(8)]
+    assert [step for step, _ in history(second, "norm")] == [3, 4, 5, 6, 7]
+    run = MlflowClient(tracking_uri=second.tracking_uri).get_run(second.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.1", "workers": "2"}
+
+
+def test_another_kind_of_the_same_name_is_another_run(storage: str):
+    runs = [open_run(storage, "shared", kind=kind) for kind in ("pretrain", "finetune")]
+    assert runs[0].run_id != runs[1].run_id
+    assert [run.close() for run in runs] == [0, 0]
+
+
+def test_what_a_killed_process_had_queued_is_sent_by_the_next_start(storage: str):
+    code = f"""
+import os, signal
+from bit_ray.tracking import runs, sending
+run = runs.TrackedRun.open(runs.TrackingConfig(), run_name="killed", storage={storage!r}, params={{}}, tags={{}},
+                           kind="pretrain")
+for step in range(300):
+    run.log_metrics({{"loss": 1.0 / (step + 1)}}, step=step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -9
+    run = open_run(storage, "killed")
+    run.log_metrics({"loss": 7.0}, step=299)  # repeated work
+    run.log_metrics({"loss": 8.0}, step=300)
+    assert run.close() == 0
+    assert history(run, "loss") == [*((step, 1.0 / (step + 1)) for step in range(300)), (300, 8.0)]
+
+
+def test_a_changed_param_keeps_its_first_value_and_is_told(storage: str, caplog: pytest.LogCaptureFixture):
+    open_run(storage, "changed", params={"lr": 0.1}).close()
+    run = open_run(storage, "changed", params={"lr": 0.2})
+    run.close()
+    assert "config.json: lr" in caplog.text
+    artifacts = Path(storage, "mlruns", "bit_ray", run.run_id, "artifacts")
+    assert json.loads((artifacts / "config.json").read_text()) == {"lr": 0.2}
+
+
+def test_what_the_server_never_takes_is_put_aside(storage: str, caplog: pytest.LogCaptureFixture):
+    run = open_run(storage, "deleted")
+    MlflowClient(tracking_uri=run.tracking_uri).delete_run(run.run_id)
+    run.log_metrics({"loss": 1.0}, step=0)
+    assert run.close() == 0
+    assert "refuses" in caplog.text
+    refused = Path(storage, "spool", run.run_id, "refused.jsonl").read_text().splitlines()
+    assert any(json.loads(line).get("metrics") == {"loss": 1.0} for line in refused)
+
+
+def test_a_full_disk_is_told_once_and_ends_nothing(storage: str, caplog: pytest.LogCaptureFixture, monkeypatch):
+    run = open_run(storage, "full")
+    time.sleep(0.1)
+
+    def refuse(self, operation):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", refuse)
+        run.log_metrics({"loss": 1.0}, step=0)
+        run.log_metrics({"loss": 1.0}, step=1)
+    run.log_metrics({"loss": 1.0}, step=2)
+    run.close()
+    assert caplog.text.count("No space left") == 1
+    assert [step for step, _ in history(run, "loss")] == [2]
+
+
+def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{listener.getsockname()[1]}"  # bound, but nobody listens
+        begin = time.monotonic()
+        with pytest.raises(TrackingError) as error:
+            open_at(uri, tmp_path)
+    assert time.monotonic() - begin < 3
+    assert re.fullmatch(
+        r"tracking\.uri: http://\*\*\*@127\.0\.0\.1:\d+: cannot be reached \(connection refused\); .+", str(error.value)
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_never_answers_is_given_up_after_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert server.PROBE_SECONDS <= 5
+    monkeypatch.setattr(server, "PROBE_SECONDS", 1.0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        begin = time.monotonic()
+        with pytest.raises(TrackingError, match="cannot be reached .no answer within 1 seconds"):
+            open_at(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path)
+        assert time.monotonic() - begin < 3
+
+
+def test_a_web_server_that_is_not_mlflow_is_told(tmp_path: Path):
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401 if "private" in self.path else 200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{web.server_port}"
+        with pytest.raises(TrackingError, match="does not answer as an MLflow server .HTTP 200, text/html"):
+            open_at(uri, tmp_path)
+        with pytest.raises(TrackingError, match="refused .HTTP 401.; set MLFLOW_TRACKING_USERNAME"):
+            open_at(f"{uri}/private", tmp_path)
+        web.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("uri", "storage", "message"),
+    [
+        (
+            "",
+            "s3://bucket/runs",
+            "tracking.uri: empty, .*given s3://bucket/runs.*set tracking.uri or MLFLOW_TRACKING_URI",
+        ),
+        ("./mlruns", "runs", "tracking.uri: ./mlruns; accepted: http"),
+        ("sqlite:////proc/nowhere/mlflow.db", "runs", "cannot be reached|cannot be used"),
+        (
+            "postgresql://me:secret@127.0.0.1:1/db",
+            "runs",
+            r"tracking.uri: postgresql://\*\*\*@127.0.0.1:1/db: cannot be reached",
+        ),
+    ],
+)
+def test_a_tracking_uri_that_cannot_work_is_refused_in_one_line(uri: str, storage: str, message: str):
+    with pytest.raises(TrackingError, match=message) as error:
+        open_at(uri, storage)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_run_name_with_quotes_and_an_empty_experiment_are_refused(tmp_path: Path):
+    with pytest.raises(TrackingError, match="run_name: 'a\"b'"):
+        open_run(str(tmp_path), 'a"b')
+    with pytest.raises(ConfigError, match="experiment: empty"):
+        TrackingConfig(experiment=" ")
+
+
+def test_a_deleted_experiment_is_told(storage: str):
+    run = TrackedRun.open(
+        TrackingConfig(experiment="gone"), run_name="a", storage=storage, params={}, tags={}, kind="evaluate"
+    )
+    run.close()
+    MlflowClient(tracking_uri=run.tracking_uri).delete_experiment(run.experiment_id)
+    with pytest.raises(TrackingError, match="tracking.experiment: 'gone' was deleted .*mlflow experiments restore"):
+        TrackedRun.open(
+            TrackingConfig(experiment="gone"), run_name="a", storage=storage, params={}, tags={}, kind="evaluate"
+        )
+
+
+def test_a_queue_that_does_not_exist_cannot_be_sent(tmp_path: Path):
+    with pytest.raises(TrackingError, match="no such directory"):
+        send_spool(tmp_path / "none")
+
+
+def test_sqlite_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri("sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
+    assert tracking_uri("", "runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://example.org/mlflow/")
+    assert tracking_uri("", "s3://bucket/runs") == "https://example.org/mlflow"
+
+
+def test_nested_params_get_dotted_names():
+    assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": (1, 2), "f": {}, "g=h": True}) == {
+        "a.b.c": "1",
+        "a.d": "None",
+        "e": "[1, 2]",
+        "f": "{}",
+        "g_h": "True",
+    }
+
+
+def test_system_metrics_are_plausible(tmp_path: Path):
+    metrics = system_metrics(str(tmp_path))
+    assert set(metrics) >= {
+        f"system/{name}" for name in ("cpu_percent", "memory_used_gb", "process_memory_gb", "disk_free_gb")
+    }
+    assert 0 < metrics["system/process_memory_gb"] < metrics["system/memory_used_gb"]
+    assert all(math.isfinite(value) and value >= 0 for value in metrics.values())
+
+
+def test_importing_the_trackers_switches_usage_reports_off():
+    def telemetry(imports: str) -> str:
+        code = f"import {imports}\nfrom mlflow.telemetry import get_telemetry_client\nprint(get_telemetry_client())"
+        environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert telemetry("mlflow") != "None"  # what would be on otherwise
+    assert telemetry("bit_ray.tracking.runs, bit_ray.tracking.registry") == "None"
+
+
+def open_at(uri: str, storage: str | Path) -> TrackedRun:
+    config = TrackingConfig(uri=uri)
+    return TrackedRun.open(config, run_name="a", storage=str(storage), params={}, tags={}, kind="pretrain")
