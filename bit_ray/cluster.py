@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
+_started_here = False
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Resources:
     local: bool
     """Whether this process started the cluster."""
 
+    @property
+    def num_places(self) -> int:
+        """Computations that run side by side without sharing a core or a GPU."""
+        return self.num_gpus or (num_local_cores() if self.local else max(1, self.num_cpus))
+
 
 def num_local_cores() -> int:
     """CPU cores that this process may use."""
@@ -29,9 +35,13 @@ def num_local_cores() -> int:
 
 @contextmanager
 def cluster() -> Iterator[Resources]:
-    """Use the cluster of ``RAY_ADDRESS`` (which ``ray job submit`` sets), or start one here and stop it at the end."""
+    """Use the cluster of ``RAY_ADDRESS`` (which ``ray job submit`` sets), or start one here and stop it at the end.
+
+    Inside another ``with cluster()`` it is that one which goes on being used.
+    """
+    global _started_here
     if ray.is_initialized():
-        yield _resources(local=False)
+        yield _resources(local=_started_here)
         return
     # Ray's own bars would fight with ours over the terminal.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -52,9 +62,11 @@ def cluster() -> Iterator[Resources]:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    _started_here = True
     try:
         yield _resources(local=True)
     finally:
+        _started_here = False
         ray.shutdown()
 
 

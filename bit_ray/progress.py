@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +27,45 @@ def print_table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...]
 
 def _is_number(text: str) -> bool:
     return bool(text) and text.replace(",", "").replace(" ", "").strip("%+-.±sBGKM").replace(".", "").isdigit()
+
+
+@contextmanager
+def track(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how much of some work is done, how fast it goes and the time left; call what it gives with each advance."""
+    if sys.stdout.isatty():
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total, rate="")
+
+            def advance(count: int) -> None:
+                bar.advance(task, count)
+                speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+                bar.update(task, rate=f"{speed:,.1f} {unit}/s" if speed else "")
+
+            yield advance
+        return
+    started = time.monotonic()
+    done, shown = 0, 0.0
+
+    def count_up(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        share = done / total if total else 0.0
+        if done == total or share - shown >= 0.1:
+            shown = share
+            speed = done / max(time.monotonic() - started, 1e-9)
+            left = f", {(total - done) / speed / 60:.1f} min left" if total else ""
+            console.print(f"{title}: {done:,}/{total or '?'} {unit}, {speed:,.1f} {unit}/s{left}")
+
+    yield count_up
 
 
 class TrainingProgress:

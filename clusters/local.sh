@@ -54,9 +54,16 @@ is_alive() {
   state=$(ps -o stat= -p "$1" 2>/dev/null) && [ "${state:0:1}" != Z ]
 }
 
-# Everything a node started, by its session, whose id is the recorded process id.
-session_of() {
-  ps -e -o pid=,sess=,stat= | awk -v session="$1" '$2 == session && $3 !~ /^Z/ { print $1 }'
+# All that the recorded processes started and that still runs: their descendants, and the orphans in their sessions. The
+# driver of a job has a session of its own.
+started_by() {
+  ps -e -o pid=,ppid=,sess=,stat= | awk -v roots="$*" '
+    BEGIN { split(roots, list); for (i in list) mine[list[i]] = root[list[i]] = 1 }
+    $4 !~ /^Z/ { parent[$1] = $2; if ($3 in root) mine[$1] = 1 }
+    END {
+      do { grown = 0; for (p in parent) if (!(p in mine) && parent[p] in mine) grown = mine[p] = 1 } while (grown)
+      for (p in parent) if (p in mine) print p
+    }'
 }
 
 # Of node number $1. Not 127.0.0.1, for which Ray would take the machine's outer address.
@@ -116,10 +123,13 @@ print_env() {
 }
 
 up() {
-  local num_nodes=${1:-2} index
+  local num_nodes=$1 index port
   [[ $num_nodes =~ ^[1-9][0-9]?$ ]] || fail "N: given $num_nodes; accepted: 1 to 99 nodes"
   [ ${#DIR} -le 60 ] || fail "CLUSTER_DIR: given $DIR; accepted: at most 60 characters, as sockets live in it"
   compgen -G "$DIR/node*.pid" >/dev/null && fail "$DIR: a cluster is there; run $0 down first, or set CLUSTER_DIR"
+  for port in "$PORT" $((PORT + 1)); do
+    (exec 3<>"/dev/tcp/$HOST/$port") 2>/dev/null && fail "CLUSTER_PORT: given $PORT, and port $port is taken; set another"
+  done
   find_ray
   mkdir -p "$DIR"
   chmod 700 "$DIR"
@@ -145,20 +155,22 @@ up() {
 }
 
 down() {
-  local file pids=() pid left
+  local file nodes=() all left pid
   compgen -G "$DIR/node*.pid" >/dev/null || {
     echo "no cluster in $DIR"
     return 0
   }
-  for file in "$DIR"/node*.pid; do pids+=("$(cat "$file")"); done
-  for pid in "${pids[@]}"; do is_alive "$pid" && kill -TERM "$pid" 2>/dev/null || true; done
-  for _ in $(seq 80); do # 8 s for all: Ray gives busy workers longer than anyone wants to wait
-    left=$(for pid in "${pids[@]}"; do session_of "$pid"; done)
-    [ -n "$left" ] || break
-    sleep 0.1
+  for file in "$DIR"/node*.pid; do nodes+=("$(cat "$file")"); done
+  mapfile -t all < <(started_by "${nodes[@]}")
+  for pid in "${nodes[@]}"; do is_alive "$pid" && kill -TERM "$pid" 2>/dev/null || true; done
+  local deadline=$((SECONDS + 8)) # Ray gives busy workers longer than anyone wants to wait
+  while [ $SECONDS -lt $deadline ]; do
+    mapfile -t left < <(ps -o pid=,stat= -p "$(IFS=, && echo "${all[*]}")" | awk '$2 !~ /^Z/ { print $1 }')
+    [ ${#left[@]} -gt 0 ] || break
+    sleep 0.2
   done
-  # shellcheck disable=SC2086  # a list of process ids
-  [ -z "$left" ] || kill -KILL $left 2>/dev/null || true
+  mapfile -t left < <(started_by "${nodes[@]}" "${left[@]}")
+  [ ${#left[@]} = 0 ] || kill -KILL "${left[@]}" 2>/dev/null || true
   rm -f "$DIR"/node*.pid
   rm -f "$DIR/auth_token" "$DIR/port"
   echo "down"

@@ -1,8 +1,8 @@
-"""Encoded image bytes to pixels, strictly: what is not a whole 8-bit RGB image is refused by name, or converted on request.
+"""Encoded image bytes to pixels, strictly: what is not a whole 8-bit RGB image is refused by name, or converted.
 
 With ``convert=True`` a grayscale image is repeated over three channels, 16 bits keep their high byte, CMYK and other
-colour spaces become RGB as Pillow converts them, transparent pixels are laid over white, palettes are looked up, and of
-an animation the first frame is taken. EXIF orientation and colour profiles are ignored, as in the BiT papers' pipelines.
+colour spaces become RGB as Pillow converts them, transparent pixels are laid over white, palettes are looked up, and
+of an animation the first frame is taken. EXIF orientation and colour profiles are ignored, as usual for these sets.
 """
 
 import io
@@ -12,7 +12,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bit_ray.errors import DataError
 
@@ -85,7 +85,7 @@ def _decode_other(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np
     except Image.DecompressionBombError as error:
         size = re.search(r"\((\d+) pixels\)", str(error))
         raise ImageError(_bomb(f"{size[1]} pixels" if size else "very many pixels", max_pixels)) from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError("not an image of a known format, or its header is damaged") from None
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
         # Pillow's plugins raise all of these on damaged input.
@@ -100,7 +100,7 @@ def _not_plain_rgb(image: Image.Image) -> str | None:
     # Pillow opens 16-bit colour as "RGB"; only the decoder's raw mode still tells.
     if image.mode == "F":
         raise ImageError("floating-point pixels; accepted: 8-bit RGB")
-    if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
+    if image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ())):
         return "16-bit"
     if image.mode == "CMYK":
         return "CMYK"

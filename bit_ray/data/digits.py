@@ -57,8 +57,8 @@ class DigitsSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The name and the split."""
-        return {"kind": "digits", "split": self.split}
+        """The split, and the version of how they are drawn."""
+        return {"kind": "digits", "version": 1, "split": self.split}
 
     def part(self, indices: npt.NDArray[np.int64]) -> DigitsPart:
         """Return the digits at these indices."""

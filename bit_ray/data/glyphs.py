@@ -1,9 +1,10 @@
 """The embedded upstream data set: characters rendered from the fonts that matplotlib ships, 32x32, dark ink on white.
 
 The classes are the 2,993 characters of Unicode categories L (letters) and S (symbols) that at least 8 of 16 text faces
-have, but two that draw nothing. Decimal digits are in neither category, so nothing of the downstream digits is seen; letters that merely look like
-digits (O, l, I) are letters and stay, as do letters of several scripts that look the same (A, Greek Alpha, Cyrillic A).
-Sizes S, M and L mirror BiT-S/M/L: they are the first 50, the first 500 and all classes of one seeded permutation.
+have, but two that draw nothing. Decimal digits are in neither category, so nothing of the downstream digits is seen;
+letters that merely look like digits (O, l, I) are letters and stay, as do letters of several scripts that look the same
+(A, Greek Alpha, Cyrillic A). Sizes S, M and L mirror BiT-S/M/L: they are the first 50, the first 500 and all classes of
+one seeded permutation.
 """
 
 import io
@@ -101,9 +102,10 @@ class GlyphSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The arguments that decide the glyphs."""
+        """What decides the glyphs; ``version`` is to be raised when they are drawn otherwise."""
         return {
             "kind": "glyphs",
+            "version": 1,
             "num_classes": len(self.characters),
             "examples_per_class": self.examples_per_class,
             "first_index": self.first_index,
@@ -142,8 +144,8 @@ def class_name(character: str) -> str:
 def render_glyph(label: int, index: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
     """Render example ``index`` of class ``label``: [32, 32] uint8, a pure function of the three numbers.
 
-    Drawn uniformly: the face among those that have the character, rotation (+-15 degrees), shear (+-0.2), scale (font of
-    18 to 39 px, less where the ink would not fit), stretch of the width (+-15 %) and offset (+-8 % of the side).
+    Drawn uniformly: the face among those that have the character, rotation (+-15 degrees), shear (+-0.2), scale (font
+    of 18 to 39 px, less where the ink would not fit), stretch of the width (+-15 %) and offset (+-8 % of the side).
     """
     character = permuted_characters(seed)[label]
     rng = np.random.default_rng((seed, label, index))

@@ -1,8 +1,8 @@
 """The manifest of a shard set: everything a reader must know before it opens the first shard.
 
 ``manifest.json`` is written last, so a directory that has one holds a whole set; a directory that has only
-``_writing.json`` is half-written. A reader never lists a bucket and opens no footer to plan an epoch: every row group of
-a shard has exactly ``row_group_size`` rows, but the shard's last, which has what is left.
+``_writing.json`` is half-written. A reader never lists a bucket and opens no footer to plan an epoch: every row group
+of a shard has exactly ``row_group_size`` rows, but the shard's last, which has what is left.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -99,7 +99,7 @@ def read_manifest(uri: str | Path) -> Manifest:
     total = sum(shard.num_examples for shard in manifest.shards)
     if total != manifest.num_examples or not manifest.shards or manifest.row_group_size < 1:
         raise DataError(
-            f"{path}: num_examples: {manifest.num_examples}, but {len(manifest.shards)} shards with {total} are listed; "
+            f"{path}: num_examples: {manifest.num_examples}, but its {len(manifest.shards)} shards have {total}; "
             "the manifest is damaged, restore it or write the set again"
         )
     return manifest

@@ -1,6 +1,7 @@
 """One function over many tasks: in this process, or as Ray tasks with a bounded number in flight."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from itertools import islice
 from typing import Any, TypeVar
 
 from bit_ray.errors import BitRayError, ConfigError
@@ -8,13 +9,13 @@ from bit_ray.errors import BitRayError, ConfigError
 T = TypeVar("T")
 
 
-def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int) -> Iterator[T]:
+def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int) -> Generator[T, None, None]:
     """Yield ``function(*task)`` for every task: in order in this process, or as they finish from Ray.
 
     Args:
         function: importable by name, its result and arguments picklable; may run twice if a worker dies.
         tasks: taken one by one, no faster than they are worked on.
-        num_workers: Ray tasks in flight, on the cluster of ``RAY_ADDRESS`` or one started here; 0 works in this process.
+        num_workers: Ray tasks in flight, on the cluster of ``RAY_ADDRESS`` or one started here; 0 is this process.
 
     Raises:
         ConfigError: num_workers is negative.
@@ -30,13 +31,13 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
 
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level="warning")
     remote = ray.remote(num_cpus=1)(_call)
     pending: list[Any] = []
     queue = iter(tasks)
     try:
         while True:
-            while len(pending) < num_workers and (task := next(queue, None)) is not None:
+            for task in islice(queue, num_workers - len(pending)):
                 pending.append(remote.remote(function, *task))
             if not pending:
                 break
@@ -47,7 +48,8 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
             yield outcome
     finally:
         # A caller that cleans up after a failure must not meet a task that still writes.
-        ray.wait(pending, num_returns=len(pending)) if pending else None
+        if pending:
+            ray.wait(pending, num_returns=len(pending))
         if started_here:
             ray.shutdown()
 

@@ -41,7 +41,7 @@ class Writing:
         self.fresh = WRITING not in names
         if self.fresh and names:
             raise DataError(
-                f"{output}: is not empty and is no unfinished shard set; accepted: a new or empty directory; choose another"
+                f"{output}: is not empty and is no unfinished shard set; accepted: a new or empty directory"
             )
         if not self.fresh:
             self.done = _done(output, plan, on_bad)
@@ -87,8 +87,8 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
     manifest = read_manifest(output)
     if not plan_digest or manifest.plan_digest != plan_digest:
         raise DataError(
-            f"{output}: already holds the shard set {manifest.name!r}, written from another source or with other options; "
-            "accepted: a new or empty directory; choose another output, or delete the set"
+            f"{output}: already holds the shard set {manifest.name!r}, written from another source or "
+            "with other options; accepted: a new or empty directory; choose another output, or delete the set"
         )
     store.delete_files([store.join(output, WRITING)])
     return manifest

@@ -1,8 +1,8 @@
 """The shard format: Parquet files of encoded images, written and read a row group at a time.
 
-Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes as they came; ``labels`` list<int32>, class
-indices. Nothing is compressed again. The bytes of a shard are a pure function of its examples, so a shard may be built
-anywhere, and again after a failure.
+Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes as they came; ``labels`` list<int32>,
+class indices. Nothing is compressed again. The bytes of a shard are a pure function of its examples, so a shard may be
+built anywhere, and again after a failure.
 """
 
 import hashlib
@@ -194,9 +194,7 @@ def check_example(example: Example, num_classes: int, multi_label: bool) -> None
                 "correct the label or the class list"
             )
     if not multi_label and len(example.labels) != 1:
-        raise DataError(
-            f"{example.id}: {len(example.labels)} labels; accepted: one; correct them, or set multi_label (--multi-label)"
-        )
+        raise DataError(f"{example.id}: {len(example.labels)} labels; accepted: one; correct them, or set multi_label")
 
 
 def read_rows(uri: str, manifest: Manifest, shard_index: int, row_group_indices: Sequence[int]) -> pa.Table:

@@ -1,11 +1,11 @@
 """Where shards come from: a folder of class folders, a CSV or Parquet table of paths and labels, or an iterator."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,70 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bit_ray.data import store
-from bit_ray.data.shards import Example, Unreadable
-from bit_ray.errors import DataError
+from bit_ray.data.catalog import is_embedded, open_embedded
+from bit_ray.data.shards import Example, Source, Unreadable
+from bit_ray.errors import ConfigError, DataError
 
 _TABLES = (".csv", ".parquet")
 _NUM_READERS = 8
 _READ_AHEAD = 32
 LABEL_SEPARATOR = ";"
+
+
+@dataclass(frozen=True)
+class IteratorSource:
+    """An iterable of examples, with what a ``Source`` would tell of itself, but neither length nor parts."""
+
+    examples: Iterable[Example]
+    class_names: tuple[str, ...]
+    multi_label: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The kind: the content is known only after it has run."""
+        return {"kind": "iterator"}
+
+
+def open_source(
+    source: str | Path | Source | Iterable[Example],
+    output: str,
+    class_names: Sequence[str] | None,
+    multi_label: bool,
+    root: str | None,
+    num_workers: int,
+) -> Source | IteratorSource:
+    """Open whatever ``write_shards`` takes as source.
+
+    Raises:
+        ConfigError: an option that this kind of source does not take.
+        DataError: a source that is not there, empty, or refused.
+    """
+    if isinstance(source, (str, Path)) and not is_embedded(str(source)):
+        if _within(output, str(source)):
+            raise DataError(f"{output}: lies inside the source {source}; accepted: an output elsewhere; choose another")
+        return open_files(source, root=root, class_names=class_names, multi_label=multi_label)
+    if root is not None:
+        raise ConfigError(f"root: {root}; accepted: only with a .csv or .parquet table; leave it out")
+    if isinstance(source, (str, Path)):
+        opened = open_embedded(str(source))
+    elif hasattr(source, "part"):
+        opened = cast(Source, source)
+    else:
+        if num_workers > 0:
+            raise ConfigError(
+                f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
+            )
+        if not class_names or len(set(class_names)) < len(class_names):
+            raise ConfigError("class_names: empty or not unique; accepted with an iterator: unique names; give them")
+        return IteratorSource(source, tuple(class_names), multi_label)
+    if class_names is not None or multi_label:
+        option = "class_names" if class_names is not None else "multi_label"
+        raise ConfigError(f"{option}: given with a source that knows its own; accepted: nothing; leave it out")
+    if not opened.class_names or not len(opened):
+        raise DataError(
+            f"source: {len(opened)} examples of {len(opened.class_names)} classes; accepted: at least one of each"
+        )
+    return opened
 
 
 @dataclass(frozen=True)
@@ -61,7 +118,7 @@ class FileSource:
         empty_classes: tuple[str, ...] = (),
     ) -> None:
         """``items`` has the columns id and path (text) and labels (list of class indices)."""
-        self.root = root
+        self.root = store.absolute(root)
         self.items = items
         self.class_names = class_names
         self.multi_label = multi_label
@@ -96,8 +153,8 @@ def open_files(
 
     In a folder the first level names the class and every file below it that is not hidden is an image; the id is the
     path below ``uri``. In a table relative paths start at ``root`` or else where the table lies; labels are class names
-    or, where ``class_names`` does not know them, class indices; with ``multi_label`` they are separated by ``;`` in a CSV
-    and a list in Parquet (which implies it); the id is the column ``id`` or else the path.
+    or, where ``class_names`` does not know them, class indices; with ``multi_label`` they are separated by ``;`` in a
+    CSV and a list in Parquet (which implies it); the id is the column ``id`` or else the path.
 
     Raises:
         DataError: no such path, no class, no image, an id that comes twice, a label outside the class list.
@@ -164,17 +221,19 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
     if len(repeated):
         what = "id" if "id" in table.column_names else "path"
         raise DataError(
-            f"{uri}: {what} {repeated[0]['values'].as_py()} comes {repeated[0]['counts'].as_py()} times; accepted: unique; "
-            "remove the repetitions, or give a column id"
+            f"{uri}: {what} {repeated[0]['values'].as_py()} comes {repeated[0]['counts'].as_py()} times; "
+            "accepted: unique; remove the repetitions, or give a column id"
         )
-    start = root if root is not None else uri.rpartition("/")[0] or "."
+    start = root if root is not None else (uri.rpartition("/")[0] or "/" if "/" in uri else ".")
     return FileSource(start, pa.table({"id": ids, "path": paths, "labels": labels}), classes, multi_label=multi_label)
 
 
 def _read_table(uri: str) -> pa.Table:
     files, path = store.filesystem(uri)
+    with store.explained(uri):
+        stream = files.open_input_file(path)
     try:
-        with store.explained(uri), files.open_input_file(path) as stream:
+        with stream:
             if uri.endswith(".parquet"):
                 return pq.read_table(stream)
             text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
@@ -241,7 +300,10 @@ def _check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
 
 def _outside(place: str, label: str, classes: tuple[str, ...]) -> str:
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return f"{place}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) or an index"
+    return (
+        f"{place}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) "
+        "or its index; correct the label or the class list"
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -250,6 +312,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
+
+
+def _within(path: str, directory: str) -> bool:
+    inner, outer = store.filesystem(path)[1], store.filesystem(directory)[1]
+    return store.is_local(path) == store.is_local(directory) and f"{inner}/".startswith(f"{outer}/")
 
 
 def _located(root: str, path: str) -> str:

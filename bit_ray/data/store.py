@@ -1,6 +1,6 @@
 """Files by URI: a local path, ``file://``, ``s3://`` or ``gs://``, through one small set of functions.
 
-Writes are atomic: a local file is written under another name and renamed, an object appears when its upload is complete.
+Writes are atomic: a local file is written under another name and renamed, an object appears when its upload is whole.
 """
 
 import json
@@ -66,7 +66,12 @@ def _remote(scheme: str, bucket: str, authority: str, query: str, environment: t
 def join(uri: str | Path, *parts: str) -> str:
     """Return the URI of something inside the directory ``uri``, keeping a query such as ``?endpoint_override=...``."""
     base, mark, query = str(uri).partition("?") if not is_local(uri) else (str(uri), "", "")
-    return "/".join([base.rstrip("/") or "/", *(part.strip("/") for part in parts)]) + mark + query
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + query
+
+
+def absolute(uri: str | Path) -> str:
+    """Return the URI in a form that means the same in a process with another working directory."""
+    return filesystem(uri)[1] if is_local(uri) else str(uri).rstrip("/")
 
 
 def exists(uri: str | Path) -> bool:
@@ -213,7 +218,7 @@ def explained(uri: str | Path) -> Iterator[None]:
 
 def _explanation(error: OSError) -> str:
     text = " ".join(str(error).split())
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "the store")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the store"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         return "no such bucket; create it or correct the name"
     if isinstance(error, FileNotFoundError):

@@ -69,8 +69,8 @@ def _manifest(uri: str, digest: str) -> Manifest:
     manifest = read_manifest(uri)
     if manifest.digest != digest:
         raise DataError(
-            f"{uri}: the shard set has changed since the run began (digest {manifest.digest[:12]}, expected {digest[:12]}); "
-            "restore it, or start a run under another name"
+            f"{uri}: the shard set has changed since the run began (digest {manifest.digest[:12]}, expected "
+            f"{digest[:12]}); restore it, or start a run under another name"
         )
     return manifest
 

@@ -87,8 +87,8 @@ def verify_shards(
     Raises:
         DataError: no whole set there, or the store cannot be reached.
     """
-    uri = str(uri)
     manifest = read_manifest(uri)
+    uri = store.absolute(uri)
     counts: Counter[str] = Counter()
     problems: list[Problem] = []
     hashes: list[npt.NDArray[np.uint64]] = []

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +14,11 @@ import numpy as np
 
 from bit_ray.config import digest
 from bit_ray.data import store
-from bit_ray.data.catalog import is_embedded, open_embedded
 from bit_ray.data.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.parallel import each
 from bit_ray.data.resume import Writing, whole_set
 from bit_ray.data.shards import Example, ShardPlan, ShardResult, Source, build_shard, median_size
-from bit_ray.data.sources import FileSource, open_files
+from bit_ray.data.sources import FileSource, IteratorSource, open_source
 from bit_ray.data.verify import repeated_ids
 from bit_ray.errors import ConfigError, DataError
 
@@ -73,8 +72,8 @@ def write_shards(
         multi_label: whether an example may have any number of labels; for tables and iterables.
         root: where a table's relative paths start, if not beside it.
         row_group_size: rows that are read together; 64 ImageNet photographs are 7 MB.
-        shard_examples: examples in a shard; by default a sixteenth of the set, so that 16 readers find work, but at most
-            4,096, which is 450 MB of ImageNet. In whole row groups.
+        shard_examples: examples in a shard; by default a sixteenth of the set, so that 16 readers find work, but at
+            most 4,096, which is 450 MB of ImageNet. In whole row groups.
         seed: of the order in which the source is cut, so that every shard mixes the classes.
         convert_images: whether readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB
             (the stored bytes stay as they came) instead of their being bad.
@@ -88,10 +87,10 @@ def write_shards(
         DataError: a source, label or image that is refused. What a fresh run has written is removed again.
     """
     start = time.monotonic()
-    output = str(output).rstrip("/") or "/"
+    output = store.absolute(output)
     _check_options(name, row_group_size, shard_examples, on_bad)
-    examples = _open(source, output, class_names, multi_label, root, num_workers)
-    known = None if isinstance(examples, _Unsized) else examples
+    examples = open_source(source, output, class_names, multi_label, root, num_workers)
+    known = None if isinstance(examples, IteratorSource) else examples
     total = len(known) if known is not None else None
     size = _shard_size(shard_examples, row_group_size, total)
     plan = ShardPlan(
@@ -124,7 +123,7 @@ def write_shards(
     writing = Writing(output, described, on_bad=on_bad)
     tick = _counter(progress, sum(size for _ in writing.done), total)
     try:
-        if isinstance(examples, _Unsized):
+        if isinstance(examples, IteratorSource):
             results = _from_iterator(examples.examples, plan, size, writing.done, tick)
         else:
             results = _from_source(examples, plan, size, seed, writing.done, num_workers, tick)
@@ -150,55 +149,6 @@ def write_shards(
     return _report(output, manifest, start, num_resumed=writing.num_resumed, skipped=skipped, empty_classes=empty)
 
 
-@dataclass(frozen=True)
-class _Unsized:
-    """An iterator of examples, with what a ``Source`` would tell of itself."""
-
-    examples: Iterable[Example]
-    class_names: tuple[str, ...]
-    multi_label: bool
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"kind": "iterator"}
-
-
-def _open(
-    source: str | Path | Source | Iterable[Example],
-    output: str,
-    class_names: Sequence[str] | None,
-    multi_label: bool,
-    root: str | None,
-    num_workers: int,
-) -> Source | _Unsized:
-    if isinstance(source, (str, Path)) and not is_embedded(str(source)):
-        if store.join(output, "").startswith(store.join(source, "")):
-            raise DataError(f"{output}: lies inside the source {source}; accepted: an output elsewhere; choose another")
-        return open_files(source, root=root, class_names=class_names, multi_label=multi_label)
-    if root is not None:
-        raise ConfigError(f"root: {root}; accepted: only with a .csv or .parquet table; leave it out")
-    if not isinstance(source, (str, Path)) and not hasattr(source, "part"):
-        assert isinstance(source, Iterable)
-        if num_workers > 0:
-            raise ConfigError(
-                f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
-            )
-        if not class_names or len(set(class_names)) < len(class_names):
-            raise ConfigError(
-                "class_names: empty or with repetitions; accepted with an iterator: unique names; give them"
-            )
-        return _Unsized(source, tuple(class_names), multi_label)
-    if class_names is not None or multi_label:
-        option = "class_names" if class_names is not None else "multi_label"
-        raise ConfigError(f"{option}: given with a source that knows its own; accepted: nothing; leave it out")
-    opened = open_embedded(str(source)) if isinstance(source, (str, Path)) else source
-    if not opened.class_names or not len(opened):
-        raise DataError(
-            f"source: {len(opened)} examples, {len(opened.class_names)} classes; accepted: at least one of each"
-        )
-    return opened
-
-
 def _from_source(
     source: Source,
     plan: ShardPlan,
@@ -207,7 +157,7 @@ def _from_source(
     done: dict[int, ShardResult],
     num_workers: int,
     tick: Callable[[int], None],
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Build the shards that are not done, each from its slice of a seeded permutation."""
     order = np.random.default_rng(seed).permutation(len(source))
     parts = {index: order[start : start + size] for index, start in enumerate(range(0, len(order), size))}
@@ -226,12 +176,11 @@ def _from_iterator(
     size: int,
     done: dict[int, ShardResult],
     tick: Callable[[int], None],
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Build shard after shard, passing over those that are done after a look at their ids and labels."""
     resumed = dict(done)
     iterator = iter(examples)
-    index = 0
-    for first in iterator:
+    for index, first in enumerate(iterator):
         sha = hashlib.sha256()
         chunk = _digested(chain([first], islice(iterator, size - 1)), sha)
         before = resumed.pop(index, None)
@@ -244,7 +193,6 @@ def _from_iterator(
             if sha.hexdigest() != before.source_digest:
                 resumed[index] = before
                 break
-        index += 1
     if resumed:
         raise DataError(
             f"{plan.output}: half-written from other examples (shard {min(resumed)} differs); "

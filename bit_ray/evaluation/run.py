@@ -1,8 +1,8 @@
-"""Evaluation of a saved model on a shard set, in full and over the whole cluster: every image once, no batch dropped."""
+"""Evaluation of a saved model on a shard set, over the whole cluster: every image once, no batch dropped."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,37 +18,16 @@ from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.shards import read_rows
 from bit_ray.errors import ConfigError, DataError, root_cause
 from bit_ray.evaluation.classifier import Classifier, load_model
+from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.evaluation.plots import confusion_figure
 from bit_ray.models.package import ModelSpec
 from bit_ray.models.zoo import create_model
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 
 # More parts than places to run, so that a slow one does not hold up the end.
 _PARTS_PER_PLACE = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Evaluate a saved model on a shard set."""
-
-    model: str
-    """models:/NAME@ALIAS, or a saved model's folder or URI."""
-    shards: str
-    """Shard set to evaluate on: a folder, s3://... or gs://..."""
-    name: str = ""
-    """Name of the MLflow run; empty: made from the model and the shard set."""
-    batch_size: int = 64
-    """Images per forward pass."""
-    storage: str = "bit_ray_runs"
-    """Folder of all runs, where the default tracking store lies."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the evaluation is recorded."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size: {self.batch_size}; an integer of at least 1; raise it")
 
 
 @dataclass(frozen=True)
@@ -122,7 +101,7 @@ def evaluate_model(
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
     groups = [(i, g) for i in range(len(manifest.shards)) for g in range(manifest.row_groups(i))]
-    places = resources.num_gpus or max(1, resources.num_cpus // 2)
+    places = resources.num_places
     num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else min(places, 2))
     parts = [part.tolist() for part in np.array_split(np.array(groups), num_parts)]
     model = ray.put(({k: v.cpu() for k, v in classifier.model.state_dict().items()}, classifier.spec))

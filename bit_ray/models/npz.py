@@ -9,6 +9,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +108,8 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _npz_names(model: ResNetV2) -> dict[str, str]:

@@ -109,18 +109,18 @@ def register(
     uri = server.tracking_uri(tracking_uri)
     package_uri = store.filesystem(package_uri)[1] if store.is_local(package_uri) else package_uri.rstrip("/")
     if uri.startswith("http") and store.is_local(package_uri):
-        log.warning("%s is a local path: version %s of %s loads on this machine only", package_uri, alias, name)
+        log.warning("%s is a local path: models:/%s@%s will load on this machine only", package_uri, name, alias)
     data, spec, weights = _read_package(package_uri)
     client = server.connect(uri)
     digest = hashlib.sha256(data).hexdigest()
     tags = {
+        **{f"bit_ray.{key}": str(value) for key, value in spec.provenance.items()},
         "bit_ray.weights_uri": package_uri,
         "bit_ray.sha256": weights.sha256,
         "bit_ray.num_bytes": str(weights.num_bytes),
         "bit_ray.description_sha256": digest,
         "bit_ray.model": spec.model,
         "bit_ray.num_classes": str(spec.num_classes),
-        **{f"bit_ray.{key}": str(value) for key, value in spec.provenance.items()},
     }
     try:
         version = _find_version(client, name, tags)
@@ -234,8 +234,15 @@ def _find_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str 
 def _create_version(client: MlflowClient, name: str, model_id: str, tags: dict[str, str], run_id: str | None) -> str:
     with suppress(MlflowException):  # the name exists already; anything else shows in the next call
         client.create_registered_model(name)
-    version = client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
-    if "mlflow.modelVersions" not in client.get_logged_model(model_id).tags:  # a server sets it, SQLite alone does not
+    logged = client.get_logged_model(model_id)
+    if client.tracking_uri.startswith("http"):
+        where = {"source": f"models:/{model_id}", "model_id": model_id}
+    else:
+        # A database asked directly would look the model's id up in MLflow's global tracking URI, not in this one.
+        where = {"source": logged.artifact_location}
+    # Every version is ready at once; waiting for it would be announced in the log.
+    version = client.create_model_version(name, run_id=run_id, tags=tags, await_creation_for=0, **where)
+    if not client.tracking_uri.startswith("http"):  # as a server does
         pages = json.dumps([{"name": name, "version": version.version}])
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": pages})
     return str(version.version)

@@ -8,11 +8,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bit_ray.errors import ConfigError, TrackingError
+from bit_ray.errors import TrackingError
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.sending import send
 from bit_ray.tracking.server import connect, experiment_id, one_line, shown, tracking_uri
@@ -30,20 +30,6 @@ log = logging.getLogger(__name__)
 
 SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where a run is recorded."""
-
-    uri: str = ""
-    """MLflow tracking URI; empty: ``MLFLOW_TRACKING_URI``, or else a SQLite file in the run storage."""
-    experiment: str = "bit_ray"
-    """MLflow experiment that the run belongs to; made when there is none."""
-
-    def __post_init__(self) -> None:
-        if not self.experiment.strip():
-            raise ConfigError("experiment: empty; accepted: the name of an MLflow experiment; leave it out for bit_ray")
 
 
 class TrackedRun:

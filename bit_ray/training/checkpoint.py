@@ -1,14 +1,13 @@
 """Checkpoints of training: a saved model with the optimizer and the position beside it.
 
-A checkpoint is a directory that `bit_ray.models.package` can load as a model, plus ``optimizer.safetensors`` (momentum and
-generator state) and ``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position in the
-data is one integer, the next step: order, views and MixUp are functions of (seed, step).
+A checkpoint is a directory that `bit_ray.models.package` can load as a model, plus ``optimizer.safetensors`` (momentum
+and generator state) and ``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position in
+the data is one integer, the next step: order, views and MixUp are functions of (seed, step).
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,6 +17,9 @@ from bit_ray.errors import ModelError
 from bit_ray.models.package import ModelSpec, load_package, save_package
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.training.plan import TrainPlan
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +41,12 @@ def save_checkpoint(
     progress: Progress,
 ) -> None:
     """Write a checkpoint into a local directory; the caller moves it to the storage as a whole."""
-    names = {p: name for name, p in model.named_parameters()}
-    tensors = {
-        f"momentum.{names[p]}": state["momentum_buffer"].contiguous().cpu()
-        for p, state in optimizer.state.items()
-        if state.get("momentum_buffer") is not None
-    }
+    tensors = {name: buffer.contiguous().cpu() for name, buffer in _momentum(model, optimizer).items()}
     tensors["rng.torch"] = torch.get_rng_state()
-    safetensors.torch.save_file(tensors, directory / "optimizer.safetensors")
-    training = {"format": 1, "progress": to_dict(progress), "plan": to_dict(plan), "plan_digest": plan.digest}
-    (directory / "training.json").write_text(json.dumps(training, indent=1))
+    safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
+    training = {"format": 1, "progress": to_dict(progress), "plan_digest": plan.digest, "plan": to_dict(plan)}
+    (directory / TRAINING_FILE).write_text(json.dumps(training, indent=1))
     save_package(directory, model, spec)
-
-
-def read_training(directory: Path) -> dict[str, Any]:
-    """Plan and progress of a checkpoint as plain data.
-
-    Raises:
-        ModelError: There is no readable ``training.json``.
-    """
-    try:
-        training = json.loads((directory / "training.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{directory}: not a training checkpoint ({error}); a directory with training.json; start from another one"
-        ) from None
-    assert isinstance(training, dict)
-    return training
 
 
 def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Progress:
@@ -74,23 +55,38 @@ def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Opt
     Raises:
         ModelError: The checkpoint belongs to another plan, or is damaged.
     """
-    training = read_training(directory)
-    if training["plan_digest"] != plan.digest:
+    try:
+        training = json.loads((directory / TRAINING_FILE).read_text())
+        plan_digest, progress = str(training["plan_digest"]), from_dict(Progress, training["progress"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{directory}: written by plan {training['plan_digest'][:12]}, this run's is {plan.digest[:12]}; "
+            f"{directory}: not a training checkpoint ({error}); accepted: a directory with {TRAINING_FILE}; "
+            "start from another one"
+        ) from None
+    if plan_digest != plan.digest:
+        raise ModelError(
+            f"{directory}: written by plan {plan_digest[:12]}, this run's is {plan.digest[:12]}; "
             "a run continues with the settings it began with; use another name for other settings"
         )
-    model.load_state_dict(load_package(directory)[0].state_dict())
+    path = directory / OPTIMIZER_FILE
     try:
-        tensors = safetensors.torch.load_file(directory / "optimizer.safetensors")
+        tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{directory}/optimizer.safetensors: {error}; start from an earlier checkpoint") from None
-    torch.set_rng_state(tensors.pop("rng.torch"))
-    for name, p in model.named_parameters():
-        if (momentum := tensors.pop(f"momentum.{name}", None)) is not None:
-            optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
-    if tensors:
-        raise ModelError(
-            f"{directory}/optimizer.safetensors: unknown entries {sorted(tensors)[:3]}; use another checkpoint"
-        )
-    return from_dict(Progress, training["progress"])
+        raise ModelError(f"{path}: cannot be read ({error}); start from an earlier checkpoint") from None
+    momentum = _momentum(model, optimizer)
+    if odd := tensors.keys() ^ {*momentum, "rng.torch"}:
+        raise ModelError(f"{path}: missing or unknown entries {sorted(odd)[:3]}; start from an earlier checkpoint")
+    model.load_state_dict(load_package(directory)[0].state_dict())
+    for name, buffer in momentum.items():
+        buffer.copy_(tensors[name])
+    torch.set_rng_state(tensors["rng.torch"])
+    return progress
+
+
+def _momentum(model: ResNetV2, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Momentum buffers by name; none for an optimizer without momentum."""
+    return {
+        f"momentum.{name}": optimizer.state[p]["momentum_buffer"]
+        for name, p in model.named_parameters()
+        if "momentum_buffer" in optimizer.state[p]
+    }

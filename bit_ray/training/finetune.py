@@ -1,7 +1,7 @@
 """Transfer: BiT-HyperRule meets a shard set and pre-trained weights."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ import torch
 from bit_ray.cluster import Resources
 from bit_ray.config import to_dict
 from bit_ray.data import store
-from bit_ray.data.augment import TrainView
 from bit_ray.data.manifest import MANIFEST, Manifest, read_manifest
-from bit_ray.data.order import Shuffle
 from bit_ray.data.shards import Example, file_sha256, read_rows, to_examples
 from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError
@@ -21,76 +19,13 @@ from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, sav
 from bit_ray.evaluation.run import check_classes, evaluate_model, record
 from bit_ray.models.npz import load_npz, npz_architecture
 from bit_ray.models.zoo import create_model, model_name
-from bit_ray.recipes.hyperrule import HyperRule, Profile, hyperrule
+from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.tracking.registry import check_name
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.launch import RegisterAs, Trained, TrainResult, preflight, register_result, train
-from bit_ray.training.plan import Runtime, TrainPlan
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleOverrides:
-    """Settings that replace the HyperRule's, with profile ``custom``; what is left out follows the rule."""
-
-    resize: int | None = None
-    """Side of the square before the random crop, pixels."""
-    crop: int | None = None
-    """Side of what the network sees, pixels."""
-    num_steps: int | None = None
-    """Optimizer steps; warm-up and boundaries scale with them."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up."""
-    boundaries: tuple[int, ...] | None = None
-    """Steps after which the learning rate is divided by ten."""
-    batch_size: int | None = None
-    """Images per optimizer step."""
-    base_lr: float | None = None
-    """Learning rate."""
-    mixup_alpha: float | None = None
-    """MixUp's parameter; 0: off."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Fine-tune a network on a shard set by BiT-HyperRule."""
-
-    name: str
-    """Name of the run; starting again with the same name continues it."""
-    shards: str
-    """Shard set to train on: a folder, s3://... or gs://..."""
-    init: str = ""
-    """Weights to start from: models:/NAME@ALIAS, a saved model's folder or URI, or an official .npz; empty: from scratch."""
-    model: str = ""
-    """Network, when training from scratch; otherwise the weights say it."""
-    test_shards: str = ""
-    """Shard set to evaluate the result on, in full; empty: no evaluation."""
-    profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
-    rule: RuleOverrides = field(default_factory=RuleOverrides)
-    """Settings that replace the rule's, with profile custom."""
-    random_crop: bool = True
-    """Off for tasks in which position matters (paper App. F)."""
-    random_flip: bool = True
-    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
-    shots: int = 0
-    """Train on this many examples per class, drawn by subset_seed; 0: on all."""
-    subset_seed: int = 0
-    """Seed of the few-shot draw."""
-    storage: str = "bit_ray_runs"
-    """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
-    seed: int = 0
-    """Seed of the order, the views and MixUp."""
-    shuffle: Shuffle = field(default_factory=Shuffle)
-    """How far apart examples are mixed."""
-    runtime: Runtime = field(default_factory=Runtime)
-    """How the plan is carried out; none of it changes what is learnt."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is recorded."""
-    register: RegisterAs = field(default_factory=RegisterAs)
-    """Where the finished model is registered."""
-    dry_run: bool = False
-    """Print the resolved plan and stop."""
+from bit_ray.training.config import FinetuneConfig, RuleOverrides
+from bit_ray.training.launch import Trained, TrainResult, register_result, train
+from bit_ray.training.preflight import preflight
 
 
 @dataclass(frozen=True)
@@ -152,8 +87,8 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
         subset = load_subset(index_uri, manifest.digest)
         if (subset.k, subset.seed) != (shots, seed):
             raise ConfigError(
-                f"shots: {shots} with subset_seed {seed}, but the run of this name drew {subset.k} with seed {subset.seed}; "
-                "choose another name"
+                f"shots: {shots} with subset_seed {seed}, but the run of this name drew {subset.k} with seed "
+                f"{subset.seed}; choose another name"
             )
         return
     ids, labels = read_labels(shards, manifest)
@@ -178,38 +113,6 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
         class_names=manifest.class_names,
         convert_images=manifest.convert_images,
         row_group_size=manifest.row_group_size,
-    )
-
-
-def finetune_plan(
-    config: FinetuneConfig, rule: HyperRule, manifest: Manifest, model: str, init_digest: str
-) -> TrainPlan:
-    """The HyperRule's settings for the data at hand, as a plan."""
-    return TrainPlan(
-        kind="finetune",
-        model=model,
-        num_classes=manifest.num_classes,
-        init=config.init,
-        init_digest=init_digest,
-        manifest_digest=manifest.digest,
-        num_examples=manifest.num_examples,
-        view=TrainView(
-            crop="resize_crop" if rule.random_crop else "resize",
-            crop_size=rule.crop,
-            resize_size=rule.resize,
-            random_flip=rule.random_flip,
-        ),
-        resize_mode="square",
-        resize_size=rule.crop,
-        loss="sigmoid" if manifest.multi_label else "softmax",
-        schedule=rule.schedule,
-        global_batch_size=rule.batch_size,
-        momentum=rule.momentum,
-        weight_decay=rule.weight_decay,
-        mixup_alpha=rule.mixup_alpha,
-        seed=config.seed,
-        shuffle=config.shuffle,
-        recipe=to_dict(rule),
     )
 
 
@@ -250,9 +153,19 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         model,
         random_crop=config.random_crop,
         random_flip=config.random_flip,
-        **_given(config.rule),
+        **given(config.rule),
     )
-    plan = finetune_plan(config, rule, manifest, model, init.digest if init else "")
+    plan = transfer_plan(
+        rule,
+        model=model,
+        num_classes=manifest.num_classes,
+        multi_label=manifest.multi_label,
+        manifest_digest=manifest.digest,
+        init=config.init,
+        init_digest=init.digest if init else "",
+        seed=config.seed,
+        shuffle=config.shuffle,
+    )
     if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run):
         return None
 
@@ -281,5 +194,5 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     return register_result(result, config.name, config.register, config.tracking, config.storage)
 
 
-def _given(rule: RuleOverrides) -> dict[str, Any]:
+def given(rule: RuleOverrides) -> dict[str, Any]:
     return {name: value for name, value in asdict(rule).items() if value is not None}

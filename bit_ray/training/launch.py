@@ -5,36 +5,36 @@ checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json`
 continues it, or returns the result at once.
 """
 
-import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
 import ray.train
-import torch
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from bit_ray.cluster import Resources, cluster, num_local_cores
+from bit_ray.cluster import Resources, cluster
 from bit_ray.config import from_dict, to_dict
 from bit_ray.data import store
 from bit_ray.data.manifest import Manifest
-from bit_ray.errors import BitRayError, ConfigError, DataError, ModelError, root_cause
+from bit_ray.errors import ConfigError, ModelError, root_cause
 from bit_ray.evaluation.plots import curve_figure
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, parse_description
-from bit_ray.models.zoo import PUBLISHED, create_model
-from bit_ray.progress import TrainingProgress, console, print_table
+from bit_ray.progress import TrainingProgress, console
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
+from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
-from bit_ray.training.plan import Runtime, TrainPlan, batch_split
+from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.preflight import choose_workers
 
-_MOST_SHARDS_LOOKED_AT = 1000
+PLAN_FILE = "plan.json"
+RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +51,6 @@ class TrainResult:
     """Identity of what was learnt."""
     metrics: dict[str, float]
     """Last reported metrics."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisterAs:
-    """Name under which the finished model is registered."""
-
-    name: str = ""
-    """Registered name; empty: the name of the run."""
-    alias: str = "champion"
-    """Alias that the new version gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +71,8 @@ class _Forward(ray.train.UserCallback):
         self._actor = events.actor
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self._actor.put_nowait.remote(metrics[0])
+        # Waited for: what is only on its way when the controller ends is lost.
+        ray.get(self._actor.put_nowait.remote(metrics[0]))
 
 
 class _Listener(threading.Thread):
@@ -91,7 +82,6 @@ class _Listener(threading.Thread):
         super().__init__(name="reports", daemon=True)
         self.events, self.tracked, self.progress = events, run, progress
         self.history: list[dict[str, Any]] = []
-        self.stopped_by: str = ""
         self._finished = threading.Event()
 
     def run(self) -> None:
@@ -103,11 +93,10 @@ class _Listener(threading.Thread):
                 if finished:
                     return
                 continue
-            if "stopped" in metrics:
-                self.stopped_by = metrics["stopped"]
-                continue
-            self.history.append(metrics)
             self.progress.update(metrics)
+            if self.history and metrics["step"] <= self.history[-1]["step"]:
+                continue  # reported already, before workers were started again
+            self.history.append(metrics)
             numbers = {name: value for name, value in metrics.items() if "/" in name}
             self.tracked.log_metrics(numbers, step=metrics["step"])
 
@@ -117,94 +106,14 @@ class _Listener(threading.Thread):
         self.join()
 
 
-def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: int) -> tuple[int, bool]:
-    """Number of training workers, and whether each gets a GPU.
-
-    Left to us, it is the most that divide the global batch: one per GPU, or without GPUs one per core of this machine, or
-    half the CPUs of a cluster, whose other half then reads and decodes.
-
-    Raises:
-        ConfigError: CUDA is asked for and there is none, or no CPU would be left for readers on this machine.
-    """
-    use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and resources.num_gpus > 0)
-    if use_gpu and resources.num_gpus == 0 and resources.local:
-        raise ConfigError("runtime.device: cuda, but this machine has no GPU; use auto or cpu")
-    if runtime.num_workers:
-        if resources.local and not use_gpu and runtime.num_workers >= resources.num_cpus:
-            raise ConfigError(
-                f"runtime.num_workers: {runtime.num_workers}; at most {resources.num_cpus - 1} on this machine; lower it"
-            )
-        return runtime.num_workers, use_gpu
-    if use_gpu:
-        most = resources.num_gpus
-    else:
-        most = num_local_cores() if resources.local else resources.num_cpus // 2
-    most = max(1, min(most, global_batch_size))
-    return next(n for n in range(most, 0, -1) if global_batch_size % n == 0), use_gpu
-
-
-def describe(plan: TrainPlan, runtime: Runtime, manifest: Manifest, num_workers: int) -> list[tuple[str, str]]:
-    """The resolved plan as rows for ``--dry-run``.
-
-    Raises:
-        ConfigError: The batch does not divide over workers and micro-batches.
-    """
-    micro, num_micro = batch_split(
-        plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0
-    )
-    schedule = plan.schedule
-    table = ", ".join(f"{lr:.4g} from step {step:,}" for step, lr in schedule.table())
-    saves = -(-schedule.num_steps // runtime.checkpoint_every_steps)
-    passes = schedule.num_steps * plan.global_batch_size / plan.num_examples
-    known = plan.model in PUBLISHED
-    return [
-        ("model", f"{plan.model}{'' if known else ' (own size)'}, {_num_parameters(plan):,} parameters"),
-        ("weights", plan.init or f"from scratch, seed {plan.seed}"),
-        (
-            "shards",
-            f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes in "
-            f"{len(manifest.shards):,} shards, {manifest.num_bytes / 1e6:,.1f} MB, digest {plan.manifest_digest[:12]}",
-        ),
-        (
-            "view",
-            f"{plan.view.crop}, {plan.view.crop_size} x {plan.view.crop_size} pixels"
-            + (", flips" if plan.view.random_flip else "")
-            + f"; evaluation: {plan.resize_mode}",
-        ),
-        ("loss", f"{plan.loss} cross-entropy" + (f", MixUp {plan.mixup_alpha:g}" if plan.mixup_alpha else "")),
-        ("length", f"{schedule.num_steps:,} steps of {plan.global_batch_size:,} images, {passes:,.2f} passes"),
-        ("learning rate", table),
-        (
-            "optimizer",
-            f"SGD, momentum {plan.momentum:g}, weight decay {plan.weight_decay:g} on kernels"
-            + (f", gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else ""),
-        ),
-        ("batch split", f"{num_workers} workers x {num_micro} micro-batches x {micro} images"),
-        ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
-        ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),
-        (
-            "checkpoints",
-            f"{saves} (every {runtime.checkpoint_every_steps:,} steps and at the end), "
-            f"the last {runtime.num_checkpoints_to_keep} are kept",
-        ),
-        ("plan digest", plan.digest[:12]),
-    ]
-
-
-def _num_parameters(plan: TrainPlan) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in create_model(plan.model, plan.num_classes).parameters())
-
-
-def _claim(run_uri: str, plan: TrainPlan) -> TrainResult | None:
-    """Tie the name of the run to its plan; the result if the run is done already.
+def _finished(run_uri: str, plan: TrainPlan) -> TrainResult | None:
+    """The result of the run, if it is done already.
 
     Raises:
         ConfigError: The name belongs to a run with another plan.
     """
-    place = store.join(run_uri, "plan.json")
+    place = store.join(run_uri, PLAN_FILE)
     if not store.exists(place):
-        store.write_json(place, {"digest": plan.digest, "plan": to_dict(plan)})
         return None
     recorded = store.read_json(place)
     if recorded.get("digest") != plan.digest:
@@ -213,7 +122,7 @@ def _claim(run_uri: str, plan: TrainPlan) -> TrainResult | None:
             f"name: {run_uri} holds a run whose {field} is {old}, here it is {new}; "
             "a run continues with the settings it began with; choose another name or restore the setting"
         )
-    result = store.join(run_uri, "result.json")
+    result = store.join(run_uri, RESULT_FILE)
     return from_dict(TrainResult, store.read_json(result)) if store.exists(result) else None
 
 
@@ -258,13 +167,13 @@ def train(
         BitRayError: Anything the user can put right.
     """
     run_uri = store.join(storage, name)
+    done = _finished(run_uri, plan)
+    if done is not None:
+        console.print(f"{name}: done already, {done.package_uri}")
+        return done
     with cluster() as resources:
         num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
         batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
-        done = _claim(run_uri, plan)
-        if done is not None:
-            console.print(f"{name}: done already, {done.package_uri}")
-            return done
         identity = {
             "manifest_digest": plan.manifest_digest,
             "config_digest": plan.digest,
@@ -281,6 +190,8 @@ def train(
         )
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
+            # From here on the name belongs to this plan.
+            store.write_json(store.join(run_uri, PLAN_FILE), {"digest": plan.digest, "plan": to_dict(plan)})
             spec = ModelSpec(
                 model=plan.model,
                 num_classes=plan.num_classes,
@@ -304,7 +215,7 @@ def train(
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
-            store.write_json(store.join(run_uri, "result.json"), to_dict(result))
+            store.write_json(store.join(run_uri, RESULT_FILE), to_dict(result))
             status = "FINISHED"
             return result
         except KeyboardInterrupt:
@@ -358,8 +269,6 @@ def _fit(
         listener.finish()
         listener.progress.close()
         events.shutdown()
-    if listener.stopped_by:
-        raise _Stopped(listener.stopped_by)
     if listener.history:
         steps, losses, rates = zip(
             *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
@@ -379,38 +288,6 @@ def _fit(
     )
 
 
-def preflight(plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime, *, dry_run: bool) -> bool:
-    """Find what would fail later, and for a dry run print the plan.
-
-    Returns:
-        Whether to go on.
-
-    Raises:
-        BitRayError: The batch does not divide, or shards are missing or cut short.
-    """
-    local = Resources(1, 2 * num_local_cores() + 1, torch.cuda.device_count(), local=not os.environ.get("RAY_ADDRESS"))
-    if dry_run:
-        with cluster() if not local.local else nullcontext(local) as resources:
-            num_workers, _ = choose_workers(runtime, resources, plan.global_batch_size)
-    else:
-        num_workers = runtime.num_workers
-    if num_workers:
-        rows = describe(plan, runtime, manifest, num_workers)
-    # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
-    checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
-    sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])
-    for shard, size in zip(checked, sizes, strict=True):
-        if size != shard.num_bytes:
-            found = "is missing" if size is None else f"has {size:,} bytes, not {shard.num_bytes:,}"
-            raise DataError(
-                f"{store.join(shards, shard.path)}: {found}, against the manifest; "
-                f"run bit-ray shards verify {shards}, and write the set again or restore the shard"
-            )
-    if dry_run:
-        print_table("Plan", rows)
-    return not dry_run
-
-
 def register_result(
     result: TrainResult, run_name: str, target: RegisterAs, tracking: TrackingConfig, storage: str
 ) -> Trained:
@@ -423,7 +300,3 @@ def register_result(
         run_id=result.run_id,
     )
     return Trained(result=result, version=version)
-
-
-class _Stopped(BitRayError):
-    """The workers stopped the run together, with a reason for the user."""

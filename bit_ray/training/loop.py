@@ -17,12 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bit_ray.data import store
 from bit_ray.data.stream import StreamSpec, batches
+from bit_ray.errors import ModelError
 from bit_ray.models.package import ModelSpec
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import create_model
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from bit_ray.training.plan import Runtime, TrainPlan, batch_split
+from bit_ray.training.config import Runtime
+from bit_ray.training.plan import TrainPlan, batch_split
 from bit_ray.training.step import NonFiniteError, TrainStep, build_optimizer, micro_batches, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -108,8 +110,8 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         view=plan.view,
     )
 
-    def now() -> Progress:
-        return Progress(next_step=step + 1, train_s=progress.train_s + time.perf_counter() - started)
+    def now(next_step: int) -> Progress:
+        return Progress(next_step=next_step, train_s=progress.train_s + time.perf_counter() - started)
 
     started = mark = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
@@ -126,17 +128,20 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             log = save or done % runtime.log_every_steps == 0
             if log:
                 step_fn.check()
+                # Overflowed weights fail the next step for certain, and must not get into a checkpoint before.
+                weight_norm = _kernel_norm(model)
+                if not math.isfinite(weight_norm):
+                    raise NonFiniteError(done)
         except NonFiniteError as error:
-            # Every worker raises at the same step; a stopped run must not be started again into the same wall.
-            step = error.step
-            place = store.join(worker.run_uri, f"nonfinite-step-{step:08d}")
+            place = store.join(worker.run_uri, f"nonfinite-step-{error.step:08d}")
             if rank == 0:
                 with tempfile.TemporaryDirectory() as local:
-                    save_checkpoint(Path(local), model, worker.spec, optimizer, plan, now())
+                    save_checkpoint(Path(local), model, worker.spec, optimizer, plan, now(error.step))
                     for file in Path(local).iterdir():
                         store.upload_file(file, store.join(place, file.name))
-            ray.train.report({"stopped": f"{error}; checkpoint: {place}"})
-            return
+            if num_workers > 1:
+                dist.barrier()  # all raise at the same step, and the first to leave takes the others with it
+            raise ModelError(f"{error}; checkpoint: {place}") from None
         if log:
             if num_workers > 1:
                 dist.all_reduce(loss_since)
@@ -147,7 +152,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 "train/loss": loss_since.item() / steps_since,
                 "train/lr": plan.schedule.lr_at(step),
                 "train/grad_norm": grad_norm.item(),
-                "train/weight_norm": _kernel_norm(model),
+                "train/weight_norm": weight_norm,
                 "train/images_seen": done * plan.global_batch_size,
                 "train/epoch": done * plan.global_batch_size / plan.num_examples,
                 "speed/images_per_s": steps_since * plan.global_batch_size / elapsed,
@@ -155,7 +160,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 **(system_metrics() if rank == 0 else {}),
             }
             if save:
-                _report_checkpoint(rank, metrics, model, worker.spec, optimizer, plan, now())
+                _report_checkpoint(rank, metrics, model, worker.spec, optimizer, plan, now(done))
             else:
                 ray.train.report(metrics)
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
@@ -166,9 +171,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
 def _kernel_norm(model: nn.Module) -> float:
     """Norm of all kernels: weight decay and weight standardization play against each other in it (paper §4.2)."""
     kernels = [p.detach() for p in model.parameters() if p.ndim > 1]
-    norm = torch.nn.utils.get_total_norm(kernels, foreach=True).item()
-    assert math.isfinite(norm)
-    return norm
+    return torch.nn.utils.get_total_norm(kernels, foreach=True).item()
 
 
 def _report_checkpoint(

@@ -1,10 +1,11 @@
 """What a training run is, fully resolved: everything that decides the weights that come out, and nothing else.
 
-A recipe and a manifest become a `TrainPlan` once, on the driver. ``--dry-run`` prints it, every worker follows it, every
-checkpoint carries it, and its digest is the run's identity. How the plan is carried out (workers, micro-batches, precision,
-intervals) is a `Runtime` and may change between a stop and the next start.
+A recipe and a manifest become a `TrainPlan` once, on the driver. ``--dry-run`` prints it, every worker follows it,
+every checkpoint carries it, and its digest is the run's identity. How the plan is carried out (workers, micro-batches,
+precision, intervals) is a `Runtime` and may change between a stop and the next start.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,6 @@ from bit_ray.errors import ConfigError
 from bit_ray.recipes.schedules import Schedule
 
 Loss = Literal["softmax", "sigmoid"]
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class TrainPlan:
     num_classes: int
     """Outputs of the head."""
     init: str = ""
-    """URI of the weights to start from: a saved model, a registered one, or an official ``.npz``; empty: from scratch."""
+    """URI of the weights to start from: a saved model, a registered one or an ``.npz``; empty: from scratch."""
     init_digest: str = ""
     """SHA-256 of those weights."""
     manifest_digest: str
@@ -66,8 +66,14 @@ class TrainPlan:
     """The recipe this plan came from, for the record."""
 
     def __post_init__(self) -> None:
-        if self.global_batch_size < 1:
-            raise ConfigError(f"global_batch_size: {self.global_batch_size}; an integer of at least 1; raise it")
+        for name, least in (("num_examples", 1), ("global_batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+        for name in ("mixup_alpha", "clip_norm", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)}; 0 (off) or more; correct it")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the paper has 0.9")
         if self.mixup_alpha and self.global_batch_size % 2:
             raise ConfigError(
                 f"global_batch_size: {self.global_batch_size}; an even number, because MixUp mixes pairs; add one"
@@ -77,45 +83,6 @@ class TrainPlan:
     def digest(self) -> str:
         """SHA-256 of the plan: the same plan on the same data gives the same weights, up to rounding."""
         return digest(to_dict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """How a plan is carried out; none of it changes what is learnt, up to rounding."""
-
-    num_workers: int = 0
-    """Training workers; 0: one per GPU of the cluster, or without GPUs one per CPU core of this machine."""
-    micro_batch_size: int = 0
-    """Examples per forward and backward pass of a worker; 0: the worker's whole share of the batch."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: CUDA when the cluster has GPUs."""
-    precision: Precision = "auto"
-    """``auto``: bfloat16 autocast on GPUs of compute capability 8 and up, else float32."""
-    compile: bool = False
-    """Run the model through ``torch.compile``."""
-    num_readers: int = 1
-    """Ray Data tasks that read and decode for one worker at a time."""
-    log_every_steps: int = 20
-    """Steps between two lines of metrics."""
-    checkpoint_every_steps: int = 1000
-    """Steps between two checkpoints; the last step always has one."""
-    num_checkpoints_to_keep: int = 2
-    """Older checkpoints are deleted."""
-    max_failures: int = 3
-    """Worker failures after which the run gives up; a restarted worker group continues from the last checkpoint."""
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("num_workers", 0),
-            ("micro_batch_size", 0),
-            ("num_readers", 1),
-            ("log_every_steps", 1),
-            ("checkpoint_every_steps", 1),
-            ("num_checkpoints_to_keep", 1),
-            ("max_failures", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"runtime.{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
 
 
 def batch_split(

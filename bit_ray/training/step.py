@@ -1,28 +1,29 @@
 """One optimizer step: micro-batches, MixUp, loss, precision, update. PyTorch only.
 
-GroupNorm looks at one image at a time, so splitting a batch over micro-batches and workers changes nothing but rounding:
-the loss is a mean over the *global* batch, however it is cut.
+GroupNorm looks at one image at a time, so splitting a batch over micro-batches and workers changes nothing but
+rounding: the loss is a mean over the *global* batch, however it is cut.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bit_ray.errors import ConfigError, ModelError
-from bit_ray.training.plan import Loss, Precision, TrainPlan
+from bit_ray.training.config import Precision
+from bit_ray.training.plan import Loss, TrainPlan
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of the convolutions.
 
     ``auto`` takes bfloat16 on GPUs with tensor cores for it and float32 elsewhere: on a CPU without AMX or AVX512-BF16
-    bfloat16 convolutions are an order of magnitude slower than float32, and with them the networks small enough to train
-    on a CPU gain little.
+    bfloat16 convolutions are an order of magnitude slower than float32, and with them the networks small enough to
+    train on a CPU gain little.
 
     Raises:
         ConfigError: bfloat16 is asked for on a device that has no fast path for it.
@@ -30,7 +31,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     if precision == "bf16" and not fast:
         raise ConfigError(
@@ -49,7 +50,7 @@ def normalize(images: torch.Tensor, device: torch.device) -> torch.Tensor:
         device: Where the network is.
 
     Returns:
-        ``[B, 3, H, W] float32`` in [-1, 1], channels-last in memory: (x - 127.5) / 127.5 (google-research/big_transfer#26).
+        ``[B, 3, H, W] float32`` in [-1, 1], channels-last in memory: (x - 127.5) / 127.5 (big_transfer#26).
     """
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
 
@@ -60,7 +61,7 @@ def loss_sum(logits: torch.Tensor, targets: torch.Tensor, loss: Loss) -> torch.T
     Args:
         logits: ``[B, C]``.
         targets: ``[B] int64`` for softmax, ``[B, C]`` multi-hot for sigmoid.
-        loss: ``sigmoid`` sums the binary cross-entropies over classes (google-research/big_transfer#26).
+        loss: ``sigmoid`` sums the binary cross-entropies over classes (big_transfer#26).
 
     Returns:
         Scalar float32.
@@ -89,7 +90,12 @@ def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=0.0, momentum=plan.momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=plan.momentum, fused=True)
+    if plan.momentum:
+        # The first step makes the same of zeros as of nothing, and a step that is left out does not leave garbage.
+        for p in model.parameters():
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 class NonFiniteError(ModelError):
@@ -97,7 +103,7 @@ class NonFiniteError(ModelError):
 
     def __init__(self, step: int):
         super().__init__(
-            f"step {step}: the loss or its gradient is not finite; the weights before this step are kept for inspection; "
+            f"step {step}: the loss or its gradient is not finite; the weights are those before this step; "
             "lower the learning rate, set clip_norm, or look at this step's images"
         )
         self.step = step
@@ -155,12 +161,9 @@ class TrainStep:
             targets = targets.to(self.device, non_blocking=True)
             if lam != 1.0:
                 x = x.lerp(swap_neighbours(x), 1.0 - lam)
-            last = i == num_micro_batches - 1
             # Gradients travel between workers once per step, with the last micro-batch.
-            no_sync = (
-                self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
-            )
-            with no_sync:
+            last = i == num_micro_batches - 1
+            with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                     logits = self.model(x)
                 loss = loss_sum(logits, targets, plan.loss)
@@ -185,8 +188,8 @@ class TrainStep:
     def check(self) -> None:
         """Wait for the last step and make sure that it was finite.
 
-        Called by the next step just before its own update, when the answer has long arrived; call it after the last step.
-        Every worker holds the same summed gradient, so all of them raise together.
+        Called by the next step just before its own update, when the answer has long arrived; call it after the last
+        step. Every worker holds the same summed gradient, so all of them raise together.
 
         Raises:
             NonFiniteError: The gradient of the last step was not finite; the weights are those before that step.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from s3_server import Bucket, S3Server
+from servers import mlflow_server  # noqa: F401  # a fixture
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,8 @@ def ray_local() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="warning",
-        _node_ip_address="127.0.0.1",
+        # Not 127.0.0.1, for which Ray would take the machine's outer address.
+        _node_ip_address="127.0.0.2",
     )
     yield
     ray.shutdown()

@@ -4,6 +4,7 @@ import os
 
 import pyarrow.fs
 import pytest
+import ray
 from botocore.exceptions import ClientError
 from s3_server import ACCESS_KEY, READ_ONLY_KEY, SECRET_KEY, Bucket, S3Server
 
@@ -71,3 +72,15 @@ def test_acknowledged_data_survive_a_crash_of_the_server(tmp_path_factory: pytes
         assert server.client().get_object(Bucket="kept", Key="key")["Body"].read() == b"data"
     finally:
         server.stop()
+
+
+def test_a_ray_task_reaches_the_bucket_when_it_is_given_the_variables(s3: Bucket, ray_local: None) -> None:
+    @ray.remote(num_cpus=1, runtime_env={"env_vars": s3.environment})
+    def write(uri: str) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(b"data")
+
+    assert ray.cluster_resources()["CPU"] == 6
+    ray.get(write.remote(s3.uri("key")))
+    assert s3.keys() == ["key"]

@@ -266,6 +266,8 @@ def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch):
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_a_write_into_a_missing_folder_is_refused(tmp_path):
+def test_a_write_into_a_missing_folder_is_refused(file, tmp_path):
+    with pytest.raises(ModelError, match="cannot be written .Not a directory"):
+        save_npz(_random_model(), file / "m.npz")
     with pytest.raises(ModelError, match="cannot be written .No such file or directory"):
         save_npz(_random_model(), tmp_path / "absent" / "m.npz")

@@ -1,0 +1,43 @@
+# make run    sets everything up and runs the main job: pre-train, transfer, register, predict
+# make test   sets everything up and runs all tests
+# make lint   format, lint, types and import arrows, as in CI
+#
+# PYTHON is the interpreter the environment is made from, VENV where it goes.
+
+PYTHON ?= python3
+VENV ?= .venv
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+
+.PHONY: run test lint
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.installed
+	$(VENV)/bin/python jobs/quickstart.py
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest --cov
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+# Debian's python3 without python3-venv makes no pip; then the pip outside puts one in.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: PYTHON: given $(PYTHON) ($$($(PYTHON) --version 2>&1)); accepted: Python 3.11 or newer;" \
+	         "run make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV): about 6 GB and two minutes, once."
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; } || \
+	  { rm -rf $(VENV); echo "error: no virtual environment can be made; install python3-venv or pip" >&2; exit 1; }

@@ -1,0 +1,19 @@
+"""Where runs are recorded, as settings; MLflow itself is not needed to read them."""
+
+from dataclasses import dataclass
+
+from bit_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run is recorded."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty: ``MLFLOW_TRACKING_URI``, or else a SQLite file in the run storage."""
+    experiment: str = "bit_ray"
+    """MLflow experiment that the run belongs to; made when there is none."""
+
+    def __post_init__(self) -> None:
+        if not self.experiment.strip():
+            raise ConfigError("experiment: empty; accepted: the name of an MLflow experiment; leave it out for bit_ray")

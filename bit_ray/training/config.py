@@ -1,0 +1,162 @@
+"""What a user sets for a training run.
+
+Imports neither PyTorch nor Ray nor MLflow, so that the command line answers ``--help`` at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bit_ray.data.order import Shuffle
+from bit_ray.errors import ConfigError
+from bit_ray.recipes.hyperrule import Profile
+from bit_ray.recipes.upstream import UpstreamRecipe, bit_m
+from bit_ray.tracking.config import TrackingConfig
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a plan is carried out; none of it changes what is learnt, up to rounding."""
+
+    num_workers: int = 0
+    """Training workers; 0: one per GPU of the cluster, or without GPUs one per CPU core of this machine."""
+    micro_batch_size: int = 0
+    """Examples per forward and backward pass of a worker; 0: the worker's whole share of the batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: CUDA when the cluster has GPUs."""
+    precision: Precision = "auto"
+    """``auto``: bfloat16 autocast on GPUs of compute capability 8 and up, else float32."""
+    compile: bool = False
+    """Run the model through ``torch.compile``."""
+    num_readers: int = 1
+    """Ray Data tasks that read and decode for one worker at a time."""
+    log_every_steps: int = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every_steps: int = 1000
+    """Steps between two checkpoints; the last step always has one."""
+    num_checkpoints_to_keep: int = 2
+    """Older checkpoints are deleted."""
+    max_failures: int = 3
+    """Worker failures after which the run gives up; a restarted worker group continues from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_workers", 0),
+            ("micro_batch_size", 0),
+            ("num_readers", 1),
+            ("log_every_steps", 1),
+            ("checkpoint_every_steps", 1),
+            ("num_checkpoints_to_keep", 1),
+            ("max_failures", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"runtime.{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterAs:
+    """Name under which the finished model is registered."""
+
+    name: str = ""
+    """Registered name; empty: the name of the run."""
+    alias: str = "champion"
+    """Alias that the new version gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pre-train a BiT network on a shard set."""
+
+    name: str
+    """Name of the run; starting again with the same name continues it."""
+    shards: str
+    """Shard set to train on: a folder, s3://... or gs://..."""
+    model: str = "R50x1"
+    """Network: R26x1 R50x1 R50x3 R101x1 R101x3 R152x1 R152x2 R152x4, or a size of your own such as R1-1-1-1x0.5."""
+    recipe: UpstreamRecipe = field(default_factory=bit_m)
+    """What the paper says, or your own."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
+    seed: int = 0
+    """Seed of the initial weights, the order, the views and MixUp."""
+    mixup_alpha: float = 0.0
+    """MixUp's parameter; the paper found no use for it upstream (§2.2)."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0: off."""
+    head_bias: float = 0.0
+    """Initial bias of the head; big_vision starts sigmoid training at -10."""
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    """How far apart examples are mixed."""
+    runtime: Runtime = field(default_factory=Runtime)
+    """How the plan is carried out; none of it changes what is learnt."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""
+    register: RegisterAs = field(default_factory=RegisterAs)
+    """Where the finished model is registered."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOverrides:
+    """Settings that replace the HyperRule's, with profile ``custom``; what is left out follows the rule."""
+
+    resize: int | None = None
+    """Side of the square before the random crop, pixels."""
+    crop: int | None = None
+    """Side of what the network sees, pixels."""
+    num_steps: int | None = None
+    """Optimizer steps; warm-up and boundaries scale with them."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up."""
+    boundaries: tuple[int, ...] | None = None
+    """Steps after which the learning rate is divided by ten."""
+    batch_size: int | None = None
+    """Images per optimizer step."""
+    base_lr: float | None = None
+    """Learning rate."""
+    mixup_alpha: float | None = None
+    """MixUp's parameter; 0: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tune a network on a shard set by BiT-HyperRule."""
+
+    name: str
+    """Name of the run; starting again with the same name continues it."""
+    shards: str
+    """Shard set to train on: a folder, s3://... or gs://..."""
+    init: str = ""
+    """Weights to start from: models:/NAME@ALIAS, a saved model's folder or URI, or an .npz; empty: from scratch."""
+    model: str = ""
+    """Network, when training from scratch; otherwise the weights say it."""
+    test_shards: str = ""
+    """Shard set to evaluate the result on, in full; empty: no evaluation."""
+    profile: Profile = "code"
+    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
+    rule: RuleOverrides = field(default_factory=RuleOverrides)
+    """Settings that replace the rule's, with profile custom."""
+    random_crop: bool = True
+    """Off for tasks in which position matters (paper App. F)."""
+    random_flip: bool = True
+    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
+    shots: int = 0
+    """Train on this many examples per class, drawn by subset_seed; 0: on all."""
+    subset_seed: int = 0
+    """Seed of the few-shot draw."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
+    seed: int = 0
+    """Seed of the order, the views and MixUp."""
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    """How far apart examples are mixed."""
+    runtime: Runtime = field(default_factory=Runtime)
+    """How the plan is carried out; none of it changes what is learnt."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""
+    register: RegisterAs = field(default_factory=RegisterAs)
+    """Where the finished model is registered."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""

@@ -1,0 +1,87 @@
+import dataclasses
+import json
+
+import pytest
+
+from bit_ray.data.manifest import Manifest, Shard, read_manifest, to_json, write_manifest
+from bit_ray.errors import DataError
+
+SHARDS = tuple(
+    Shard(path=f"shard-{i:05d}.parquet", num_examples=n, num_bytes=100 * n, sha256=f"{i:064x}")
+    for i, n in enumerate((10, 10, 3))
+)
+MANIFEST = Manifest(
+    name="test",
+    class_names=("ant", "bee"),
+    multi_label=False,
+    row_group_size=4,
+    median_image_size=(375, 500),
+    num_examples=23,
+    shards=SHARDS,
+)
+
+
+def test_a_manifest_comes_back(tmp_path):
+    write_manifest(tmp_path / "set", MANIFEST)
+    read = read_manifest(tmp_path / "set")
+    assert read == MANIFEST
+    assert read.digest == MANIFEST.digest
+    assert read.num_bytes == 2300
+    assert [read.row_groups(i) for i in range(3)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"name": "other"}, True),
+        ({"median_image_size": (1, 1)}, True),
+        ({"plan_digest": "x"}, True),
+        ({"shards": tuple(dataclasses.replace(s, path="x" + s.path) for s in SHARDS)}, True),
+        ({"class_names": ("bee", "ant")}, False),
+        ({"multi_label": True}, False),
+        ({"row_group_size": 5}, False),
+        ({"convert_images": True}, False),
+        ({"shards": SHARDS[::-1]}, False),
+        ({"shards": (dataclasses.replace(SHARDS[0], sha256="f" * 64), *SHARDS[1:])}, False),
+    ],
+)
+def test_the_digest_is_of_the_content_not_of_the_name(change, same):
+    assert (dataclasses.replace(MANIFEST, **change).digest == MANIFEST.digest) is same
+
+
+def changed(**changes):
+    return json.dumps({**to_json(MANIFEST), **changes})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "no such path; give the directory of a shard set"),
+        ({"x.txt": ""}, "is not a shard set (no manifest.json in it)"),
+        ({"_writing.json": "{}"}, "is a half-written shard set; run the same `bit-ray shards write` command again"),
+        ({"manifest.json": changed()[:200]}, "manifest.json: not valid JSON"),
+        ({"manifest.json": ""}, "manifest.json: not valid JSON"),
+        ({"manifest.json": "[]"}, "manifest.json: not a manifest"),
+        ({"manifest.json": changed(format=2)}, "manifest.json: format: 2; accepted: 1"),
+        ({"manifest.json": changed(num_examples=24)}, "num_examples: 24, but its 3 shards have 23"),
+        ({"manifest.json": changed(shards=[], num_examples=0)}, "the manifest is damaged"),
+        ({"manifest.json": changed(extra=1)}, "manifest.json: extra"),
+        ({"manifest.json": changed(class_names=3)}, "manifest.json: class_names"),
+    ],
+)
+def test_what_is_not_a_whole_set_is_said_in_one_line(tmp_path, files, message):
+    directory = tmp_path / "set"
+    for name, text in (files or {}).items():
+        directory.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_manifest(directory)
+    assert str(caught.value).startswith(str(directory))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_manifest_itself_is_no_set(tmp_path):
+    write_manifest(tmp_path, MANIFEST)
+    with pytest.raises(DataError, match="names the manifest; give the directory it lies in"):
+        read_manifest(tmp_path / "manifest.json")
