@@ -2,7 +2,8 @@
 # make test   sets everything up and runs all tests
 # make lint   format, lint, types and import arrows, as in CI
 #
-# PYTHON is the interpreter the environment is made from, VENV where it goes.
+# PYTHON is the interpreter the environment is made from, VENV where it goes; its path may have no space, as Ray would
+# split it there when it starts a worker, and wait for ever.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,6 +38,9 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: PYTHON: given $(PYTHON) ($$($(PYTHON) --version 2>&1)); accepted: Python 3.11 or newer;" \
 	         "run make PYTHON=python3.11" >&2; exit 1; }
+	@case "$(VENV)" in /*) path="$(VENV)" ;; *) path="$(CURDIR)/$(VENV)" ;; esac; case "$$path" in *" "*) \
+	  echo "error: VENV: given $$path; accepted: a path without spaces, as Ray starts no worker there;" \
+	       "move the folder, or run make VENV=/some/other/place" >&2; exit 1 ;; esac
 	@echo "Setting up $(VENV): about 6 GB and two minutes, once."
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
 	  $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; } || \

@@ -58,7 +58,26 @@ def read_config(cls: type[T], path: str | Path) -> T:
     Raises:
         ConfigError: one line that starts with the path, for a missing or malformed file or a refused setting.
     """
-    path = Path(path)
+    data = _read_file(Path(path))
+    try:
+        return from_dict(cls, data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read the settings of a ``.json``, ``.yaml`` or ``.yml`` file as plain data, not yet checked against a config.
+
+    Raises:
+        ConfigError: one line that starts with the path, for a missing or malformed file.
+    """
+    data = _read_file(Path(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: {_wrong('', data, 'a mapping of settings')}")
+    return data
+
+
+def _read_file(path: Path) -> Any:
     suffix = _suffix(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -70,10 +89,7 @@ def read_config(cls: type[T], path: str | Path) -> T:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid {suffix[1:].upper()} ({reason}); correct the file") from None
-    try:
-        return from_dict(cls, data)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return data
 
 
 def write_config(config: Any, path: str | Path) -> None:

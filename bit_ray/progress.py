@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=True)
 
 
-def print_table(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
+def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
     """Print a table; numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(header))
     columns = header or ("",) * len(rows[0])

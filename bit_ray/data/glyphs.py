@@ -43,13 +43,14 @@ _NUM_VAL = 10
 
 # Glyphs are drawn at twice the size and reduced, which antialiases what the affine map leaves rough.
 _CANVAS = 2 * IMAGE_SIZE
-_FONT_SIZE = 52
-_MAX_INK = 0.85 * _CANVAS
+# Small sizes are drawn coarsely and enlarged, as photographs of small things are.
+_FONT_SIZES = (9, 13, 19, 27, 38, 52)
+_MAX_INK = 0.9 * _CANVAS
 _RANGES = (
-    (math.radians(-15), math.radians(15)),  # rotation
-    (-0.2, 0.2),  # shear
-    (0.7, 1.5),  # scale
-    (0.85, 1.15),  # stretch of the width
+    (math.radians(-25), math.radians(25)),  # rotation
+    (-0.4, 0.4),  # shear
+    (42, 88),  # scale: pixels of the canvas per em
+    (0.6, 1.3),  # stretch of the width
     (-0.08 * _CANVAS, 0.08 * _CANVAS),  # offset to the right
     (-0.08 * _CANVAS, 0.08 * _CANVAS),  # offset down
 )
@@ -144,16 +145,18 @@ def class_name(character: str) -> str:
 def render_glyph(label: int, index: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
     """Render example ``index`` of class ``label``: [32, 32] uint8, a pure function of the three numbers.
 
-    Drawn uniformly: the face among those that have the character, rotation (+-15 degrees), shear (+-0.2), scale (font
-    of 18 to 39 px, less where the ink would not fit), stretch of the width (+-15 %) and offset (+-8 % of the side).
+    Drawn uniformly: the face among those that have the character, the size it is drawn at (9 to 52 px), rotation (+-25
+    degrees), shear (+-0.4), scale (21 to 44 px per em, less where the ink would not fit), stretch of the width (-40 to
+    +30 %) and offset (+-8 % of the side): the spread of handwriting rather than of print.
     """
     character = permuted_characters(seed)[label]
     rng = np.random.default_rng((seed, label, index))
     faces = _faces_with(character)
-    ink = _ink(character, faces[rng.integers(len(faces))])
+    size = _FONT_SIZES[rng.integers(len(_FONT_SIZES))]
+    ink = _ink(character, faces[rng.integers(len(faces))], size)
     draws = zip(_RANGES, rng.random(len(_RANGES)), strict=True)
-    angle, shear, scale, stretch, dx, dy = (low + (high - low) * float(u) for (low, high), u in draws)
-    scale = min(scale, _MAX_INK / max(ink.size))
+    angle, shear, em, stretch, dx, dy = (low + (high - low) * float(u) for (low, high), u in draws)
+    scale = min(em / size, _MAX_INK / max(ink.size))
     # Pillow wants the inverse of the map from ink to canvas, rotation * shear * scale about the centres.
     cos, sin = math.cos(angle), math.sin(angle)
     across, down = 1 / (scale * stretch), 1 / scale
@@ -185,19 +188,19 @@ def _codes(face: str) -> frozenset[int]:
     return frozenset(FT2Font(str(_font_path(face))).get_charmap())
 
 
-@lru_cache(maxsize=16_384)
-def _ink(character: str, face: str) -> Image.Image:
+@lru_cache(maxsize=65_536)
+def _ink(character: str, face: str, size: int) -> Image.Image:
     """Return the drawn character, light on black, cropped to its ink with a border of one pixel."""
-    mask = _font(face).getmask(character, mode="L")
+    mask = _font(face, size).getmask(character, mode="L")
     drawn = Image.frombytes("L", mask.size, bytes(mask))
     left, top, right, bottom = drawn.getbbox() or (0, 0, 1, 1)
     return drawn.crop((left - 1, top - 1, right + 1, bottom + 1))
 
 
 @cache
-def _font(face: str) -> ImageFont.FreeTypeFont:
+def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
     # Basic layout: the shaping library that Pillow may or may not find would change the pixels.
-    return ImageFont.truetype(_font_path(face), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(_font_path(face), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

@@ -39,7 +39,7 @@ class Shuffle:
     def __post_init__(self) -> None:
         for name in ("num_lanes", "lane_window"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"shuffle.{name}: {getattr(self, name)}; an integer of at least 1; raise it")
+                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least 1; raise it")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bit_ray.data import store
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError, DataError, ModelError
-from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description, read_spec
 from bit_ray.models.resnet import ResNetV2
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -31,7 +31,7 @@ Prediction = list[tuple[str, float]]
 class Classifier:
     """A network together with what it needs to know to classify images."""
 
-    def __init__(self, model: ResNetV2, spec: ModelSpec) -> None:
+    def __init__(self, model: ResNetV2, spec: ModelSpec, sha256: str = "") -> None:
         if model.config.num_classes != spec.num_classes:
             raise ModelError(
                 f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
@@ -39,6 +39,8 @@ class Classifier:
             )
         self.model = model.eval()
         self.spec = spec
+        self.sha256 = sha256
+        """Digest of the file that the weights came from; empty for a model that came from none."""
 
     @property
     def device(self) -> torch.device:
@@ -140,8 +142,8 @@ def load_model(uri: str | os.PathLike[str], *, tracking_uri: str | None = None, 
         target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {device!r}; a device that torch has here, such as 'cpu' ({error})") from None
-    model, spec = _load(os.fspath(uri), tracking_uri)
-    return Classifier(model.to(target), spec)
+    model, spec, digest = _load(os.fspath(uri), tracking_uri)
+    return Classifier(model.to(target), spec, digest)
 
 
 def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint8]:
@@ -156,7 +158,7 @@ def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint
         try:
             return decode_image(image, convert=convert)
         except ImageError as error:
-            remedy = "8-bit RGB; pass convert=True to convert" if error.convertible else "a whole image; replace it"
+            remedy = "8-bit RGB; pass convert=True (--convert) to convert" if error.convertible else "a whole image; replace it"
             raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
@@ -175,17 +177,19 @@ def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint
     raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
 
 
-def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec]:
+def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec, str]:
     if uri.startswith("models:/"):
         from bit_ray.tracking import registry  # MLflow, which only these names need
 
-        return load_package(registry.fetch(registry.resolve(uri, tracking_uri)))
-    if store.is_local(uri):
-        return load_package(store.filesystem(uri)[1])
-    return _load_remote(uri)
+        directory = registry.fetch(registry.resolve(uri, tracking_uri))
+    elif store.is_local(uri):
+        directory = Path(store.filesystem(uri)[1])
+    else:
+        return _load_remote(uri)
+    return *load_package(directory), read_spec(directory)[1].sha256
 
 
-def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec]:
+def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec, str]:
     """Load a package through the cache, ``~/.cache/bit_ray`` or the folder that BIT_RAY_CACHE names."""
     try:
         description = store.read_bytes(store.join(uri, DESCRIPTION_FILE))
@@ -197,7 +201,7 @@ def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec]:
     cached = folder / f"{weights.sha256}-{sha256(description).hexdigest()[:8]}"
     if cached.is_dir():
         try:
-            return load_package(cached)
+            return *load_package(cached), weights.sha256
         except ModelError:  # damaged on this disk: fetch it again
             shutil.rmtree(cached, ignore_errors=True)
     partial = folder / f".{cached.name[:40]}.{uuid.uuid4().hex}.partial"
@@ -210,7 +214,7 @@ def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec]:
         except OSError:
             if not cached.is_dir():  # where it is, another process was faster
                 raise
-        return loaded
+        return *loaded, weights.sha256
     except (ModelError, DataError, OSError) as error:
         raise ModelError(f"{uri}: {error}") from error
     finally:

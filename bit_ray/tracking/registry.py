@@ -249,14 +249,14 @@ def _create_version(client: MlflowClient, name: str, model_id: str, tags: dict[s
 
 
 def _registry_uri(tracking_uri: str | None) -> str:
-    if tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        return server.tracking_uri(tracking_uri or "")
-    if DEFAULT_STORE.exists():
-        return server.tracking_uri("", str(DEFAULT_STORE.parent))
-    raise TrackingError(
-        f"tracking.uri: empty, and there is no {DEFAULT_STORE} below the current directory; set MLFLOW_TRACKING_URI "
-        f"to the registry's server or sqlite:///FILE"
-    )
+    named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server.tracking_uri(named or "", str(DEFAULT_STORE.parent))
+    if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make one, to find it empty
+        given = f"{server.shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
+        raise TrackingError(
+            f"tracking.uri: {given}; accepted: the registry's server or sqlite:///FILE; set MLFLOW_TRACKING_URI to it"
+        )
+    return uri
 
 
 def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, number: str | None) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Before MLflow is imported: it reports usage to its makers unless told not to, prints links from any thread, and draws a
-# progress bar for every file of a kilobyte.
+# Before MLflow is imported: it reports usage to its makers unless told not to, prints links from any thread, and draws
+# a progress bar for every file of a kilobyte.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -51,7 +51,7 @@ class Runtime:
             ("max_failures", 0),
         ):
             if getattr(self, name) < least:
-                raise ConfigError(f"runtime.{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from bit_ray.errors import ConfigError, ModelError, TrackingError
 from bit_ray.models.package import ModelSpec, load_package, save_package
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_config
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.registry import check_name, fetch, list_models, pull, register, resolve
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 
 pytestmark = pytest.mark.cluster
 

@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 from servers import MlflowServer
 
 from bit_ray.errors import TrackingError
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig, send_spool
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import TrackedRun, send_spool
 
 pytestmark = pytest.mark.cluster
 

@@ -222,6 +222,12 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
+def test_an_anchor_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\nnotes: &a {again: *a}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: nested without end"):
+        read_config(Recipe, tmp_path / "a.yaml")
+
+
 def test_folders_are_not_files(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
     with pytest.raises(ConfigError, match=r"a\.json: cannot be read \(Is a directory\)"):

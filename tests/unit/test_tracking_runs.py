@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from bit_ray.errors import ConfigError, TrackingError
 from bit_ray.tracking import server
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig, flatten, send_spool
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import TrackedRun, flatten, send_spool
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics

@@ -1,0 +1,119 @@
+"""``bit-ray predict`` and ``bit-ray models``: use, list and copy trained models."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bit_ray.errors import ConfigError
+from bit_ray.flags import positional
+from bit_ray.progress import console, print_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """Where the registry is."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Classify image files with a registered or saved model."""
+
+    images: tuple[str, ...] = field(metadata=positional("IMAGE ..."))
+    """Image files."""
+    model: str
+    """models:/NAME@ALIAS, or a saved model's folder or URI."""
+    top_k: int = 5
+    """Classes to name for each image."""
+    convert: bool = False
+    """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default registry lies."""
+    tracking: Registry = field(default_factory=Registry)
+    """Where the registry is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """List the registered models, by name and newest first."""
+
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default registry lies."""
+    tracking: Registry = field(default_factory=Registry)
+    """Where the registry is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Copy a registered model to a folder, verified, for use without a registry."""
+
+    model: str = field(metadata=positional("MODEL"))
+    """models:/NAME@ALIAS or models:/NAME/VERSION."""
+    output: str
+    """New or empty folder."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default registry lies."""
+    tracking: Registry = field(default_factory=Registry)
+    """Where the registry is."""
+
+
+def predict(config: PredictConfig) -> None:
+    """Print the most probable classes of image files."""
+    if not config.images:
+        raise ConfigError("IMAGE: missing; accepted: one or more image files; see bit-ray predict --help")
+    import torch
+
+    from bit_ray.evaluation.classifier import load_model
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(config.model, tracking_uri=_registry(config.tracking, config.storage), device=device)
+    predictions = model.predict(config.images, config.top_k, convert=config.convert)
+    rows = []
+    for image, prediction in zip(config.images, predictions, strict=True):
+        for i, (name, probability) in enumerate(prediction):
+            rows.append((image if i == 0 else "", name, f"{probability:.1%}"))
+    print_table(config.model, rows, ("image", "class", "probability"))
+
+
+def list_models(config: ListConfig) -> None:
+    """Print the registered models."""
+    from bit_ray.tracking.registry import list_models
+
+    models = list_models(_registry(config.tracking, config.storage))
+    rows = [
+        (
+            f"models:/{model.name}/{model.version}",
+            ", ".join(f"@{alias}" for alias in model.aliases),
+            model.model,
+            f"{model.num_classes:,}",
+            f"{model.num_bytes / 1e6:,.1f}",
+            model.parent,
+            f"{model.created:%Y-%m-%d %H:%M}",
+        )
+        for model in models
+    ]
+    if not rows:
+        console.print("no models yet; bit-ray pretrain and bit-ray finetune register what they train")
+        return
+    print_table("Registered models", rows, ("version", "alias", "network", "classes", "MB", "parent", "created (UTC)"))
+
+
+def pull(config: PullConfig) -> None:
+    """Copy a registered model."""
+    from bit_ray.tracking.registry import pull
+
+    place = pull(config.model, config.output, _registry(config.tracking, config.storage))
+    files = sorted(path for path in place.iterdir() if path.is_file())
+    print_table(f"{config.model} in {place}", [(path.name, f"{path.stat().st_size:,} bytes") for path in files])
+
+
+def _registry(tracking: Registry, storage: str) -> str:
+    """Return the URI of the registry."""
+    from bit_ray.tracking.server import tracking_uri
+
+    return tracking_uri(tracking.uri, storage)

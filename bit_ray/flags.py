@@ -1,0 +1,293 @@
+"""From config dataclasses to command-line flags: tyro reads and explains the flags, `bit_ray.config` checks the values.
+
+Whatever sets a field, a flag or a file, passes the same strict codec and fails with the same message. Imports neither
+PyTorch nor Ray nor MLflow, so that ``--help`` comes at once.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import os
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from bit_ray.config import from_dict, read_mapping, to_dict
+from bit_ray.errors import ConfigError
+from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
+from bit_ray.tracking.config import TrackingConfig
+
+T = TypeVar("T")
+
+RECIPES: dict[str, Callable[[], UpstreamRecipe]] = {"bit_s": bit_s, "bit_m": bit_m, "bit_l": bit_l}
+
+_CONFIG_HELP = "JSON or YAML file of settings, such as the config.json of a run in MLflow; flags override it."
+_RECIPE_HELP = "Start from what the paper says for BiT-S, BiT-M or BiT-L; --recipe.* flags change it."
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+_UNSET = object()
+
+
+def positional(metavar: str) -> dict[str, str]:
+    """Return the metadata of a dataclass field that is given by its place instead of by a flag."""
+    return {"positional": metavar}
+
+
+def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T:
+    """Build a config: flags over ``--recipe`` over ``--config FILE`` over ``defaults`` over the config's own defaults.
+
+    Raises:
+        ConfigError: one line, for an unknown flag, a refused value, or a missing required one.
+        SystemExit: with status 0, after ``--help``.
+    """
+    args = list(args)
+    settings = _merged(_defaults(cls), {name: _plain(value) for name, value in defaults.items()})
+    path = _take(args, "--config", prog) if _is_run(cls) else None
+    if path is not None:
+        settings = _merged(settings, read_mapping(path))
+    if "recipe" in settings and (name := _take(args, "--recipe", prog)) is not None:
+        if name not in RECIPES:
+            raise ConfigError(f"--recipe: {name}; accepted: {', '.join(RECIPES)}; choose one")
+        settings["recipe"] = to_dict(RECIPES[name]())
+    given = _read_flags(cls, args, prog, settings)
+    if path is not None:
+        _check_file(
+            cls, path, _merged({name: value for name, value in given.items() if name not in settings}, settings)
+        )
+    settings = _merged(settings, given)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in settings:
+            shown = field.metadata.get("positional", _flag(field.name))
+            raise ConfigError(
+                f"{shown}: missing; accepted: {_docs(cls).get(field.name, '').rstrip('.')}; see {prog} --help"
+            )
+    return from_dict(cls, settings)
+
+
+def _is_run(cls: type) -> bool:
+    """Whether runs of it are recorded, so that one can be replayed."""
+    return get_type_hints(cls).get("tracking") is TrackingConfig
+
+
+def _check_file(cls: type, path: str, settings: Mapping[str, Any]) -> None:
+    """Refuse what is wrong in a file with the file's name, whatever flags say besides."""
+    try:
+        from_dict(cls, settings)
+    except ConfigError as error:
+        if ": missing;" not in str(error):
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the flags set, as nested plain data."""
+    shape = _flag_class(cls, settings, top=True)
+    errors = io.StringIO()
+    helping = any(arg in ("-h", "--help") for arg in args)
+    try:
+        with (
+            contextlib.redirect_stderr(errors),
+            _columns(None if helping else 1000),  # wide, so that no message is broken into lines
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # that the placeholder of what is not set has no type
+            parsed, unknown = tyro.cli(
+                shape, prog=prog, args=args, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in errors.getvalue().splitlines()]
+        raise ConfigError(f"{next(filter(None, lines[1:]), 'flags cannot be read')}; see {prog} --help") from None
+    if unknown:
+        _refuse_unknown(unknown[0].split("=")[0], prog, list(_flags(parsed)))
+    return _given(parsed)
+
+
+def _refuse_unknown(name: str, prog: str, known: list[str]) -> NoReturn:
+    if not name.startswith("-"):
+        raise ConfigError(f"{name}: not expected here; accepted: flags, each with its value; see {prog} --help")
+    near = difflib.get_close_matches(name, known, n=1)
+    raise ConfigError(f"{name}: unknown flag; {f'did you mean {near[0]}? ' if near else ''}see {prog} --help")
+
+
+def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) -> type:
+    """Return a dataclass with the fields of ``cls``, whose leaves tyro leaves as they come."""
+    hints, docs = get_type_hints(cls), _docs(cls)
+    required, leaves, groups = [], [], []
+    for field in dataclasses.fields(cls):
+        name, kind = field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            nested = _flag_class(kind, settings.get(name, {}))  # type: ignore[arg-type]
+            groups.append(
+                (
+                    name,
+                    Annotated[nested, tyro.conf.arg(help=docs.get(name, ""))],
+                    dataclasses.field(default_factory=nested),
+                )
+            )
+        elif kind is bool:
+            hint = "(on by default)" if settings[name] else ""
+            about = tyro.conf.arg(help=docs.get(name, ""), help_behavior_hint=hint)
+            leaves.append((name, Annotated[bool, about], settings[name]))
+        elif name in settings:
+            leaves.append((name, _leaf(field, kind, docs.get(name, ""), _default_hint(settings[name])), _UNSET))
+        else:
+            required.append((name, _leaf(field, kind, docs.get(name, ""), "(required)"), _UNSET))
+    if top and "recipe" in settings:
+        leaves.insert(0, ("recipe_name", _shown_only("recipe", f"{{{','.join(RECIPES)}}}", _RECIPE_HELP), _UNSET))
+    if top and _is_run(cls):
+        leaves.insert(0, ("config_file", _shown_only("config", "FILE", _CONFIG_HELP), _UNSET))
+    made = dataclasses.make_dataclass(cls.__name__, [*required, *leaves, *groups], kw_only=True)
+    made.__doc__ = _tidy(inspect.getdoc(cls) or "")
+    return made
+
+
+def _leaf(field: "dataclasses.Field[Any]", kind: Any, text: str, hint: str) -> Any:
+    bare = _without_none(kind)
+    items = get_args(bare) if get_origin(bare) is tuple else ()
+    place = field.metadata.get("positional")
+    spec: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
+        nargs="*" if items and items[-1] is Ellipsis else len(items) or 1,
+        metavar=place or _metavar(bare),
+        instance_from_str=lambda tokens: _from_text(kind, tokens),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [],
+    )
+    about = tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=spec.metavar)
+    return Annotated[(Any, spec, about, *((tyro.conf.Positional,) if place else ()))]
+
+
+def _shown_only(name: str, metavar: str, text: str) -> Any:
+    """Return the type of a flag that `parse` has taken already, for its line in the help."""
+    return Annotated[str, tyro.conf.arg(name=name, metavar=metavar, help=text, help_behavior_hint="")]
+
+
+def _from_text(kind: Any, tokens: Sequence[str]) -> Any:
+    """Return plain data as far as the text allows; what is not of its kind stays text, for the codec to refuse."""
+    if NoneType in get_args(kind) and list(tokens) == ["none"]:
+        return None
+    kind = _without_none(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return [_from_text(kinds[0 if kinds[-1] is Ellipsis else i], [token]) for i, token in enumerate(tokens)]
+    if kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(tokens[0])
+    return tokens[0]
+
+
+def _given(parsed: Any) -> dict[str, Any]:
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
+    return {
+        name: _given(value) if dataclasses.is_dataclass(value) else value
+        for name, value in values.items()
+        if value is not _UNSET
+    }
+
+
+def _flags(parsed: Any, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(parsed):
+        value = getattr(parsed, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value, f"{prefix}{field.name}.")
+        else:
+            name = field.name.removesuffix("_file").removesuffix("_name") if not prefix else field.name
+            yield _flag(f"{prefix}{'no-' if value is True else ''}{name}")
+
+
+def _take(args: list[str], flag: str, prog: str) -> str | None:
+    """Take a flag and its value out of the arguments; the last one counts."""
+    value = None
+    while (place := next((i for i, arg in enumerate(args) if arg == flag or arg.startswith(f"{flag}=")), -1)) >= 0:
+        arg = args.pop(place)
+        if arg == flag and place == len(args):
+            raise ConfigError(f"{flag}: no value; see {prog} --help")
+        value = args.pop(place) if arg == flag else arg.removeprefix(f"{flag}=")
+    return value
+
+
+@contextlib.contextmanager
+def _columns(width: int | None) -> Iterator[None]:
+    """Set the width that tyro lays its text out for."""
+    before = os.environ.get("COLUMNS")
+    if width is not None:
+        os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if width is not None:
+            os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    """Return the defaults of a config as plain data, without its required fields."""
+    result = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            result[field.name] = _plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            result[field.name] = _plain(field.default_factory())
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, the second winning field by field."""
+    both = {**below, **above}
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(name), Mapping):
+            both[name] = _merged(below[name], value)
+    return both
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """Return field name -> the text that stands below the field in the source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for field, text in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = _tidy(str(text.value.value))
+    return docs
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.replace("``", "").split())
+
+
+def _default_hint(value: Any) -> str:
+    if value is None or value in ("", []):
+        return ""
+    items = value if isinstance(value, list) else [value]
+    return f"(default: {' '.join(f'{item:g}' if isinstance(item, float) else str(item) for item in items)})"
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, get_args(kind)))}}}"
+    if get_origin(kind) is tuple:
+        items = get_args(kind)
+        return f"{_metavar(items[0])} ..." if items[-1] is Ellipsis else " ".join(map(_metavar, items))
+    return _METAVARS[kind]
+
+
+def _without_none(kind: Any) -> Any:
+    options = [option for option in get_args(kind) if option is not NoneType]
+    return options[0] if get_origin(kind) in (Union, UnionType) else kind
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

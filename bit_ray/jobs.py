@@ -1,0 +1,110 @@
+"""What the `bit-ray` command and the files in ``jobs/`` share: flags to settings, errors in one line, closing tables."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from bit_ray.errors import BitRayError, root_cause
+from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.flags import parse
+from bit_ray.progress import print_table
+from bit_ray.training.config import FinetuneConfig, PretrainConfig
+
+if TYPE_CHECKING:
+    from bit_ray.training.launch import Trained
+
+T = TypeVar("T")
+
+
+def run_job(function: Callable[[T], object], config_class: type[T], **defaults: object) -> None:
+    """Call ``function`` with the config that the command line makes of ``defaults``, and end the process."""
+    prog = f"python {os.path.relpath(sys.argv[0])}"
+    sys.exit(exit_status(lambda: function(parse(config_class, sys.argv[1:], prog=prog, **defaults))))
+
+
+def exit_status(main: Callable[[], object]) -> int:
+    """Run ``main`` and return the process's exit status: 2 after a user's mistake, 130 after Ctrl-C, else 0.
+
+    A user's mistake is one line on stderr; a bug of ours keeps its traceback.
+    """
+    _quieten()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        wrapped_by_ray = type(error).__module__.startswith("ray.")
+        cause = error if isinstance(error, BitRayError) else root_cause(error) if wrapped_by_ray else None
+        if cause is None:
+            raise
+        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Pre-train, and print what came out."""
+    from bit_ray.training.pretrain import pretrain
+
+    _print_trained(pretrain(config))
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Fine-tune, and print what came out."""
+    from bit_ray.training.finetune import finetune
+
+    _print_trained(finetune(config))
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Evaluate, and print what came out."""
+    from bit_ray.evaluation.run import evaluate
+
+    result = evaluate(config)
+    print_table(f"{config.model} on {config.shards}", _scores(result.metrics))
+
+
+def _print_trained(trained: "Trained | None") -> None:
+    if trained is None:  # a dry run, which has printed its plan
+        return
+    version, metrics = trained.version, trained.result.metrics
+    rows = [
+        ("registered", f"models:/{version.name}@{version.alias}, version {version.version}"),
+        ("weights", version.weights_uri),
+        ("size", f"{version.num_bytes / 1e6:,.1f} MB, SHA-256 {version.sha256[:12]}"),
+        ("MLflow run", trained.result.run_id),
+    ]
+    if "train/images_seen" in metrics:
+        rows.append(
+            ("trained on", f"{metrics['train/images_seen']:,.0f} images, last loss {metrics['train/loss']:.4g}")
+        )
+    test = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    print_table("Result", [*rows, *_scores(test)])
+
+
+def _scores(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    shares = ("top_1", "top_5", "mean_per_class")
+    shown = {name: f"{value:.2%}" if name in shares else f"{value:,.4g}" for name, value in metrics.items()}
+    if "num_examples" in metrics:
+        shown["num_examples"] = f"{metrics['num_examples']:,.0f}"
+    return [(name.replace("_", " "), text) for name, text in shown.items()]
+
+
+def _quieten() -> None:
+    """Keep what libraries have to say to their own developers off the screen; warnings of ours stay."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("alembic", "mlflow", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logger = logging.getLogger("bit_ray")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        handler.setLevel(logging.WARNING)
+        logger.addHandler(handler)

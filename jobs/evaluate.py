@@ -1,0 +1,10 @@
+"""Evaluate a registered or saved model on a whole shard set, over the whole cluster.
+
+ray job submit --working-dir . -- python jobs/evaluate.py --model models:/pets@champion --shards s3://BUCKET/pets/test
+"""
+
+from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.jobs import evaluate, run_job
+
+if __name__ == "__main__":
+    run_job(evaluate, EvaluateConfig)

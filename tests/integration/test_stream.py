@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+import ray
+import torch
+
+from bit_ray.cluster import cluster
+from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
+from bit_ray.data.decode import decode_image
+from bit_ray.data.glyphs import GlyphSource
+from bit_ray.data.manifest import read_manifest
+from bit_ray.data.order import Shuffle
+from bit_ray.data.shards import Example, read_rows, to_examples
+from bit_ray.data.stream import StreamSpec, batches, stream_order
+from bit_ray.data.write import write_shards
+from bit_ray.errors import DataError
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
+BATCH = 24
+# 150 examples: 4 lanes of several windows, and an epoch that ends in the middle of step 6.
+SETTINGS = {
+    "global_batch_size": BATCH,
+    "slots": range(BATCH),
+    "start_step": 0,
+    "stop_step": 14,
+    "seed": 5,
+    "shuffle": Shuffle(num_lanes=4, lane_window=20),
+    "view": TrainView(crop="inception", crop_size=32),
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    uri = tmp_path_factory.mktemp("stream") / "shards"
+    write_shards(GlyphSource("s", examples_per_class=3), uri, name="glyphs", row_group_size=8, shard_examples=40)
+    return str(uri)
+
+
+def spec(shards, **changes):
+    return StreamSpec(shards=shards, manifest_digest=read_manifest(shards).digest, **SETTINGS | changes)
+
+
+def read(spec, **options):
+    """step -> (images, targets)."""
+    found = {step: (images, targets) for step, images, targets in batches(spec, **options)}
+    assert list(found) == list(range(spec.start_step, spec.stop_step))
+    return found
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for step in a:
+        assert torch.equal(a[step][0], b[step][0])
+        assert torch.equal(a[step][1], b[step][1])
+
+
+@pytest.fixture(scope="module")
+def whole(shards, ray_local):
+    return read(spec(shards))
+
+
+def test_a_step_holds_the_images_of_the_order_under_their_views(shards, whole):
+    manifest, stream = read_manifest(shards), spec(shards)
+    rows = {
+        (shard, index): example
+        for shard in range(len(manifest.shards))
+        for index, example in enumerate(
+            to_examples(read_rows(shards, manifest, shard, range(manifest.row_groups(shard))))
+        )
+    }
+    assert len(rows) == 150
+    order = stream_order(stream)
+    assert order.num_lanes == 4
+    epochs = set()
+    for step in (0, 6, 13):
+        images, targets = whole[step]
+        assert images.shape == (BATCH, 32, 32, 3)
+        assert images.dtype == torch.uint8
+        assert targets.dtype == torch.int64
+        for slot, (epoch, shard, row) in enumerate(order.rows_of_step(step)):
+            example = rows[shard, row]
+            u = uniforms(stream.seed, epoch, example_keys([example.id]))[0]
+            expected = train_view(decode_image(example.image), stream.view, u)
+            np.testing.assert_array_equal(images[slot].numpy(), expected)
+            assert targets[slot] == example.labels[0]
+            epochs.add(epoch)
+    assert epochs == {0, 1, 2}
+
+
+def test_an_epoch_brings_every_label_as_often_as_the_set_has_it(whole):
+    labels = torch.cat([whole[step][1] for step in range(13)])[:300]
+    assert torch.equal(torch.bincount(labels[:150], minlength=50), torch.full((50,), 3))
+    assert torch.equal(torch.bincount(labels[150:], minlength=50), torch.full((50,), 3))
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_together_read_what_one_reads(shards, whole, num_workers):
+    share = BATCH // num_workers
+    parts = [
+        read(spec(shards, slots=range(w * share, (w + 1) * share), stop_step=8), num_readers=1 + w % 2)
+        for w in range(num_workers)
+    ]
+    together = {
+        step: tuple(torch.cat([part[step][i] for part in parts]) for i in range(2)) for step in range(8)
+    }  # fmt: skip
+    assert_same(together, {step: whole[step] for step in range(8)})
+
+
+@pytest.mark.parametrize("start", [1, 9])
+def test_a_resumed_stream_gives_the_batches_of_the_whole_one(shards, whole, start):
+    resumed = read(spec(shards, start_step=start))
+    assert_same(resumed, {step: whole[step] for step in range(start, 14)})
+
+
+def test_another_seed_gives_other_images(shards, whole):
+    other = read(spec(shards, seed=6, stop_step=1))
+    assert not torch.equal(other[0][0], whole[0][0])
+
+
+def test_several_labels_come_as_zeros_and_ones(tmp_path):
+    source = GlyphSource("s", examples_per_class=1)
+    labels = [(), (2,), (0, 3), (1, 2, 4)]
+    examples = [
+        Example(example.id, example.image, labels[i % 4]) for i, example in enumerate(source.part(np.arange(40)))
+    ]
+    write_shards(
+        iter(examples), tmp_path, name="several", class_names=list("abcde"), multi_label=True, row_group_size=8
+    )
+    found = read(spec(str(tmp_path), global_batch_size=20, slots=range(20), stop_step=2, view=TrainView(crop="resize", crop_size=32, random_flip=False)))  # fmt: skip  # noqa: E501
+    seen = {}
+    for images, targets in found.values():
+        assert targets.dtype == torch.uint8
+        assert targets.shape == (20, 5)
+        for image, target in zip(images, targets, strict=True):
+            seen[image.numpy().tobytes()] = tuple(target.nonzero().flatten().tolist())
+    expected = {decode_image(example.image).tobytes(): example.labels for example in examples}
+    assert len(expected) == 40
+    assert seen == expected
+
+
+def failure(spec):
+    with pytest.raises(DataError) as caught:
+        list(batches(spec))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_missing_shard_is_one_line(tmp_path):
+    write_shards(GlyphSource("s", examples_per_class=2), tmp_path, name="glyphs", row_group_size=8, shard_examples=40)
+    stream = spec(str(tmp_path))
+    (tmp_path / "shard-00001.parquet").unlink()
+    assert failure(stream).startswith(f"{tmp_path}/shard-00001.parquet: is in the manifest but missing; run ")
+
+
+def test_a_truncated_shard_is_one_line(tmp_path):
+    write_shards(GlyphSource("s", examples_per_class=2), tmp_path, name="glyphs", row_group_size=8, shard_examples=40)
+    stream = spec(str(tmp_path))
+    path = tmp_path / "shard-00002.parquet"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-50])
+    assert failure(stream).startswith(f"{path}: has {size - 50} bytes, the manifest says {size}; run ")
+
+
+def test_an_image_that_went_bad_is_named(tmp_path):
+    write_shards(GlyphSource("s", examples_per_class=1), tmp_path, name="glyphs", row_group_size=8, shard_examples=40)
+    path = tmp_path / "shard-00000.parquet"
+    data = path.read_bytes()
+    # The pixels of the first image, damaged in place: sizes and footers stay as they are.
+    start = data.index(b"IDAT") + 8
+    path.write_bytes(data[:start] + bytes(40) + data[start + 40 :])
+    text = failure(spec(str(tmp_path)))
+    assert text.startswith("shard-00000.parquet: example glyphs/U+")
+    assert text.endswith(f"run bit-ray shards verify {tmp_path}")
+
+
+def test_a_set_that_was_written_anew_is_refused(tmp_path):
+    for seed in (0, 1):
+        directory = tmp_path / str(seed)
+        write_shards(GlyphSource("s", examples_per_class=2, seed=seed), directory, name="glyphs")
+    stream = spec(str(tmp_path / "0"))
+    (tmp_path / "0").rename(tmp_path / "old")
+    (tmp_path / "1").rename(tmp_path / "0")
+    text = failure(stream)
+    assert text.startswith(f"{tmp_path}/0: the shard set has changed since the run began (digest ")
+
+
+def test_a_consumer_that_stops_early_ends_its_stream(shards):
+    stream = batches(spec(shards, stop_step=1000), prefetch=1)
+    assert next(stream).step == 0
+    stream.close()
+    assert_same(read(spec(shards, stop_step=2)), read(spec(shards, stop_step=2)))
+
+
+def test_a_ray_that_was_there_before_is_used_and_left_running():
+    with cluster() as resources:
+        assert resources.num_cpus == 6
+        assert not resources.local
+    assert ray.is_initialized()
