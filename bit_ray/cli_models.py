@@ -85,22 +85,22 @@ def list_models(config: ListConfig) -> None:
     from bit_ray.tracking.registry import list_models
 
     models = list_models(_registry(config.tracking, config.storage))
+    if not models:
+        console.print("no models yet; bit-ray pretrain and bit-ray finetune register what they train")
+        return
     rows = [
         (
-            f"models:/{model.name}/{model.version}",
-            ", ".join(f"@{alias}" for alias in model.aliases),
+            model.name,
+            str(model.version),
+            ", ".join(model.aliases),
             model.model,
             f"{model.num_classes:,}",
             f"{model.num_bytes / 1e6:,.1f}",
-            model.parent,
-            f"{model.created:%Y-%m-%d %H:%M}",
+            f"{model.created:%Y-%m-%d}",
         )
         for model in models
     ]
-    if not rows:
-        console.print("no models yet; bit-ray pretrain and bit-ray finetune register what they train")
-        return
-    print_table("Registered models", rows, ("version", "alias", "network", "classes", "MB", "parent", "created (UTC)"))
+    print_table("Registered models", rows, ("name", "version", "alias", "network", "classes", "MB", "date"))
 
 
 def pull(config: PullConfig) -> None:

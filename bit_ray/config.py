@@ -81,7 +81,7 @@ def _read_file(path: Path) -> Any:
     suffix = _suffix(path)
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text, object_pairs_hook=_unique) if suffix == ".json" else yaml.load(text, _UniqueKeyLoader)
+        data = json.loads(text, object_pairs_hook=_unique) if suffix == ".json" else yaml.load(text, _StrictLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; accepted: a .json, .yaml or .yml file; check the path") from None
     except OSError as error:
@@ -290,8 +290,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a name given twice is an error instead of the last one winning."""
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader that refuses a name given twice, and aliases, which can grow or nest without end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"alias *{self.peek_event().anchor}; write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         _unique([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])

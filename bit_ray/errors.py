@@ -36,6 +36,8 @@ def root_cause(error: BaseException) -> BitRayError | None:
         seen.add(id(e))
         # Ray also makes classes at run time that inherit from the cause's class but print a remote traceback.
         if isinstance(e, BitRayError) and type(e).__module__.startswith("bit_ray."):
+            # Our messages have one line; Ray Data appends advice on its retries.
+            e.args = (str(e).partition("\n")[0], *e.args[1:])
             return e
         failures = getattr(e, "worker_failures", None) or {}
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]

@@ -97,6 +97,7 @@ def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, An
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # that the placeholder of what is not set has no type
+            parsed: Any
             parsed, unknown = tyro.cli(
                 shape, prog=prog, args=args, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
             )
@@ -104,7 +105,8 @@ def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, An
         if stop.code == 0:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in errors.getvalue().splitlines()]
-        raise ConfigError(f"{next(filter(None, lines[1:]), 'flags cannot be read')}; see {prog} --help") from None
+        reason = next(filter(None, lines[1:]), "flags cannot be read").rstrip(".")
+        raise ConfigError(f"{reason}; see {prog} --help") from None
     if unknown:
         _refuse_unknown(unknown[0].split("=")[0], prog, list(_flags(parsed)))
     return _given(parsed)

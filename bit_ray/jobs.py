@@ -1,4 +1,4 @@
-"""What the `bit-ray` command and the files in ``jobs/`` share: flags to settings, errors in one line, closing tables."""
+"""What the `bit-ray` command and the files in ``jobs/`` share: settings from flags, one-line errors, closing tables."""
 
 import logging
 import os

@@ -19,5 +19,5 @@ from bit_ray.recipes.upstream import bit_l
 from bit_ray.training.config import PretrainConfig
 
 if __name__ == "__main__":
-    # 512 lanes: up to 512 workers read nothing twice; 8 times 512 images are mixed for each of 64.
+    # Up to 512 workers then read nothing twice; fewer hold more windows each (64 workers: 8 windows of 512 images).
     run_job(pretrain, PretrainConfig, model="R152x4", recipe=bit_l(), shuffle=Shuffle(num_lanes=512))

@@ -22,14 +22,15 @@ from bit_ray.data.decode import decode_image
 from bit_ray.data.digits import NUM_TEST
 from bit_ray.data.manifest import MANIFEST
 from bit_ray.data.write import write_shards
-from bit_ray.evaluation.fewshot_suite import FROM_SCRATCH, PRE_TRAINED, FewShotConfig, fewshot_suite
+from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, FewShotConfig, fewshot_suite
 from bit_ray.evaluation.plots import comparison_figure, prediction_figure, save_figure
 from bit_ray.jobs import run_job
 from bit_ray.progress import console, print_table
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.finetune import FinetuneConfig, RuleOverrides, finetune
-from bit_ray.training.pretrain import PretrainConfig, pretrain
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides
+from bit_ray.training.finetune import finetune
+from bit_ray.training.pretrain import pretrain
 
 # BiT's recipe at a laptop's size. Characters and digits have a right way round: no flips, and crops that keep most of them.
 RECIPE = UpstreamRecipe(

@@ -12,8 +12,7 @@ An epoch is shuffled in two levels that keep reads large and memory bounded:
 2. a lane is cut into windows of ``lane_window`` examples, and each window is permuted.
 
 A window mixes row groups from random places of the data set, a batch mixes all lanes, and a worker that owns whole
-lanes reads each of its row groups about once. A set no larger than all windows together is permuted as one window: a
-full shuffle.
+lanes reads each of its row groups about once. A small set is permuted as one window: a full shuffle.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,9 +34,11 @@ class Shuffle:
     """Parts of an epoch that are read side by side; the most workers that can train without reading anything twice."""
     lane_window: int = 512
     """Examples of a lane that are permuted together; a worker holds about lanes / workers windows in memory."""
+    full_up_to: int = 4096
+    """Sets of at most this many examples are permuted as a whole."""
 
     def __post_init__(self) -> None:
-        for name in ("num_lanes", "lane_window"):
+        for name in ("num_lanes", "lane_window", "full_up_to"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least 1; raise it")
 
@@ -87,8 +88,8 @@ class Order:
 
     @cached_property
     def num_lanes(self) -> int:
-        """Lanes in force: one for a set that fits all windows together, and never more than slots."""
-        if self.num_examples <= self.shuffle.num_lanes * self.shuffle.lane_window:
+        """Lanes in force: one for a small set, and never more than slots."""
+        if self.num_examples <= self.shuffle.full_up_to:
             return 1
         return min(self.shuffle.num_lanes, self.global_batch_size)
 

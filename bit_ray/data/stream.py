@@ -174,7 +174,7 @@ def _blocks(spec: StreamSpec, num_readers: int) -> Iterator[pa.Table]:
     for start in range(0, len(units), _UNITS_PER_DATASET):
         part = units[start : start + _UNITS_PER_DATASET]
         dataset = ray.data.read_datasource(
-            _Units(spec, part), override_num_blocks=len(part), concurrency=num_readers, ray_remote_args={"num_cpus": 1}
+            _Units(spec, part), override_num_blocks=len(part), concurrency=num_readers, num_cpus=1
         )
         options = dataset.context.execution_options
         options.preserve_order = True

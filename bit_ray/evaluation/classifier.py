@@ -158,7 +158,8 @@ def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint
         try:
             return decode_image(image, convert=convert)
         except ImageError as error:
-            remedy = "8-bit RGB; pass convert=True (--convert) to convert" if error.convertible else "a whole image; replace it"
+            convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
+            remedy = convert_it if error.convertible else "a whole image; replace it"
             raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
     if isinstance(image, Image.Image):
         if image.mode != "RGB":

@@ -12,6 +12,7 @@ import torch
 
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import to_dict
+from bit_ray.data import store
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.data.manifest import Manifest, read_manifest
@@ -100,6 +101,7 @@ def evaluate_model(
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
+    shards = store.absolute(shards)  # tasks may have another current directory
     groups = [(i, g) for i in range(len(manifest.shards)) for g in range(manifest.row_groups(i))]
     places = resources.num_places
     num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else min(places, 2))

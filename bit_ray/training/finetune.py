@@ -25,6 +25,7 @@ from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.config import FinetuneConfig, RuleOverrides
 from bit_ray.training.launch import Trained, TrainResult, register_result, train
+from bit_ray.training.plan import transfer_plan
 from bit_ray.training.preflight import preflight
 
 

@@ -27,7 +27,7 @@ from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import TrackedRun
-from bit_ray.tracking.server import tracking_uri
+from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
 from bit_ray.training.plan import TrainPlan, batch_split
@@ -166,11 +166,13 @@ def train(
     Raises:
         BitRayError: Anything the user can put right.
     """
+    shards, storage = store.absolute(shards), store.absolute(storage)  # workers have other current directories
     run_uri = store.join(storage, name)
     done = _finished(run_uri, plan)
     if done is not None:
         console.print(f"{name}: done already, {done.package_uri}")
         return done
+    probe(tracking_uri(tracking.uri, storage))  # before Ray starts, which takes longer
     with cluster() as resources:
         num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
         batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)

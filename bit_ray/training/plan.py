@@ -13,6 +13,7 @@ from bit_ray.config import digest, to_dict
 from bit_ray.data.augment import ResizeMode, TrainView
 from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
+from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.recipes.schedules import Schedule
 
 Loss = Literal["softmax", "sigmoid"]
@@ -83,6 +84,47 @@ class TrainPlan:
     def digest(self) -> str:
         """SHA-256 of the plan: the same plan on the same data gives the same weights, up to rounding."""
         return digest(to_dict(self))
+
+
+def transfer_plan(
+    rule: HyperRule,
+    *,
+    model: str,
+    num_classes: int,
+    multi_label: bool = False,
+    manifest_digest: str,
+    init: str,
+    init_digest: str,
+    seed: int,
+    shuffle: Shuffle | None = None,
+) -> TrainPlan:
+    """The HyperRule's settings for the data at hand, as a plan."""
+    return TrainPlan(
+        kind="finetune",
+        model=model,
+        num_classes=num_classes,
+        init=init,
+        init_digest=init_digest,
+        manifest_digest=manifest_digest,
+        num_examples=rule.num_examples,
+        view=TrainView(
+            crop="resize_crop" if rule.random_crop else "resize",
+            crop_size=rule.crop,
+            resize_size=rule.resize,
+            random_flip=rule.random_flip,
+        ),
+        resize_mode="square",
+        resize_size=rule.crop,
+        loss="sigmoid" if multi_label else "softmax",
+        schedule=rule.schedule,
+        global_batch_size=rule.batch_size,
+        momentum=rule.momentum,
+        weight_decay=rule.weight_decay,
+        mixup_alpha=rule.mixup_alpha,
+        seed=seed,
+        shuffle=shuffle or Shuffle(),
+        recipe=to_dict(rule),
+    )
 
 
 def batch_split(

@@ -23,7 +23,7 @@ SETTINGS = {
     "start_step": 0,
     "stop_step": 14,
     "seed": 5,
-    "shuffle": Shuffle(num_lanes=4, lane_window=20),
+    "shuffle": Shuffle(num_lanes=4, lane_window=20, full_up_to=1),
     "view": TrainView(crop="inception", crop_size=32),
 }
 

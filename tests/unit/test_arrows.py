@@ -14,7 +14,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.cli",
     "bit_ray.cluster",
     "bit_ray.data.stream",
-    "bit_ray.evaluation.fewshot_suite",
+    "bit_ray.studies.few_shot",
     "bit_ray.evaluation.run",
     "bit_ray.tracking.fetch",
     "bit_ray.tracking.reference",

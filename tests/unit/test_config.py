@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from bit_ray.config import digest, from_dict, read_config, replace, to_dict, write_config
+from bit_ray.config import digest, from_dict, read_config, read_mapping, replace, to_dict, write_config
 from bit_ray.errors import ConfigError
 
 
@@ -222,10 +222,20 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
-def test_an_anchor_that_contains_itself_is_refused(tmp_path: Path) -> None:
+def test_a_yaml_value_that_contains_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: a\nnotes: &a {again: *a}\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml: nested without end"):
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml: not valid YAML \(alias \*a; write the value out\); correct the file"
+    ):
         read_config(Recipe, tmp_path / "a.yaml")
+
+
+def test_read_mapping_gives_plain_data_and_refuses_what_is_no_mapping(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: {width: 1e-4, units: [1]}\n")
+    (tmp_path / "b.json").write_text("[1]")
+    assert read_mapping(tmp_path / "a.yaml") == {"model": {"width": "1e-4", "units": [1]}}
+    with pytest.raises(ConfigError, match=r"b\.json: config: given \[1\] \(list\); accepted: a mapping of settings"):
+        read_mapping(tmp_path / "b.json")
 
 
 def test_folders_are_not_files(tmp_path: Path) -> None:

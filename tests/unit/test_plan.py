@@ -60,6 +60,7 @@ CHANGES = {
     "seed": 1,
     "shuffle.num_lanes": 4,
     "shuffle.lane_window": 256,
+    "shuffle.full_up_to": 100,
 }
 
 

@@ -26,9 +26,11 @@ from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.evaluation.plots import ComparisonRow, comparison_figure
 from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import Profile, hyperrule
-from bit_ray.tracking.runs import TrackedRun, TrackingConfig
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.finetune import RuleOverrides, given, read_init
+from bit_ray.training.config import RuleOverrides
+from bit_ray.training.finetune import given, read_init
 from bit_ray.training.fit import Examples, fit
 from bit_ray.training.loop import build_model
 from bit_ray.training.plan import TrainPlan, transfer_plan
