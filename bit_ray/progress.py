@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+# What is printed are names and numbers of users: neither `:m:` nor `[x]` in them means anything to us.
+console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
@@ -73,7 +75,7 @@ class TrainingProgress:
 
     def __init__(self, title: str):
         self.title = title
-        self.started = time.monotonic()
+        self.next_line = 0.0
         self.bar: Progress | None = None
         if sys.stdout.isatty():
             self.bar = Progress(
@@ -102,7 +104,8 @@ class TrainingProgress:
         )
         if self.bar is not None:
             self.bar.update(self.task, total=total, completed=step, facts=facts)
-        else:
+        elif step == total or time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             left = (total - step) * per_step / max(speed, 1e-9)
             console.print(f"{self.title}: step {step}/{total}  {facts}  {left / 60:.1f} min left")
 

@@ -29,29 +29,27 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
         return
     import ray
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(log_to_driver=False, logging_level="warning")
-    remote = ray.remote(num_cpus=1)(_call)
-    pending: list[Any] = []
-    queue = iter(tasks)
-    try:
-        while True:
-            for task in islice(queue, num_workers - len(pending)):
-                pending.append(remote.remote(function, *task))
-            if not pending:
-                break
-            done, pending = ray.wait(pending, num_returns=1)
-            outcome = ray.get(done[0])
-            if isinstance(outcome, BitRayError):
-                raise outcome
-            yield outcome
-    finally:
-        # A caller that cleans up after a failure must not meet a task that still writes.
-        if pending:
-            ray.wait(pending, num_returns=len(pending))
-        if started_here:
-            ray.shutdown()
+    from bit_ray.cluster import cluster
+
+    with cluster():
+        remote = ray.remote(num_cpus=1)(_call)
+        pending: list[Any] = []
+        queue = iter(tasks)
+        try:
+            while True:
+                for task in islice(queue, num_workers - len(pending)):
+                    pending.append(remote.remote(function, *task))
+                if not pending:
+                    break
+                done, pending = ray.wait(pending, num_returns=1)
+                outcome = ray.get(done[0])
+                if isinstance(outcome, BitRayError):
+                    raise outcome
+                yield outcome
+        finally:
+            # A caller that cleans up after a failure must not meet a task that still writes.
+            if pending:
+                ray.wait(pending, num_returns=len(pending))
 
 
 def _call(function: Callable[..., T], *task: Any) -> T | BitRayError:

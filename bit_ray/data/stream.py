@@ -5,6 +5,7 @@ and its number, so a lost reader is simply run again, any node with free CPUs ca
 without reading what came before. Pixels stay uint8 until they are on the training device.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,10 @@ from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.order import Order, Shuffle
 from bit_ray.data.shards import read_rows
 from bit_ray.errors import DataError, root_cause
+
+# Nothing to a user: that our own setting is in force, and each time 1,024 units have been read.
+logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
 # Units per Ray Data execution: enough that starting the next one is rare, few enough to plan at once.
 _UNITS_PER_DATASET = 1024

@@ -5,7 +5,6 @@ checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json`
 continues it, or returns the result at once.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import from_dict, to_dict
@@ -32,6 +31,7 @@ from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
 from bit_ray.training.plan import TrainPlan, batch_split
 from bit_ray.training.preflight import choose_workers
+from bit_ray.training.reports import Forward, Listener
 
 PLAN_FILE = "plan.json"
 RESULT_FILE = "result.json"
@@ -62,48 +62,6 @@ class Trained:
 
 
 Test = Callable[[TrainResult, TrackedRun, Resources], dict[str, float]]
-
-
-class _Forward(ray.train.UserCallback):
-    """Runs in Ray Train's controller and hands the reports of rank 0 to the driver."""
-
-    def __init__(self, events: Queue):
-        self._actor = events.actor
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # Waited for: what is only on its way when the controller ends is lost.
-        ray.get(self._actor.put_nowait.remote(metrics[0]))
-
-
-class _Listener(threading.Thread):
-    """Feeds the progress display and the MLflow run from the workers' reports."""
-
-    def __init__(self, events: Queue, run: TrackedRun, progress: TrainingProgress):
-        super().__init__(name="reports", daemon=True)
-        self.events, self.tracked, self.progress = events, run, progress
-        self.history: list[dict[str, Any]] = []
-        self._finished = threading.Event()
-
-    def run(self) -> None:
-        while True:
-            finished = self._finished.is_set()
-            try:
-                metrics = self.events.get(timeout=0.5)
-            except Empty:
-                if finished:
-                    return
-                continue
-            self.progress.update(metrics)
-            if self.history and metrics["step"] <= self.history[-1]["step"]:
-                continue  # reported already, before workers were started again
-            self.history.append(metrics)
-            numbers = {name: value for name, value in metrics.items() if "/" in name}
-            self.tracked.log_metrics(numbers, step=metrics["step"])
-
-    def finish(self) -> None:
-        """Wait until every report has been handled."""
-        self._finished.set()
-        self.join()
 
 
 def _finished(run_uri: str, plan: TrainPlan) -> TrainResult | None:
@@ -232,7 +190,7 @@ def _fit(
 ) -> TrainResult:
     runtime = worker.runtime
     events = Queue(actor_options={"num_cpus": 0})
-    listener = _Listener(events, run, TrainingProgress(name))
+    listener = Listener(events, run, TrainingProgress(name))
     listener.start()
     filesystem, path = store.filesystem(storage)
     trainer_config = ray.train.RunConfig(
@@ -240,10 +198,15 @@ def _fit(
         storage_path=path,
         storage_filesystem=filesystem,
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=runtime.num_checkpoints_to_keep),
-        callbacks=[_Forward(events)],
+        callbacks=[Forward(events)],
+        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say the same, shorter
     )
     scaling = ray.train.ScalingConfig(
-        num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+        # Without GPUs a worker's readers want the cores beside it; with them, workers want to be near each other.
+        placement_strategy="PACK" if use_gpu else "SPREAD",
     )
     try:
         for attempt in range(runtime.max_failures + 1):

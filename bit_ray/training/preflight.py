@@ -9,7 +9,7 @@ from bit_ray.cluster import Resources, cluster, num_local_cores
 from bit_ray.data import store
 from bit_ray.data.manifest import Manifest
 from bit_ray.errors import ConfigError, DataError
-from bit_ray.models.zoo import PUBLISHED, create_model
+from bit_ray.models.zoo import PUBLISHED, create_model, model_config
 from bit_ray.progress import print_table
 from bit_ray.training.config import Runtime
 from bit_ray.training.plan import TrainPlan, batch_split
@@ -104,8 +104,9 @@ def preflight(plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime
         Whether to go on.
 
     Raises:
-        BitRayError: The batch does not divide, or shards are missing or cut short.
+        BitRayError: There is no such network, the batch does not divide, or shards are missing or cut short.
     """
+    model_config(plan.model, plan.num_classes)
     num_workers = runtime.num_workers
     if dry_run:
         here = Resources(1, 2 * num_local_cores() + 1, torch.cuda.device_count(), local=True)

@@ -75,10 +75,13 @@ def words(text: str) -> list[str]:
 def test_every_command_explains_itself_without_pytorch_ray_and_mlflow(helps: dict[str, str]) -> None:
     assert set(helps) == {"", "shards", "models", *COMMANDS}
     for name, command in COMMANDS.items():
-        assert f"bit-ray {name} " in helps[""] and command.summary in helps[""]
+        assert f"bit-ray {name} " in helps[""]
+        assert command.summary in helps[""]
         assert helps[name].startswith(f"usage: bit-ray {name}")
         assert max(map(len, helps[name].splitlines())) <= 100
-        assert "None" not in helps[name] and "``" not in helps[name] and "STR" not in helps[name]
+        assert "None" not in helps[name]
+        assert "``" not in helps[name]
+        assert "STR" not in helps[name]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
