@@ -47,7 +47,6 @@ from bit_ray.training.step import TrainStep, build_optimizer
 
 NUM_EXAMPLES = 5120  # more than the default windows hold, so that the stream reads as it does from a large set
 NUM_PHOTOS = 1024  # different ones; each stands under five names
-BATCH = 64
 SMALL_MODEL = "R1-1-1-1x0.5"
 AREA_RANGE = (0.05, 1.0)
 # Reading ahead of a step by the 4,096 images of the default windows would take longer than a measurement.
@@ -69,6 +68,28 @@ class Config:
     """Threads of the step."""
     num_readers: int = 2
     """Ray Data read tasks, and DataLoader worker processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured with a set of images."""
+
+    name: str
+    crop_size: int
+    """Side of what the network sees, pixels."""
+    model: str
+    """Network of the step alone."""
+    batch_size: int
+    """Images per step of the step alone."""
+    both_batch_size: int
+    """Images per step of stream and step together, with the small network."""
+    both_burst: int
+    """Batches that then come at once; 1 where the step is so slow that the stream is always ahead of it."""
+
+
+GLYPHS = Setting(name="glyphs", crop_size=32, model=SMALL_MODEL, batch_size=128, both_batch_size=64, both_burst=8)
+PHOTOS = Setting(name="photos", crop_size=224, model="R50x1", batch_size=8, both_batch_size=16, both_burst=1)
+STREAM_BATCH = 64
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,6 @@ def _scores(metrics: dict[str, float]) -> list[tuple[str, str]]:
 def _quieten() -> None:
     """Keep what libraries have to say to their own developers off the screen; warnings of ours stay."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("alembic", "mlflow", "ray"):

@@ -5,14 +5,16 @@ checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json`
 continues it, or returns the result at once.
 """
 
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
 
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import from_dict, to_dict
@@ -31,7 +33,7 @@ from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
 from bit_ray.training.plan import TrainPlan, batch_split
 from bit_ray.training.preflight import choose_workers
-from bit_ray.training.reports import Forward, Listener
+from bit_ray.training.reports import Listener, report_queue
 
 PLAN_FILE = "plan.json"
 RESULT_FILE = "result.json"
@@ -170,6 +172,7 @@ def train(
                 shards=shards,
                 run_uri=run_uri,
                 init_weights=ray.put(dict(init_weights)) if init_weights is not None else None,
+                reports=report_queue(),
             )
             result = _fit(worker, name, storage, num_workers, use_gpu, run)
             if test is not None:
@@ -189,8 +192,7 @@ def _fit(
     worker: WorkerConfig, name: str, storage: str, num_workers: int, use_gpu: bool, run: TrackedRun
 ) -> TrainResult:
     runtime = worker.runtime
-    events = Queue(actor_options={"num_cpus": 0})
-    listener = Listener(events, run, TrainingProgress(name))
+    listener = Listener(worker.reports, run, TrainingProgress(name))
     listener.start()
     filesystem, path = store.filesystem(storage)
     trainer_config = ray.train.RunConfig(
@@ -198,7 +200,6 @@ def _fit(
         storage_path=path,
         storage_filesystem=filesystem,
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=runtime.num_checkpoints_to_keep),
-        callbacks=[Forward(events)],
         logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say the same, shorter
     )
     scaling = ray.train.ScalingConfig(
@@ -211,12 +212,14 @@ def _fit(
     try:
         for attempt in range(runtime.max_failures + 1):
             try:
-                result = TorchTrainer(
+                trainer = TorchTrainer(
                     train_worker,
                     train_loop_config={"worker": worker},
                     scaling_config=scaling,
                     run_config=trainer_config,
-                ).fit()
+                )
+                with _interruptible():
+                    result = trainer.fit()
                 break
             except ray.train.TrainingFailedError as error:
                 # What the user must put right would only fail again; Ray Train's own retries cannot tell the two apart.
@@ -233,7 +236,7 @@ def _fit(
     finally:
         listener.finish()
         listener.progress.close()
-        events.shutdown()
+        worker.reports.shutdown()
     if listener.history:
         steps, losses, rates = zip(
             *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
@@ -251,6 +254,19 @@ def _fit(
         plan_digest=worker.plan.digest,
         metrics={key: float(value) for key, value in last.items() if "/" in key},
     )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn what Ray Train makes of Ctrl-C, an exit with status 0, back into a KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
 
 
 def register_result(

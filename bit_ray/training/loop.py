@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.util.queue import Queue
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,6 +45,8 @@ class WorkerConfig:
     """Where the run's own files go."""
     init_weights: Any = None
     """Ray object reference to the initial tensors by name, or None to start from scratch."""
+    reports: Queue
+    """Where rank 0 sends metrics."""
 
 
 def build_model(plan: TrainPlan, init_weights: dict[str, torch.Tensor] | None) -> ResNetV2:
@@ -146,7 +149,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             if num_workers > 1:
                 dist.all_reduce(loss_since)
             elapsed = time.perf_counter() - mark
-            metrics = {
+            metrics: dict[str, Any] = {
                 "step": done,
                 "num_steps": plan.schedule.num_steps,
                 "train/loss": loss_since.item() / steps_since,
@@ -157,12 +160,12 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 "train/epoch": done * plan.global_batch_size / plan.num_examples,
                 "speed/images_per_s": steps_since * plan.global_batch_size / elapsed,
                 "speed/wait_share": waited / elapsed,
-                **(system_metrics() if rank == 0 else {}),
             }
+            if rank == 0:
+                metrics |= system_metrics()
+                worker.reports.put_nowait(metrics)
             if save:
                 _report_checkpoint(rank, metrics, model, worker.spec, optimizer, plan, now(done))
-            else:
-                ray.train.report(metrics)
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
             loss_since.zero_()
         wait_from = time.perf_counter()

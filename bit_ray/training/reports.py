@@ -1,14 +1,11 @@
-"""The way of a worker's report to the driver: out of Ray Train's controller through a queue to terminal and MLflow.
-
-Ray Train's controller imports this module when a run starts, so it stays free of MLflow and PyTorch.
-"""
+"""The way of a worker's metrics to the driver, which shows them and hands them to MLflow."""
 
 import threading
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bit_ray.progress import TrainingProgress
 
@@ -16,31 +13,30 @@ if TYPE_CHECKING:
     from bit_ray.tracking.runs import TrackedRun
 
 
-class Forward(ray.train.UserCallback):
-    """Runs in Ray Train's controller and hands the reports of rank 0 to the driver."""
+def report_queue() -> Queue:
+    """The way of metrics from rank 0 to the driver, on the driver's node: it lives as long as the driver can.
 
-    def __init__(self, events: Queue):
-        self._actor = events.actor
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # Waited for: what is only on its way when the controller ends is lost.
-        ray.get(self._actor.put_nowait.remote(metrics[0]))
+    Not ``ray.train.report``, which its controller collects every two seconds and which blocks the worker until then.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 class Listener(threading.Thread):
     """Feeds the progress display and the MLflow run from the workers' reports."""
 
-    def __init__(self, events: Queue, run: "TrackedRun", progress: TrainingProgress):
+    def __init__(self, reports: Queue, run: "TrackedRun", progress: TrainingProgress):
         super().__init__(name="reports", daemon=True)
-        self.events, self.tracked, self.progress = events, run, progress
+        self.reports, self.tracked, self.progress = reports, run, progress
         self.history: list[dict[str, Any]] = []
         self._finished = threading.Event()
 
     def run(self) -> None:
+        """Handle reports until `finish`."""
         while True:
             finished = self._finished.is_set()
             try:
-                metrics = self.events.get(timeout=0.5)
+                metrics = self.reports.get(timeout=0.5)
             except Empty:
                 if finished:
                     return

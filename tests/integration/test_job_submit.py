@@ -1,6 +1,8 @@
 """A job on a cluster that was started separately: a head and a second raylet, token authentication, shards on S3."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,21 +22,10 @@ from bit_ray.data.write import write_shards
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    *(
-        "--model",
-        "R1-1-1-1x0.5",
-        "--recipe.epochs",
-        "2",
-        "--recipe.decay-epochs",
-        "1",
-        "1.5",
-        "--recipe.warmup-steps",
-        "2",
-    ),
-    *("--recipe.crop-size", "32", "--runtime.num-workers", "2", "--runtime.micro-batch-size", "3"),
-    *("--runtime.log-every-steps", "5"),
-]
+SMALL = shlex.split(
+    "--model R1-1-1-1x0.5 --recipe.epochs 2 --recipe.decay-epochs 1 1.5 --recipe.warmup-steps 2 --recipe.crop-size 32 "
+    "--runtime.num-workers 2 --runtime.micro-batch-size 3 --runtime.log-every-steps 5"
+)
 
 
 @pytest.fixture
@@ -55,14 +46,13 @@ def cluster(s3: Bucket) -> Iterator[dict[str, str]]:
         exports = (line.removeprefix("export ").partition("=") for line in printed.splitlines())
         yield environment | {name: value for name, _, value in exports}
     finally:
+        nodes = [psutil.Process(int(file.read_text())) for file in folder.glob("node*.pid")]
+        started = nodes + [process for node in nodes for process in node.children(recursive=True)]
         subprocess.run([script, "down"], env=environment, check=True, timeout=60)
-        left = [
-            process.pid
-            for process in psutil.process_iter(["cmdline"])
-            if f"{folder}/" in " ".join(process.info["cmdline"] or [])
-        ]
+        _, left = psutil.wait_procs(started, timeout=5)
         shutil.rmtree(folder)
-    assert [pid for pid, command in commands.items() if f"{folder}/" in command] == []
+    assert len(started) > 10
+    assert left == []
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -90,7 +80,7 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_does_not_divide_fails_
         "number of workers"
     }
     assert "Traceback" not in done.stdout
-    assert "failed" in done.stdout + done.stderr
+    assert re.search(r"Job 'raysubmit_\w+' failed", done.stdout + done.stderr)
     assert {key.partition("/")[0] for key in s3.keys()} == {"shards"}  # noqa: SIM118  # a bucket, not a dict
 
     done = submit(cluster, "--name", "small", *places, *SMALL, "--recipe.global-batch-size", "12")
@@ -101,8 +91,6 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_does_not_divide_fails_
     for node in (0, 1):  # each raylet keeps the logs of its own workers
         logs = Path(cluster["CLUSTER_DIR"], f"node{node}").glob("session_2*/logs/train/ray-train-app-worker-*.log")
         assert len(list(logs)) == 1
-    code = Path(cluster["CLUSTER_DIR"]).glob("node1/session_2*/runtime_resources/working_dir_files/*/bit_ray/jobs.py")
-    assert list(code), "workers run the code that came with the job"
 
     monkeypatch.setenv("BIT_RAY_CACHE", str(tmp_path / "cache"))
     model = bit_ray.load_model("models:/small@champion", tracking_uri=tracking_uri)
@@ -110,3 +98,5 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_does_not_divide_fails_
     assert model.spec.recipe["name"] == "bit_l"
     assert len(model.predict(np.zeros((40, 30, 3), np.uint8), top_k=3)[0]) == 3
     assert model.spec.provenance["run_id"] in done.stdout
+    # The code that came with the job is what ran: outside this git work tree the revision is a digest of the files.
+    assert "+src." in model.spec.provenance["code_revision"]
