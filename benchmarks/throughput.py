@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +89,8 @@ class Setting:
 
 GLYPHS = Setting(name="glyphs", crop_size=32, model=SMALL_MODEL, batch_size=128, both_batch_size=64, both_burst=8)
 PHOTOS = Setting(name="photos", crop_size=224, model="R50x1", batch_size=8, both_batch_size=16, both_burst=1)
-STREAM_BATCH = 64
+STREAM_BATCH = 64  # images per batch of the stream alone
+NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Measured:
         return self.num_images / self.wall_s
 
 
-def row(what: str, ours: Measured, peer_name: str, peer: Measured) -> str:
+def row(what: str, peer_name: str, ours: Measured, peer: Measured) -> str:
     """Return a line of the table, ours before the peer's."""
     both = (ours, peer)
     speed = [f"{m.images_per_s:,.0f}" if m.images_per_s >= 100 else f"{m.images_per_s:.2f}" for m in both]
@@ -157,13 +158,15 @@ def write_glyphs(folder: Path) -> None:
         path.write_bytes(example.image)
 
 
-def stream_batches(shards: Path, manifest: Manifest, size: int, shuffle: Shuffle, num_readers: int) -> Iterator:
+def stream_batches(
+    shards: Path, manifest: Manifest, size: int, batch_size: int, shuffle: Shuffle, num_readers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Our (images ``[B, S, S, 3] uint8``, targets), without end."""
     spec = StreamSpec(
         shards=str(shards),
         manifest_digest=manifest.digest,
-        global_batch_size=BATCH,
-        slots=range(BATCH),
+        global_batch_size=batch_size,
+        slots=range(batch_size),
         start_step=0,
         stop_step=1_000_000,
         seed=0,
@@ -173,12 +176,14 @@ def stream_batches(shards: Path, manifest: Manifest, size: int, shuffle: Shuffle
     return ((images, targets) for _, images, targets in batches(spec, num_readers=num_readers))
 
 
-def loader_batches(folder: Path, size: int, num_workers: int) -> Iterator:
+def loader_batches(
+    folder: Path, size: int, batch_size: int, num_workers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The peer's (images ``[B, 3, S, S] uint8``, targets), without end."""
     transforms = (v2.RandomResizedCrop(size, scale=AREA_RANGE), v2.RandomHorizontalFlip(), v2.PILToTensor())
     loader = DataLoader(
         ImageFolder(folder, v2.Compose(transforms)),
-        BATCH,
+        batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=num_workers,
@@ -188,11 +193,11 @@ def loader_batches(folder: Path, size: int, num_workers: int) -> Iterator:
         yield from loader
 
 
-def our_step(model_name: str, num_classes: int, size: int, batch_size: int) -> Step:
+def our_step(model_name: str, size: int, batch_size: int) -> Step:
     plan = TrainPlan(
         kind="pretrain",
         model=model_name,
-        num_classes=num_classes,
+        num_classes=NUM_CLASSES,
         manifest_digest="",
         num_examples=NUM_EXAMPLES,
         view=TrainView(crop="inception", crop_size=size),
@@ -203,26 +208,24 @@ def our_step(model_name: str, num_classes: int, size: int, batch_size: int) -> S
         global_batch_size=batch_size,
         weight_decay=1e-4,
     )
-    model = create_model(model_name, num_classes).to(memory_format=torch.channels_last)
+    model = create_model(model_name, NUM_CLASSES).to(memory_format=torch.channels_last)
     step_fn = TrainStep(model, build_optimizer(model, plan), plan)
     return lambda step, images, targets: step_fn(step, [(images, targets)], 1)
 
 
-def peer_step(model_name: str, num_classes: int, layout: torch.memory_format) -> Step:
+def peer_step(model_name: str, layout: torch.memory_format) -> Step:
     """A plain training loop over timm's network of the same size."""
-    config = model_config(model_name, num_classes)
+    config = model_config(model_name, NUM_CLASSES)
     model = TimmResNetV2(
         config.units,
         width_factor=config.width,
-        num_classes=num_classes,
+        num_classes=NUM_CLASSES,
         stem_type="fixed",
         conv_layer=partial(StdConv2d, eps=1e-8),
         norm_layer=partial(GroupNormAct, num_groups=32),
     ).to(memory_format=layout)
-    ours = create_model(model_name, num_classes)
-    assert [sum(p.numel() for p in m.parameters()) for m in (model, ours)] == [
-        sum(p.numel() for p in ours.parameters())
-    ] * 2
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, create_model(model_name, NUM_CLASSES))]
+    assert sizes[0] == sizes[1], sizes
     optimizer = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9, weight_decay=1e-4)
 
     def run(step: int, images: torch.Tensor, targets: torch.Tensor) -> None:
@@ -260,84 +263,88 @@ def settle() -> None:
             return
 
 
-def measure_batches(opened: Callable[[], Iterable], step: Step | None, seconds: float, every: int = 1) -> Measured:
+def measure_batches(
+    opened: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], step: Step | None, seconds: float, burst: int
+) -> Measured:
     """Take batches, with a step on each if there is one, until the time is over.
 
     Args:
         opened: Starts the source.
         step: What to do with a batch.
-        seconds: Least length.
-        every: Batches that come at once: the time is taken at the first of them, and the first lot is warm-up.
+        seconds: Least length, after a warm-up of half of it.
+        burst: Batches that come at once; the time is taken at the first of them.
     """
     settle()
     me = psutil.Process()
     start = time.perf_counter()
-    first_s, begun = 0.0, None
+    first_s, num_images, begun = 0.0, 0, None
     for number, (images, targets) in enumerate(opened()):
         now = time.perf_counter()
         if number == 0:
             first_s = now - start
-        elif number % every == 0:
-            if begun is None:
-                begun = number, now, cpu_seconds(me)
-            elif now - begun[1] >= seconds:
-                return Measured((number - begun[0]) * BATCH, now - begun[1], cpu_seconds(me) - begun[2], (first_s,))
+        elif number % burst == 0:
+            if begun is None and now - start - first_s >= seconds / 2:
+                num_images, begun = 0, (now, cpu_seconds(me))
+            elif begun is not None and now - begun[0] >= seconds:
+                return Measured(num_images, now - begun[0], cpu_seconds(me) - begun[1], (first_s,))
         if step is not None:
             step(number, images, targets)
+        num_images += len(images)
     raise AssertionError("the source has no end")
 
 
-def between(ours: Callable[[float], Measured], peer: Callable[[float], Measured], seconds: float) -> list[Measured]:
-    """Ours between two halves of the peer, so that a drift of the machine's speed meets both."""
-    before = peer(seconds / 2)
-    return [ours(seconds), before + peer(seconds / 2)]
-
-
-def step_rows(name: str, config: Config) -> Iterator[str]:
-    model_name, size, batch_size, num_classes = (
-        ("R50x1", 224, 8, 1000) if name == "photos" else (SMALL_MODEL, 32, 128, 500)
-    )
+def step_rows(setting: Setting, config: Config) -> Iterator[str]:
+    size, batch_size = setting.crop_size, setting.batch_size
     images = torch.randint(256, (batch_size, size, size, 3), dtype=torch.uint8)
-    targets = torch.randint(num_classes, (batch_size,))
+    targets = torch.randint(NUM_CLASSES, (batch_size,))
     peer_images = images.permute(0, 3, 1, 2).contiguous()
     ours, peer, eager = measure_steps(
         [
-            (our_step(model_name, num_classes, size, batch_size), images),
-            (peer_step(model_name, num_classes, torch.channels_last), peer_images),
-            (peer_step(model_name, num_classes, torch.contiguous_format), peer_images),
+            (our_step(setting.model, size, batch_size), images),
+            (peer_step(setting.model, torch.channels_last), peer_images),
+            (peer_step(setting.model, torch.contiguous_format), peer_images),
         ],
         targets,
         config.seconds,
     )
-    what = f"step, {model_name}, {size} px, batch {batch_size}"
-    yield row(what, ours, "timm, channels_last", peer)
-    yield row(what, ours, "timm, NCHW", eager)
+    what = f"step, {setting.model}, {size} px, batch {batch_size}"
+    yield row(what, "timm, channels_last", ours, peer)
+    yield row(what, "timm, NCHW", ours, eager)
 
 
-def stream_rows(name: str, folder: Path, config: Config) -> Iterator[str]:
-    size = 224 if name == "photos" else 32
+def stream_rows(setting: Setting, folder: Path, config: Config) -> Iterator[str]:
+    name, size = setting.name, setting.crop_size
     shards = folder.with_name(f"{name}-shards")
     write_shards(folder, shards, name=name, num_workers=num_local_cores())
     manifest = read_manifest(str(shards))
 
-    def measure(step: Step | None, peers: Step | None, shuffle: Shuffle, every: int) -> list[Measured]:
-        return between(
-            lambda s: measure_batches(
-                lambda: stream_batches(shards, manifest, size, shuffle, config.num_readers), step, s, every
-            ),
-            lambda s: measure_batches(lambda: loader_batches(folder, size, config.num_readers), peers, s),
-            config.seconds,
-        )
+    def measure(
+        steps: tuple[Step | None, Step | None], batch_size: int, shuffle: Shuffle, burst: int
+    ) -> list[Measured]:
+        def ours() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return stream_batches(shards, manifest, size, batch_size, shuffle, config.num_readers)
 
-    ours, peer = measure(None, None, Shuffle(), NUM_EXAMPLES // BATCH)
-    yield row(f"stream, {name}, {size} px", ours, "DataLoader", peer)
-    ours, peer = measure(
-        our_step(SMALL_MODEL, manifest.num_classes, size, BATCH),
-        peer_step(SMALL_MODEL, manifest.num_classes, torch.channels_last),
-        SHORT,
-        SHORT.num_lanes * SHORT.lane_window // BATCH,
+        def peer() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return loader_batches(folder, size, batch_size, config.num_readers)
+
+        # Ours between two halves of the peer, so that a drift of the machine's speed meets both.
+        before = measure_batches(peer, steps[1], config.seconds / 2, 1)
+        between = measure_batches(ours, steps[0], config.seconds, burst)
+        return [between, before + measure_batches(peer, steps[1], config.seconds / 2, 1)]
+
+    # Whole epochs: the windows at the end of one are shorter.
+    whole_epoch = NUM_EXAMPLES // STREAM_BATCH
+    yield row(
+        f"stream, {name}, {size} px",
+        "DataLoader",
+        *measure((None, None), STREAM_BATCH, Shuffle(), whole_epoch),
     )
-    yield row(f"stream and step, {name}, {SMALL_MODEL}, {size} px", ours, "DataLoader and timm, channels_last", peer)
+    steps = our_step(SMALL_MODEL, size, setting.both_batch_size), peer_step(SMALL_MODEL, torch.channels_last)
+    yield row(
+        f"both, {name}, {SMALL_MODEL}, {size} px, batch {setting.both_batch_size}",
+        "DataLoader and timm, channels_last",
+        *measure(steps, setting.both_batch_size, SHORT, setting.both_burst),
+    )
 
 
 def cpu_name() -> str:
@@ -363,16 +370,18 @@ def main(config: Config) -> None:
             print(line, file=sys.stderr, flush=True)
             rows.append(line)
 
+    settings = {name: {"glyphs": GLYPHS, "photos": PHOTOS}[name] for name in config.images}
     with tempfile.TemporaryDirectory(prefix="bit-ray-throughput-") as directory:
-        folders = {name: Path(directory, name) for name in config.images}
-        for name, folder in folders.items():
-            write_photos(folder) if name == "photos" else write_glyphs(folder)
-            add(step_rows(name, config))
+        folders = {name: Path(directory, name) for name in settings}
+        for name, setting in settings.items():
+            {"glyphs": write_glyphs, "photos": write_photos}[name](folders[name])
+            add(step_rows(setting, config))
         with cluster():
-            for name, folder in folders.items():
-                add(stream_rows(name, folder, config))
+            for name, setting in settings.items():
+                add(stream_rows(setting, folders[name], config))
             wall = time.perf_counter() - started
             others = (busy_seconds() - busy - (cpu_seconds(me) - own)) / wall
+            settle()
     packages = ("torch", "torchvision", "ray", "timm", "pillow", "simplejpeg")
     columns = ("", "peer", "images/s", "peer's", "ratio", "CPU ms/image", "peer's", "first batch s", "peer's")
     print(f"`python benchmarks/throughput.py {' '.join(sys.argv[1:])}`".replace(" `", "`"), end=", ")

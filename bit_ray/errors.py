@@ -1,7 +1,7 @@
 """Errors for what a user can put right.
 
-Every message is one line: the field, what was given, what is accepted, what to do. The command line and the jobs print it
-after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
+Every message is one line: the field, what was given, what is accepted, what to do. The command line and the jobs print
+it after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
 """
 
 

@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -250,10 +251,9 @@ def batches(spec: StreamSpec, *, num_readers: int = 1, prefetch: int = 4, pin_me
 
     def put(item: Batch | BaseException | None) -> None:
         while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
 
     def fill() -> None:
         try:

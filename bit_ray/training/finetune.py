@@ -196,4 +196,5 @@ def finetune(config: FinetuneConfig) -> Trained | None:
 
 
 def given(rule: RuleOverrides) -> dict[str, Any]:
+    """The settings that replace the rule's, by name."""
     return {name: value for name, value in asdict(rule).items() if value is not None}

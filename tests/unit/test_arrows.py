@@ -27,6 +27,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.training.loop",
     "bit_ray.training.preflight",
     "bit_ray.training.pretrain",
+    "bit_ray.training.reports",
 }
 
 IMPORT_EACH = """
