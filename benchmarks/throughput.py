@@ -384,7 +384,7 @@ def main(config: Config) -> None:
             settle()
     packages = ("torch", "torchvision", "ray", "timm", "pillow", "simplejpeg")
     columns = ("", "peer", "images/s", "peer's", "ratio", "CPU ms/image", "peer's", "first batch s", "peer's")
-    print(f"`python benchmarks/throughput.py {' '.join(sys.argv[1:])}`".replace(" `", "`"), end=", ")
+    print(f"`{' '.join(('python benchmarks/throughput.py', *sys.argv[1:]))}`, ", end="")
     print(f"{cpu_name()}, {num_local_cores()} cores, {platform.system()} {platform.machine()};")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)};")
     print(f"{wall:.0f} s in all, in which other processes kept {others:.2f} cores busy.\n")

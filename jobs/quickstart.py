@@ -21,6 +21,7 @@ from bit_ray.data.catalog import open_embedded
 from bit_ray.data.decode import decode_image
 from bit_ray.data.digits import NUM_TEST
 from bit_ray.data.manifest import MANIFEST
+from bit_ray.data.shards import Example
 from bit_ray.data.write import write_shards
 from bit_ray.evaluation.plots import comparison_figure, prediction_figure, save_figure
 from bit_ray.jobs import run_job
@@ -173,7 +174,7 @@ def _predict(uri: str, storage: str) -> list[tuple[str, str, str]]:
     folder = Path(storage, "images")
     folder.mkdir(parents=True, exist_ok=True)
     source = open_embedded("digits:test")
-    examples = list(source.part(np.arange(24, dtype=np.int64)))
+    examples = [e for e in source.part(np.arange(24, dtype=np.int64)) if isinstance(e, Example)]
     paths = [folder / f"{example.id.replace('/', '-')}.png" for example in examples]
     for path, example in zip(paths, examples, strict=True):
         path.write_bytes(example.image)

@@ -14,7 +14,7 @@ from bit_ray.data.augment import eval_view, example_keys, train_view, uniforms
 from bit_ray.data.order import Order
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.training.plan import TrainPlan, batch_split
-from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision
+from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def fit(
     assert plan.num_examples == len(examples.ids) == len(examples.labels)
     micro, num_micro = batch_split(plan.global_batch_size, 1, micro_batch_size, pairs=plan.mixup_alpha > 0)
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to_channels_last(model)
     step_fn = TrainStep(model, build_optimizer(model, plan), plan, dtype=resolve_precision("auto", device))
     order = Order(
         shard_sizes=(plan.num_examples,),

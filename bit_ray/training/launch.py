@@ -178,6 +178,7 @@ def train(
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
+            run.set_tags({"bit_ray.weights_sha256": result.sha256, "bit_ray.weights_uri": result.package_uri})
             store.write_json(store.join(run_uri, RESULT_FILE), to_dict(result))
             status = "FINISHED"
             return result

@@ -26,7 +26,14 @@ from bit_ray.tracking.system import system_metrics
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bit_ray.training.config import Runtime
 from bit_ray.training.plan import TrainPlan, batch_split
-from bit_ray.training.step import NonFiniteError, TrainStep, build_optimizer, micro_batches, resolve_precision
+from bit_ray.training.step import (
+    NonFiniteError,
+    TrainStep,
+    build_optimizer,
+    micro_batches,
+    resolve_precision,
+    to_channels_last,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +92,8 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     # Rank 0 brings the weights; DistributedDataParallel sends them to the others.
     needs_init = worker.init_weights is not None and rank == 0
     model = build_model(plan, ray.get(worker.init_weights) if needs_init else None)
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device)
+    to_channels_last(model)
     optimizer = build_optimizer(model, plan)
     progress = Progress()
     if (checkpoint := ray.train.get_checkpoint()) is not None:

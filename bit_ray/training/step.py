@@ -55,6 +55,18 @@ def normalize(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
 
 
+def to_channels_last(model: nn.Module) -> None:
+    """Lay the kernels out channels-last, in place.
+
+    A 1x1 kernel is channels-last and contiguous at once; it gets the strides of a contiguous one, which its gradient
+    has too, or else DistributedDataParallel copies the gradient (and says so).
+    """
+    model.to(memory_format=torch.channels_last)
+    for p in model.parameters():
+        if p.ndim == 4 and p.shape[2:] == (1, 1):
+            p.data = p.data.flatten(1).contiguous().view(p.shape)
+
+
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor, loss: Loss) -> torch.Tensor:
     """Loss summed over examples.
 
