@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFont
+from matplotlib.ft2font import FT2Font, LoadFlags
+from PIL import Image
 
 from bit_ray.data.shards import Example
 from bit_ray.errors import ConfigError
@@ -122,9 +123,6 @@ class GlyphSource:
 @cache
 def characters() -> tuple[str, ...]:
     """Return all classes in Unicode order."""
-    # matplotlib's own import is slow and is not needed to render.
-    from matplotlib.ft2font import FT2Font
-
     faces = Counter(code for face in FACES for code in FT2Font(str(_font_path(face))).get_charmap())
     found = (chr(code) for code, count in sorted(faces.items()) if count >= MIN_FACES)
     return tuple(c for c in found if unicodedata.category(c)[0] in "LS" and c not in _INVISIBLE)
@@ -183,24 +181,26 @@ def _faces_with(character: str) -> tuple[str, ...]:
 
 @cache
 def _codes(face: str) -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
     return frozenset(FT2Font(str(_font_path(face))).get_charmap())
 
 
 @lru_cache(maxsize=65_536)
 def _ink(character: str, face: str, size: int) -> Image.Image:
     """Return the drawn character, light on black, cropped to its ink with a border of one pixel."""
-    mask = _font(face, size).getmask(character, mode="L")
-    drawn = Image.frombytes("L", mask.size, bytes(mask))
+    font = _font(face, size)
+    # Not by Pillow: its FreeType hinter reads out of bounds in some of these fonts, and has no switch.
+    font.set_text(character, 0.0, flags=LoadFlags.NO_HINTING)
+    font.draw_glyphs_to_bitmap(antialiased=True)
+    drawn = Image.fromarray(np.array(font.get_image(), np.uint8))
     left, top, right, bottom = drawn.getbbox() or (0, 0, 1, 1)
     return drawn.crop((left - 1, top - 1, right + 1, bottom + 1))
 
 
 @cache
-def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
-    # Basic layout: the shaping library that Pillow may or may not find would change the pixels.
-    return ImageFont.truetype(_font_path(face), size, layout_engine=ImageFont.Layout.BASIC)
+def _font(face: str, size: int) -> FT2Font:
+    font = FT2Font(str(_font_path(face)))
+    font.set_size(size, 72)
+    return font
 
 
 @cache

@@ -8,8 +8,8 @@ without reading what came before. Pixels stay uint8 until they are on the traini
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,8 +32,10 @@ from bit_ray.errors import DataError, root_cause
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
-# Units per Ray Data execution: enough that starting the next one is rare, few enough to plan at once.
-_UNITS_PER_DATASET = 1024
+# Pixels per Ray Data execution. While output waits to be taken, Ray Data's scheduler spins and takes a core from
+# training; an execution this small ends instead, its output in the object store.
+_BYTES_PER_EXECUTION = 64 * 2**20
+_MOST_UNITS_PER_EXECUTION = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +178,13 @@ class _Units(Datasource):
 
 def _blocks(spec: StreamSpec, num_readers: int) -> Iterator[pa.Table]:
     """Blocks of the worker's units, in order."""
-    units = stream_order(spec).unit_range(spec.slots, spec.start_step, spec.stop_step)
-    for start in range(0, len(units), _UNITS_PER_DATASET):
-        part = units[start : start + _UNITS_PER_DATASET]
+    order = stream_order(spec)
+    units = order.unit_range(spec.slots, spec.start_step, spec.stop_step)
+    rows = order.window * min(1.0, len(spec.slots) * order.num_lanes / order.global_batch_size)
+    fitting = int(_BYTES_PER_EXECUTION / (rows * 3 * spec.view.crop_size**2))
+    together = max(num_readers, min(fitting, _MOST_UNITS_PER_EXECUTION))
+    for start in range(0, len(units), together):
+        part = units[start : start + together]
         dataset = ray.data.read_datasource(
             _Units(spec, part), override_num_blocks=len(part), concurrency=num_readers, num_cpus=1
         )
@@ -191,7 +197,7 @@ def _blocks(spec: StreamSpec, num_readers: int) -> Iterator[pa.Table]:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _assemble(spec: StreamSpec, num_readers: int, pin_memory: bool) -> Iterator[Batch]:
+def _assemble(spec: StreamSpec, num_readers: int, pin_memory: bool) -> Generator[Batch, None, None]:
     """Put rows into the batches of their steps; a batch leaves when its last slot is filled."""
     manifest = _manifest(spec.shards, spec.manifest_digest)
     size, width = spec.view.crop_size, len(spec.slots)
@@ -231,13 +237,15 @@ def _pixels(chunk: pa.FixedSizeBinaryArray, size: int) -> np.ndarray:
     return pixels[chunk.offset : chunk.offset + len(chunk)]
 
 
-def batches(spec: StreamSpec, *, num_readers: int = 1, prefetch: int = 4, pin_memory: bool = False) -> Iterator[Batch]:
+def batches(spec: StreamSpec, *, num_readers: int = 1, pin_memory: bool = False) -> Iterator[Batch]:
     """Batches of one worker, in the order of the steps, assembled in a background thread.
+
+    The thread is at most a window of every lane ahead, so that the next windows are read while training works through
+    the last: at most twice ``lanes * lane_window / workers`` decoded images are held.
 
     Args:
         spec: What to read.
         num_readers: Reader tasks at a time.
-        prefetch: Finished batches kept ahead of training.
         pin_memory: Page-locked memory for copies to a GPU.
 
     Yields:
@@ -246,7 +254,9 @@ def batches(spec: StreamSpec, *, num_readers: int = 1, prefetch: int = 4, pin_me
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(prefetch)
+    order = stream_order(spec)
+    steps_ahead = 2 + order.num_lanes * order.window // order.global_batch_size
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(steps_ahead)
     stopped = threading.Event()
 
     def put(item: Batch | BaseException | None) -> None:
@@ -257,10 +267,11 @@ def batches(spec: StreamSpec, *, num_readers: int = 1, prefetch: int = 4, pin_me
 
     def fill() -> None:
         try:
-            for batch in _assemble(spec, num_readers, pin_memory):
-                put(batch)
-                if stopped.is_set():
-                    return
+            with closing(_assemble(spec, num_readers, pin_memory)) as assembled:
+                for batch in assembled:
+                    put(batch)
+                    if stopped.is_set():
+                        return
             put(None)
         except BaseException as error:  # handed to the consumer, whatever it is
             put(root_cause(error) or error)
@@ -274,3 +285,5 @@ def batches(spec: StreamSpec, *, num_readers: int = 1, prefetch: int = 4, pin_me
             yield item
     finally:
         stopped.set()
+        # Whoever closes the stream may stop Ray next, which must not happen under a thread that reads from it.
+        thread.join(timeout=30)

@@ -185,7 +185,7 @@ def test_a_set_that_was_written_anew_is_refused(tmp_path):
 
 
 def test_a_consumer_that_stops_early_ends_its_stream(shards):
-    stream = batches(spec(shards, stop_step=1000), prefetch=1)
+    stream = batches(spec(shards, stop_step=1000))
     assert next(stream).step == 0
     stream.close()
     assert_same(read(spec(shards, stop_step=2)), read(spec(shards, stop_step=2)))
