@@ -349,7 +349,7 @@ def test_few_shot_transfer_starts_at_a_zero_head_and_is_tested_in_full(undisturb
         test_shards=str(digits / "test"),
         profile="custom",
         rule=RuleOverrides(
-            resize=36, crop=32, num_steps=30, warmup_steps=0, boundaries=(20,), batch_size=32, base_lr=0.01,
+            resize=36, crop=32, num_steps=60, warmup_steps=0, boundaries=(50,), batch_size=32, base_lr=0.03,
             mixup_alpha=0.1,
         ),
         random_flip=False,
@@ -361,7 +361,7 @@ def test_few_shot_transfer_starts_at_a_zero_head_and_is_tested_in_full(undisturb
     )  # fmt: skip
     trained = finetune(config)
     losses = [loss for _, loss in history(folder, trained.result.run_id)]
-    assert len(losses) == 30
+    assert len(losses) == 60
     assert losses[0] == pytest.approx(np.log(10), rel=1e-6)
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
