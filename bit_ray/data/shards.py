@@ -221,6 +221,17 @@ def read_rows(uri: str, manifest: Manifest, shard_index: int, row_group_indices:
     return table
 
 
+def read_tables(uri: str, manifest: Manifest) -> Iterator[pa.Table]:
+    """Read the whole set at ``uri``, one row group at a time, in its order.
+
+    Raises:
+        DataError: a shard is missing, empty, truncated, or not what the manifest says.
+    """
+    for index in range(len(manifest.shards)):
+        for group in range(manifest.row_groups(index)):
+            yield read_rows(uri, manifest, index, [group])
+
+
 _REMEDY = "run `bit-ray shards verify {}` and restore or write again what it names"
 
 

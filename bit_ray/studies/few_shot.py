@@ -19,7 +19,7 @@ from bit_ray.data import store
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.data.shards import read_rows
+from bit_ray.data.shards import read_tables
 from bit_ray.errors import ConfigError, root_cause
 from bit_ray.evaluation.fewshot import Subset, few_shot_subset, save_subset, summarize
 from bit_ray.evaluation.metrics import ClassificationMetrics
@@ -255,10 +255,8 @@ def read_examples(shards: str, manifest: Manifest) -> Examples:
     ids: list[str] = []
     images: list[npt.NDArray[np.uint8]] = []
     labels: list[Any] = []
-    for index in range(len(manifest.shards)):
-        for group in range(manifest.row_groups(index)):
-            table = read_rows(shards, manifest, index, [group])
-            ids += table["id"].to_pylist()
-            images += [decode_image(image.as_py(), convert=manifest.convert_images) for image in table["image"]]
-            labels += [names[0] for names in table["labels"].to_pylist()]
+    for table in read_tables(shards, manifest):
+        ids += table["id"].to_pylist()
+        images += [decode_image(image.as_py(), convert=manifest.convert_images) for image in table["image"]]
+        labels += [names[0] for names in table["labels"].to_pylist()]
     return Examples(tuple(ids), images, np.array(labels, np.int64))

@@ -11,12 +11,12 @@ from bit_ray.cluster import Resources
 from bit_ray.config import to_dict
 from bit_ray.data import store
 from bit_ray.data.manifest import MANIFEST, Manifest, read_manifest
-from bit_ray.data.shards import Example, file_sha256, read_rows, to_examples
+from bit_ray.data.shards import Example, file_sha256, read_tables, to_examples
 from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.classifier import load_model
 from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, save_subset
-from bit_ray.evaluation.run import check_classes, evaluate_model, record
+from bit_ray.evaluation.run import evaluate_model, record
 from bit_ray.models.npz import load_npz, npz_architecture
 from bit_ray.models.zoo import create_model, model_name
 from bit_ray.recipes.hyperrule import hyperrule
@@ -64,11 +64,9 @@ def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], list[int]]:
     """Ids and first labels of a whole set, in its order."""
     ids: list[str] = []
     labels: list[int] = []
-    for index in range(len(manifest.shards)):
-        for group in range(manifest.row_groups(index)):
-            table = read_rows(shards, manifest, index, [group])
-            ids += table["id"].to_pylist()
-            labels += [names[0] for names in table["labels"].to_pylist()]
+    for table in read_tables(shards, manifest):
+        ids += table["id"].to_pylist()
+        labels += [names[0] for names in table["labels"].to_pylist()]
     return ids, labels
 
 
@@ -99,13 +97,8 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
     save_subset(subset, index_uri)
 
     def examples() -> Iterator[Example]:
-        position = 0
-        for index in range(len(manifest.shards)):
-            for group in range(manifest.row_groups(index)):
-                for example in to_examples(read_rows(shards, manifest, index, [group])):
-                    if position in wanted:
-                        yield example
-                    position += 1
+        whole = (example for table in read_tables(shards, manifest) for example in to_examples(table))
+        yield from (example for position, example in enumerate(whole) if position in wanted)
 
     write_shards(
         examples(),
@@ -174,7 +167,6 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         if test_manifest is None:
             return {}
         classifier = load_model(result.package_uri)
-        check_classes(classifier.spec, test_manifest, config.test_shards)
         evaluation = evaluate_model(classifier, config.test_shards, test_manifest, resources)
         record(run, evaluation, test_manifest, step=plan.schedule.num_steps)
         return evaluation.metrics
