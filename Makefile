@@ -10,6 +10,9 @@ VENV ?= .venv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
+# What the environment is installed from: the C extension is built with it.
+SOURCES = pyproject.toml setup.py bit_ray/data/_jpeg.c bit_ray/data/_resize.h
+
 .PHONY: run test lint
 .DEFAULT_GOAL := run
 
@@ -25,11 +28,11 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+$(VENV)/.installed-dev: $(SOURCES) | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 

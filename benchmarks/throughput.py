@@ -49,8 +49,6 @@ NUM_EXAMPLES = 5120  # more than the default windows hold, so that the stream re
 NUM_PHOTOS = 1024  # different ones; each stands under five names
 SMALL_MODEL = "R1-1-1-1x0.5"
 AREA_RANGE = (0.05, 1.0)
-# Reading ahead of a step by the 4,096 images of the default windows would take longer than a measurement.
-SHORT = Shuffle(lane_window=64)
 
 # (number of the step, uint8 images, targets)
 Step = Callable[[int, torch.Tensor, torch.Tensor], object]
@@ -66,8 +64,8 @@ class Config:
     """Length of each measurement, after its warm-up."""
     threads: int = 1
     """Threads of the step."""
-    num_readers: int = 2
-    """Ray Data read tasks, and DataLoader worker processes."""
+    num_workers: int = 2
+    """Threads that decode, and DataLoader worker processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +81,10 @@ class Setting:
     """Images per step of the step alone."""
     both_batch_size: int
     """Images per step of stream and step together, with the small network."""
-    both_burst: int
-    """Batches that then come at once; 1 where the step is so slow that the stream is always ahead of it."""
 
 
-GLYPHS = Setting(name="glyphs", crop_size=32, model=SMALL_MODEL, batch_size=128, both_batch_size=64, both_burst=8)
-PHOTOS = Setting(name="photos", crop_size=224, model="R50x1", batch_size=8, both_batch_size=16, both_burst=1)
+GLYPHS = Setting(name="glyphs", crop_size=32, model=SMALL_MODEL, batch_size=128, both_batch_size=64)
+PHOTOS = Setting(name="photos", crop_size=224, model="R50x1", batch_size=8, both_batch_size=16)
 STREAM_BATCH = 64  # images per batch of the stream alone
 NUM_CLASSES = 1000
 
@@ -159,7 +155,7 @@ def write_glyphs(folder: Path) -> None:
 
 
 def stream_batches(
-    shards: Path, manifest: Manifest, size: int, batch_size: int, shuffle: Shuffle, num_readers: int
+    shards: Path, manifest: Manifest, size: int, batch_size: int, num_workers: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Our (images ``[B, S, S, 3] uint8``, targets), without end."""
     spec = StreamSpec(
@@ -170,10 +166,10 @@ def stream_batches(
         start_step=0,
         stop_step=1_000_000,
         seed=0,
-        shuffle=shuffle,
+        shuffle=Shuffle(),
         view=TrainView(crop="inception", crop_size=size, area_range=AREA_RANGE),
     )
-    return ((images, targets) for _, images, targets in batches(spec, num_readers=num_readers))
+    return ((batch.images, batch.targets) for batch in batches(spec, num_threads=num_workers))
 
 
 def loader_batches(
@@ -264,7 +260,7 @@ def settle() -> None:
 
 
 def measure_batches(
-    opened: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], step: Step | None, seconds: float, burst: int
+    opened: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], step: Step | None, seconds: float, block: int
 ) -> Measured:
     """Take batches, with a step on each if there is one, until the time is over.
 
@@ -272,7 +268,7 @@ def measure_batches(
         opened: Starts the source.
         step: What to do with a batch.
         seconds: Least length, after a warm-up of half of it.
-        burst: Batches that come at once; the time is taken at the first of them.
+        block: Batches that are measured together; the time is taken at the first of them.
     """
     settle()
     me = psutil.Process()
@@ -282,7 +278,7 @@ def measure_batches(
         now = time.perf_counter()
         if number == 0:
             first_s = now - start
-        elif number % burst == 0:
+        elif number % block == 0:
             if begun is None and now - start - first_s >= seconds / 2:
                 num_images, begun = 0, (now, cpu_seconds(me))
             elif begun is not None and now - begun[0] >= seconds:
@@ -318,32 +314,30 @@ def stream_rows(setting: Setting, folder: Path, config: Config) -> Iterator[str]
     write_shards(folder, shards, name=name, num_workers=num_local_cores())
     manifest = read_manifest(str(shards))
 
-    def measure(
-        steps: tuple[Step | None, Step | None], batch_size: int, shuffle: Shuffle, burst: int
-    ) -> list[Measured]:
+    def measure(steps: tuple[Step | None, Step | None], batch_size: int, block: int) -> list[Measured]:
         def ours() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            return stream_batches(shards, manifest, size, batch_size, shuffle, config.num_readers)
+            return stream_batches(shards, manifest, size, batch_size, config.num_workers)
 
         def peer() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            return loader_batches(folder, size, batch_size, config.num_readers)
+            return loader_batches(folder, size, batch_size, config.num_workers)
 
         # Ours between two halves of the peer, so that a drift of the machine's speed meets both.
         before = measure_batches(peer, steps[1], config.seconds / 2, 1)
-        between = measure_batches(ours, steps[0], config.seconds, burst)
+        between = measure_batches(ours, steps[0], config.seconds, block)
         return [between, before + measure_batches(peer, steps[1], config.seconds / 2, 1)]
 
-    # Whole epochs: the windows at the end of one are shorter.
+    # Whole epochs, because it reads several rounds of windows at a time.
     whole_epoch = NUM_EXAMPLES // STREAM_BATCH
     yield row(
         f"stream, {name}, {size} px",
         "DataLoader",
-        *measure((None, None), STREAM_BATCH, Shuffle(), whole_epoch),
+        *measure((None, None), STREAM_BATCH, whole_epoch),
     )
     steps = our_step(SMALL_MODEL, size, setting.both_batch_size), peer_step(SMALL_MODEL, torch.channels_last)
     yield row(
         f"both, {name}, {SMALL_MODEL}, {size} px, batch {setting.both_batch_size}",
         "DataLoader and timm, channels_last",
-        *measure(steps, setting.both_batch_size, SHORT, setting.both_burst),
+        *measure(steps, setting.both_batch_size, 1),
     )
 
 

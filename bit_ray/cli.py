@@ -9,7 +9,7 @@ from bit_ray import cli_models, cli_shards, jobs
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.flags import parse
-from bit_ray.training.config import FinetuneConfig, PretrainConfig
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
 
 class Command(NamedTuple):
@@ -29,11 +29,14 @@ GROUPS: dict[str, dict[str, Command]] = {
         "shards verify": Command(
             cli_shards.VerifyConfig, cli_shards.verify, "read all of one and report what is wrong"
         ),
+        "shards ids": Command(cli_shards.IdsConfig, cli_shards.ids, "ask any training step what it saw"),
+        "shards bench": Command(cli_shards.BenchConfig, cli_shards.bench, "measure reading, decoding and the stream"),
     },
     "training": {
         "pretrain": Command(PretrainConfig, jobs.pretrain, "pre-train on a shard set: BiT-S, BiT-M, BiT-L or own"),
         "finetune": Command(FinetuneConfig, jobs.finetune, "transfer to a shard set by BiT-HyperRule"),
         "evaluate": Command(EvaluateConfig, jobs.evaluate, "score a model on a whole shard set"),
+        "replay": Command(ReplayConfig, jobs.replay, "train a stretch of a run again and compare its loss"),
     },
     "models": {
         "predict": Command(cli_models.PredictConfig, cli_models.predict, "classify image files"),

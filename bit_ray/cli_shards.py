@@ -1,14 +1,15 @@
-"""``bit-ray shards``: write, inspect and verify shard sets."""
+"""``bit-ray shards``: write, inspect and verify shard sets, and ask what a training step saw."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
-from bit_ray.errors import DataError
+from bit_ray.data.order import Shuffle
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.flags import positional
-from bit_ray.progress import print_table, track
+from bit_ray.progress import console, print_table, track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,12 @@ class WriteConfig:
     """Readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB."""
     on_bad: Literal["error", "skip"] = "error"
     """Bad images end the command, or are left out and listed in skipped.json beside the manifest."""
+    seekable: bool = False
+    """Give JPEG files restart markers, so that training decodes less of them: no loss, the same pixels. Progressive
+    files become baseline; what cannot have markers stays as it is."""
+    shorter_side: int | None = None
+    """Encode larger images anew with a shorter side of this many pixels, usually 256 to 512, as JPEG of quality 90.
+    Faster to train from, but crops have fewer pixels than the paper's."""
     row_group_size: int = 64
     """Images that are read together."""
     shard_examples: int | None = None
@@ -52,8 +59,72 @@ class InspectConfig:
     """Write a contact sheet of drawn images to this PNG file."""
     num_images: int = 48
     """Images on the contact sheet."""
+    augmented: bool = False
+    """Show beside each image three training views of it, as upstream pre-training sees them."""
+    crop_size: int = 224
+    """Side of the training views, pixels."""
     seed: int = 0
-    """Seed of the draw."""
+    """Seed of the draw and of the views."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed}; 0 or more; correct it")
+        if self.augmented and not self.sheet:
+            raise ConfigError("augmented: given without sheet; the PNG file to draw; add --sheet FILE.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdsConfig:
+    """Ask any training step what it saw, or at which steps an image is used."""
+
+    shards: str = field(metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://..."""
+    step: int | None = None
+    """List the images of this step, by slot of the global batch."""
+    image: str = ""
+    """List the steps that use the image of this id."""
+    sheet: str = ""
+    """Draw what is listed, each image as the network saw it, on this PNG file."""
+    num_images: int = 48
+    """Most images on the sheet, spread over what is listed."""
+    run: str = ""
+    """Folder of the run that is asked, STORAGE/NAME; it knows all of the settings below."""
+    seed: int | None = None
+    """Without a run: seed of the order and the views; 0 if not given."""
+    global_batch_size: int | None = None
+    """Without a run: images per step, over all workers."""
+    epochs: int | None = None
+    """Without a run: epochs in which the image is looked for; 1 if not given."""
+    crop_size: int | None = None
+    """Without a run: side of the upstream training views on the sheet, pixels; 224 if not given."""
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    """Without a run: how far apart examples are mixed."""
+
+    def __post_init__(self) -> None:
+        if (self.step is None) == (not self.image):
+            given = "neither is given" if self.step is None else "both are given"
+            raise ConfigError(f"step, image: {given}; one of the two; ask --step T or --image ID")
+        if self.step is not None and self.step < 0:
+            raise ConfigError(f"step: {self.step}; 0 or more; correct it")
+        for name, least in (
+            ("num_images", 1),
+            ("seed", 0),
+            ("global_batch_size", 1),
+            ("epochs", 1),
+            ("crop_size", 32),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: {value}; {least} or more; correct it")
+        for name in ("seed", "global_batch_size", "epochs", "crop_size") if self.run else ():
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} beside run; the run knows it; leave out one of the two"
+                )
+        if self.run and self.shuffle != Shuffle():
+            raise ConfigError("shuffle: given beside run; the run knows it; leave out one of the two")
+        if not self.run and self.global_batch_size is None:
+            raise ConfigError("global_batch_size: missing; images per step; give it, or the run by --run STORAGE/NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +137,29 @@ class VerifyConfig:
     """Without decoding only sizes, checksums, layout, ids and labels are checked."""
     num_workers: int = 0
     """Ray tasks that check a shard each, here or on the cluster of RAY_ADDRESS; 0: this process alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measure what this machine and this store give, and which part binds."""
+
+    shards: str = field(metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://..."""
+    crop_size: int = 224
+    """Side of the upstream training views, pixels."""
+    batch_size: int = 256
+    """Images per batch of the whole stream."""
+    num_threads: int = 0
+    """Threads that decode in the whole stream; 0: one per CPU core."""
+    seconds: float = 5.0
+    """Time for each of the four parts."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)}; {least} or more; correct it")
+        if not 0 < self.seconds < 3600:
+            raise ConfigError(f"seconds: {self.seconds}; more than 0, less than 3600; correct it")
 
 
 def write(config: WriteConfig) -> None:
@@ -85,6 +179,8 @@ def write(config: WriteConfig) -> None:
             seed=config.seed,
             convert_images=config.convert_images,
             on_bad=config.on_bad,
+            seekable=config.seekable,
+            shorter_side=config.shorter_side,
             num_workers=config.num_workers,
             progress=progress,
         )
@@ -98,6 +194,10 @@ def write(config: WriteConfig) -> None:
         ("size", f"{report.num_bytes / 1e6:,.1f} MB"),
         ("time", f"{report.seconds:.1f} s"),
     ]
+    if config.shorter_side is not None and report.num_shrunk is not None:
+        rows.append(("made smaller", f"{report.num_shrunk:,} of {report.num_examples:,} images"))
+    if config.seekable and report.num_seekable is not None:
+        rows.append(("seekable", f"{report.num_seekable:,} of {report.num_examples:,} images"))
     if report.skipped:
         rows.append(("left out", f"{len(report.skipped):,} bad images, see skipped.json beside the manifest"))
     if report.empty_classes:
@@ -131,9 +231,70 @@ def inspect(config: InspectConfig) -> None:
     if found["shards_counted"] < found["num_shards"]:
         rows.append(("counted", f"classes in {found['shards_counted']} of the shards"))
     if config.sheet:
-        contact_sheet(config.shards, config.sheet, config.num_images, seed=config.seed)
+        crop_size = config.crop_size if config.augmented else None
+        contact_sheet(config.shards, config.sheet, config.num_images, seed=config.seed, crop_size=crop_size)
         rows.append(("contact sheet", config.sheet))
     print_table(config.shards, rows)
+
+
+def bench(config: BenchConfig) -> None:
+    """Print what reading, decoding and the whole stream give here."""
+    from bit_ray.data.bench import bench_shards
+    from bit_ray.data.decoder import FAST_PATH
+
+    result = bench_shards(
+        config.shards,
+        crop_size=config.crop_size,
+        batch_size=config.batch_size,
+        num_threads=config.num_threads,
+        seconds=config.seconds,
+    )
+    threads = result.num_threads
+    paths = ", ".join(f"{count:,} {path}" for path, count in sorted(result.decode_paths.items()))
+    rows = [
+        ("read", f"{result.read_images_per_s:,.0f}", f"{result.read_bytes_per_s / 1e6:,.0f} MB/s"),
+        ("decode, 1 thread", f"{result.decode_images_per_s:,.0f}", f"{result.decode_cpu_s * 1e3:.2f} ms CPU; {paths}"),
+        (
+            f"stream, {threads} threads",
+            f"{result.stream_images_per_s:,.0f}",
+            f"first batch after {result.first_batch_s:.1f} s",
+        ),
+        ("stream, again", f"{result.second_pass_images_per_s:,.0f}", "with what the node keeps by then"),
+    ]
+    print_table(config.shards, rows, ("part", "images/s", ""))
+    if result.num_bad:
+        console.print(f"{result.num_bad:,} of the sampled images cannot be decoded; run bit-ray shards verify")
+    if not FAST_PATH:
+        console.print("The fast decoder is not installed: it needs a C compiler and libjpeg-turbo's headers.")
+    console.print(f"Bound by {result.bound_by}.")
+
+
+def ids(config: IdsConfig) -> None:
+    """Print what a step saw, or which steps saw an image, and draw it."""
+    from bit_ray.data.ids import StreamPlan, draw_views, read_plan, uses_in_step, uses_of_image
+    from bit_ray.data.manifest import read_manifest
+
+    manifest = read_manifest(config.shards)
+    if config.run:
+        plan = read_plan(config.run, config.shards, manifest)
+    else:
+        assert config.global_batch_size is not None
+        view = {"crop": "inception", "crop_size": config.crop_size or 224}
+        plan = StreamPlan(
+            seed=config.seed or 0, global_batch_size=config.global_batch_size, view=view, shuffle=config.shuffle
+        )
+    if config.step is not None:
+        uses = uses_in_step(config.shards, manifest, plan, config.step)
+        rows = [(f"{use.slot}", f"{use.epoch}", use.id, ", ".join(use.labels)) for use in uses]
+        _print_lines(("slot", "epoch", "id", "labels"), rows)
+    else:
+        with _progress("search") as progress:
+            uses = uses_of_image(config.shards, manifest, plan, config.image, config.epochs or 1, progress)
+        rows = [(f"{use.epoch}", f"{use.step}", f"{use.slot}", ", ".join(use.labels)) for use in uses]
+        _print_lines(("epoch", "step", "slot", "labels"), rows)
+    if config.sheet and uses:
+        count = min(config.num_images, len(uses))
+        draw_views(config.shards, manifest, plan, [uses[i * len(uses) // count] for i in range(count)], config.sheet)
 
 
 def verify(config: VerifyConfig) -> None:
@@ -161,6 +322,15 @@ def verify(config: VerifyConfig) -> None:
         raise DataError(
             f"{config.shards}: damaged ({counts}); first: {first}; restore the shards or write the set again"
         )
+
+
+def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a line per row, never broken, so that other programs can read them; two columns of numbers come first."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)][:2]
+        cells += [text.ljust(width) for text, width in zip(row, widths, strict=True)][2:]
+        console.print("  ".join(cells).rstrip())
 
 
 @contextmanager

@@ -17,6 +17,10 @@ class DataError(BitRayError):
     """A data set, shard, image or label that is missing, damaged or out of range."""
 
 
+class DamagedShardError(DataError):
+    """A shard that is missing, or not what the manifest says: reading it again will not help, doing without it may."""
+
+
 class ModelError(BitRayError):
     """Weights, checkpoints or registry entries that are missing, damaged or do not fit."""
 

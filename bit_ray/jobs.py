@@ -11,7 +11,7 @@ from bit_ray.errors import BitRayError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.flags import parse
 from bit_ray.progress import print_table
-from bit_ray.training.config import FinetuneConfig, PretrainConfig
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
 if TYPE_CHECKING:
     from bit_ray.training.launch import Trained
@@ -66,6 +66,24 @@ def evaluate(config: EvaluateConfig) -> None:
 
     result = evaluate(config)
     print_table(f"{config.model} on {config.shards}", _scores(result.metrics))
+
+
+def replay(config: ReplayConfig) -> None:
+    """Train a stretch of a run again, and print both losses."""
+    from bit_ray.training.replay import replay
+
+    result = replay(config)
+    steps = f"{result.first_step}" + (f" to {result.last_step}" if result.last_step > result.first_step else "")
+    difference = abs(result.replayed - result.recorded) / max(abs(result.recorded), 1e-30)
+    rows = [
+        ("started from", f"the checkpoint of step {result.start_step}" if result.start_step else "the fresh network"),
+        ("steps", steps),
+        ("loss recorded", f"{result.recorded:.9g}"),
+        ("loss replayed", f"{result.replayed:.9g}"),
+        ("difference", "none" if not difference else f"{difference:.2g} of it"),
+        (f"loss of step {config.step}", f"{result.losses[config.step]:.9g}"),
+    ]
+    print_table(config.run, rows)
 
 
 def _print_trained(trained: "Trained | None") -> None:

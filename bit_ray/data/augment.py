@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as tvf
+from torch.nn.functional import interpolate
 
 from bit_ray.errors import ConfigError
 
@@ -99,7 +99,11 @@ def uniforms(seed: int, epoch: np.ndarray | int, keys: np.ndarray, count: int = 
 
 
 def inception_box(
-    height: int, width: int, u: np.ndarray, area_range: tuple[float, float], aspect_range: tuple[float, float]
+    height: int,
+    width: int,
+    u: Sequence[float] | np.ndarray,
+    area_range: tuple[float, float],
+    aspect_range: tuple[float, float],
 ) -> tuple[int, int, int, int]:
     """The box of an Inception crop, drawn as TensorFlow draws it.
 
@@ -110,7 +114,7 @@ def inception_box(
     Args:
         height: Image height, pixels.
         width: Image width, pixels.
-        u: ``[>= 22] float64`` uniforms.
+        u: 22 uniforms or more, float64.
         area_range: Smallest and largest share of the area.
         aspect_range: Smallest and largest width/height.
 
@@ -138,12 +142,53 @@ def inception_box(
     return 0, 0, height, width
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Antialiased bilinear resize of ``[H, W, 3] uint8``, rounding once."""
+class Placement(NamedTuple):
+    """Where a training view comes from: a window of a resized box of the image, maybe mirrored. All in pixels."""
+
+    box: tuple[int, int, int, int]
+    """(top, left, height, width) in the image."""
+    resized: tuple[int, int]
+    """(height, width) that the box is resized to."""
+    window: tuple[int, int]
+    """(top, left) of the crop_size x crop_size pixels that are kept of it."""
+    flip: bool
+    """Whether they are mirrored left and right."""
+
+
+def place_view(view: TrainView, height: int, width: int, u: np.ndarray) -> Placement:
+    """Draw where the training view of an image comes from, which takes no more than the image's size.
+
+    Args:
+        view: What to draw.
+        height: Image height, pixels.
+        width: Image width, pixels.
+        u: ``[23] float64`` from `uniforms`.
+    """
+    size = view.crop_size
+    numbers: list[float] = u.tolist()  # NumPy's scalars are ten times slower, and the same
+    flip = view.random_flip and numbers[-1] < 0.5
+    if view.crop == "inception":
+        box = inception_box(height, width, numbers, view.area_range, view.aspect_range)
+        return Placement(box, (size, size), (0, 0), flip)
+    whole = (0, 0, height, width)
+    if view.crop == "resize":
+        return Placement(whole, (size, size), (0, 0), flip)
+    slack = view.resize_size - size + 1
+    window = int(numbers[-3] * slack), int(numbers[-2] * slack)
+    return Placement(whole, (view.resize_size, view.resize_size), window, flip)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bilinear resize of ``[H, W, 3] uint8``: columns before rows, rounding to 8 bits after each.
+
+    It is torch's own for uint8, and what torchvision's resize calls, but there only on some CPUs. `_resize.h` repeats
+    it bit for bit.
+    """
     if image.shape[:2] == (height, width):
         return image
-    chw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    return tvf.resize(chw, [height, width], antialias=True).permute(1, 2, 0).numpy()
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def train_view(image: np.ndarray, view: TrainView, u: np.ndarray) -> np.ndarray:
@@ -157,18 +202,10 @@ def train_view(image: np.ndarray, view: TrainView, u: np.ndarray) -> np.ndarray:
     Returns:
         ``[crop_size, crop_size, 3] uint8``.
     """
-    size = view.crop_size
-    if view.crop == "inception":
-        top, left, height, width = inception_box(image.shape[0], image.shape[1], u, view.area_range, view.aspect_range)
-        image = _resize(image[top : top + height, left : left + width], size, size)
-    elif view.crop == "resize_crop":
-        image = _resize(image, view.resize_size, view.resize_size)
-        slack = view.resize_size - size + 1
-        top, left = int(u[-3] * slack), int(u[-2] * slack)
-        image = image[top : top + size, left : left + size]
-    else:
-        image = _resize(image, size, size)
-    return image[:, ::-1] if view.random_flip and u[-1] < 0.5 else image
+    (top, left, height, width), resized, window, flip = place_view(view, image.shape[0], image.shape[1], u)
+    image = resize(image[top : top + height, left : left + width], *resized)
+    image = image[window[0] : window[0] + view.crop_size, window[1] : window[1] + view.crop_size]
+    return image[:, ::-1] if flip else image
 
 
 def eval_view(image: np.ndarray, *, resize_mode: ResizeMode, resize_size: int, crop_size: int) -> np.ndarray:
@@ -188,9 +225,9 @@ def eval_view(image: np.ndarray, *, resize_mode: ResizeMode, resize_size: int, c
         ``[crop_size, crop_size, 3] uint8``.
     """
     if resize_mode == "square":
-        return _resize(image, crop_size, crop_size)
+        return resize(image, crop_size, crop_size)
     height, width = image.shape[:2]
     scale = resize_size / min(height, width)
-    image = _resize(image, max(crop_size, round(height * scale)), max(crop_size, round(width * scale)))
+    image = resize(image, max(crop_size, round(height * scale)), max(crop_size, round(width * scale)))
     top, left = (image.shape[0] - crop_size) // 2, (image.shape[1] - crop_size) // 2
     return image[top : top + crop_size, left : left + crop_size]

@@ -10,7 +10,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,16 +23,13 @@ import pyarrow.parquet as pq
 
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
+from bit_ray.data.fetch import damaged, fetch_group
+from bit_ray.data.jpeg import make_seekable, shrink
+from bit_ray.data.layout import SCHEMA, LayoutError, group_chunks, value_extents
 from bit_ray.data.manifest import Manifest, Shard
+from bit_ray.errors import DamagedShardError as DamagedShardError
 from bit_ray.errors import DataError
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("labels", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
-    ]
-)
 # Parquet addresses the values of a page by 32-bit offsets.
 _MAX_IMAGE_BYTES = 2**28
 
@@ -84,6 +83,10 @@ class ShardPlan:
     row_group_size: int
     convert_images: bool
     on_bad: Literal["error", "skip"]
+    seekable: bool = False
+    """Whether JPEG files get restart markers, without loss."""
+    shorter_side: int | None = None
+    """Larger images are encoded anew with a shorter side of this many pixels, which loses detail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,8 @@ class ShardResult:
     convertible: bool = False
     """Whether converting would take one of them."""
     median_image_size: tuple[int, int] = (0, 0)
+    num_seekable: int = 0
+    num_shrunk: int = 0
     source_digest: str = ""
     """SHA-256 of the ids and labels, in order, for the sources that cannot tell their content beforehand."""
 
@@ -112,18 +117,19 @@ def build_shard(
     examples: Iterable[Example | Unreadable],
     progress: Callable[[int], None] | None = None,
 ) -> ShardResult:
-    """Decode every image of a shard and write it; with ``on_bad="error"`` and a bad image, write nothing.
+    """Decode every image of a shard, pack and write it; with ``on_bad="error"`` and a bad image, write nothing.
 
     ``progress`` is told the number of examples after each row group.
 
     Raises:
         DataError: a label that is out of range or of the wrong count, an id that is empty or comes twice.
+        ConfigError: ``seekable`` where the JPEG extension is missing.
     """
     bad: list[tuple[str, str]] = []
     convertible = False
     sizes: list[tuple[int, int]] = []
     ids: set[str] = set()
-    num_seen = 0
+    num_seen = num_seekable = num_shrunk = 0
     with tempfile.TemporaryDirectory(prefix="bit-ray-shard-") as directory:
         local = Path(directory) / shard_name(index)
         with pq.ParquetWriter(
@@ -144,14 +150,21 @@ def build_shard(
                 try:
                     if len(example.image) > _MAX_IMAGE_BYTES:
                         raise ImageError(f"{len(example.image)} bytes; accepted: at most {_MAX_IMAGE_BYTES}")
-                    height, width, _ = decode_image(example.image, convert=plan.convert_images).shape
+                    pixels = decode_image(example.image, convert=plan.convert_images)
                 except ImageError as error:
                     bad.append((example.id, error.reason))
                     convertible |= error.convertible
                     continue
-                sizes.append((height, width))
                 if bad and plan.on_bad == "error":
                     continue
+                if plan.shorter_side is not None and (small := shrink(pixels, plan.shorter_side)) is not None:
+                    example = replace(example, image=small)
+                    pixels = decode_image(small)
+                    num_shrunk += 1
+                if plan.seekable and (packed := make_seekable(example.image, pixels)) is not None:
+                    example = replace(example, image=packed)
+                    num_seekable += 1
+                sizes.append(pixels.shape[:2])
                 rows.append(example)
                 if len(rows) == plan.row_group_size:
                     writer.write_table(_table(rows), row_group_size=plan.row_group_size)
@@ -178,6 +191,8 @@ def build_shard(
         bad=tuple(bad),
         convertible=convertible,
         median_image_size=median_size(sizes, [1] * len(sizes)),
+        num_seekable=num_seekable,
+        num_shrunk=num_shrunk,
     )
 
 
@@ -197,28 +212,102 @@ def check_example(example: Example, num_classes: int, multi_label: bool) -> None
         raise DataError(f"{example.id}: {len(example.labels)} labels; accepted: one; correct them, or set multi_label")
 
 
-def read_rows(uri: str, manifest: Manifest, shard_index: int, row_group_indices: Sequence[int]) -> pa.Table:
-    """Read row groups of one shard of the set at ``uri``: columns id, image, labels.
+def read_rows(
+    uri: str,
+    manifest: Manifest,
+    shard_index: int,
+    row_group_indices: Sequence[int],
+    columns: Sequence[str] = ("id", "image", "labels"),
+) -> pa.Table:
+    """Read row groups of one shard of the set at ``uri``, all of it or some of the columns.
 
     Raises:
-        DataError: the shard is missing, empty, truncated, or not what the manifest says.
+        DamagedShardError: the shard is missing, empty, truncated, or not what the manifest says.
+        DataError: the store refuses or cannot be reached.
     """
     shard = manifest.shards[shard_index]
     path = store.join(uri, shard.path)
     groups = list(row_group_indices)
     assert all(0 <= group < manifest.row_groups(shard_index) for group in groups), groups
     size = manifest.row_group_size
-    expected = sum(min(size, shard.num_examples - group * size) for group in groups)
+    num_rows = [min(size, shard.num_examples - group * size) for group in groups]
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
     try:
-        with open_shard(path) as parquet:
-            table = parquet.read_row_groups(groups, columns=SCHEMA.names, use_threads=False)
-    except (OSError, pa.ArrowException, DataError, IndexError, EOFError) as error:
-        raise DataError(
-            f"{path}: {damage(path, shard) or ' '.join(str(error).split())}; {_REMEDY.format(uri)}"
-        ) from None
-    if table.num_rows != expected or not table.schema.equals(SCHEMA):
-        raise DataError(f"{path}: {damage(path, shard) or 'other rows than the manifest says'}; {_REMEDY.format(uri)}")
+        if store.is_local(uri):
+            with pq.ParquetFile(store.filesystem(path)[1], pre_buffer=True) as parquet:
+                table = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
+        else:
+            files = [fetch_group(uri, shard, g, n, columns) for g, n in zip(groups, num_rows, strict=True)]
+            table = pa.concat_tables(
+                pq.read_table(pa.BufferReader(b"".join(file)), columns=list(columns), use_threads=False)
+                for file in files
+            )
+    except (OSError, pa.ArrowException, IndexError, EOFError) as error:
+        if isinstance(error, PermissionError):
+            raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
+        raise damaged(uri, path, damage(path, shard) or " ".join(str(error).split())) from None
+    if table.num_rows != sum(num_rows) or not table.schema.equals(schema):
+        raise damaged(uri, path, damage(path, shard) or "other rows than the manifest says")
     return table
+
+
+def index_rows(path: str | Path, group: int) -> pa.Table:
+    """Find the images of one row group of a local shard, so that each can be read without the others.
+
+    Args:
+        path: A shard, or what `bit_ray.data.cache` located in its place.
+        group: Number of the row group in that file.
+
+    Returns:
+        Columns id string, labels list<int32>, offset int64, length int64: the encoded image of a row is ``length``
+        bytes of the file from byte ``offset`` on.
+
+    Raises:
+        DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
+    """
+    with _opened(path) as (file, metadata):
+        chunks = group_chunks(metadata, group)
+        images = chunks[SCHEMA.get_field_index("image")]
+        if hasattr(os, "posix_fadvise"):  # whoever asks will read the images soon
+            os.posix_fadvise(file.fileno(), images.offset, images.length, os.POSIX_FADV_WILLNEED)
+        offsets, lengths = value_extents(lambda offset, n: os.pread(file.fileno(), n, offset), images)
+        parquet = pq.ParquetFile(pa.PythonFile(file, "r"), metadata=metadata)
+        table = parquet.read_row_group(group, columns=["id", "labels"], use_threads=False)
+        if len(table) != len(offsets):
+            raise LayoutError("columns of different lengths")
+    table = table.append_column("offset", pa.array(offsets, pa.int64()))
+    return table.append_column("length", pa.array(lengths, pa.int64()))
+
+
+def count_rows(path: str | Path, group: int) -> int:
+    """Return the number of rows of a row group of a local shard, from its footer.
+
+    Raises:
+        DamagedShardError: the file is missing or damaged, or has no such row group.
+    """
+    with _opened(path) as (_, metadata):
+        group_chunks(metadata, group)
+        return int(metadata.row_group(group).num_rows)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[FileIO, pq.FileMetaData]]:
+    try:
+        with FileIO(path) as file:
+            status = os.fstat(file.fileno())
+            yield file, _footer(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
+    except PermissionError:
+        raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        raise DamagedShardError(
+            f"{path}: {what}; restore the shard or write it again; a file of the node's cache may be deleted"
+        ) from None
+
+
+@lru_cache(maxsize=64)
+def _footer(path: str, inode: int, mtime_ns: int, size: int) -> pq.FileMetaData:
+    return pq.read_metadata(path)
 
 
 def read_tables(uri: str, manifest: Manifest) -> Iterator[pa.Table]:
@@ -230,9 +319,6 @@ def read_tables(uri: str, manifest: Manifest) -> Iterator[pa.Table]:
     for index in range(len(manifest.shards)):
         for group in range(manifest.row_groups(index)):
             yield read_rows(uri, manifest, index, [group])
-
-
-_REMEDY = "run `bit-ray shards verify {}` and restore or write again what it names"
 
 
 def damage(path: str, shard: Shard) -> str | None:

@@ -5,16 +5,20 @@ Writes are atomic: a local file is written under another name and renamed, an ob
 
 import json
 import os
+import random
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 
 from bit_ray.errors import DataError
@@ -22,6 +26,14 @@ from bit_ray.errors import DataError
 _REMOTE = ("s3", "gs")
 _NUM_THREADS = 32
 _COPY_BYTES = 16 * 2**20
+T = TypeVar("T")
+
+# How long a read of training data goes on trying while the store fails, seconds.
+PATIENCE_S = float(os.environ.get("BIT_RAY_STORE_PATIENCE_S", "120"))
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# Each single request is tried this often, 25 ms to 3 s apart: at 20 % failures one in 2,000,000 fails for good, and a
+# store that is not there is given up after 6 s.
+_ATTEMPTS = 9
 
 
 def is_local(uri: str | Path) -> bool:
@@ -60,7 +72,14 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
 @lru_cache(maxsize=64)
 def _remote(scheme: str, bucket: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
     # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
-    return pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
+    files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
+    if scheme != "s3":
+        return files
+    # from_uri reads AWS_ENDPOINT_URL and finds the bucket's region, but it has no say in retries and gives up on
+    # anything but a refused connection; what it found is what it pickles.
+    options = {name: value for name, value in files.__reduce__()[1][0].items() if value not in (None, "", -1.0)}
+    del options["proxy_options"]  # from_uri knows none, and empty ones are refused
+    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
 
 
 def join(uri: str | Path, *parts: str) -> str:
@@ -88,18 +107,72 @@ def read_bytes(uri: str | Path) -> bytes:
         DataError: no such file, or the store cannot be reached or refuses.
     """
     files, path = filesystem(uri)
-    with explained(uri), files.open_input_file(path) as stream:
-        return bytes(stream.readall())
+
+    def read() -> bytes:
+        with files.open_input_file(path) as stream:
+            return bytes(read_range(stream, 0, stream.size()))
+
+    with explained(uri):
+        return patiently(uri, read, patience_s=_LONGEST_PAUSE_S)
 
 
-def read_json(uri: str | Path) -> Any:
-    """Return the content of a JSON file.
+def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> bytearray:
+    """Return ``num_bytes`` of an open file from byte ``start`` on; any number of threads may read one file.
+
+    Raises:
+        OSError: there are fewer; the file system itself takes no offence at an answer that is shorter than asked for,
+            and leaves the rest of the memory as it was.
+    """
+    data = bytearray(num_bytes)
+    mark = os.urandom(min(16, num_bytes))
+    data[num_bytes - len(mark) :] = mark
+    with file.get_stream(start, num_bytes) as stream:
+        got = stream.readinto(data) if num_bytes else 0
+    if got != num_bytes or (len(mark) == 16 and data.endswith(mark)):
+        raise OSError(f"the answer was cut short: less than {num_bytes} bytes")
+    return data
+
+
+def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | None = None) -> T:
+    """Return what ``attempt`` returns, trying again while the store fails for reasons that may pass.
+
+    The pauses grow from 0.1 s to 10 s, with jitter, so that many readers do not come back together.
+
+    Args:
+        uri: What is read, for messages.
+        attempt: Reads; what it raises but OSError ends it at once.
+        patience_s: Seconds after which no new attempt starts; by default PATIENCE_S. A local file has one attempt.
+
+    Raises:
+        FileNotFoundError: no such file, at once.
+        DataError: the store refuses, at once; or it still fails when the patience is at its end.
+    """
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    start = time.monotonic()
+    longest = _FIRST_PAUSE_S
+    while True:
+        try:
+            return attempt()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            pause = random.uniform(longest / 2, longest)
+            elapsed = time.monotonic() - start
+            if is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
+                tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
+                raise DataError(f"{uri}: {_explanation(error)}{tried}") from error
+            longest = min(2 * longest, _LONGEST_PAUSE_S)
+        time.sleep(pause)
+
+
+def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Return the content of a JSON file, each object in it replaced by what ``object_hook`` makes of it.
 
     Raises:
         DataError: no such file, or it is no whole JSON text.
     """
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(read_bytes(uri), object_hook=object_hook)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
@@ -225,13 +298,34 @@ def _explanation(error: OSError) -> str:
         return "no such file, directory or bucket; check the path"
     if isinstance(error, PermissionError):
         return "permission denied; check the owner and mode of the path"
-    if "ACCESS_DENIED" in text or "SIGNATURE" in text or "INVALID_ACCESS_KEY" in text or "HTTP status 403" in text:
-        return f"refused by {endpoint}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights"
+    if refusal := _refusal(error):
+        return (
+            f"refused by {endpoint}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights, renew "
+            f"credentials that have expired ({refusal}) and start it again: a run continues where it was"
+        )
     if "NETWORK_CONNECTION" in text or "curlCode" in text:
         return f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL and the network"
     if "411" in text or "MissingContentLength" in text:
         return "the store takes no trailing checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
     return f"cannot be read or written ({text})"
+
+
+def _refusal(error: OSError) -> str | None:
+    """Say with what words the store refused, or None: failures that time will not mend, unlike 408, 429 and 5xx."""
+    text = str(error)
+    named = _REFUSALS.search(text)
+    status = re.search(r"HTTP status (4\d\d)", text)
+    # The answer to a HEAD has no words, and AWS answers an expired token with 400.
+    if named is None and (status is None or status[1] in ("404", "408", "411", "416", "429")):
+        return None
+    return named[0] if named else f"HTTP status {status[1]}" if status else None
+
+
+_REFUSALS = re.compile(
+    "ExpiredToken|EXPIRED_TOKEN|TokenRefreshRequired|InvalidToken|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED"
+    "|RequestTimeTooSkewed|ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|INVALID_ACCESS_KEY_ID"
+    "|INVALID_CLIENT_TOKEN_ID|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION_TOKEN|PERMISSION_DENIED|UNAUTHENTICATED"
+)
 
 
 @contextmanager

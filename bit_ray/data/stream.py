@@ -1,17 +1,20 @@
-"""The stream of training batches: Ray Data reads what `bit_ray.data.order` says, for one training worker.
+"""The stream of training batches: what `bit_ray.data.order` says, read by Ray Data, decoded in the training worker.
 
-Each worker runs its own Ray Data pipeline over the read units of its batch slots. A unit is a pure function of the spec
-and its number, so a lost reader is simply run again, any node with free CPUs can run it, and a run resumes at any step
-without reading what came before. Pixels stay uint8 until they are on the training device.
+Each worker takes the windows of its batch slots in rounds. Reader tasks of Ray Data, on the worker's own node, bring a
+round's row groups onto that node's disk and answer with a thin table: where in which file each image lies. Threads of
+the worker read the encoded bytes from there and decode straight into the batch. Image bytes never travel between
+processes, and a batch depends on the spec and its step alone, whatever is lost and read again on the way.
 """
 
 import logging
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, field
 from functools import lru_cache
+from io import FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,26 +24,29 @@ import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
-from bit_ray.data.decode import ImageError, decode_image
+from bit_ray.data.augment import TrainView, example_keys, uniforms
+from bit_ray.data.cache import CacheConfig
+from bit_ray.data.decode import ImageError
+from bit_ray.data.decoder import DecodePath, decode_train_view
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.order import Order, Shuffle
-from bit_ray.data.shards import read_rows
+from bit_ray.data.read import BadExample, ReadRequest, read, request_groups
 from bit_ray.errors import DataError, root_cause
 
 # Nothing to a user: that our own setting is in force, and each time 1,024 units have been read.
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
-# Pixels per Ray Data execution. While output waits to be taken, Ray Data's scheduler spins and takes a core from
-# training; an execution this small ends instead, its output in the object store.
-_BYTES_PER_EXECUTION = 64 * 2**20
-_MOST_UNITS_PER_EXECUTION = 64
+# Examples per Ray Data execution, rounded up to whole rounds. While output waits to be taken, Ray Data's scheduler
+# spins and takes a core from training; an execution of a few rounds ends instead.
+_EXAMPLES_PER_EXECUTION = 2048
+_BATCHES_AHEAD = 3
+_IMAGES_PER_DECODE_TASK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec:
-    """What one worker reads; small, and the same for every reader task."""
+    """What one worker reads."""
 
     shards: str
     """URI of the shard set."""
@@ -60,19 +66,43 @@ class StreamSpec:
     """Lanes and window."""
     view: TrainView
     """Random view of each image."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where remote row groups are kept on the node."""
 
 
 class Batch(NamedTuple):
-    """A worker's share of one optimizer step."""
+    """A worker's share of one optimizer step.
+
+    A bad example leaves a hole: its target is -1 (for several labels, all -1) and it has no part in the loss. Its
+    pixels are those of its neighbour, with which MixUp would pair it.
+    """
 
     step: int
     images: torch.Tensor
     """``[b, H, W, 3] uint8``."""
     targets: torch.Tensor
-    """``[b] int64``, or ``[b, C] uint8`` multi-hot."""
+    """``[b] int64``, or ``[b, C] int8`` multi-hot."""
+    ids: tuple[str, ...]
+    """``b`` example ids."""
+    bad: tuple[BadExample, ...]
+    """The holes."""
 
 
-@lru_cache(maxsize=4)
+@dataclass
+class StreamCounts:
+    """What a stream has done so far."""
+
+    row_groups: int = 0
+    """Row groups read."""
+    row_groups_on_node: int = 0
+    """Those of them that were on the node already."""
+    fetched_bytes: int = 0
+    """Bytes that came from a remote store."""
+    decoded: dict[DecodePath, int] = field(default_factory=dict)
+    """Images by the way they were decoded."""
+
+
+@lru_cache(maxsize=2)
 def _manifest(uri: str, digest: str) -> Manifest:
     manifest = read_manifest(uri)
     if manifest.digest != digest:
@@ -83,7 +113,7 @@ def _manifest(uri: str, digest: str) -> Manifest:
     return manifest
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _order(shards: str, digest: str, global_batch_size: int, seed: int, shuffle: Shuffle) -> Order:
     manifest = _manifest(shards, digest)
     return Order(
@@ -100,54 +130,12 @@ def stream_order(spec: StreamSpec) -> Order:
     return _order(spec.shards, spec.manifest_digest, spec.global_batch_size, spec.seed, spec.shuffle)
 
 
-def read_unit(spec: StreamSpec, index: int) -> dict[str, Any] | None:
-    """Read, decode, crop and flip one unit.
+class _Requests(Datasource):
+    """Ray Data source with one read task, and one block, per request."""
 
-    Args:
-        spec: The worker's stream.
-        index: Number of the unit.
-
-    Returns:
-        Columns ``step [n]``, ``slot [n]``, ``image [n, S, S, 3] uint8`` and ``labels`` (lists); None for an empty unit.
-
-    Raises:
-        DataError: A shard is missing or damaged, or an image cannot be decoded.
-    """
-    order = stream_order(spec)
-    manifest = _manifest(spec.shards, spec.manifest_digest)
-    unit = order.unit(index, spec.slots)
-    wanted = (unit.steps >= spec.start_step) & (unit.steps < spec.stop_step)
-    if not wanted.any():
-        return None
-    steps, slots, shards, rows = (a[wanted] for a in (unit.steps, unit.slots, unit.shards, unit.rows))
-    size = spec.view.crop_size
-    images = np.empty((len(steps), size, size, 3), np.uint8)
-    labels: list[list[int]] = [[]] * len(steps)
-    for shard in np.unique(shards):
-        places = np.flatnonzero(shards == shard)
-        groups, in_group = np.divmod(rows[places], manifest.row_group_size)
-        read = np.unique(groups)
-        table = read_rows(spec.shards, manifest, int(shard), read.tolist())
-        picked = table.take(np.searchsorted(read, groups) * manifest.row_group_size + in_group)
-        ids = picked["id"].to_pylist()
-        u = uniforms(spec.seed, unit.epoch, example_keys(ids))
-        for i, place in enumerate(places):
-            labels[place] = picked["labels"][i].as_py()
-            try:
-                image = decode_image(picked["image"][i].as_py(), convert=manifest.convert_images)
-            except ImageError as error:
-                path = manifest.shards[shard].path
-                raise DataError(f"{path}: example {ids[i]}: {error}; run bit-ray shards verify {spec.shards}") from None
-            images[place] = train_view(image, spec.view, u[i])
-    return {"step": steps, "slot": slots, "image": images, "labels": pa.array(labels, pa.list_(pa.int32()))}
-
-
-class _Units(Datasource):
-    """Ray Data source whose blocks are the worker's units, one read task each."""
-
-    def __init__(self, spec: StreamSpec, units: range):
+    def __init__(self, requests: Sequence[ReadRequest]):
         super().__init__()
-        self._spec, self._units = spec, units
+        self._requests = requests
 
     def get_name(self) -> str:
         return "Shards"
@@ -156,134 +144,266 @@ class _Units(Datasource):
         return None
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        spec = self._spec
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
 
-        def task(index: int) -> ReadTask:
-            def read() -> Iterable[pa.Table]:
-                unit = read_unit(spec, index)
-                if unit is not None:
-                    n = len(unit["step"])
-                    # Pixels as fixed-size binary: one buffer, no copy on the way out, no tensor extension to agree on.
-                    pixels = pa.Array.from_buffers(
-                        pa.binary(unit["image"][0].nbytes), n, [None, pa.py_buffer(unit["image"].reshape(n, -1))]
+        def task(request: ReadRequest) -> ReadTask:
+            return ReadTask(lambda: [read(request)], metadata)
+
+        return [task(request) for request in self._requests]
+
+
+def _read_with_ray_data(requests: Sequence[ReadRequest], num_readers: int) -> list[pa.Table]:
+    """One table per request, in order, from reader tasks on this node."""
+    dataset = ray.data.read_datasource(
+        _Requests(requests),
+        override_num_blocks=len(requests),
+        concurrency=num_readers,
+        # They wait for disks and networks, and must find a place even where trainers hold every CPU.
+        num_cpus=0,
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+    )
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+class _Window:
+    """Examples that have been found on the node: what decoding needs to know of each."""
+
+    def __init__(self, spec: StreamSpec, request: ReadRequest, table: pa.Table, epochs: np.ndarray):
+        self.request = request
+        self.ids = ["" if id is None else id for id in table["id"].to_pylist()]
+        self.labels = table["labels"].to_pylist()
+        self.problems = table["problem"].to_pylist()
+        self.offsets, self.lengths = table["offset"].to_pylist(), table["length"].to_pylist()
+        self.uniforms = uniforms(spec.seed, epochs, example_keys(self.ids))
+        self.names = table["file"].to_pylist()
+        # Open from here on: what the cache evicts stays readable until the window is done with.
+        self.files: dict[str, FileIO] = {}
+        transient = table["transient"].to_pylist()
+        for name, passing in zip(self.names, transient, strict=True):
+            if name is not None and name not in self.files:
+                self.files[name] = FileIO(name)
+                if passing:
+                    os.unlink(name)
+
+    def bad(self, i: int, reason: str) -> BadExample:
+        shard, group = self.request.groups[self.request.group[i]]
+        row = group * self.request.row_group_size + int(self.request.row[i])
+        return BadExample(shard.path, row, self.ids[i], reason)
+
+
+class _Stream:
+    """The state of `batches`: rounds being read, steps being filled, batches being decoded."""
+
+    def __init__(self, spec: StreamSpec, num_readers: int, num_threads: int, pin_memory: bool, counts: StreamCounts):
+        self.spec, self.num_readers, self.pin_memory, self.counts = spec, num_readers, pin_memory, counts
+        self.manifest, self.order = _manifest(spec.shards, spec.manifest_digest), stream_order(spec)
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="stream-read")
+        self.decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="stream-decode")
+        # Per step: the windows that hold its examples, which of theirs, and for which of the worker's slots.
+        self.filling: dict[int, list[tuple[_Window, np.ndarray, np.ndarray]]] = {}
+        self.decoding: deque[tuple[Batch, list[Future[Any]]]] = deque()
+
+    def executions(self) -> Iterator[range]:
+        """Numbers of the units read together: first one round, so that training starts, then several."""
+        units = self.order.unit_range(self.spec.slots, self.spec.start_step, self.spec.stop_step)
+        lanes = len(self.order.lanes_of(self.spec.slots))
+        round_size = max(1, lanes * self.order.window * len(self.spec.slots) // self.spec.global_batch_size)
+        several = lanes * max(1, _EXAMPLES_PER_EXECUTION // round_size)
+        start = units.start
+        while start < units.stop:
+            stop = min(units.stop, start + (lanes if start == units.start else several))
+            yield range(start, stop)
+            start = stop
+
+    def read(self, units: range) -> list[tuple[_Window, np.ndarray, np.ndarray]]:
+        """Windows of some units, one per reader task, with the step and slot of each example."""
+        spec = self.spec
+        requests, places = [], []
+        per_task = -(-len(units) // self.num_readers)
+        for start in range(0, len(units), per_task):
+            parts = [self.order.unit(index, spec.slots) for index in units[start : start + per_task]]
+            epoch, step, slot, shard, row = (
+                np.concatenate(arrays)
+                for arrays in zip(
+                    *((np.full(len(p.steps), p.epoch), p.steps, p.slots, p.shards, p.rows) for p in parts), strict=True
+                )
+            )
+            wanted = (step >= spec.start_step) & (step < spec.stop_step)
+            if not wanted.any():
+                continue
+            groups, group, row = request_groups(
+                self.manifest.shards, shard[wanted], row[wanted], self.manifest.row_group_size
+            )
+            requests.append(
+                ReadRequest(
+                    shards=spec.shards,
+                    manifest_digest=spec.manifest_digest,
+                    row_group_size=self.manifest.row_group_size,
+                    groups=groups,
+                    group=group,
+                    row=row,
+                    cache=spec.cache,
+                )
+            )
+            places.append((epoch[wanted], step[wanted], slot[wanted] - spec.slots.start))
+        found = []
+        tables = _read_with_ray_data(requests, self.num_readers) if requests else []
+        for request, table, (epoch, step, slot) in zip(requests, tables, places, strict=True):
+            try:
+                window = _Window(spec, request, table, epoch)
+            except FileNotFoundError:  # evicted, or taken away by a neighbour, since the reader answered
+                table = read(request)
+                window = _Window(spec, request, table, epoch)
+            fetched = table["fetched_bytes"].drop_null().to_numpy()
+            self.counts.row_groups += len(fetched)
+            self.counts.row_groups_on_node += int((fetched == 0).sum())
+            self.counts.fetched_bytes += int(fetched.sum())
+            found.append((window, step, slot))
+        return found
+
+    def steps(self) -> Iterator[int | None]:
+        """Steps in order, each as soon as all of its examples have been found; the next units are read meanwhile.
+
+        None says that the next step is not there yet, for as long as there are batches to hand out.
+        """
+        step = self.spec.start_step
+        missing = dict[int, int]()
+        executions = self.executions()
+        ahead: Future[Any] | None = self.reader.submit(self.read, next(executions))
+        while ahead is not None:
+            while self.decoding and not ahead.done():
+                yield None
+            windows = ahead.result()
+            units = next(executions, None)
+            ahead = self.reader.submit(self.read, units) if units is not None else None
+            for window, steps, slots in windows:
+                by_step = np.argsort(steps, kind="stable")
+                cuts = np.flatnonzero(np.diff(steps[by_step])) + 1
+                for rows in np.split(by_step, cuts):
+                    of_step = int(steps[rows[0]])
+                    self.filling.setdefault(of_step, []).append((window, rows, slots[rows]))
+                    missing[of_step] = missing.get(of_step, len(self.spec.slots)) - len(rows)
+            while missing.get(step) == 0:
+                del missing[step]
+                yield step
+                step += 1
+        assert step == self.spec.stop_step, f"stream ended at step {step} of {self.spec.stop_step}"
+
+    def start(self, step: int) -> None:
+        """Allocate a batch and hand its images to the decoding threads."""
+        size, width = self.spec.view.crop_size, len(self.spec.slots)
+        images = torch.empty((width, size, size, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
+        if self.manifest.multi_label:
+            targets = torch.zeros((width, self.manifest.num_classes), dtype=torch.int8)
+        else:
+            targets = torch.empty(width, dtype=torch.int64)
+        ids = [""] * width
+        tasks = []
+        for window, rows, slots in self.filling.pop(step):
+            for i in range(0, len(rows), _IMAGES_PER_DECODE_TASK):
+                part = slice(i, i + _IMAGES_PER_DECODE_TASK)
+                tasks.append(self.decoders.submit(self.decode, window, rows[part], slots[part], images.numpy()))
+            for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+                ids[slot] = window.ids[row]
+                if self.manifest.multi_label:
+                    targets[slot, window.labels[row] or []] = 1
+                elif window.problems[row] is None:
+                    targets[slot] = window.labels[row][0]
+        self.decoding.append((Batch(step, images, targets, tuple(ids), ()), tasks))
+
+    def decode(
+        self, window: _Window, rows: np.ndarray, slots: np.ndarray, images: np.ndarray
+    ) -> tuple[list[tuple[int, BadExample]], list[DecodePath]]:
+        """Decode some images of a window into their slots; the bad ones are returned with their slot."""
+        bad, paths = [], []
+        for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+            reason = window.problems[row]
+            if reason is None:
+                try:
+                    data = os.pread(window.files[window.names[row]].fileno(), window.lengths[row], window.offsets[row])
+                    paths.append(
+                        decode_train_view(
+                            data,
+                            self.spec.view,
+                            window.uniforms[row],
+                            images[slot],
+                            convert=self.manifest.convert_images,
+                        )
                     )
-                    columns = {"step": unit["step"], "slot": unit["slot"], "image": pixels, "labels": unit["labels"]}
-                    yield pa.table(columns)
+                    continue
+                except (ImageError, OSError) as error:
+                    reason = str(error)
+            bad.append((slot, window.bad(row, reason)))
+        return bad, paths
 
-            return ReadTask(read, metadata)
+    def finish(self) -> Batch:
+        """Wait for the oldest batch's images and make its holes."""
+        batch, tasks = self.decoding.popleft()
+        holes: dict[int, BadExample] = {}
+        for task in tasks:
+            bad, paths = task.result()
+            holes.update(bad)
+            for path in paths:
+                self.counts.decoded[path] = self.counts.decoded.get(path, 0) + 1
+        for slot in holes:
+            partner = slot ^ 1
+            if partner < len(batch.images) and partner not in holes:
+                batch.images[slot] = batch.images[partner]
+            else:
+                batch.images[slot] = 0
+            batch.targets[slot] = -1
+        return batch._replace(bad=tuple(holes[slot] for slot in sorted(holes)))
 
-        return [task(index) for index in self._units]
-
-
-def _blocks(spec: StreamSpec, num_readers: int) -> Iterator[pa.Table]:
-    """Blocks of the worker's units, in order."""
-    order = stream_order(spec)
-    units = order.unit_range(spec.slots, spec.start_step, spec.stop_step)
-    rows = order.window * min(1.0, len(spec.slots) * order.num_lanes / order.global_batch_size)
-    fitting = int(_BYTES_PER_EXECUTION / (rows * 3 * spec.view.crop_size**2))
-    together = max(num_readers, min(fitting, _MOST_UNITS_PER_EXECUTION))
-    for start in range(0, len(units), together):
-        part = units[start : start + together]
-        dataset = ray.data.read_datasource(
-            _Units(spec, part), override_num_blocks=len(part), concurrency=num_readers, num_cpus=1
-        )
-        options = dataset.context.execution_options
-        options.preserve_order = True
-        # Every worker has a pipeline of its own: each plans with its own readers, not with the whole cluster.
-        options.resource_limits = options.resource_limits.copy(cpu=num_readers)
-        dataset.context.enable_progress_bars = False
-        dataset.context.print_on_execution_start = False
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-
-
-def _assemble(spec: StreamSpec, num_readers: int, pin_memory: bool) -> Generator[Batch, None, None]:
-    """Put rows into the batches of their steps; a batch leaves when its last slot is filled."""
-    manifest = _manifest(spec.shards, spec.manifest_digest)
-    size, width = spec.view.crop_size, len(spec.slots)
-    target_shape: tuple[int, ...] = (width, len(manifest.class_names)) if manifest.multi_label else (width,)
-    target_dtype = torch.uint8 if manifest.multi_label else torch.int64
-    filling: dict[int, tuple[Batch, list[int]]] = {}
-    next_step = spec.start_step
-    for table in _blocks(spec, num_readers):
-        steps, slots = table["step"].to_numpy(), table["slot"].to_numpy() - spec.slots.start
-        labels = table["labels"].combine_chunks()
-        offsets, values = labels.offsets.to_numpy(), labels.values.to_numpy()
-        pixels = np.concatenate([_pixels(chunk, size) for chunk in table["image"].chunks])
-        for step in np.unique(steps):
-            if int(step) not in filling:
-                images = torch.empty((width, size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
-                filling[int(step)] = (Batch(int(step), images, torch.zeros(target_shape, dtype=target_dtype)), [width])
-            batch, missing = filling[int(step)]
-            rows = np.flatnonzero(steps == step)
-            batch.images.numpy()[slots[rows]] = pixels[rows]
-            targets = batch.targets.numpy()
-            for row in rows:
-                named = values[offsets[row] : offsets[row + 1]]
-                if manifest.multi_label:
-                    targets[slots[row], named] = 1
-                else:
-                    targets[slots[row]] = named[0]
-            missing[0] -= len(rows)
-        while next_step in filling and filling[next_step][1][0] == 0:
-            yield filling.pop(next_step)[0]
-            next_step += 1
-    assert next_step == spec.stop_step, f"stream ended at step {next_step} of {spec.stop_step}"
+    def close(self) -> None:
+        """Wait until nothing runs any more: whoever closes a stream may stop Ray next."""
+        self.decoders.shutdown(cancel_futures=True)
+        last = self.reader.submit(lambda: None)
+        wait_for([last], timeout=30)
+        self.reader.shutdown(wait=False, cancel_futures=True)
 
 
-def _pixels(chunk: pa.FixedSizeBinaryArray, size: int) -> np.ndarray:
-    """``[n, S, S, 3] uint8`` view of a column chunk."""
-    pixels = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, size, size, 3)
-    return pixels[chunk.offset : chunk.offset + len(chunk)]
+def batches(
+    spec: StreamSpec,
+    *,
+    num_readers: int = 1,
+    num_threads: int = 1,
+    pin_memory: bool = False,
+    counts: StreamCounts | None = None,
+) -> Generator[Batch, None, None]:
+    """Batches of one worker, in the order of the steps.
 
-
-def batches(spec: StreamSpec, *, num_readers: int = 1, pin_memory: bool = False) -> Iterator[Batch]:
-    """Batches of one worker, in the order of the steps, assembled in a background thread.
-
-    The thread is at most a window of every lane ahead, so that the next windows are read while training works through
-    the last: at most twice ``lanes * lane_window / workers`` decoded images are held.
+    While the caller works on a batch, the next `_BATCHES_AHEAD` are decoded and the next windows read. Memory is those
+    batches and about 1 kB per example of the windows of the slots' lanes, twice.
 
     Args:
         spec: What to read.
-        num_readers: Reader tasks at a time.
+        num_readers: Ray Data tasks at a time.
+        num_threads: Threads that decode.
         pin_memory: Page-locked memory for copies to a GPU.
+        counts: Counts up what the stream does.
 
     Yields:
         One `Batch` per step from ``start_step`` to ``stop_step``.
 
     Raises:
-        DataError: A shard is missing or damaged, or an image cannot be decoded.
+        DataError: The set is not the one expected, or the store refuses or cannot be reached.
     """
-    order = stream_order(spec)
-    steps_ahead = 2 + order.num_lanes * order.window // order.global_batch_size
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(steps_ahead)
-    stopped = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def fill() -> None:
-        try:
-            with closing(_assemble(spec, num_readers, pin_memory)) as assembled:
-                for batch in assembled:
-                    put(batch)
-                    if stopped.is_set():
-                        return
-            put(None)
-        except BaseException as error:  # handed to the consumer, whatever it is
-            put(root_cause(error) or error)
-
-    thread = threading.Thread(target=fill, name="stream", daemon=True)
-    thread.start()
+    stream = _Stream(spec, num_readers, num_threads, pin_memory, counts or StreamCounts())
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        for step in stream.steps():
+            if step is not None:
+                stream.start(step)
+            if step is None or len(stream.decoding) > _BATCHES_AHEAD:
+                yield stream.finish()
+        while stream.decoding:
+            yield stream.finish()
+    except DataError:
+        raise
+    except Exception as error:
+        raise root_cause(error) or error from None
     finally:
-        stopped.set()
-        # Whoever closes the stream may stop Ray next, which must not happen under a thread that reads from it.
-        thread.join(timeout=30)
+        stream.close()

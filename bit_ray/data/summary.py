@@ -1,26 +1,24 @@
 """Look at a shard set: what is in it, as numbers and as a picture."""
 
-import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
 from bit_ray.data import store
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.shards import Example, open_shard, read_rows, to_examples
+from bit_ray.data.sheet import COLORS, Tile, write_sheet
 from bit_ray.errors import ConfigError
 
 _NUM_THREADS = 8
 _MAX_SHARDS = 64
 _LISTED = 5
-_TILE = 112
-_TEXT = 34
-_GAP = 8
 
 
 def inspect_shards(uri: str | Path) -> dict[str, Any]:
@@ -59,33 +57,39 @@ def inspect_shards(uri: str | Path) -> dict[str, Any]:
     }
 
 
-def contact_sheet(uri: str | Path, path: str | Path, n: int = 48, *, seed: int = 0) -> None:
-    """Write a PNG of ``n`` seeded examples of a shard set with their class names, from at most 8 row groups.
+def contact_sheet(
+    uri: str | Path, path: str | Path, n: int = 48, *, seed: int = 0, crop_size: int | None = None
+) -> None:
+    """Write a PNG of ``n`` seeded examples of a shard set with their class names, from few row groups.
+
+    Args:
+        uri: The shard set.
+        path: PNG file to write, or its URI.
+        n: Number of examples.
+        seed: Seed of the draw and of the views.
+        crop_size: Side in pixels of the training views that stand beside each image, as upstream pre-training with
+            this seed draws them in its first epochs; None: the images alone.
 
     Raises:
-        ConfigError: n is below 1.
+        ConfigError: n is below 1, or crop_size too small.
         DataError: no whole shard set there, or a shard or image that cannot be read.
     """
     if n < 1:
         raise ConfigError(f"n: {n}; accepted: 1 or more; correct it")
     manifest = read_manifest(uri)
     examples = _draw(str(uri), manifest, n, seed)
-    columns = min(8, len(examples))
-    rows = -(-len(examples) // columns)
-    sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, rows * (_TILE + _TEXT + _GAP) + _GAP), (225, 228, 232))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
-    for i, example in enumerate(examples):
-        x = _GAP + (i % columns) * (_TILE + _GAP)
-        y = _GAP + (i // columns) * (_TILE + _TEXT + _GAP)
-        image = _tile(decode_image(example.image, convert=manifest.convert_images))
-        sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))
-        names = ", ".join(manifest.class_names[label] for label in example.labels) or "(no label)"
-        for line, text in enumerate(_wrap(names, font)):
-            draw.text((x, y + _TILE + 3 + 14 * line), text, fill="black", font=font)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    store.write_bytes(path, buffer.getvalue())
+    tiles = [
+        Tile(
+            pixels=decode_image(example.image, convert=manifest.convert_images),
+            text=", ".join(manifest.class_names[label] for label in example.labels) or "(no label)",
+        )
+        for example in examples
+    ]
+    if crop_size is None:
+        write_sheet(path, tiles)
+    else:
+        beside = _views(examples, tiles, seed, crop_size, manifest.convert_images)
+        write_sheet(path, beside, columns=3 * (1 + len(COLORS)), together=1 + len(COLORS))
 
 
 def _count_labels(uri: str, manifest: Manifest, index: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -97,10 +101,13 @@ def _count_labels(uri: str, manifest: Manifest, index: int) -> tuple[npt.NDArray
 
 def _draw(uri: str, manifest: Manifest, n: int, seed: int) -> list[Example]:
     rng = np.random.default_rng(seed)
-    groups = [(s, g) for s in range(len(manifest.shards)) for g in range(manifest.row_groups(s))]
+    ends = np.cumsum([manifest.row_groups(shard) for shard in range(len(manifest.shards))])
     num_groups = max(8, -(-n // manifest.row_group_size))
-    chosen = rng.permutation(len(groups))[:num_groups]
-    pools = [to_examples(read_rows(uri, manifest, groups[i][0], [groups[i][1]])) for i in chosen]
+    pools = []
+    for group in rng.choice(ends[-1], min(num_groups, ends[-1]), replace=False):
+        shard = int(np.searchsorted(ends, group, side="right"))
+        in_shard = int(group - ends[shard]) + manifest.row_groups(shard)
+        pools.append(to_examples(read_rows(uri, manifest, shard, [in_shard])))
     picked: list[Example] = []
     for i, pool in enumerate(pools):
         share = -(-(n - len(picked)) // (len(pools) - i))
@@ -108,28 +115,25 @@ def _draw(uri: str, manifest: Manifest, n: int, seed: int) -> list[Example]:
     return picked
 
 
-def _tile(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    image = Image.fromarray(pixels)
-    scale = _TILE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BILINEAR)
+def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, crop_size: int, convert: bool) -> list[Tile]:
+    """Each image with the boxes of its views in it, followed by the views."""
+    # Here, because the rest of this module does without PyTorch.
+    from bit_ray.data.augment import TrainView, example_keys, place_view, uniforms
+    from bit_ray.data.decoder import decode_train_view
 
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Break the text into at most two lines of a tile's width, cutting what is left."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= _TILE or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > 2:
-        lines = [lines[0], " ".join(lines[1:])]
-    return [line if font.getlength(line) <= _TILE else _cut(line, font) for line in lines]
-
-
-def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    while line and font.getlength(line + "...") > _TILE:
-        line = line[:-1]
-    return line + "..."
+    view = TrainView(crop="inception", crop_size=crop_size)
+    keys = example_keys([example.id for example in examples])
+    numbers = np.stack([uniforms(seed, epoch, keys) for epoch in range(len(COLORS))], axis=1)
+    result = []
+    for example, tile, of_image in zip(examples, tiles, numbers, strict=True):
+        height, width, _ = tile.pixels.shape
+        boxes, beside = [], []
+        for epoch, (u, color) in enumerate(zip(of_image, COLORS, strict=True)):
+            placement = place_view(view, height, width, u)
+            boxes.append((*placement.box, color))
+            pixels = np.empty((crop_size, crop_size, 3), np.uint8)
+            decode_train_view(example.image, view, u, pixels, convert=convert)
+            text = f"epoch {epoch}" + (", mirrored" if placement.flip else "")
+            beside.append(Tile(pixels=pixels, text=text, frame=color))
+        result += [replace(tile, boxes=tuple(boxes)), *beside]
+    return result

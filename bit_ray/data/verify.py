@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
+from bit_ray.data.layout import SCHEMA
 from bit_ray.data.manifest import Manifest, Shard, read_manifest
 from bit_ray.data.parallel import each
-from bit_ray.data.shards import SCHEMA, check_example, damage, file_sha256, open_shard, to_examples
+from bit_ray.data.shards import check_example, damage, file_sha256, open_shard, to_examples
 from bit_ray.errors import DataError
 
 MAX_LISTED = 100

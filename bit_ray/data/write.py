@@ -14,6 +14,7 @@ import numpy as np
 
 from bit_ray.config import digest
 from bit_ray.data import store
+from bit_ray.data.jpeg import MIN_SHORTER_SIDE, extension
 from bit_ray.data.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.parallel import each
 from bit_ray.data.resume import Writing, whole_set
@@ -39,6 +40,10 @@ class WriteReport:
     seconds: float
     num_resumed: int
     """Shards that an earlier, interrupted run had finished."""
+    num_seekable: int | None
+    """Images that have restart markers now; None if an earlier run had finished the set."""
+    num_shrunk: int | None
+    """Images that were encoded anew with fewer pixels; None as above."""
     skipped: tuple[tuple[str, str], ...]
     """Id and reason of each image left out."""
     empty_classes: tuple[str, ...]
@@ -58,6 +63,8 @@ def write_shards(
     seed: int = 0,
     convert_images: bool = False,
     on_bad: Literal["error", "skip"] = "error",
+    seekable: bool = False,
+    shorter_side: int | None = None,
     num_workers: int = 0,
     progress: Progress | None = None,
 ) -> WriteReport:
@@ -79,16 +86,22 @@ def write_shards(
             (the stored bytes stay as they came) instead of their being bad.
         on_bad: "error" ends with the first shard that has a bad image; "skip" leaves bad images out and lists them in
             ``skipped.json`` beside the manifest.
+        seekable: give JPEG files restart markers, so that readers decode less of them (`bit_ray.data.jpeg`). Pixels
+            stay the same, progressive files become baseline, what cannot have markers stays as it is.
+        shorter_side: encode larger images anew, as JPEG with a shorter side of this many pixels. That loses detail:
+            see `bit_ray.data.jpeg.shrink` for the trade.
         num_workers: Ray tasks in flight, one shard each; 0 works in this process.
         progress: told (examples done, examples in all or None).
 
     Raises:
-        ConfigError: an option that cannot work.
+        ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing.
         DataError: a source, label or image that is refused. What a fresh run has written is removed again.
     """
     start = time.monotonic()
     output = store.absolute(output)
-    _check_options(name, row_group_size, shard_examples, on_bad)
+    _check_options(name, row_group_size, shard_examples, on_bad, shorter_side)
+    if seekable:
+        extension()
     examples = open_source(source, output, class_names, multi_label, root, num_workers)
     known = None if isinstance(examples, IteratorSource) else examples
     total = len(known) if known is not None else None
@@ -100,6 +113,8 @@ def write_shards(
         row_group_size=row_group_size,
         convert_images=convert_images,
         on_bad=on_bad,
+        seekable=seekable,
+        shorter_side=shorter_side,
     )
     described = {
         "name": name,
@@ -112,13 +127,16 @@ def write_shards(
         "seed": seed if known is not None else None,
         "convert_images": convert_images,
     }
+    # Left out when not set, as in the plans of sets that were written before there was packing.
+    packing = {"seekable": seekable or None, "shorter_side": shorter_side}
+    described |= {option: value for option, value in packing.items() if value is not None}
     # An iterator's content is known only after it has run: its set is never taken for already written.
     plan_digest = digest(described) if known is not None else ""
     empty = examples.empty_classes if isinstance(examples, FileSource) else ()
     whole = whole_set(output, plan_digest)
     if whole is not None:
         skipped = _read_skipped(output)
-        return _report(output, whole, start, num_resumed=len(whole.shards), skipped=skipped, empty_classes=empty)
+        return _report(output, whole, start, None, skipped=skipped, empty_classes=empty)
 
     writing = Writing(output, described, on_bad=on_bad)
     tick = _counter(progress, sum(size for _ in writing.done), total)
@@ -146,7 +164,7 @@ def write_shards(
         raise
     write_manifest(output, manifest)
     writing.finish()
-    return _report(output, manifest, start, num_resumed=writing.num_resumed, skipped=skipped, empty_classes=empty)
+    return _report(output, manifest, start, writing, skipped=skipped, empty_classes=empty)
 
 
 def _from_source(
@@ -246,7 +264,9 @@ def _shard_size(shard_examples: int | None, row_group_size: int, total: int | No
     return -(-shard_examples // row_group_size) * row_group_size
 
 
-def _check_options(name: str, row_group_size: int, shard_examples: int | None, on_bad: str) -> None:
+def _check_options(
+    name: str, row_group_size: int, shard_examples: int | None, on_bad: str, shorter_side: int | None
+) -> None:
     if not name:
         raise ConfigError("name: empty; accepted: text; name the set")
     for option, value in (("row_group_size", row_group_size), ("shard_examples", shard_examples)):
@@ -254,6 +274,10 @@ def _check_options(name: str, row_group_size: int, shard_examples: int | None, o
             raise ConfigError(f"{option}: {value}; accepted: 1 or more; correct it")
     if on_bad not in ("error", "skip"):
         raise ConfigError(f"on_bad: {on_bad}; accepted: error, skip; choose one")
+    if shorter_side is not None and shorter_side < MIN_SHORTER_SIDE:
+        raise ConfigError(
+            f"shorter_side: {shorter_side}; accepted: {MIN_SHORTER_SIDE} pixels or more, usually 256 to 512; raise it"
+        )
 
 
 def _counter(progress: Progress | None, start: int, total: int | None) -> Callable[[int], None]:
@@ -278,8 +302,8 @@ def _report(
     output: str,
     manifest: Manifest,
     start: float,
+    writing: Writing | None,
     *,
-    num_resumed: int,
     skipped: tuple[tuple[str, str], ...],
     empty_classes: tuple[str, ...],
 ) -> WriteReport:
@@ -289,7 +313,9 @@ def _report(
         num_shards=len(manifest.shards),
         num_bytes=manifest.num_bytes,
         seconds=time.monotonic() - start,
-        num_resumed=num_resumed,
+        num_resumed=writing.num_resumed if writing else len(manifest.shards),
+        num_seekable=sum(result.num_seekable for result in writing.done.values()) if writing else None,
+        num_shrunk=sum(result.num_shrunk for result in writing.done.values()) if writing else None,
         skipped=skipped,
         empty_classes=empty_classes,
     )

@@ -205,6 +205,22 @@ def send_spool(path: str | Path, *, uri: str = "") -> int:
     return len(spool.waiting())
 
 
+def recorded_metric(
+    config: TrackingConfig, storage: str, run_name: str, kind: str, metric: str
+) -> list[tuple[int, float]]:
+    """Return the (step, value) pairs of a metric of a run, by step.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run.
+    """
+    uri = tracking_uri(config.uri, storage)
+    client = connect(uri)
+    run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
+    if run is None:
+        raise TrackingError(f"tracking.uri: {shown(uri)}: has no run {run_name!r}; name the server that recorded it")
+    return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric))
+
+
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested params by dotted name, as MLflow has them: ``{"model.width": "2"}``; lists as JSON."""
     flat: dict[str, str] = {}

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from bit_ray.config import from_dict, to_dict
+from bit_ray.data.read import BadExample
 from bit_ray.errors import ModelError
 from bit_ray.models.package import ModelSpec, load_package, save_package
 from bit_ray.models.resnet import ResNetV2
@@ -30,6 +31,8 @@ class Progress:
     """Optimizer steps done, and the number of the next one."""
     train_s: float = 0.0
     """Seconds spent in training so far, over all starts."""
+    bad_images: tuple[BadExample, ...] = ()
+    """Images that could not be read so far."""
 
 
 def save_checkpoint(

@@ -3,9 +3,11 @@
 Imports neither PyTorch nor Ray nor MLflow, so that the command line answers ``--help`` at once.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bit_ray.data.cache import CacheConfig
 from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
@@ -30,7 +32,13 @@ class Runtime:
     compile: bool = False
     """Run the model through ``torch.compile``."""
     num_readers: int = 1
-    """Ray Data tasks that read and decode for one worker at a time."""
+    """Ray Data tasks that read ahead for one worker at a time."""
+    num_decode_threads: int = 0
+    """Threads of a worker that decode images; 0: the node's CPU cores divided by its workers."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Where a node keeps what it has read from a remote shard set."""
+    max_bad_images: float = 0.001
+    """Images that the run may leave out because they cannot be read: a share of the set below 1, a number from 1 on."""
     log_every_steps: int = 20
     """Steps between two lines of metrics."""
     checkpoint_every_steps: int = 1000
@@ -45,6 +53,7 @@ class Runtime:
             ("num_workers", 0),
             ("micro_batch_size", 0),
             ("num_readers", 1),
+            ("num_decode_threads", 0),
             ("log_every_steps", 1),
             ("checkpoint_every_steps", 1),
             ("num_checkpoints_to_keep", 1),
@@ -52,6 +61,14 @@ class Runtime:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+        if not 0 <= self.max_bad_images < math.inf:
+            raise ConfigError(
+                f"max_bad_images: {self.max_bad_images}; a share from 0 to below 1, or a number from 1 on; correct it"
+            )
+
+    def bad_images_allowed(self, num_examples: int) -> int:
+        """Images of a set of this size that may be left out."""
+        return int(self.max_bad_images if self.max_bad_images >= 1 else self.max_bad_images * num_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +177,19 @@ class FinetuneConfig:
     """Where the finished model is registered."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Train a stretch of a recorded run once more and compare the loss."""
+
+    run: str
+    """Folder of the run, STORAGE/NAME."""
+    step: int
+    """Step whose recorded loss is wanted; losses are recorded as means over log_every_steps."""
+    shards: str = ""
+    """Shard set, if it has moved since."""
+    micro_batch_size: int = 0
+    """Examples per forward and backward pass; 0: the whole batch."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""

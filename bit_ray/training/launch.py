@@ -5,6 +5,7 @@ checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json`
 continues it, or returns the result at once.
 """
 
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +21,11 @@ from bit_ray.cluster import Resources, cluster
 from bit_ray.config import from_dict, to_dict
 from bit_ray.data import store
 from bit_ray.data.manifest import Manifest
+from bit_ray.data.read import BadExample
 from bit_ray.errors import ConfigError, ModelError, root_cause
 from bit_ray.evaluation.plots import curve_figure
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, parse_description
-from bit_ray.progress import TrainingProgress, console
+from bit_ray.progress import TrainingProgress, console, print_table
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
@@ -37,6 +39,8 @@ from bit_ray.training.reports import Listener, report_queue
 
 PLAN_FILE = "plan.json"
 RESULT_FILE = "result.json"
+BAD_IMAGES_FILE = "bad_images.json"
+_LISTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,8 @@ def train(
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             # From here on the name belongs to this plan.
-            store.write_json(store.join(run_uri, PLAN_FILE), {"digest": plan.digest, "plan": to_dict(plan)})
+            written = {"digest": plan.digest, "shards": shards, "plan": to_dict(plan)}
+            store.write_json(store.join(run_uri, PLAN_FILE), written)
             spec = ModelSpec(
                 model=plan.model,
                 num_classes=plan.num_classes,
@@ -238,6 +243,8 @@ def _fit(
         listener.finish()
         listener.progress.close()
         worker.reports.shutdown()
+        if listener.bad_images:
+            _report_bad_images(listener.bad_images, run)
     if listener.history:
         steps, losses, rates = zip(
             *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
@@ -255,6 +262,15 @@ def _fit(
         plan_digest=worker.plan.digest,
         metrics={key: float(value) for key, value in last.items() if "/" in key},
     )
+
+
+def _report_bad_images(bad_images: list[BadExample], run: TrackedRun) -> None:
+    """Show and record what a run has left out; a restarted worker group reports again what it knew."""
+    unique = list({(bad.shard, bad.row): bad for bad in bad_images}.values())
+    run.log_text(json.dumps([to_dict(bad) for bad in unique], indent=1), BAD_IMAGES_FILE)
+    rows = [(bad.id or "(unknown)", bad.shard, str(bad.row), bad.reason) for bad in unique[:_LISTED]]
+    more = f", the first {_LISTED} of them" if len(unique) > _LISTED else ""
+    print_table(f"Left out: {len(unique):,} images that cannot be read{more}", rows, ("id", "shard", "row", "reason"))
 
 
 @contextmanager

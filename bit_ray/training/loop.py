@@ -16,8 +16,9 @@ from ray.util.queue import Queue
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bit_ray.cluster import num_local_cores
 from bit_ray.data import store
-from bit_ray.data.stream import StreamSpec, batches
+from bit_ray.data.stream import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.models.package import ModelSpec
 from bit_ray.models.resnet import ResNetV2
@@ -26,6 +27,7 @@ from bit_ray.tracking.system import system_metrics
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bit_ray.training.config import Runtime
 from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.quarantine import Quarantine
 from bit_ray.training.step import (
     NonFiniteError,
     TrainStep,
@@ -119,16 +121,31 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         seed=plan.seed,
         shuffle=plan.shuffle,
         view=plan.view,
+        cache=runtime.cache,
     )
 
+    quarantine = Quarantine(progress.bad_images, runtime.bad_images_allowed(plan.num_examples), worker.shards)
+    counts = StreamCounts()
+
     def now(next_step: int) -> Progress:
-        return Progress(next_step=next_step, train_s=progress.train_s + time.perf_counter() - started)
+        return Progress(
+            next_step=next_step,
+            train_s=progress.train_s + time.perf_counter() - started,
+            bad_images=quarantine.known,
+        )
 
     started = mark = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
     wait_from = started
-    for step, images, targets in batches(stream, num_readers=runtime.num_readers, pin_memory=device.type == "cuda"):
+    for step, images, targets, _, bad in batches(
+        stream,
+        num_readers=runtime.num_readers,
+        num_threads=runtime.num_decode_threads or max(1, num_local_cores() // context.get_local_world_size()),
+        pin_memory=device.type == "cuda",
+        counts=counts,
+    ):
         waited += time.perf_counter() - wait_from
+        quarantine.meet(bad)
         try:
             loss, grad_norm = step_fn(step, micro_batches(images, targets, micro), num_micro)
             loss_since += loss
@@ -152,8 +169,12 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                         store.upload_file(file, store.join(place, file.name))
             if num_workers > 1:
                 dist.barrier()  # all raise at the same step, and the first to leave takes the others with it
-            raise ModelError(f"{error}; checkpoint: {place}") from None
+            raise ModelError(
+                f"{error} with bit-ray shards ids {worker.shards} --run {worker.run_uri} --step {error.step}; "
+                f"checkpoint: {place}"
+            ) from None
         if log:
+            quarantine.share(device)
             if num_workers > 1:
                 dist.all_reduce(loss_since)
             elapsed = time.perf_counter() - mark
@@ -170,13 +191,26 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 "speed/wait_share": waited / elapsed,
             }
             if rank == 0:
-                metrics |= system_metrics()
-                worker.reports.put_nowait(metrics)
+                metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
+                worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
             if save:
                 _report_checkpoint(rank, metrics, model, worker.spec, optimizer, plan, now(done))
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
             loss_since.zero_()
         wait_from = time.perf_counter()
+
+
+def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:
+    """What the data cost this worker so far."""
+    decoded = sum(counts.decoded.values())
+    metrics = {
+        "data/bad_images": num_bad,
+        "data/fast_decode_share": 1 - counts.decoded.get("full", 0) / max(1, decoded),
+    }
+    if counts.fetched_bytes:
+        metrics["data/fetched_mb"] = counts.fetched_bytes / 1e6
+        metrics["data/cache_hit_share"] = counts.row_groups_on_node / counts.row_groups
+    return metrics
 
 
 def _kernel_norm(model: nn.Module) -> float:

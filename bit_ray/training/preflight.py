@@ -10,7 +10,7 @@ from bit_ray.data import store
 from bit_ray.data.manifest import Manifest
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.models.zoo import PUBLISHED, create_model, model_config
-from bit_ray.progress import print_table
+from bit_ray.progress import console, print_table
 from bit_ray.training.config import Runtime
 from bit_ray.training.plan import TrainPlan, batch_split
 
@@ -104,7 +104,8 @@ def preflight(plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime
         Whether to go on.
 
     Raises:
-        BitRayError: There is no such network, the batch does not divide, or shards are missing or cut short.
+        BitRayError: There is no such network, the batch does not divide, or more images than the run may leave out are
+            in shards that are missing or cut short.
     """
     model_config(plan.model, plan.num_classes)
     num_workers = runtime.num_workers
@@ -117,13 +118,18 @@ def preflight(plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime
     # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
     checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
     sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])
-    for shard, size in zip(checked, sizes, strict=True):
-        if size != shard.num_bytes:
-            found = "is missing" if size is None else f"has {size:,} bytes, not {shard.num_bytes:,}"
-            raise DataError(
-                f"{store.join(shards, shard.path)}: {found}, against the manifest; "
-                f"run bit-ray shards verify {shards}, and write the set again or restore the shard"
-            )
+    wrong = [(shard, size) for shard, size in zip(checked, sizes, strict=True) if size != shard.num_bytes]
+    if wrong:
+        shard, size = wrong[0]
+        found = "is missing" if size is None else f"has {size:,} bytes, not {shard.num_bytes:,}"
+        lost, allowed = sum(s.num_examples for s, _ in wrong), runtime.bad_images_allowed(manifest.num_examples)
+        text = (
+            f"{store.join(shards, shard.path)}: {found}, against the manifest; "
+            f"run bit-ray shards verify {shards}, and write the set again or restore the shard"
+        )
+        if lost > allowed:
+            raise DataError(text)
+        console.print(f"warning: {text}; {lost:,} images are left out, runtime.max_bad_images allows {allowed:,}")
     if dry_run:
         print_table("Plan", describe(plan, runtime, manifest, num_workers))
     return not dry_run

@@ -7,6 +7,7 @@ import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from bit_ray.data.read import BadExample
 from bit_ray.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Listener(threading.Thread):
         super().__init__(name="reports", daemon=True)
         self.reports, self.tracked, self.progress = reports, run, progress
         self.history: list[dict[str, Any]] = []
+        self.bad_images: list[BadExample] = []
         self._finished = threading.Event()
 
     def run(self) -> None:
@@ -41,6 +43,7 @@ class Listener(threading.Thread):
                 if finished:
                     return
                 continue
+            self.bad_images += metrics.pop("bad_images")
             self.progress.update(metrics)
             if self.history and metrics["step"] <= self.history[-1]["step"]:
                 continue  # reported already, before workers were started again

@@ -72,15 +72,17 @@ def loss_sum(logits: torch.Tensor, targets: torch.Tensor, loss: Loss) -> torch.T
 
     Args:
         logits: ``[B, C]``.
-        targets: ``[B] int64`` for softmax, ``[B, C]`` multi-hot for sigmoid.
+        targets: ``[B] int64`` for softmax, ``[B, C]`` multi-hot for sigmoid; -1 stands for an example that is missing
+            and has no part in the loss.
         loss: ``sigmoid`` sums the binary cross-entropies over classes (big_transfer#26).
 
     Returns:
         Scalar float32.
     """
     if loss == "softmax":
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum")
+        return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum")
+    present = (targets[:, :1] >= 0).float()
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), weight=present, reduction="sum")
 
 
 def mixup_weight(alpha: float, seed: int, step: int) -> float:
@@ -95,6 +97,12 @@ def swap_neighbours(x: torch.Tensor) -> torch.Tensor:
     micro-batch, the pairs do not depend on how the batch is split.
     """
     return x.view(-1, 2, *x.shape[1:]).flip(1).view(x.shape)
+
+
+def mixed_targets(targets: torch.Tensor) -> torch.Tensor:
+    """Targets of the partners; an example whose partner is missing (-1) is its own partner, as its pixels are."""
+    partners = swap_neighbours(targets)
+    return torch.where((partners < 0) | (targets < 0), targets, partners)
 
 
 def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
@@ -180,7 +188,7 @@ class TrainStep:
                     logits = self.model(x)
                 loss = loss_sum(logits, targets, plan.loss)
                 if lam != 1.0:
-                    loss = lam * loss + (1.0 - lam) * loss_sum(logits, swap_neighbours(targets), plan.loss)
+                    loss = lam * loss + (1.0 - lam) * loss_sum(logits, mixed_targets(targets), plan.loss)
                 loss = loss / plan.global_batch_size
                 # DistributedDataParallel averages over workers; the loss is a mean over the global batch already.
                 (loss * self.num_workers).backward()

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from faulty_s3 import FaultyS3
 from s3_server import Bucket, S3Server
 from servers import mlflow_server  # noqa: F401  # a fixture
 
@@ -28,6 +29,16 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]
         monkeypatch.setenv(name, value)
     yield bucket
     bucket.delete()
+
+
+@pytest.fixture
+def faulty_s3(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """A proxy before the server, at first without faults; the AWS variables of this process point at it."""
+    proxy = FaultyS3(s3.endpoint)
+    proxy.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import pytest
 
 from bit_ray.data import store
 from bit_ray.data.digits import DigitsSource
+from bit_ray.data.ids import StreamPlan, draw_views, uses_in_step, uses_of_image
 from bit_ray.data.manifest import read_manifest
 from bit_ray.data.shards import read_rows
 from bit_ray.data.sources import open_files
@@ -31,6 +32,13 @@ def test_a_set_in_a_bucket_is_the_same_as_on_disk(s3, tmp_path):
     assert read_rows(uri, remote, 1, [3, 0]).equals(read_rows(str(tmp_path / "set"), local, 1, [3, 0]))
     assert verify_shards(uri).ok
     assert inspect_shards(uri) == inspect_shards(tmp_path / "set")
+    plan = StreamPlan(seed=1, global_batch_size=32, view={"crop": "resize", "crop_size": 32})
+    seen = uses_in_step(tmp_path / "set", local, plan, 3)
+    assert uses_in_step(uri, remote, plan, 3) == seen
+    assert uses_of_image(uri, remote, plan, seen[5].id, num_epochs=1) == [seen[5]]
+    draw_views(uri, remote, plan, seen, tmp_path / "step.png")
+    draw_views(tmp_path / "set", local, plan, seen, tmp_path / "step-2.png")
+    assert (tmp_path / "step.png").read_bytes() == (tmp_path / "step-2.png").read_bytes()
     contact_sheet(uri, tmp_path / "a.png", n=8)
     contact_sheet(tmp_path / "set", f"s3://{s3.bucket}/b.png", n=8)
     assert store.read_bytes(f"s3://{s3.bucket}/b.png") == (tmp_path / "a.png").read_bytes()

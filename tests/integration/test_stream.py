@@ -41,7 +41,7 @@ def spec(shards, **changes):
 
 def read(spec, **options):
     """step -> (images, targets)."""
-    found = {step: (images, targets) for step, images, targets in batches(spec, **options)}
+    found = {batch.step: (batch.images, batch.targets) for batch in batches(spec, **options)}
     assert list(found) == list(range(spec.start_step, spec.stop_step))
     return found
 
@@ -128,7 +128,7 @@ def test_several_labels_come_as_zeros_and_ones(tmp_path):
     found = read(spec(str(tmp_path), global_batch_size=20, slots=range(20), stop_step=2, view=TrainView(crop="resize", crop_size=32, random_flip=False)))  # fmt: skip  # noqa: E501
     seen = {}
     for images, targets in found.values():
-        assert targets.dtype == torch.uint8
+        assert targets.dtype == torch.int8
         assert targets.shape == (20, 5)
         for image, target in zip(images, targets, strict=True):
             seen[image.numpy().tobytes()] = tuple(target.nonzero().flatten().tolist())
@@ -137,40 +137,67 @@ def test_several_labels_come_as_zeros_and_ones(tmp_path):
     assert seen == expected
 
 
-def failure(spec):
-    with pytest.raises(DataError) as caught:
-        list(batches(spec))
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+def holes_of(spec):
+    """The bad examples by (shard, row), after checking that the rest of the stream is what it would be without them."""
+    order, shards = stream_order(spec), [shard.path for shard in read_manifest(spec.shards).shards]
+    found = {}
+    for batch in batches(spec, num_threads=2):
+        bad = {(b.shard, b.row): b for b in batch.bad}
+        seen = []
+        for slot, (_, shard, row) in enumerate(order.rows_of_step(batch.step)):
+            if (shards[shard], row) in bad:
+                assert batch.targets[slot] == -1
+                partner = batch.targets[slot ^ 1] >= 0
+                assert torch.equal(batch.images[slot], batch.images[slot ^ 1] * partner)
+                seen.append((shards[shard], row))
+            else:
+                assert batch.targets[slot] >= 0
+        assert len(seen) == len(batch.bad)  # one that ends an epoch may begin the next in the same batch
+        assert set(seen) == bad.keys()
+        found |= bad
+    return found
 
 
-def test_a_missing_shard_is_one_line(tmp_path):
-    write_shards(GlyphSource("s", examples_per_class=2), tmp_path, name="glyphs", row_group_size=8, shard_examples=40)
-    stream = spec(str(tmp_path))
+def glyph_shards(directory, examples_per_class=2):
+    source = GlyphSource("s", examples_per_class=examples_per_class)
+    write_shards(source, directory, name="glyphs", row_group_size=8, shard_examples=40)
+    return spec(str(directory))
+
+
+def test_a_missing_shard_leaves_holes_and_the_order_stays(tmp_path):
+    stream = glyph_shards(tmp_path)
     (tmp_path / "shard-00001.parquet").unlink()
-    assert failure(stream).startswith(f"{tmp_path}/shard-00001.parquet: is in the manifest but missing; run ")
+    found = holes_of(stream)
+    assert sorted(found) == [("shard-00001.parquet", row) for row in range(40)]
+    for bad in found.values():
+        assert bad.id == ""
+        assert bad.reason.startswith(f"{tmp_path}/shard-00001.parquet: is in the manifest but missing")
 
 
-def test_a_truncated_shard_is_one_line(tmp_path):
-    write_shards(GlyphSource("s", examples_per_class=2), tmp_path, name="glyphs", row_group_size=8, shard_examples=40)
-    stream = spec(str(tmp_path))
+def test_a_truncated_shard_leaves_holes(tmp_path):
+    stream = glyph_shards(tmp_path)
     path = tmp_path / "shard-00002.parquet"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-50])
-    assert failure(stream).startswith(f"{path}: has {size - 50} bytes, the manifest says {size}; run ")
+    found = holes_of(stream)
+    assert sorted(found) == [("shard-00002.parquet", row) for row in range(20)]
+    assert {bad.reason.partition(";")[0] for bad in found.values()} == {
+        f"{path}: has {size - 50} bytes, the manifest says {size}"
+    }
 
 
-def test_an_image_that_went_bad_is_named(tmp_path):
-    write_shards(GlyphSource("s", examples_per_class=1), tmp_path, name="glyphs", row_group_size=8, shard_examples=40)
+def test_an_image_that_went_bad_is_one_hole_with_its_id(tmp_path):
+    stream = glyph_shards(tmp_path, examples_per_class=1)
     path = tmp_path / "shard-00000.parquet"
     data = path.read_bytes()
     # The pixels of the first image, damaged in place: sizes and footers stay as they are.
     start = data.index(b"IDAT") + 8
     path.write_bytes(data[:start] + bytes(40) + data[start + 40 :])
-    text = failure(spec(str(tmp_path)))
-    assert text.startswith("shard-00000.parquet: example glyphs/U+")
-    assert text.endswith(f"run bit-ray shards verify {tmp_path}")
+    found = holes_of(stream)
+    [(place, bad)] = found.items()
+    assert place == ("shard-00000.parquet", 0)
+    assert bad.id == read_rows(str(tmp_path), read_manifest(tmp_path), 0, [0])["id"][0].as_py()
+    assert bad.reason
 
 
 def test_a_set_that_was_written_anew_is_refused(tmp_path):
@@ -180,7 +207,10 @@ def test_a_set_that_was_written_anew_is_refused(tmp_path):
     stream = spec(str(tmp_path / "0"))
     (tmp_path / "0").rename(tmp_path / "old")
     (tmp_path / "1").rename(tmp_path / "0")
-    text = failure(stream)
+    with pytest.raises(DataError) as caught:
+        list(batches(stream))
+    text = str(caught.value)
+    assert "\n" not in text
     assert text.startswith(f"{tmp_path}/0: the shard set has changed since the run began (digest ")
 
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "bit_ray"
 MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.cli",
     "bit_ray.cluster",
+    "bit_ray.data.bench",
     "bit_ray.data.stream",
     "bit_ray.studies.few_shot",
     "bit_ray.evaluation.run",
@@ -27,6 +28,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.training.loop",
     "bit_ray.training.preflight",
     "bit_ray.training.pretrain",
+    "bit_ray.training.replay",
     "bit_ray.training.reports",
 }
 

@@ -42,9 +42,13 @@ for name in ["", "shards", "models", *COMMANDS]:
 # A new flag is a decision: the names a user types are a contract.
 FLAGS = {
     "shards write": "SOURCE OUTPUT --name --class-names --multi-label --root --convert-images --on-bad "
-    "--row-group-size --shard-examples --seed --num-workers",
-    "shards inspect": "SHARDS --sheet --num-images --seed",
+    "--seekable --shorter-side --row-group-size --shard-examples --seed --num-workers",
+    "shards inspect": "SHARDS --sheet --num-images --augmented --crop-size --seed",
     "shards verify": "SHARDS --no-decode --num-workers",
+    "shards ids": "SHARDS --step --image --sheet --num-images --run --seed --global-batch-size --epochs --crop-size "
+    "--shuffle.*",
+    "shards bench": "SHARDS --crop-size --batch-size --num-threads --seconds",
+    "replay": "--run --step --config --shards --micro-batch-size --tracking.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --clip-norm --head-bias "
     "--dry-run --recipe.* --shuffle.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from bit_ray.config import digest
 from bit_ray.data.manifest import Manifest, Shard, read_manifest, to_json, write_manifest
 from bit_ray.errors import DataError
 
@@ -49,8 +50,20 @@ def test_the_digest_is_of_the_content_not_of_the_name(change, same):
     assert (dataclasses.replace(MANIFEST, **change).digest == MANIFEST.digest) is same
 
 
+def test_the_digest_is_that_of_the_codec():
+    content = {"class_names": ["ant", "bee"], "multi_label": False, "row_group_size": 4, "convert_images": False}
+    assert MANIFEST.digest == digest({**content, "shards": [[s.sha256, s.num_examples] for s in SHARDS]})
+
+
 def changed(**changes):
     return json.dumps({**to_json(MANIFEST), **changes})
+
+
+def with_shard(**changes):
+    """The manifest with another second shard; a field set to None is left out."""
+    record = {**dataclasses.asdict(SHARDS[1]), **changes}
+    record = {name: value for name, value in record.items() if value is not None}
+    return changed(shards=[dataclasses.asdict(SHARDS[0]), record, dataclasses.asdict(SHARDS[2])])
 
 
 @pytest.mark.parametrize(
@@ -67,6 +80,15 @@ def changed(**changes):
         ({"manifest.json": changed(shards=[], num_examples=0)}, "the manifest is damaged"),
         ({"manifest.json": changed(extra=1)}, "manifest.json: extra"),
         ({"manifest.json": changed(class_names=3)}, "manifest.json: class_names"),
+        ({"manifest.json": with_shard(num_examples="10")}, "shards[1].num_examples: given '10' (str); accepted: a who"),
+        ({"manifest.json": with_shard(num_examples=True)}, "shards[1].num_examples: given True (bool)"),
+        ({"manifest.json": with_shard(num_bytes=1.5)}, "shards[1].num_bytes: given 1.5 (float)"),
+        ({"manifest.json": with_shard(sha256=None)}, "shards[1].sha256: missing"),
+        ({"manifest.json": with_shard(size=3)}, "shards[1].size: unknown"),
+        ({"manifest.json": changed(shards=[dataclasses.asdict(SHARDS[0]), 3])}, "shards[1]: given 3 (int)"),
+        ({"manifest.json": changed(shards={"a": 1})}, "manifest.json: shards: given {'a': 1} (dict)"),
+        ({"manifest.json": json.dumps({"format": 1, "shards": []})}, "manifest.json: name: missing"),
+        ({"manifest.json": json.dumps(dataclasses.asdict(SHARDS[0]))}, "manifest.json: not a manifest"),
     ],
 )
 def test_what_is_not_a_whole_set_is_said_in_one_line(tmp_path, files, message):

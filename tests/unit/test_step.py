@@ -322,3 +322,39 @@ def test_a_bfloat16_step_learns_about_the_same_with_float32_weights():
     assert half_loss.item() == pytest.approx(loss, rel=0.02)
     assert half_loss.item() != loss
     assert half_norm.item() == pytest.approx(norm, rel=0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_hole_has_no_part_in_the_step_and_nobody_elses_part_changes(loss, alpha):
+    schedule = Schedule(base_lr=0.1, num_steps=2, warmup_steps=0)
+    plan = make_plan(loss=loss, mixup_alpha=alpha, weight_decay=0.0, schedule=schedule)
+    images, targets = make_batch(multi_label=loss == "sigmoid")
+    targets = targets.to(torch.int8) if loss == "sigmoid" else targets
+    holes = [5, 16, 17, 62]
+    for slot in holes:  # as the stream makes them: the neighbour's pixels, or none
+        images[slot] = images[slot ^ 1] if slot ^ 1 not in holes else 0
+        targets[slot] = -1
+    model = InDouble()
+    reference = copy.deepcopy(model)
+    results, _ = run_steps(model, plan, [(images, targets)], micro=16)
+
+    lam = mixup_weight(alpha, plan.seed, 0) if alpha else 1.0
+    total = torch.zeros((), dtype=torch.float64)
+    x = pixels(images).double()
+    for slot in (i for i in range(64) if i not in holes):
+        partner = slot if slot ^ 1 in holes else slot ^ 1
+        logits = reference(lam * x[slot : slot + 1] + (1 - lam) * x[partner : partner + 1])
+        for weight, of in ((lam, slot), (1 - lam, partner)):
+            if loss == "softmax":
+                total += weight * F.cross_entropy(logits, targets[of : of + 1], reduction="sum")
+            else:
+                total += weight * F.binary_cross_entropy_with_logits(
+                    logits, targets[of : of + 1].double(), reduction="sum"
+                )
+    (total / 64).backward()
+    assert results[0][0] == pytest.approx(total.item() / 64, rel=1e-5)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p -= plan.schedule.lr_at(0) * p.grad
+    assert_same_weights(model, reference, rtol=1e-4, atol=1e-6)

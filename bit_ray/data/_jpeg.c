@@ -1,0 +1,610 @@
+/* Views of JPEG files on the system's libjpeg-turbo: only the box that a view needs is decoded.
+ *
+ * header()         whether a file is of the common kind that view() takes, and its size
+ * view()           crop, resize, window and flip into the caller's array
+ * make_seekable()  lossless transcoding to baseline with restart markers, with which view() leaves out columns, too
+ *
+ * Pixels are those of a full decode followed by torch's antialiased resize, bit for bit. Every warning of the library is
+ * an error here: the caller then takes the slow path, which tells damage from oddity. Bytes are never trusted.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <setjmp.h>
+#include <stdio.h>
+
+#include <jpeglib.h>
+#include <jerror.h>
+
+#include "_resize.h"
+
+#ifndef LIBJPEG_TURBO_VERSION
+#error "this jpeglib.h is not libjpeg-turbo's; install libjpeg-turbo's headers (Debian: libjpeg-dev)"
+#endif
+#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 1005000
+#error "libjpeg-turbo 1.5 or newer is needed, for jpeg_crop_scanline and jpeg_skip_scanlines"
+#endif
+
+#define MAX_SCANS 200          /* of a progressive file; encoders make ten, bombs thousands */
+#define SEEKABLE_PIXELS 96     /* width that a restart interval covers at least */
+#define UPSAMPLING_REACH 2     /* pixels on each side that fancy upsampling of chroma looks at */
+#define NARROW 32              /* the upsampler takes other formulas for very few columns */
+
+enum { SOF0 = 0xC0, SOF1 = 0xC1, DHT = 0xC4, RST0 = 0xD0, SOI = 0xD8, EOI = 0xD9, SOS = 0xDA, DQT = 0xDB, DRI = 0xDD };
+enum { APP0 = 0xE0, APP14 = 0xEE, COM = 0xFE };
+
+/* ---- Headers ---- */
+
+struct header {
+    int height, width;
+    int mcu_height, mcu_width; /* pixels of a minimum coded unit */
+    int interval;              /* MCUs between restart markers; 0: none */
+    size_t frame;              /* where the frame's height and width stand */
+    size_t scan;               /* where the entropy-coded data begin */
+};
+
+static int min(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int max(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static unsigned read16(const uint8_t *p)
+{
+    return (unsigned)p[0] << 8 | p[1];
+}
+
+static long ceil_div(long a, long b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Read the header of a file of the common kind: 8-bit YCbCr in one sequential scan, Huffman-coded, chroma in full, half
+ * or quarter resolution, whole to the end marker. 0 for every other. */
+static int read_header(const uint8_t *data, size_t size, struct header *header)
+{
+    size_t at = 2;
+    int jfif = 0, adobe = -1, ids_in_order = 0, luma = 0;
+
+    memset(header, 0, sizeof *header);
+    if (size < 4 || data[0] != 0xFF || data[1] != SOI || data[size - 2] != 0xFF || data[size - 1] != EOI)
+        return 0;
+    for (;;) {
+        const uint8_t *body;
+        unsigned length, marker;
+
+        if (size - at < 4 || data[at] != 0xFF)
+            return 0;
+        marker = data[at + 1];
+        length = read16(data + at + 2);
+        if (length < 2 || size - at - 2 < length)
+            return 0;
+        body = data + at + 4;
+        length -= 2;
+        switch (marker) {
+        case SOF0:
+        case SOF1:
+            if (header->frame || length != 15 || body[0] != 8 || body[5] != 3 || body[10] != 0x11 || body[13] != 0x11)
+                return 0;
+            header->height = (int)read16(body + 1);
+            header->width = (int)read16(body + 3);
+            ids_in_order = body[6] == 1 && body[9] == 2 && body[12] == 3;
+            luma = body[7];
+            if ((luma != 0x11 && luma != 0x21 && luma != 0x22) || !header->height || !header->width)
+                return 0;
+            header->mcu_width = 8 * (luma >> 4);
+            header->mcu_height = 8 * (luma & 15);
+            header->frame = at + 5;
+            break;
+        case DRI:
+            if (length != 2)
+                return 0;
+            header->interval = (int)read16(body);
+            break;
+        case APP0:
+            jfif |= length >= 14 && memcmp(body, "JFIF", 5) == 0;
+            break;
+        case APP14:
+            if (length >= 12 && memcmp(body, "Adobe", 5) == 0)
+                adobe = body[11];
+            break;
+        case SOS:
+            header->scan = at + 4 + length;
+            /* Anything but plain YCbCr in one scan goes the other way. */
+            return header->frame && header->scan <= size - 2 && length == 10 && body[0] == 3 &&
+                   (jfif || adobe == 1 || (adobe < 0 && ids_in_order));
+        default:
+            if (marker != DHT && marker != DQT && marker != COM && !(marker >= APP0 && marker <= APP0 + 15))
+                return 0;
+        }
+        at += 4 + length;
+    }
+}
+
+/* Whether each row of MCUs is a whole number of restart intervals. */
+static int has_columns(const struct header *header)
+{
+    return header->interval && ceil_div(header->width, header->mcu_width) % header->interval == 0;
+}
+
+/* ---- Errors of libjpeg ---- */
+
+struct errors {
+    struct jpeg_error_mgr base;
+    jmp_buf jump;
+    char message[JMSG_LENGTH_MAX];
+};
+
+static void on_error(j_common_ptr cinfo)
+{
+    struct errors *errors = (struct errors *)cinfo->err;
+
+    cinfo->err->format_message(cinfo, errors->message);
+    longjmp(errors->jump, 1);
+}
+
+static void on_message(j_common_ptr cinfo, int level)
+{
+    if (level < 0)
+        on_error(cinfo);
+}
+
+static struct jpeg_error_mgr *init_errors(struct errors *errors)
+{
+    jpeg_std_error(&errors->base);
+    errors->base.error_exit = on_error;
+    errors->base.emit_message = on_message;
+    errors->message[0] = 0;
+    return &errors->base;
+}
+
+/* ---- Splicing: the restart intervals under a box as a small file of their own ---- */
+
+struct splice {
+    uint8_t *data;
+    size_t size;
+    int top, left; /* of the small file in the large one, pixels */
+};
+
+/* Find where each restart interval ends. 0 unless the markers are all there and in order. */
+static int find_intervals(const uint8_t *data, size_t size, size_t at, size_t num, size_t *ends)
+{
+    const size_t end = size - 2;
+    size_t k = 0;
+
+    while (at < end) {
+        const uint8_t *found = memchr(data + at, 0xFF, end - at);
+
+        if (!found)
+            break;
+        at = (size_t)(found - data);
+        if (data[at + 1] != 0) {
+            if (data[at + 1] != RST0 + (k & 7) || k + 1 >= num)
+                return 0;
+            ends[k++] = at;
+        }
+        at += 2;
+    }
+    ends[k] = end;
+    return k + 1 == num;
+}
+
+static uint8_t *append(uint8_t *to, const uint8_t *from, size_t size)
+{
+    memcpy(to, from, size);
+    return to + size;
+}
+
+/* Make the file of the intervals that hold the pixels [top, bottom) x [left, right). NULL or an error message. */
+static const char *splice(const uint8_t *data, size_t size, const struct header *header, int top, int bottom, int left,
+                          int right, struct splice *out)
+{
+    const int interval_width = header->interval * header->mcu_width;
+    const int columns = (int)ceil_div(header->width, interval_width);
+    const int rows = (int)ceil_div(header->height, header->mcu_height);
+    const int row0 = top / header->mcu_height, row1 = (int)ceil_div(bottom, header->mcu_height);
+    const int column0 = left / interval_width, column1 = (int)ceil_div(right, interval_width);
+    const size_t num = (size_t)rows * columns;
+    size_t at, k = 0, *ends;
+    uint8_t *to, *frame;
+    int row, column;
+
+    if (num > size / 2) /* each interval has at least a byte and a marker */
+        return "fewer restart markers than the header says";
+    ends = malloc(num * sizeof *ends);
+    out->data = malloc(size);
+    if (!ends || !out->data) {
+        free(ends);
+        return "out of memory";
+    }
+    if (!find_intervals(data, size, header->scan, num, ends)) {
+        free(ends);
+        return "restart markers missing or out of order";
+    }
+    /* The tables and what tells the colour space; not the rest, which may be large. */
+    to = append(out->data, data, 2);
+    frame = NULL;
+    for (at = 2; at < header->scan;) {
+        const unsigned marker = data[at + 1];
+        const size_t length = 2 + read16(data + at + 2);
+
+        if (marker < APP0 || marker == APP0 || marker == APP14) {
+            if (at + 5 == header->frame)
+                frame = to + 5;
+            to = append(to, data + at, length);
+        }
+        at += length;
+    }
+    out->top = row0 * header->mcu_height;
+    out->left = column0 * interval_width;
+    bottom = row1 * header->mcu_height < header->height ? row1 * header->mcu_height : header->height;
+    right = column1 * interval_width < header->width ? column1 * interval_width : header->width;
+    frame[0] = (uint8_t)((bottom - out->top) >> 8);
+    frame[1] = (uint8_t)(bottom - out->top);
+    frame[2] = (uint8_t)((right - out->left) >> 8);
+    frame[3] = (uint8_t)(right - out->left);
+    for (row = row0; row < row1; row++)
+        for (column = column0; column < column1; column++) {
+            const size_t i = (size_t)row * columns + column;
+            const size_t from = i ? ends[i - 1] + 2 : header->scan;
+
+            to = append(to, data + from, ends[i] - from);
+            *to++ = 0xFF;
+            *to++ = (uint8_t)(RST0 + (k++ & 7));
+        }
+    to[-1] = EOI;
+    out->size = (size_t)(to - out->data);
+    free(ends);
+    return NULL;
+}
+
+/* ---- A view ---- */
+
+struct view {
+    int top, left, height, width;  /* the box in the image */
+    int resized_height, resized_width;
+    int window_top, window_left, size; /* the square of the resized box that is wanted */
+    int mirrored, simd;
+    uint8_t *out; /* [size, size, 3] */
+};
+
+struct decoding {
+    struct jpeg_decompress_struct cinfo;
+    struct errors errors;
+    struct axis columns, rows;
+    struct splice splice;
+    uint8_t *pixels;  /* ROWS_AT_ONCE decoded rows, RGBX */
+    uint8_t *resized; /* the rows under the box, resized to the window's width, RGB */
+    int by_interval;  /* whether only the restart intervals under the box were read */
+};
+
+/* Decode and resize. NULL or an error message, which may lie in `d`; d's memory is the caller's to free. */
+static const char *decode(struct decoding *d, const uint8_t *data, size_t size, const struct view *view)
+{
+    struct jpeg_decompress_struct *cinfo = &d->cinfo;
+    struct header header;
+    const char *error;
+    JDIMENSION crop_left, crop_width;
+    size_t row_bytes, padding, stride;
+    const size_t row = 3 * (size_t)view->size;
+    int top, bottom, left, right, num_rows, done = 0, ready = 0, r;
+
+    if (!read_header(data, size, &header))
+        return "not a file of the common kind";
+    if (view->top < 0 || view->left < 0 || view->height < 1 || view->width < 1 ||
+        view->height > header.height - view->top || view->width > header.width - view->left)
+        return "box outside of the image";
+    if (!axis_init(&d->columns, view->width, view->resized_width, view->window_left, view->size, view->mirrored) ||
+        !axis_init(&d->rows, view->height, view->resized_height, view->window_top, view->size, 0))
+        return "out of memory";
+
+    /* What is decoded: the pixels that have a weight, and those that upsampling looks at from there. */
+    num_rows = d->rows.last - d->rows.first;
+    top = view->top + d->rows.first;
+    bottom = min(view->top + d->rows.last + UPSAMPLING_REACH, header.height);
+    left = max(view->left + d->columns.first - UPSAMPLING_REACH, 0);
+    right = min(view->left + d->columns.last + UPSAMPLING_REACH, header.width);
+    if (right - left < NARROW) {
+        left = max(right - NARROW, 0);
+        right = min(left + NARROW, header.width);
+    }
+    if (has_columns(&header)) {
+        error = splice(data, size, &header, max(top - UPSAMPLING_REACH, 0), bottom, left, right, &d->splice);
+        if (error)
+            return error;
+        data = d->splice.data;
+        size = d->splice.size;
+        top -= d->splice.top;
+        left -= d->splice.left;
+        right -= d->splice.left;
+        d->by_interval = 1;
+    }
+
+    jpeg_mem_src(cinfo, (unsigned char *)data, (unsigned long)size);
+    jpeg_read_header(cinfo, TRUE);
+    if (cinfo->jpeg_color_space != JCS_YCbCr)
+        return "not YCbCr";
+    cinfo->out_color_space = JCS_EXT_RGBX;
+    jpeg_start_decompress(cinfo);
+    crop_left = (JDIMENSION)left;
+    crop_width = (JDIMENSION)(right - left);
+    if (crop_width < cinfo->output_width)
+        jpeg_crop_scanline(cinfo, &crop_left, &crop_width);
+    else
+        crop_left = 0;
+    if (top && jpeg_skip_scanlines(cinfo, (JDIMENSION)top) != (JDIMENSION)top)
+        return "rows missing";
+
+    padding = 4 * (size_t)d->columns.taps;
+    row_bytes = 4 * (size_t)cinfo->output_width + padding;
+    stride = resized_stride(view->size);
+    d->pixels = malloc(ROWS_AT_ONCE * row_bytes);
+    d->resized = malloc((size_t)num_rows * stride);
+    if (!d->pixels || !d->resized)
+        return "out of memory";
+    for (r = 0; r < ROWS_AT_ONCE; r++)
+        memset(d->pixels + (r + 1) * row_bytes - padding, 0, padding);
+    left = (int)crop_left + d->splice.left - view->left; /* in the box */
+    while (done < num_rows) {
+        const int num = min(ROWS_AT_ONCE, num_rows - done);
+        uint8_t *rows[ROWS_AT_ONCE], *out[ROWS_AT_ONCE];
+
+        for (r = 0; r < ROWS_AT_ONCE; r++) {
+            rows[r] = d->pixels + min(r, num - 1) * row_bytes;
+            out[r] = d->resized + (size_t)(done + min(r, num - 1)) * stride;
+        }
+        for (r = 0; r < num;) {
+            const JDIMENSION got = jpeg_read_scanlines(cinfo, rows + r, (JDIMENSION)(num - r));
+
+            if (!got)
+                return "rows missing";
+            r += (int)got;
+        }
+        resize_columns(view->simd, &d->columns, left, rows, out);
+        done += num;
+        /* Rows of the window as soon as theirs are there, while those are in the cache. */
+        for (; ready < view->size && (done == num_rows || d->rows.start[ready] + d->rows.taps <= d->rows.first + done);
+             ready++)
+            resize_row(view->simd, &d->rows, ready, d->rows.first, d->resized, stride, row,
+                       view->out + (size_t)ready * row);
+    }
+    return NULL;
+}
+
+/* `decode` behind a barrier that libjpeg's errors jump to; d lies outside, so that it is whole after the jump. */
+static const char *decode_safely(struct decoding *d, const uint8_t *data, size_t size, const struct view *view)
+{
+    d->cinfo.err = init_errors(&d->errors);
+    if (setjmp(d->errors.jump))
+        return d->errors.message;
+    jpeg_create_decompress(&d->cinfo);
+    return decode(d, data, size, view);
+}
+
+static PyObject *py_view(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"data", "box", "resized", "window", "flip", "out", "simd", NULL};
+    Py_buffer data, out;
+    struct view view = {.simd = 1};
+    struct decoding d;
+    char message[JMSG_LENGTH_MAX];
+    const char *error;
+
+    (void)self;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*(iiii)(ii)(ii)pw*|p", names, &data, &view.top, &view.left,
+                                     &view.height, &view.width, &view.resized_height, &view.resized_width,
+                                     &view.window_top, &view.window_left, &view.mirrored, &out, &view.simd))
+        return NULL;
+    view.out = out.buf;
+    view.simd = view.simd && has_avx2();
+    while (view.size < JPEG_MAX_DIMENSION && 3 * (Py_ssize_t)(view.size + 1) * (view.size + 1) <= out.len)
+        view.size++;
+    if (view.size < 1 || 3 * (Py_ssize_t)view.size * view.size != out.len || view.window_top < 0 ||
+        view.window_left < 0 || view.resized_height > JPEG_MAX_DIMENSION || view.resized_width > JPEG_MAX_DIMENSION ||
+        view.size > view.resized_height - view.window_top || view.size > view.resized_width - view.window_left) {
+        error = "out is no square of RGB pixels inside of the resized box";
+    } else {
+        Py_BEGIN_ALLOW_THREADS;
+        memset(&d, 0, sizeof d);
+        error = decode_safely(&d, data.buf, (size_t)data.len, &view);
+        if (error) {
+            snprintf(message, sizeof message, "%s", error);
+            error = message;
+        }
+        jpeg_destroy_decompress(&d.cinfo);
+        axis_free(&d.columns);
+        axis_free(&d.rows);
+        free(d.splice.data);
+        free(d.pixels);
+        free(d.resized);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    if (error) {
+        PyErr_SetString(PyExc_ValueError, error);
+        return NULL;
+    }
+    return PyBool_FromLong(d.by_interval);
+}
+
+static PyObject *py_header(PyObject *self, PyObject *arg)
+{
+    Py_buffer data;
+    struct header header;
+    int fast;
+
+    (void)self;
+    if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE))
+        return NULL;
+    fast = read_header(data.buf, (size_t)data.len, &header);
+    PyBuffer_Release(&data);
+    if (!fast)
+        Py_RETURN_NONE;
+    return Py_BuildValue("iiN", header.height, header.width, PyBool_FromLong(has_columns(&header)));
+}
+
+/* ---- Transcoding ---- */
+
+struct transcoding {
+    struct jpeg_decompress_struct source;
+    struct jpeg_compress_struct target;
+    struct errors errors;
+    struct jpeg_progress_mgr progress;
+    struct jpeg_destination_mgr destination;
+    uint8_t *out;
+    size_t capacity, size;
+};
+
+static void count_scans(j_common_ptr cinfo)
+{
+    if (cinfo->is_decompressor && ((j_decompress_ptr)cinfo)->input_scan_number > MAX_SCANS) {
+        struct errors *errors = (struct errors *)cinfo->err;
+
+        snprintf(errors->message, sizeof errors->message, "more than %d scans", MAX_SCANS);
+        longjmp(errors->jump, 1);
+    }
+}
+
+static void open_output(j_compress_ptr cinfo)
+{
+    (void)cinfo; /* the first buffer is set before */
+}
+
+static boolean grow_output(j_compress_ptr cinfo)
+{
+    struct transcoding *t = cinfo->client_data;
+    uint8_t *larger = realloc(t->out, 2 * t->capacity);
+
+    if (!larger)
+        ERREXIT1(cinfo, JERR_OUT_OF_MEMORY, 0);
+    t->out = larger;
+    t->destination.next_output_byte = t->out + t->capacity;
+    t->destination.free_in_buffer = t->capacity;
+    t->capacity *= 2;
+    return TRUE;
+}
+
+static void close_output(j_compress_ptr cinfo)
+{
+    struct transcoding *t = cinfo->client_data;
+
+    t->size = t->capacity - t->destination.free_in_buffer;
+}
+
+static int is_common(const struct jpeg_decompress_struct *source)
+{
+    const jpeg_component_info *c = source->comp_info;
+
+    return source->num_components == 3 && source->data_precision == 8 && source->jpeg_color_space == JCS_YCbCr &&
+           c[1].h_samp_factor == 1 && c[1].v_samp_factor == 1 && c[2].h_samp_factor == 1 && c[2].v_samp_factor == 1 &&
+           c[0].h_samp_factor <= 2 && c[0].v_samp_factor <= c[0].h_samp_factor;
+}
+
+static const char *transcode(struct transcoding *t, const uint8_t *data, size_t size)
+{
+    struct jpeg_decompress_struct *source = &t->source;
+    struct jpeg_compress_struct *target = &t->target;
+    jvirt_barray_ptr *coefficients;
+    jpeg_saved_marker_ptr marker;
+    int mcu_width, mcus, interval, i;
+
+    source->progress = &t->progress;
+    t->progress.progress_monitor = count_scans;
+    jpeg_mem_src(source, (unsigned char *)data, (unsigned long)size);
+    jpeg_save_markers(source, JPEG_COM, 0xFFFF);
+    for (i = 0; i < 16; i++)
+        jpeg_save_markers(source, JPEG_APP0 + i, 0xFFFF);
+    jpeg_read_header(source, TRUE);
+    if (!is_common(source))
+        return "not 8-bit YCbCr with whole, half or quarter chroma";
+    coefficients = jpeg_read_coefficients(source);
+
+    t->capacity = size + 4096;
+    t->out = malloc(t->capacity);
+    if (!t->out)
+        return "out of memory";
+    target->client_data = t;
+    target->dest = &t->destination;
+    t->destination.init_destination = open_output;
+    t->destination.empty_output_buffer = grow_output;
+    t->destination.term_destination = close_output;
+    t->destination.next_output_byte = t->out;
+    t->destination.free_in_buffer = t->capacity;
+    jpeg_copy_critical_parameters(source, target);
+    mcu_width = 8 * source->max_h_samp_factor;
+    mcus = (int)ceil_div((long)source->image_width, mcu_width);
+    for (interval = 1; mcus % interval || (interval < mcus && interval * mcu_width < SEEKABLE_PIXELS); interval++)
+        ;
+    target->restart_interval = (unsigned)interval;
+    target->optimize_coding = TRUE;
+    /* The file's own markers stand for these, where it has them. */
+    target->write_JFIF_header = FALSE;
+    target->write_Adobe_marker = FALSE;
+    jpeg_write_coefficients(target, coefficients);
+    for (marker = source->marker_list; marker; marker = marker->next)
+        jpeg_write_marker(target, marker->marker, marker->data, marker->data_length);
+    jpeg_finish_compress(target);
+    jpeg_finish_decompress(source);
+    return NULL;
+}
+
+static const char *transcode_safely(struct transcoding *t, const uint8_t *data, size_t size)
+{
+    t->source.err = t->target.err = init_errors(&t->errors);
+    if (setjmp(t->errors.jump))
+        return t->errors.message;
+    jpeg_create_decompress(&t->source);
+    jpeg_create_compress(&t->target);
+    return transcode(t, data, size);
+}
+
+static PyObject *py_make_seekable(PyObject *self, PyObject *arg)
+{
+    Py_buffer data;
+    struct transcoding t;
+    PyObject *result = NULL;
+    const char *error;
+
+    (void)self;
+    if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    memset(&t, 0, sizeof t);
+    error = transcode_safely(&t, data.buf, (size_t)data.len);
+    jpeg_destroy_compress(&t.target);
+    jpeg_destroy_decompress(&t.source);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&data);
+    if (error)
+        PyErr_SetString(PyExc_ValueError, error);
+    else
+        result = PyBytes_FromStringAndSize((const char *)t.out, (Py_ssize_t)t.size);
+    free(t.out);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"header", py_header, METH_O, "header(data): (height, width, has_columns), or None for a file view() refuses."},
+    {"view", (PyCFunction)(void (*)(void))py_view, METH_VARARGS | METH_KEYWORDS,
+     "view(data, box, resized, window, flip, out, simd=True): fill out, say whether only intervals were read."},
+    {"make_seekable", py_make_seekable, METH_O, "make_seekable(data): the file with restart markers."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_jpeg", "Views of JPEG files on libjpeg-turbo.", 0, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__jpeg(void)
+{
+#if BIT_RAY_AVX2
+    __builtin_cpu_init();
+#endif
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,115 @@
+"""Train a stretch of a recorded run once more, from its checkpoint, to see whether the recorded loss comes out."""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bit_ray.cluster import cluster, num_local_cores
+from bit_ray.config import from_dict
+from bit_ray.data import store
+from bit_ray.data.stream import StreamSpec, batches
+from bit_ray.errors import ModelError
+from bit_ray.tracking.runs import recorded_metric
+from bit_ray.training.checkpoint import TRAINING_FILE, load_checkpoint
+from bit_ray.training.config import ReplayConfig
+from bit_ray.training.launch import PLAN_FILE
+from bit_ray.training.loop import build_model
+from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came out of a stretch of steps the second time."""
+
+    start_step: int
+    """Step of the checkpoint that the replay started from; 0 is the fresh network."""
+    losses: dict[int, float]
+    """Mean loss of each step that was trained again."""
+    first_step: int
+    """First step of the recorded stretch."""
+    last_step: int
+    """Last step of it."""
+    recorded: float
+    """Its mean loss, as MLflow has it."""
+    replayed: float
+    """Its mean loss now."""
+
+
+def replay(config: ReplayConfig) -> Replayed:
+    """Train the steps up to the recorded loss that a step has a part in, in this process.
+
+    The same number of workers and micro-batches gives the same bits on a CPU; any other the same up to rounding.
+
+    Raises:
+        ModelError: There is no such run or step, or no checkpoint before it is left.
+    """
+    place = store.join(config.run, PLAN_FILE)
+    if not store.exists(place):
+        raise ModelError(f"{config.run}: holds no {PLAN_FILE}; accepted: the folder of a run, STORAGE/NAME; correct it")
+    written = store.read_json(place)
+    plan = from_dict(TrainPlan, written["plan"])
+    storage, _, name = config.run.rstrip("/").rpartition("/")
+    history = recorded_metric(config.tracking, storage or ".", name, plan.kind, "train/loss")
+    done = [step for step, _ in history if step > config.step]
+    if config.step < 0 or not done:
+        last = history[-1][0] - 1 if history else -1
+        raise ModelError(f"step: {config.step}; accepted: 0 to {last}, the steps whose loss is recorded; correct it")
+    stop = done[0]
+    begin = max((step for step, _ in history if step < stop), default=0)
+    start, checkpoint = _checkpoint_before(config.run, begin, plan)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(plan, None).to(device)
+    to_channels_last(model)
+    optimizer = build_optimizer(model, plan)
+    if checkpoint:
+        with tempfile.TemporaryDirectory() as directory:
+            store.download_directory(checkpoint, directory)
+            load_checkpoint(Path(directory), model, optimizer, plan)
+    step_fn = TrainStep(model, optimizer, plan, dtype=resolve_precision("auto", device))
+    micro, num_micro = batch_split(plan.global_batch_size, 1, config.micro_batch_size, pairs=plan.mixup_alpha > 0)
+    spec = StreamSpec(
+        shards=config.shards or written["shards"],
+        manifest_digest=plan.manifest_digest,
+        global_batch_size=plan.global_batch_size,
+        slots=range(plan.global_batch_size),
+        start_step=start,
+        stop_step=stop,
+        seed=plan.seed,
+        shuffle=plan.shuffle,
+        view=plan.view,
+    )
+    losses = {}
+    with cluster():
+        for batch in batches(spec, num_threads=num_local_cores()):
+            loss, _ = step_fn(batch.step, micro_batches(batch.images, batch.targets, micro), num_micro)
+            losses[batch.step] = loss.item()
+    return Replayed(
+        start_step=start,
+        losses=losses,
+        first_step=begin,
+        last_step=stop - 1,
+        recorded=dict(history)[stop],
+        # Summed in float32, as the run does it.
+        replayed=float(np.sum([np.float32(losses[step]) for step in range(begin, stop)]) / np.float32(stop - begin)),
+    )
+
+
+def _checkpoint_before(run: str, step: int, plan: TrainPlan) -> tuple[int, str]:
+    """The latest checkpoint that no step before ``step`` is missing from: its step and its place."""
+    found = [re.fullmatch(rf"step-(\d{{8}})/{TRAINING_FILE}", name) for name in store.list_files(run)]
+    kept = sorted(int(match[1]) for match in found if match)
+    before = [number for number in kept if number <= step]
+    if before:
+        return before[-1], store.join(run, f"step-{before[-1]:08d}")
+    if plan.init:
+        raise ModelError(
+            f"{run}: no checkpoint at or before step {step} is left (kept: {', '.join(map(str, kept)) or 'none'}); "
+            "choose a later step, or keep more with runtime.num_checkpoints_to_keep"
+        )
+    return 0, ""
