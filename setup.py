@@ -10,7 +10,7 @@ setup(
         Extension(
             "bit_ray.data._jpeg",
             ["bit_ray/data/_jpeg.c"],
-            depends=["bit_ray/data/_resize.h"],
+            depends=["bit_ray/data/_markers.h", "bit_ray/data/_resize.h"],
             libraries=["jpeg"],
             # No fused multiply-add: the resize's weights have the same bits on every CPU.
             extra_compile_args=["-O3", "-ffp-contract=off"],

@@ -1,9 +1,9 @@
 /* Antialiased bilinear resize of 8-bit pixels, with the same bits as torch's resize of uint8 (antialias=True).
  *
- * Two passes, columns before rows, rounding to 8 bits in between. Weights are the triangle filter's in double precision,
- * scaled to int16 with as many bits as the largest of them has room for; sums are integers, so their order is free.
- * One pass is a dot product of neighbouring pixels: pairs of 16-bit values times pairs of weights into 32 bits, which is
- * one AVX2 instruction for eight pairs. Where the CPU has no AVX2, plain C gives the same bits.
+ * Two passes, columns before rows, rounding to 8 bits in between. Weights are the triangle filter's in double
+ * precision, scaled to int16 with as many bits as the largest of them has room for; sums are integers, so their order
+ * is free. A pass is a dot product of neighbouring pixels: pairs of 16-bit values times pairs of weights into 32 bits,
+ * eight of which are one AVX2 instruction. Where the CPU has no AVX2, plain C gives the same bits.
  */
 
 #ifndef BIT_RAY_RESIZE_H
@@ -22,8 +22,8 @@
 #define BIT_RAY_AVX2 0
 #endif
 
-#define TAP_GROUP 4        /* taps of a pixel are padded to whole groups, with weight zero */
-#define ROWS_AT_ONCE 4     /* rows that share the loading of a pixel's weights */
+#define TAP_GROUP 4    /* taps of a pixel are padded to whole groups, with weight zero */
+#define ROWS_AT_ONCE 4 /* rows that share the loading of a pixel's weights */
 #define MAX_PRECISION 22
 
 /* How a window of one resized axis is made from the source. */
@@ -192,7 +192,8 @@ __attribute__((target("avx2"))) static void resize_columns_avx2(const struct axi
     const int16_t *weights = axis->weights;
     int i, j;
 
-#define LOAD(row) _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)((row) + at))), spread)
+#define LOAD(row) \
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)((row) + at))), spread)
 #define SUM(sum)                                                                                                     \
     _mm_sra_epi32(_mm_add_epi32(_mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)), half), \
                   shift)

@@ -181,8 +181,8 @@ def place_view(view: TrainView, height: int, width: int, u: np.ndarray) -> Place
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Antialiased bilinear resize of ``[H, W, 3] uint8``: columns before rows, rounding to 8 bits after each.
 
-    It is torch's own for uint8, and what torchvision's resize calls, but there only on some CPUs. `_resize.h` repeats
-    it bit for bit.
+    It is torch's own for uint8, which torchvision's resize calls as well, but not on every CPU. `_resize.h` repeats bit
+    for bit what torch does on CPUs with AVX2; without it, torch's bits are others.
     """
     if image.shape[:2] == (height, width):
         return image

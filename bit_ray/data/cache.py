@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bit_ray.data import store
-from bit_ray.data.fetch import damaged, fetch_group
+from bit_ray.data.fetch import Pieces, damaged, fetch_group
 from bit_ray.data.layout import MAGIC
 from bit_ray.data.manifest import Shard
 from bit_ray.data.shards import count_rows
@@ -127,7 +127,7 @@ class NodeCache:
                 pieces = fetch_group(set_uri, shard, group, num_rows)
                 return self._keep(kept, partial, pieces)
 
-    def _keep(self, kept: Path, partial: int, pieces: list[bytes | bytearray]) -> Located:
+    def _keep(self, kept: Path, partial: int, pieces: Pieces) -> Located:
         """Write what was fetched and give it its final name, among the kept entries if there is room."""
         size = sum(map(len, pieces))
         fits = self._reserve(kept.parent, partial, size)

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,12 +29,15 @@ from bit_ray.errors import DamagedShardError
 
 _FOOTER_BYTES = 32 * 1024  # 160 row groups; a longer footer takes another request
 _MOST_OPEN = 256  # a footer of 64 row groups takes 150 kB of memory
-_TIMES_UNREADABLE = 2
+_TIMES_UNREADABLE = 3
+
+Pieces: TypeAlias = list[bytes | memoryview]
+"""The bytes of a file, in order."""
 
 
 def fetch_group(
     uri: str, shard: Shard, group: int, num_rows: int, columns: Sequence[str] = ("id", "image", "labels")
-) -> list[bytes | bytearray]:
+) -> Pieces:
     """Fetch one row group of a shard of the set at ``uri``.
 
     Args:
@@ -95,9 +99,7 @@ _opened: OrderedDict[tuple[str, str], _Opened] = OrderedDict()
 _opened_lock = threading.Lock()
 
 
-def _attempt(
-    uri: str, path: str, shard: Shard, group: int, num_rows: int, columns: Sequence[str]
-) -> list[bytes | bytearray]:
+def _attempt(uri: str, path: str, shard: Shard, group: int, num_rows: int, columns: Sequence[str]) -> Pieces:
     files, inner = store.filesystem(path)
     key = (path, shard.sha256)
     with _opened_lock:
@@ -122,7 +124,7 @@ def _attempt(
 
 
 def _read_footer(file: pa.NativeFile, size: int) -> pq.FileMetaData:
-    tail = bytearray()
+    tail = memoryview(b"")
     wanted = min(size, _FOOTER_BYTES)
     while len(tail) < wanted:
         tail = store.read_range(file, size - wanted, wanted)
@@ -130,14 +132,12 @@ def _read_footer(file: pa.NativeFile, size: int) -> pq.FileMetaData:
         if wanted > size:
             raise LayoutError("its footer is longer than the file")
     try:
-        return pq.read_metadata(pa.BufferReader(memoryview(tail)[-wanted:]))
+        return pq.read_metadata(pa.BufferReader(tail[-wanted:]))
     except (OSError, pa.ArrowException) as error:
         raise LayoutError(f"its footer is damaged ({' '.join(str(error).split())})") from None
 
 
-def _read_group(
-    file: pa.NativeFile, chunks: Sequence[Chunk], num_rows: int, columns: Sequence[str]
-) -> list[bytes | bytearray]:
+def _read_group(file: pa.NativeFile, chunks: Sequence[Chunk], num_rows: int, columns: Sequence[str]) -> Pieces:
     """Read some columns, those that lie side by side in one request, and put a footer behind them."""
     wanted = [chunk for name, chunk in zip(SCHEMA.names, chunks, strict=True) if name in columns]
     ranges: list[tuple[int, int]] = []
@@ -146,7 +146,7 @@ def _read_group(
         ranges.append((start, chunk.offset + chunk.length))
     pieces = [store.read_range(file, start, stop - start) for start, stop in ranges]
     bodies = {
-        chunk.offset: memoryview(piece)[chunk.offset - start :][: chunk.length]
+        chunk.offset: piece[chunk.offset - start :][: chunk.length]
         for (start, stop), piece in zip(ranges, pieces, strict=True)
         for chunk in wanted
         if start <= chunk.offset < stop
@@ -171,7 +171,7 @@ def _check(num_rows: int, chunks: Sequence[Chunk], bodies: Mapping[int, memoryvi
         value_extents(lambda offset, n: body[offset : offset + n], images._replace(offset=0))
     names = [name for name in columns if name != "image"]
     if names:
-        parts: list[bytes | memoryview] = [
+        parts: Pieces = [
             MAGIC,
             *(small[chunk.offset] for chunk in chunks if chunk.offset in small),
             _footer(num_rows, chunks, small),

@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
     num_values: int
 
 
-def footer_length(tail: bytes | bytearray) -> int:
+def footer_length(tail: bytes | memoryview) -> int:
     """Return the length in bytes of the footer with its own tail, from the last bytes of a file.
 
     Raises:

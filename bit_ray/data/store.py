@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
@@ -113,22 +114,22 @@ def read_bytes(uri: str | Path) -> bytes:
             return bytes(read_range(stream, 0, stream.size()))
 
     with explained(uri):
-        return patiently(uri, read, patience_s=_LONGEST_PAUSE_S)
+        return patiently(uri, read, patience_s=5.0)
 
 
-def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> bytearray:
+def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> memoryview:
     """Return ``num_bytes`` of an open file from byte ``start`` on; any number of threads may read one file.
 
     Raises:
         OSError: there are fewer; the file system itself takes no offence at an answer that is shorter than asked for,
             and leaves the rest of the memory as it was.
     """
-    data = bytearray(num_bytes)
+    data = np.empty(num_bytes, np.uint8).data  # not bytearray, which would fill it with zeros first
     mark = os.urandom(min(16, num_bytes))
     data[num_bytes - len(mark) :] = mark
     with file.get_stream(start, num_bytes) as stream:
         got = stream.readinto(data) if num_bytes else 0
-    if got != num_bytes or (len(mark) == 16 and data.endswith(mark)):
+    if got != num_bytes or (len(mark) == 16 and data[-16:] == mark):
         raise OSError(f"the answer was cut short: less than {num_bytes} bytes")
     return data
 
@@ -305,6 +306,8 @@ def _explanation(error: OSError) -> str:
         )
     if "NETWORK_CONNECTION" in text or "curlCode" in text:
         return f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL and the network"
+    if re.search("HTTP status 5[0-9][0-9]|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE", text):
+        return f"{endpoint} keeps answering with errors ({text}); see to the store and start it again"
     if "411" in text or "MissingContentLength" in text:
         return "the store takes no trailing checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
     return f"cannot be read or written ({text})"

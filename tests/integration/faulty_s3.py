@@ -45,6 +45,8 @@ class Faults:
     """The credentials have expired: every request is answered 403 ExpiredToken."""
     only: str = ""
     """Only requests whose path holds this go wrong."""
+    at_most: int = 2**31
+    """As many of each kind, as `FaultyS3.counts` has them."""
 
     KINDS = ("slow_down", "internal_error", "stall", "reset", "cut", "short", "garble")
 
@@ -124,7 +126,8 @@ class FaultyS3:
         for kind in Faults.KINDS:
             share = getattr(faults, kind)
             if number < share:
-                return kind if request.method == "GET" or kind in ("slow_down", "internal_error", "stall") else None
+                fits = request.method == "GET" or kind in ("slow_down", "internal_error", "stall")
+                return kind if fits and self.counts[kind] < faults.at_most else None
             number -= share
         return None
 
