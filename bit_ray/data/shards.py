@@ -310,15 +310,15 @@ def _footer(path: str, inode: int, mtime_ns: int, size: int) -> pq.FileMetaData:
     return pq.read_metadata(path)
 
 
-def read_tables(uri: str, manifest: Manifest) -> Iterator[pa.Table]:
-    """Read the whole set at ``uri``, one row group at a time, in its order.
+def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "image", "labels")) -> Iterator[pa.Table]:
+    """Read the whole set at ``uri``, or some of its columns, one row group at a time, in its order.
 
     Raises:
         DataError: a shard is missing, empty, truncated, or not what the manifest says.
     """
     for index in range(len(manifest.shards)):
         for group in range(manifest.row_groups(index)):
-            yield read_rows(uri, manifest, index, [group])
+            yield read_rows(uri, manifest, index, [group], columns)
 
 
 def damage(path: str, shard: Shard) -> str | None:

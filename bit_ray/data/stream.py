@@ -401,9 +401,7 @@ def batches(
                 yield stream.finish()
         while stream.decoding:
             yield stream.finish()
-    except DataError:
-        raise
-    except Exception as error:
+    except Exception as error:  # what Ray raises inherits from our errors, with a remote traceback for its text
         raise root_cause(error) or error from None
     finally:
         stream.close()

@@ -64,7 +64,7 @@ def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], list[int]]:
     """Ids and first labels of a whole set, in its order."""
     ids: list[str] = []
     labels: list[int] = []
-    for table in read_tables(shards, manifest):
+    for table in read_tables(shards, manifest, ("id", "labels")):
         ids += table["id"].to_pylist()
         labels += [names[0] for names in table["labels"].to_pylist()]
     return ids, labels
