@@ -5,6 +5,7 @@ import torch
 
 from bit_ray.cluster import cluster
 from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
+from bit_ray.data.bench import bench_shards
 from bit_ray.data.decode import decode_image
 from bit_ray.data.glyphs import GlyphSource
 from bit_ray.data.manifest import read_manifest
@@ -226,3 +227,13 @@ def test_a_ray_that_was_there_before_is_used_and_left_running():
         assert resources.num_cpus == 6
         assert not resources.local
     assert ray.is_initialized()
+
+
+def test_the_bench_measures_each_part_and_says_which_binds(shards):
+    result = bench_shards(shards, crop_size=32, batch_size=24, num_threads=2, seconds=0.3)
+    assert set(result.decode_paths) == {"full"}  # glyphs are PNG
+    assert result.num_bad == 0
+    assert min(result.read_images_per_s, result.decode_images_per_s, result.stream_images_per_s) > 0
+    assert 0 < result.first_batch_s < 60
+    slower = result.read_images_per_s < 2 * result.decode_images_per_s
+    assert result.bound_by == ("reading" if slower else "decoding")
