@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 
 import bit_ray
 from bit_ray.config import write_config
@@ -288,6 +289,39 @@ def test_a_run_outlives_its_worker(folder, shards, undisturbed):
     assert len(killed) == 1
     assert_identical(weights(trained.result.package_uri), weights(undisturbed.package_uri))
     assert history(folder, trained.result.run_id) == history(folder, undisturbed.run_id)
+
+
+def test_a_run_outlives_its_node(folder, shards, undisturbed, tmp_path):
+    """The only node that can train is lost in mid-run, and another one joins."""
+    node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
+    config = run_config(folder, "moved", shards, NUM_STEPS, checkpoint_every_steps=10)
+    script, settings, log = tmp_path / "script.py", tmp_path / "config.json", tmp_path / "log"
+    script.write_text(SCRIPT)
+    write_config(config, settings)
+    nodes = Cluster(head_node_args={"num_cpus": 0, "include_dashboard": False}, initialize_head=True)
+    try:
+        lost = nodes.add_node(**node)
+        with log.open("w") as output:
+            program = subprocess.Popen(
+                [sys.executable, str(script), str(settings)],
+                env={**os.environ, "RAY_ADDRESS": nodes.address},
+                stdout=output,
+                stderr=output,
+                cwd=tmp_path,
+            )
+        while not (folder / "moved" / "step-00000010" / "model.json").exists():
+            assert program.poll() is None, log.read_text()
+            time.sleep(0.02)
+        lost.kill_raylet()
+        nodes.add_node(**node)
+        assert program.wait(timeout=240) == 0, log.read_text()
+    finally:
+        nodes.shutdown()
+    classifier = bit_ray.load_model("models:/moved@champion", tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    assert "moved: workers failed, starting them again" in log.read_text()
+    assert_identical(classifier.model.state_dict(), weights(undisturbed.package_uri))
+    run_id = classifier.spec.provenance["run_id"]
+    assert history(folder, run_id) == history(folder, undisturbed.run_id)
 
 
 def test_a_killed_run_on_an_object_store_continues_with_the_same_name(folder, shards, undisturbed, s3, tmp_path):
