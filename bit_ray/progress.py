@@ -102,6 +102,8 @@ class TrainingProgress:
             f"loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2g}  {speed:,.0f} images/s  "
             f"wait {metrics['speed/wait_share']:.0%}"
         )
+        if "data/cache_hit_share" in metrics:
+            facts += f"  cache {metrics['data/cache_hit_share']:.0%}"
         if metrics["data/bad_images"]:
             facts += f"  bad {metrics['data/bad_images']:,.0f}"
         if self.bar is not None:

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import from_dict, to_dict
 from bit_ray.data import store
+from bit_ray.data.ids import PLAN_FILE
 from bit_ray.data.manifest import Manifest
 from bit_ray.data.read import BadExample
 from bit_ray.errors import ConfigError, ModelError, root_cause
@@ -37,7 +38,6 @@ from bit_ray.training.plan import TrainPlan, batch_split
 from bit_ray.training.preflight import choose_workers
 from bit_ray.training.reports import Listener, report_queue
 
-PLAN_FILE = "plan.json"
 RESULT_FILE = "result.json"
 BAD_IMAGES_FILE = "bad_images.json"
 _LISTED = 10

@@ -11,12 +11,12 @@ import torch
 from bit_ray.cluster import cluster, num_local_cores
 from bit_ray.config import from_dict
 from bit_ray.data import store
+from bit_ray.data.ids import PLAN_FILE
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.tracking.runs import recorded_metric
 from bit_ray.training.checkpoint import TRAINING_FILE, load_checkpoint
 from bit_ray.training.config import ReplayConfig
-from bit_ray.training.launch import PLAN_FILE
 from bit_ray.training.loop import build_model
 from bit_ray.training.plan import TrainPlan, batch_split
 from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
