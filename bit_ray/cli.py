@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bit_ray import cli_models, cli_shards, jobs
+from bit_ray import cli_models, cli_shards, cli_suites, jobs
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.flags import parse
+from bit_ray.studies.config import FewShotConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
 
@@ -37,6 +38,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "finetune": Command(FinetuneConfig, jobs.finetune, "transfer to a shard set by BiT-HyperRule"),
         "evaluate": Command(EvaluateConfig, jobs.evaluate, "score a model on a whole shard set"),
         "replay": Command(ReplayConfig, jobs.replay, "train a stretch of a run again and compare its loss"),
+    },
+    "suites": {
+        "fewshot": Command(FewShotConfig, cli_suites.fewshot, "transfer to k examples per class, several draws each"),
     },
     "models": {
         "predict": Command(cli_models.PredictConfig, cli_models.predict, "classify image files"),

@@ -27,7 +27,8 @@ from bit_ray.evaluation.plots import comparison_figure, prediction_figure, save_
 from bit_ray.jobs import run_job
 from bit_ray.progress import console, print_table
 from bit_ray.recipes.upstream import UpstreamRecipe
-from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, FewShotConfig, fewshot_suite
+from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides
 from bit_ray.training.finetune import finetune
@@ -100,7 +101,6 @@ def main(config: QuickstartConfig) -> None:
                 test_shards=shards["digits:test"],
                 shots=config.shots,
                 scratch_lrs=config.scratch_lrs,
-                profile="custom",
                 rule=config.rule,
                 random_flip=False,
                 storage=config.storage,
@@ -113,7 +113,6 @@ def main(config: QuickstartConfig) -> None:
                 init=upstream_uri,
                 shards=shards["digits:train"],
                 test_shards=shards["digits:test"],
-                profile="custom",
                 rule=replace(config.rule, num_steps=200),
                 random_flip=False,
                 storage=config.storage,

@@ -5,7 +5,7 @@ budget; its learning rate is the best of several, judged on the test set, which 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,10 @@ from bit_ray.evaluation.fewshot import Subset, few_shot_subset, save_subset, sum
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.evaluation.plots import ComparisonRow, comparison_figure
 from bit_ray.progress import track
-from bit_ray.recipes.hyperrule import Profile, hyperrule
-from bit_ray.tracking.config import TrackingConfig
+from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.config import RuleOverrides
 from bit_ray.training.finetune import given, read_init
 from bit_ray.training.fit import Examples, fit
 from bit_ray.training.loop import build_model
@@ -37,44 +36,6 @@ from bit_ray.training.plan import TrainPlan, transfer_plan
 from bit_ray.training.step import normalize
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewShotConfig:
-    """Few-shot transfer of one model, over several subset sizes and draws."""
-
-    name: str
-    """Name of the MLflow run, and of the folder of index files."""
-    init: str
-    """Weights to transfer: models:/NAME@ALIAS, a saved model's folder or URI, or an official .npz."""
-    shards: str
-    """Shard set that the subsets are drawn from."""
-    test_shards: str
-    """Shard set to evaluate on, in full."""
-    shots: tuple[int, ...] = (1, 5, 10, 25, 100)
-    """Examples per class (paper Fig. 2)."""
-    num_subsets: int = 5
-    """Draws per number of shots; the median is reported (paper §3.5)."""
-    scratch_lrs: tuple[float, ...] = ()
-    """Learning rates to try from scratch, for comparison; none: no comparison."""
-    profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
-    rule: RuleOverrides = field(default_factory=RuleOverrides)
-    """Settings that replace the rule's, with profile custom."""
-    random_crop: bool = True
-    """Off for tasks in which position matters (paper App. F)."""
-    random_flip: bool = True
-    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
-    storage: str = "bit_ray_runs"
-    """Folder of all runs, or s3://..."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the suite is recorded."""
-
-    def __post_init__(self) -> None:
-        if not self.shots or min(self.shots) < 1:
-            raise ConfigError(f"shots: {self.shots}; whole numbers of at least 1; for example 1 5 10")
-        if self.num_subsets < 1:
-            raise ConfigError(f"num_subsets: {self.num_subsets}; an integer of at least 1; the paper has 5")
 
 
 @dataclass(frozen=True)
@@ -126,7 +87,7 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
                 rule = hyperrule(
                     len(chosen),
                     manifest.median_image_size,
-                    config.profile if lr is None else "custom",
+                    config.profile,
                     init.model,
                     random_crop=config.random_crop,
                     random_flip=config.random_flip,

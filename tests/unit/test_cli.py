@@ -53,6 +53,8 @@ FLAGS = {
     "--dry-run --recipe.* --shuffle.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
     "--shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* --tracking.* --register.*",
+    "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
+    "--no-random-crop --no-random-flip --storage --rule.* --tracking.*",
     "evaluate": "--model --shards --config --name --batch-size --storage --tracking.*",
     "predict": "IMAGE --model --top-k --convert --device --storage --tracking.*",
     "models list": "--storage --tracking.*",

@@ -1,0 +1,49 @@
+"""What a user sets for a study; imports neither PyTorch nor Ray nor MLflow, so that ``--help`` comes at once."""
+
+from dataclasses import dataclass, field
+
+from bit_ray.errors import ConfigError
+from bit_ray.recipes.hyperrule import Profile
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.training.config import RuleOverrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """Few-shot transfer of one model, over several subset sizes and draws."""
+
+    name: str
+    """Name of the MLflow run, and of the folder of index files and scores; the same name continues."""
+    init: str
+    """Weights to transfer: models:/NAME@ALIAS, a saved model's folder or URI, or an official .npz."""
+    shards: str
+    """Shard set that the subsets are drawn from."""
+    test_shards: str
+    """Shard set to evaluate on, in full."""
+    shots: tuple[int, ...] = (1, 5, 10, 25, 50, 100)
+    """Examples per class (paper Fig. 2)."""
+    num_subsets: int = 5
+    """Draws per number of shots; the median is reported (paper §3.5)."""
+    subsets: str = ""
+    """Folder of index files K-per-class-seed-S.json to use instead of drawing; empty: STORAGE/NAME/subsets, where what
+    is drawn is saved."""
+    scratch_lrs: tuple[float, ...] = ()
+    """Learning rates to try from scratch, for comparison; none: no comparison."""
+    profile: Profile = "code"
+    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
+    rule: RuleOverrides = field(default_factory=RuleOverrides)
+    """Settings that replace the rule's, with profile custom."""
+    random_crop: bool = True
+    """Off for tasks in which position matters (paper App. F)."""
+    random_flip: bool = True
+    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, or s3://..."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the suite is recorded."""
+
+    def __post_init__(self) -> None:
+        if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
+            raise ConfigError(f"shots: {self.shots}; different whole numbers of at least 1; for example 1 5 10")
+        if self.num_subsets < 1:
+            raise ConfigError(f"num_subsets: {self.num_subsets}; an integer of at least 1; the paper has 5")
