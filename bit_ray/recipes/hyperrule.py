@@ -3,12 +3,13 @@
 import math
 import operator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.schedules import Schedule
 
-Profile = Literal["code", "paper", "custom"]
+Profile = Literal["code", "paper", "cheap"]
+BoundaryRule = Literal["upstream", "hyperrule"]
 Regime = Literal["small", "medium", "large"]
 
 # First number of examples that is no longer of the regime (paper §3.3; big_transfer:bit_hyperrule.py).
@@ -34,7 +35,7 @@ class HyperRule:
     image_size: tuple[int, int]
     """(height, width) of a typical image of the task, pixels."""
     profile: Profile
-    """Where the numbers come from: the reference ``code``, the ``paper``, or ``custom``."""
+    """Where the numbers come from: see `hyperrule`."""
     regime: Regime
     """``small`` below 20,000 examples, ``medium`` below 500,000, else ``large``."""
     resize: int
@@ -47,7 +48,7 @@ class HyperRule:
     """Steps of linear warm-up."""
     boundaries: tuple[int, ...]
     """Steps after which the learning rate is divided by ten."""
-    boundary_rule: Literal["upstream", "hyperrule"] = "hyperrule"
+    boundary_rule: BoundaryRule = "hyperrule"
     """Whether step b itself has the higher rate (``hyperrule``, as the code) or the lower one; see `Schedule`."""
     batch_size: int = 512
     """Images per optimizer step."""
@@ -65,6 +66,8 @@ class HyperRule:
     random_flip: bool = True
     """Off for tasks in which left and right matter (paper App. F): dSprites-orientation, dSprites-location,
     SmallNORB-azimuth."""
+    overrides: tuple[str, ...] = ()
+    """Fields whose value is not the profile's."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
@@ -111,91 +114,115 @@ def hyperrule(
     *,
     random_crop: bool = True,
     random_flip: bool = True,
+    regime: Regime | None = None,
     resize: int | None = None,
     crop: int | None = None,
     num_steps: int | None = None,
     warmup_steps: int | None = None,
     boundaries: tuple[int, ...] | None = None,
+    boundary_rule: BoundaryRule | None = None,
     batch_size: int | None = None,
     base_lr: float | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
     mixup_alpha: float | None = None,
 ) -> HyperRule:
     """Return the fine-tuning settings for a task by BiT-HyperRule.
 
     Profile ``code`` is what the reference does (big_transfer:bit_hyperrule.py): a warm-up of 100 or 500 steps, in the
     small regime decays at 200, 300 and 400 of 500 steps, and 512 -> 480 pixels for every model. ``paper`` is the text
-    (§3.3): no warm-up, decays at 30, 60 and 90 % of the steps, and 448 -> 384 pixels except for R152x4.
-    ``custom`` is the code's rule with the settings given here; where ``num_steps`` is changed, the warm-up and the
-    boundaries that are not given keep their share of the run.
+    (§3.3): no warm-up, decays at 30, 60 and 90 % of the steps, and 448 -> 384 pixels except for R152x4. ``cheap`` is
+    ``code`` with a quarter of the images, batch 128 at learning rate 0.001, with which the authors made the tables of
+    their README (big_transfer:README.md).
+
+    Every value can be replaced, whatever the profile; what is not given follows the rule. Where ``num_steps`` is
+    changed, the warm-up and the boundaries that are not given keep their share of the run.
 
     Args:
         num_examples: Training images really used.
         image_size: (height, width) of a typical image, pixels.
-        profile: ``code``, ``paper`` or ``custom``.
+        profile: ``code``, ``paper`` or ``cheap``.
         model: Name of the network, as ``R152x4``; matters to profile ``paper`` alone.
-        random_crop: False where position matters (paper App. F); every profile takes it.
-        random_flip: False where left and right matter (paper App. F); every profile takes it.
-        resize: Replaces the size before the crop, pixels; this and all below with profile ``custom`` alone.
+        random_crop: False where position matters (paper App. F).
+        random_flip: False where left and right matter (paper App. F).
+        regime: Replaces the regime that the number of examples gives, and so steps, decays and MixUp.
+        resize: Replaces the size before the crop, pixels.
         crop: Replaces the size that the network sees, pixels.
         num_steps: Replaces the number of optimizer steps.
         warmup_steps: Replaces the steps of warm-up.
         boundaries: Replaces the steps after which the rate is divided by ten.
+        boundary_rule: Replaces how boundaries count; see `Schedule`.
         batch_size: Replaces the images per step; neither rate nor steps follow it.
         base_lr: Replaces the learning rate.
+        momentum: Replaces SGD's momentum.
+        weight_decay: Replaces the weight decay, of kernels only.
         mixup_alpha: Replaces MixUp's alpha; 0 is off.
 
     Raises:
-        ConfigError: a setting out of range, or a replaced setting with profile ``code`` or ``paper``.
+        ConfigError: a setting out of range.
     """
-    if profile not in get_args(Profile):
-        raise ConfigError(f"profile: {profile!r}; one of {', '.join(get_args(Profile))}; choose one")
+    for name, value, kind in (
+        ("profile", profile, Profile),
+        ("regime", regime or "small", Regime),
+        ("boundary_rule", boundary_rule or "hyperrule", BoundaryRule),
+    ):
+        if value not in get_args(kind):
+            raise ConfigError(f"{name}: {value!r}; one of {', '.join(get_args(kind))}; choose one")
     if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
         raise ConfigError(f"image_size: {image_size!r}; (height, width) in pixels; give both")
-    overrides = {
+    num_examples = operator.index(num_examples)
+    height, width = (operator.index(side) for side in image_size)
+
+    natural: Regime = "small" if num_examples < _SMALL_BELOW else "medium" if num_examples < _MEDIUM_BELOW else "large"
+    regime = regime or natural
+    steps = _NUM_STEPS[regime]
+    paper, cheap = profile == "paper", profile == "cheap"
+    if height * width < _SMALL_AREA_BELOW:
+        own_resize, own_crop = 160, 128
+    elif paper and model != "R152x4":
+        own_resize, own_crop = 448, 384
+    else:
+        own_resize, own_crop = 512, 480
+    own: dict[str, Any] = {
+        "regime": natural,
+        "resize": own_resize,
+        "crop": own_crop,
+        "num_steps": steps,
+        "warmup_steps": 0 if paper else _CODE_WARMUP[regime],
+        "boundaries": tuple(steps * p // 100 for p in (30, 60, 90)) if paper else _CODE_BOUNDARIES[regime],
+        "boundary_rule": "upstream" if paper else "hyperrule",
+        "batch_size": 128 if cheap else 512,
+        "base_lr": 0.001 if cheap else 0.003,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "mixup_alpha": 0.0 if regime == "small" else 0.1,
+        "random_crop": True,
+        "random_flip": True,
+    }
+    values = {**own, "regime": regime}
+    if num_steps is not None:
+        values["warmup_steps"] = round(own["warmup_steps"] * num_steps / steps)
+        values["boundaries"] = tuple(round(b * num_steps / steps) for b in own["boundaries"])
+    given = {
         "resize": resize,
         "crop": crop,
         "num_steps": num_steps,
         "warmup_steps": warmup_steps,
-        "boundaries": boundaries,
+        "boundaries": None if boundaries is None else tuple(boundaries),
+        "boundary_rule": boundary_rule,
         "batch_size": batch_size,
         "base_lr": base_lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
         "mixup_alpha": mixup_alpha,
+        "random_crop": random_crop,
+        "random_flip": random_flip,
     }
-    given = [name for name, value in overrides.items() if value is not None]
-    if given and profile != "custom":
-        raise ConfigError(f"{given[0]}: given, but profile {profile!r} fixes it; use profile 'custom' or leave it out")
-
-    num_examples = operator.index(num_examples)
-    height, width = (operator.index(side) for side in image_size)
-    regime: Regime = "small" if num_examples < _SMALL_BELOW else "medium" if num_examples < _MEDIUM_BELOW else "large"
-    steps = _NUM_STEPS[regime]
-    if profile == "paper":
-        default_warmup, default_boundaries = 0, tuple(steps * percent // 100 for percent in (30, 60, 90))
-    else:
-        default_warmup, default_boundaries = _CODE_WARMUP[regime], _CODE_BOUNDARIES[regime]
-    if num_steps is not None:
-        default_warmup = round(default_warmup * num_steps / steps)
-        default_boundaries = tuple(round(b * num_steps / steps) for b in default_boundaries)
-    if height * width < _SMALL_AREA_BELOW:
-        default_resize, default_crop = 160, 128
-    elif profile == "paper" and model != "R152x4":
-        default_resize, default_crop = 448, 384
-    else:
-        default_resize, default_crop = 512, 480
+    values.update((name, value) for name, value in given.items() if value is not None)
     return HyperRule(
         num_examples=num_examples,
         image_size=(height, width),
         profile=profile,
-        regime=regime,
-        resize=default_resize if resize is None else resize,
-        crop=default_crop if crop is None else crop,
-        num_steps=steps if num_steps is None else num_steps,
-        warmup_steps=default_warmup if warmup_steps is None else warmup_steps,
-        boundaries=default_boundaries if boundaries is None else tuple(boundaries),
-        boundary_rule="upstream" if profile == "paper" else "hyperrule",
-        batch_size=512 if batch_size is None else batch_size,
-        base_lr=0.003 if base_lr is None else base_lr,
-        mixup_alpha=(0.0 if regime == "small" else 0.1) if mixup_alpha is None else mixup_alpha,
-        random_crop=random_crop,
-        random_flip=random_flip,
+        overrides=tuple(name for name in own if values[name] != own[name]),
+        **values,
     )

@@ -10,7 +10,7 @@ from typing import Literal
 from bit_ray.data.cache import CacheConfig
 from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.hyperrule import Profile
+from bit_ray.recipes.hyperrule import BoundaryRule, Profile, Regime
 from bit_ray.recipes.upstream import UpstreamRecipe, bit_m
 from bit_ray.tracking.config import TrackingConfig
 
@@ -117,8 +117,10 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOverrides:
-    """Settings that replace the HyperRule's, with profile ``custom``; what is left out follows the rule."""
+    """Settings that replace the profile's; what is left out follows the rule."""
 
+    regime: Regime | None = None
+    """Regime whose steps, decays and MixUp are taken, whatever the number of images."""
     resize: int | None = None
     """Side of the square before the random crop, pixels."""
     crop: int | None = None
@@ -129,10 +131,16 @@ class RuleOverrides:
     """Steps of linear warm-up."""
     boundaries: tuple[int, ...] | None = None
     """Steps after which the learning rate is divided by ten."""
+    boundary_rule: BoundaryRule | None = None
+    """Whether step b itself has the lower rate (upstream, as the paper) or the higher one (hyperrule, as the code)."""
     batch_size: int | None = None
     """Images per optimizer step."""
     base_lr: float | None = None
     """Learning rate."""
+    momentum: float | None = None
+    """SGD momentum."""
+    weight_decay: float | None = None
+    """Coupled L2 on the kernels of convolutions and head only."""
     mixup_alpha: float | None = None
     """MixUp's parameter; 0: off."""
 
@@ -152,9 +160,9 @@ class FinetuneConfig:
     test_shards: str = ""
     """Shard set to evaluate the result on, in full; empty: no evaluation."""
     profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
+    """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
     rule: RuleOverrides = field(default_factory=RuleOverrides)
-    """Settings that replace the rule's, with profile custom."""
+    """Settings that replace the profile's."""
     random_crop: bool = True
     """Off for tasks in which position matters (paper App. F)."""
     random_flip: bool = True

@@ -28,8 +28,6 @@ SMALL = [
     *("--recipe.global-batch-size", "30", "--recipe.crop-size", "32", "--runtime.num-workers", "1"),
 ]
 RULE = [
-    "--profile",
-    "custom",
     "--rule.resize",
     "36",
     "--rule.crop",

@@ -381,7 +381,6 @@ def test_few_shot_transfer_starts_at_a_zero_head_and_is_tested_in_full(undisturb
         shards=str(digits / "train"),
         init="models:/undisturbed@champion",
         test_shards=str(digits / "test"),
-        profile="custom",
         rule=RuleOverrides(
             resize=36, crop=32, num_steps=60, warmup_steps=0, boundaries=(50,), batch_size=32, base_lr=0.03,
             mixup_alpha=0.1,

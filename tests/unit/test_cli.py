@@ -139,7 +139,7 @@ NEEDED = ["--name", "run", "--shards", "data"]
         (["finetune", *NEEDED, "--shots", "few"], "shots: given 'few' (str); accepted: a whole number"),
         (
             ["finetune", *NEEDED, "--profile", "best"],
-            "profile: given 'best' (str); accepted: 'code' or 'paper' or 'cust",
+            "profile: given 'best' (str); accepted: 'code' or 'paper' or 'chea",
         ),
         (
             ["finetune", "--shards", "data"],

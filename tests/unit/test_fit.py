@@ -28,7 +28,6 @@ def plan_for(examples, **changes):
     rule = hyperrule(
         len(examples.ids),
         (32, 32),
-        "custom",
         random_flip=False,
         **{"resize": 36, "crop": 32, "num_steps": 12, "batch_size": 16, "base_lr": 0.03, **changes},
     )
