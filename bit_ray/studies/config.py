@@ -30,9 +30,9 @@ class FewShotConfig:
     scratch_lrs: tuple[float, ...] = ()
     """Learning rates to try from scratch, for comparison; none: no comparison."""
     profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or with the overrides below."""
+    """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
     rule: RuleOverrides = field(default_factory=RuleOverrides)
-    """Settings that replace the rule's, with profile custom."""
+    """Settings that replace the profile's."""
     random_crop: bool = True
     """Off for tasks in which position matters (paper App. F)."""
     random_flip: bool = True
