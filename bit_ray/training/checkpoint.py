@@ -1,8 +1,9 @@
 """Checkpoints of training: a saved model with the optimizer and the position beside it.
 
-A checkpoint is a directory that `bit_ray.models.package` can load as a model, plus ``optimizer.safetensors`` (momentum
-and generator state) and ``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position in
-the data is one integer, the next step: order, views and MixUp are functions of (seed, step).
+A checkpoint is a directory that `bit_ray.models.package` can load as a model, plus ``optimizer.safetensors`` (momentum,
+generator state, and adapters apart from the kernels into which the model has them merged) and ``training.json`` (the
+plan and the position). Nothing in it is ever unpickled. The position in the data is one integer, the next step: order,
+views and MixUp are functions of (seed, step).
 """
 
 import json
@@ -18,6 +19,7 @@ from bit_ray.errors import ModelError
 from bit_ray.models.package import ModelSpec, load_package, save_package
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.trainable import adapter_tensors, load_merged, merged
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 TRAINING_FILE = "training.json"
@@ -45,11 +47,12 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint into a local directory; the caller moves it to the storage as a whole."""
     tensors = {name: buffer.contiguous().cpu() for name, buffer in _momentum(model, optimizer).items()}
+    tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
     training = {"format": 1, "progress": to_dict(progress), "plan_digest": plan.digest, "plan": to_dict(plan)}
     (directory / TRAINING_FILE).write_text(json.dumps(training, indent=1))
-    save_package(directory, model, spec)
+    save_package(directory, merged(model), spec)
 
 
 def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Progress:
@@ -76,10 +79,10 @@ def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Opt
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); start from an earlier checkpoint") from None
-    momentum = _momentum(model, optimizer)
-    if odd := tensors.keys() ^ {*momentum, "rng.torch"}:
+    momentum, adapters = _momentum(model, optimizer), adapter_tensors(model)
+    if odd := tensors.keys() ^ {*momentum, *adapters, "rng.torch"}:
         raise ModelError(f"{path}: missing or unknown entries {sorted(odd)[:3]}; start from an earlier checkpoint")
-    model.load_state_dict(load_package(directory)[0].state_dict())
+    load_merged(model, load_package(directory)[0].state_dict(), {name: tensors[name] for name in adapters})
     for name, buffer in momentum.items():
         buffer.copy_(tensors[name])
     torch.set_rng_state(tensors["rng.torch"])

@@ -17,6 +17,29 @@ from bit_ray.tracking.config import TrackingConfig
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+_TRAIN = {"all": 0, "head": 0, "norm_bias": 0, "stages": 4, "adapters": 4096}
+"""What can be trained, and the largest number that goes with it."""
+
+
+def parse_train(train: str) -> tuple[str, int]:
+    """Split what is to be trained into its name and number (0 where there is none).
+
+    ``all``; ``head``; ``stages:K``, the last K of the four stages; ``norm_bias``, the affine of every GroupNorm and
+    the head's bias; ``adapters:R``, an update of rank R to the kernel of every convolution. The head is always trained.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    name, colon, number = train.partition(":")
+    most = _TRAIN.get(name, 0)
+    if train not in ("all", "head", "norm_bias") and not (colon and number.isdecimal() and 1 <= int(number) <= most):
+        raise ConfigError(
+            f"train: {train!r}; accepted: all, head, norm_bias, stages:K (the last K, 1 to 4), adapters:R (of rank R, "
+            f"1 to {_TRAIN['adapters']}); choose one"
+        )
+    return name, int(number or 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """How a plan is carried out; none of it changes what is learnt, up to rounding."""
@@ -167,6 +190,9 @@ class FinetuneConfig:
     """Off for tasks in which position matters (paper App. F)."""
     random_flip: bool = True
     """Off for tasks in which left and right matter, such as digits (paper App. F)."""
+    train: str = "all"
+    """What is trained: all (as the paper), head, stages:K (the last K of 4, and the head), norm_bias (GroupNorm's
+    affine, and the head), adapters:R (updates of rank R to all convolutions, merged into them at the end)."""
     shots: int = 0
     """Train on this many examples per class, drawn by subset_seed; 0: on all."""
     subset_seed: int = 0
@@ -185,6 +211,12 @@ class FinetuneConfig:
     """Where the finished model is registered."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
+
+    def __post_init__(self) -> None:
+        parse_train(self.train)
+        for name in ("shots", "subset_seed", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)}; a whole number of at least 0; raise it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from bit_ray.data.order import Order
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.training.plan import TrainPlan, batch_split
 from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
+from bit_ray.training.trainable import merge_adapters
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def fit(
     """Train a model in place to the last step of a plan.
 
     Args:
-        model: On the device where it is to be trained.
+        model: From `bit_ray.training.loop.build_model`, on the device where it is to be trained.
         examples: Single-label training examples.
         plan: What to learn; its ``num_examples`` is that of ``examples``.
         micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
@@ -54,6 +55,7 @@ def fit(
         NonFiniteError: The loss or its gradient is not finite.
     """
     assert plan.num_examples == len(examples.ids) == len(examples.labels)
+    assert plan.train == "all" or not all(p.requires_grad for p in model.parameters()), "not from build_model"
     micro, num_micro = batch_split(plan.global_batch_size, 1, micro_batch_size, pairs=plan.mixup_alpha > 0)
     device = next(model.parameters()).device
     to_channels_last(model)
@@ -91,4 +93,5 @@ def fit(
         if on_step is not None:
             on_step(step, loss.item())
     step_fn.check()
+    merge_adapters(model)
     model.eval()

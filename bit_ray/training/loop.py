@@ -36,6 +36,7 @@ from bit_ray.training.step import (
     resolve_precision,
     to_channels_last,
 )
+from bit_ray.training.trainable import set_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class WorkerConfig:
 
 
 def build_model(plan: TrainPlan, init_weights: dict[str, torch.Tensor] | None) -> ResNetV2:
-    """The network at step 0: seeded, or the given trunk under a zero head.
+    """The network at step 0, seeded, or the given trunk under a zero head; frozen where the plan does not train it.
 
     Args:
         plan: Names the architecture, the seed and the head's initial bias.
@@ -74,6 +75,7 @@ def build_model(plan: TrainPlan, init_weights: dict[str, torch.Tensor] | None) -
         assert not unexpected, unexpected
     if plan.head_bias:
         nn.init.constant_(model.head.bias, plan.head_bias)
+    set_trainable(model, plan.train)
     return model
 
 

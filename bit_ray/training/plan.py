@@ -15,6 +15,7 @@ from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.recipes.schedules import Schedule
+from bit_ray.training.config import parse_train
 
 Loss = Literal["softmax", "sigmoid"]
 
@@ -37,6 +38,8 @@ class TrainPlan:
     """Digest of the training shards."""
     num_examples: int
     """Training examples per epoch."""
+    train: str = "all"
+    """What is trained; see `bit_ray.training.config.parse_train`."""
     view: TrainView
     """Random view of a training image."""
     resize_mode: ResizeMode
@@ -75,6 +78,7 @@ class TrainPlan:
                 raise ConfigError(f"{name}: {getattr(self, name)}; 0 (off) or more; correct it")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the paper has 0.9")
+        parse_train(self.train)
         if self.mixup_alpha and self.global_batch_size % 2:
             raise ConfigError(
                 f"global_batch_size: {self.global_batch_size}; an even number, because MixUp mixes pairs; add one"
@@ -83,7 +87,10 @@ class TrainPlan:
     @property
     def digest(self) -> str:
         """SHA-256 of the plan: the same plan on the same data gives the same weights, up to rounding."""
-        return digest(to_dict(self))
+        plan = to_dict(self)
+        if self.train == "all":  # runs begun before there was a choice keep their identity
+            del plan["train"]
+        return digest(plan)
 
 
 def transfer_plan(
@@ -97,6 +104,7 @@ def transfer_plan(
     init_digest: str,
     seed: int,
     shuffle: Shuffle | None = None,
+    train: str = "all",
 ) -> TrainPlan:
     """The HyperRule's settings for the data at hand, as a plan."""
     return TrainPlan(
@@ -107,6 +115,7 @@ def transfer_plan(
         init_digest=init_digest,
         manifest_digest=manifest_digest,
         num_examples=rule.num_examples,
+        train=train,
         view=TrainView(
             crop="resize_crop" if rule.random_crop else "resize",
             crop_size=rule.crop,

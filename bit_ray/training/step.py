@@ -91,10 +91,13 @@ def mixup_weight(alpha: float, seed: int, step: int) -> float:
 
 
 def swap_neighbours(x: torch.Tensor) -> torch.Tensor:
-    """Pairs (0, 1), (2, 3), ... exchanged along the first axis.
+    """Pairs (0, 1), (2, 3), ... exchanged along the first axis: MixUp's permutation.
 
-    The batch is already in random order, so a neighbour is a random partner; and unlike a permutation drawn per
-    micro-batch, the pairs do not depend on how the batch is split.
+    The order of an epoch is a random permutation and a batch is a stretch of it, so exchanging neighbours of the batch
+    is exchanging random partners of the data: a neighbour is as likely any other example as with a permutation drawn
+    per batch. (The reference draws one per micro-batch in PyTorch and reverses the batch in JAX; any fixed permutation
+    of a shuffled batch serves, big_transfer:bit_pytorch/train.py, bit_jax/input_pipeline_tf2_or_tf1.py.) Pairs of
+    neighbours stay together in every even micro-batch, so that the step does not depend on how the batch is cut.
     """
     return x.view(-1, 2, *x.shape[1:]).flip(1).view(x.shape)
 
@@ -106,14 +109,15 @@ def mixed_targets(targets: torch.Tensor) -> torch.Tensor:
 
 
 def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
-    """SGD with momentum; weight decay on kernels only, never on GroupNorm or biases (big_vision:optax.py)."""
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    """SGD with momentum on what is trained; weight decay on kernels, not GroupNorm or biases (big_vision:optax.py)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    kernels = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=plan.momentum, fused=True)
     if plan.momentum:
         # The first step makes the same of zeros as of nothing, and a step that is left out does not leave garbage.
-        for p in model.parameters():
+        for p in trained:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 

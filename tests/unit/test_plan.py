@@ -36,6 +36,7 @@ CHANGES = {
     "init_digest": "b" * 64,
     "manifest_digest": "b" * 64,
     "num_examples": 3001,
+    "train": "stages:2",
     "view.crop": "resize",
     "view.crop_size": 64,
     "view.resize_size": 80,

@@ -1,0 +1,118 @@
+"""How much of a network is trained: all of it, or a part of it. PyTorch only.
+
+A frozen tensor needs no gradient and no momentum, and where nothing before a layer is trained, autograd keeps nothing
+of what comes before it: the forward pass is the same to the last bit, only cheaper.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bit_ray.models.resnet import GroupNormReLU, ResNetV2, StdConv2d
+from bit_ray.models.zoo import create_model
+from bit_ray.training.config import parse_train
+
+
+class LowRank(nn.Module):
+    """A kernel plus a product of two thin matrices (Hu et al., arXiv 2106.09685), which starts at zero.
+
+    The product is added to the raw kernel, before Weight Standardization, so that the sum is an ordinary kernel and
+    merging changes nothing. Nothing scales it: ``down`` starts with orthonormal rows, so that the first step of SGD
+    moves the kernel as full training would, projected onto ``rank`` random directions of the kernel's inputs, and the
+    HyperRule's learning rate keeps its meaning.
+
+    Args:
+        kernel: ``[O, I, H, W]``.
+        rank: Rows of ``down``; at most O and I * H * W are used.
+    """
+
+    def __init__(self, kernel: Tensor, rank: int) -> None:
+        super().__init__()
+        num_outputs, num_inputs = len(kernel), kernel[0].numel()
+        rank = min(rank, num_outputs, num_inputs)
+        self.up = nn.Parameter(kernel.new_zeros(num_outputs, rank))
+        self.down = nn.Parameter(kernel.new_empty(rank, num_inputs))
+        if not kernel.is_meta:
+            nn.init.orthogonal_(self.down)
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """Return the sum, ``[O, I, H, W]`` in channels_last memory format."""
+        num_outputs, num_inputs, height, width = kernel.shape
+        with torch.autocast(kernel.device.type, enabled=False):  # what is merged must be what was trained with
+            update = self.up @ self.down
+        return kernel + update.view(num_outputs, height, width, num_inputs).permute(0, 3, 1, 2)
+
+
+def set_trainable(model: ResNetV2, train: str) -> None:
+    """Freeze what is not trained, and put adapters on every convolution if it is they that are.
+
+    Args:
+        model: With all of it trainable.
+        train: See `bit_ray.training.config.parse_train`. The head is trained in any case, and with ``stages:K`` so is
+            the last GroupNorm, behind the last stage.
+    """
+    part, number = parse_train(train)
+    if part == "all":
+        return
+    convolutions = [module for module in model.modules() if isinstance(module, StdConv2d)]
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    if part == "stages":
+        model.stages[len(model.stages) - number :].requires_grad_(True)
+        model.gn.requires_grad_(True)
+    elif part == "norm_bias":
+        for module in model.modules():
+            if isinstance(module, GroupNormReLU):
+                module.requires_grad_(True)
+    elif part == "adapters":
+        for convolution in convolutions:
+            adapter = LowRank(convolution.weight, number)
+            # "unsafe" only leaves out a trial run.
+            parametrize.register_parametrization(convolution, "weight", adapter, unsafe=True)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether some kernel is still the sum of two."""
+    return any(parametrize.is_parametrized(module) for module in model.modules())
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Frozen kernels and their adapters by name, which merged weights no longer tell apart; none without adapters."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." in name}
+
+
+def load_merged(model: ResNetV2, merged: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
+    """Restore a model in place from its merged weights and its `adapter_tensors`."""
+    kept = {name for name, _ in model.named_parameters()}
+    model.load_state_dict({name: tensor for name, tensor in merged.items() if name in kept} | adapters)
+
+
+@torch.no_grad()
+def merged(model: ResNetV2) -> ResNetV2:
+    """An ordinary network that computes the same, adapters added to their kernels; the model itself without them."""
+    if not has_adapters(model):
+        return model
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            tensors[f"{name}.weight"] = torch.as_tensor(module.weight)
+    with torch.device("meta"):
+        plain = ResNetV2(model.config)
+    plain.load_state_dict(tensors, assign=True)
+    return plain
+
+
+def merge_adapters(model: ResNetV2) -> None:
+    """Add adapters to their kernels for good, in place."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def count_parameters(model: str, num_classes: int, train: str) -> tuple[int, int]:
+    """Numbers a run trains, and numbers of the network that comes out."""
+    with torch.device("meta"):
+        network = create_model(model, num_classes)
+        total = sum(p.numel() for p in network.parameters())
+        set_trainable(network, train)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad), total
