@@ -1,7 +1,6 @@
 """``bit-ray shards``: write, inspect and verify shard sets, and ask what a training step saw."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
@@ -9,7 +8,7 @@ from typing import Literal
 from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.flags import positional
-from bit_ray.progress import console, print_table, track
+from bit_ray.progress import console, follow, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +165,7 @@ def write(config: WriteConfig) -> None:
     """Write a shard set."""
     from bit_ray.data.write import write_shards
 
-    with _progress("write") as progress:
+    with follow("write") as progress:
         report = write_shards(
             config.source,
             config.output,
@@ -288,7 +287,7 @@ def ids(config: IdsConfig) -> None:
         rows = [(f"{use.slot}", f"{use.epoch}", use.id, ", ".join(use.labels)) for use in uses]
         _print_lines(("slot", "epoch", "id", "labels"), rows)
     else:
-        with _progress("search") as progress:
+        with follow("search") as progress:
             uses = uses_of_image(config.shards, manifest, plan, config.image, config.epochs or 1, progress)
         rows = [(f"{use.epoch}", f"{use.step}", f"{use.slot}", ", ".join(use.labels)) for use in uses]
         _print_lines(("epoch", "step", "slot", "labels"), rows)
@@ -305,7 +304,7 @@ def verify(config: VerifyConfig) -> None:
     """
     from bit_ray.data.verify import verify_shards
 
-    with _progress("verify") as progress:
+    with follow("verify") as progress:
         report = verify_shards(config.shards, decode=config.decode, num_workers=config.num_workers, progress=progress)
     counts = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(report.counts.items()))
     rows = [
@@ -331,23 +330,6 @@ def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)][:2]
         cells += [text.ljust(width) for text, width in zip(row, widths, strict=True)][2:]
         console.print("  ".join(cells).rstrip())
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show progress from the first report on, which says how much there is to do."""
-    with ExitStack() as stack:
-        advance: list[Callable[[int], None]] = []
-        last = 0
-
-        def progress(done: int, total: int | None) -> None:
-            nonlocal last
-            if not advance:
-                advance.append(stack.enter_context(track(title, total, "images")))
-            advance[0](done - last)
-            last = done
-
-        yield progress
 
 
 def _read_lines(path: str) -> list[str]:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -68,6 +68,23 @@ def track(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
             console.print(f"{title}: {done:,}/{total or '?'} {unit}, {speed:,.1f} {unit}/s{left}")
 
     yield count_up
+
+
+@contextmanager
+def follow(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show progress from the first report on, which says how much there is to do."""
+    with ExitStack() as stack:
+        advance: list[Callable[[int], None]] = []
+        last = 0
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal last
+            if not advance:
+                advance.append(stack.enter_context(track(title, total, "images")))
+            advance[0](done - last)
+            last = done
+
+        yield progress
 
 
 class TrainingProgress:
