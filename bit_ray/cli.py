@@ -41,10 +41,13 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "suites": {
         "fewshot": Command(FewShotConfig, cli_suites.fewshot, "transfer to k examples per class, several draws each"),
+        "probe": Command(cli_suites.ProbeModelConfig, cli_suites.probe, "score frozen features in seconds"),
+        "episodes": Command(cli_suites.EpisodesConfig, cli_suites.episodes, "score frozen features N-way K-shot"),
     },
     "models": {
         "predict": Command(cli_models.PredictConfig, cli_models.predict, "classify image files"),
         "models list": Command(cli_models.ListConfig, cli_models.list_models, "list what is registered"),
+        "models rank": Command(cli_suites.RankConfig, cli_suites.rank, "find the one that suits some images"),
         "models pull": Command(cli_models.PullConfig, cli_models.pull, "copy a registered model to a folder"),
     },
 }

@@ -26,3 +26,42 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: {self.batch_size}; an integer of at least 1; raise it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Scores of frozen features, in seconds: ridge regression and nearest neighbours on a few examples per class."""
+
+    shards: str = ""
+    """Single-label shard set that the examples are drawn from; empty: no probes."""
+    test_shards: str = ""
+    """Shard set of the same classes to score on, in full."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Examples per class."""
+    num_subsets: int = 3
+    """Draws for each of them; the median counts."""
+    neighbors: int = 10
+    """Neighbours that vote, at most as many as there are examples per class."""
+    resize: int = 0
+    """Side of the square that images are resized to before the centre crop, pixels; big_vision has 256; 0: images are
+    seen as the model was saved to see them."""
+    crop: int = 0
+    """Side of the centre crop, pixels; big_vision has 224; 0 with resize 0."""
+    num_cpus: int = 1
+    """CPU cores of a probe during pre-training; it waits until they are free."""
+
+    def __post_init__(self) -> None:
+        if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
+            raise ConfigError(f"shots: {self.shots}; different whole numbers of at least 1; for example 1 5 10")
+        for name in ("num_subsets", "neighbors", "num_cpus"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least 1; raise it")
+        if not 0 <= self.crop <= self.resize or (self.crop == 0) != (self.resize == 0):
+            raise ConfigError(
+                f"crop: {self.crop} with resize {self.resize}; both 0, or a crop of at most resize; big_vision has "
+                "256 and 224"
+            )
+        if bool(self.shards) != bool(self.test_shards):
+            raise ConfigError(
+                f"test_shards: {self.test_shards!r} with shards {self.shards!r}; both or neither; give the missing one"
+            )

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bit_ray.data import store
+from bit_ray.data.manifest import Manifest
+from bit_ray.data.shards import read_tables
 from bit_ray.errors import ConfigError, DataError
 
 _FORMAT = 1
@@ -109,6 +111,100 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
             f"{remedy} or point to the data set that it was made for"
         )
     return Subset(manifest_digest=manifest_digest, k=k, seed=data["seed"], ids=tuple(ids))
+
+
+def subset_file(folder: str | Path, k: int, seed: int) -> str:
+    """The name of an index file in a folder of them."""
+    return store.join(folder, f"{k}-per-class-seed-{seed}.json")
+
+
+def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Ids and labels ``[N]`` of a whole single-label set, in its order, without reading its images."""
+    ids: list[str] = []
+    labels: list[npt.NDArray[np.int64]] = []
+    for table in read_tables(shards, manifest, ("id", "labels")):
+        ids += table["id"].to_pylist()
+        labels.append(np.array([names[0] for names in table["labels"].to_pylist()], np.int64))
+    return ids, np.concatenate(labels)
+
+
+def subset_places(
+    subset: Subset, ids: Sequence[str], labels: npt.NDArray[np.int64], class_names: Sequence[str], uri: str | Path
+) -> npt.NDArray[np.int64]:
+    """Places ``[k * C]`` of a subset's examples in their set, ascending.
+
+    Args:
+        subset: As `load_subset` read it from ``uri``.
+        ids: Ids of the whole set.
+        labels: ``[N]`` their class indices.
+        class_names: All C class names.
+        uri: The index file, for messages.
+
+    Raises:
+        DataError: An example is not in the set, or a class has another number of examples than k.
+    """
+    wanted = frozenset(subset.ids)
+    places = np.array([i for i, name in enumerate(ids) if name in wanted], np.int64)
+    if len(places) < len(wanted):
+        absent = sorted(wanted - frozenset(ids))
+        raise DataError(
+            f"{uri}: ids: {absent[0]!r}{f' and {len(absent) - 1} more' if len(absent) > 1 else ''} not in the set; "
+            "ids of its examples; use the set that the file was made for, or draw the subset again"
+        )
+    counts = np.bincount(labels[places], minlength=len(class_names))
+    if np.any(counts != subset.k):
+        c = int(np.argmax(counts != subset.k))
+        raise DataError(
+            f"{uri}: {counts[c]} examples of class {c} ({class_names[c]!r}); {subset.k} of every class; "
+            "draw the subset again"
+        )
+    return places
+
+
+def draw_subsets(
+    shards: str,
+    manifest: Manifest,
+    shots: Sequence[int],
+    num_subsets: int,
+    *,
+    saved: str | Path = "",
+    given: str | Path = "",
+) -> dict[tuple[int, int], npt.NDArray[np.int64]]:
+    """The subsets of a protocol: read from their index files, or drawn and saved.
+
+    Args:
+        shards: The set; ids and labels are read, images are not.
+        manifest: Its manifest.
+        shots: Examples per class.
+        num_subsets: Draws for each of them, by the seeds from 0 on.
+        saved: Folder where what is drawn is saved, and read from the next time; empty: nothing is saved.
+        given: Folder of the index files to use, all of which must be there; empty: they are drawn.
+
+    Returns:
+        (k, seed) -> ascending places ``[k * C]`` in the set.
+
+    Raises:
+        DataError: A class has fewer than k examples, or an index file is missing, damaged or of another set.
+    """
+    ids, labels = read_labels(shards, manifest)
+    subsets = {}
+    for k in shots:
+        for seed in range(num_subsets):
+            uri = subset_file(given or saved, k, seed)
+            if given or (saved and store.exists(uri)):
+                if not store.exists(uri):
+                    raise DataError(f"subsets: {uri} is missing; a file for each k and seed; draw it, or leave it out")
+                subset = load_subset(uri, manifest.digest)
+                if subset.k != k:
+                    raise DataError(f"{uri}: k: {subset.k}; {k}, as its name says; draw the subset again")
+                subsets[k, seed] = subset_places(subset, ids, labels, manifest.class_names, uri)
+                continue
+            chosen = few_shot_subset(labels, k, seed, class_names=manifest.class_names)
+            subsets[k, seed] = chosen
+            if saved:
+                index = Subset(manifest_digest=manifest.digest, k=k, seed=seed, ids=tuple(ids[i] for i in chosen))
+                save_subset(index, uri)
+    return subsets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,3 +17,11 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if not self.experiment.strip():
             raise ConfigError("experiment: empty; accepted: the name of an MLflow experiment; leave it out for bit_ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Where registered models are looked up."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage."""

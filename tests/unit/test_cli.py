@@ -41,7 +41,8 @@ for name in ["", "shards", "models", *COMMANDS]:
 
 # A new flag is a decision: the names a user types are a contract.
 FLAGS = {
-    "shards write": "SOURCE OUTPUT --name --class-names --multi-label --root --convert-images --on-bad "
+    "shards write": "SOURCE OUTPUT --name --class-names --multi-label --root --data-dir --download --no-check-size "
+    "--label --convert-images --on-bad "
     "--seekable --shorter-side --row-group-size --shard-examples --seed --num-workers",
     "shards inspect": "SHARDS --sheet --num-images --augmented --crop-size --seed",
     "shards verify": "SHARDS --no-decode --num-workers",
@@ -55,8 +56,11 @@ FLAGS = {
     "--shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* --tracking.* --register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --storage --rule.* --tracking.*",
+    "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
+    "episodes": "MODEL SHARDS --ways --shots --queries --num-episodes --seed --storage --tracking.*",
+    "models rank": "FOLDER --models --shots --per-class --by --convert-images --storage --tracking.*",
     "evaluate": "--model --shards --config --name --batch-size --storage --tracking.*",
-    "predict": "IMAGE --model --top-k --convert --device --storage --tracking.*",
+    "predict": "IMAGE --model --output --features --top-k --convert --batch-size --device --storage --tracking.*",
     "models list": "--storage --tracking.*",
     "models pull": "MODEL --output --storage --tracking.*",
 }
