@@ -16,18 +16,30 @@ class WriteConfig:
     """Write images and labels as a shard set; the same command continues after a stop."""
 
     source: str = field(metadata=positional("SOURCE"))
-    """Folder of class folders, .csv or .parquet table with the columns path and label, or embedded set: glyphs:s,
-    glyphs:m, glyphs:l, digits:train, digits:test."""
+    """Folder of class folders; .csv or .parquet table with the columns path and label; WebDataset tar files, as
+    'train-{000..146}.tar'; Parquet files with images inside, as 'train-*.parquet'; a set by name and split: cifar10,
+    cifar100, oxford_iiit_pet, oxford_flowers102, imagenet2012 or imagenet21k, as cifar10:train (see data-dir); or an
+    embedded set: glyphs:s, glyphs:m, glyphs:l, digits:train, digits:test."""
     output: str = field(metadata=positional("OUTPUT"))
     """Folder of the shard set, new or empty, or s3://... or gs://..."""
     name: str = ""
     """What the manifest calls the set; empty: after the source."""
     class_names: str = ""
-    """Text file with a class name per line, in the order of the class indices; empty: as found in the source."""
+    """Text file with a class name per line, in the order of the class indices, or a shard set whose classes these are;
+    empty: as found in the source."""
     multi_label: bool = False
     """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
     root: str = ""
     """Folder where a table's relative paths start; empty: where the table lies."""
+    data_dir: str = "bit_ray_runs/datasets"
+    """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
+    download: bool = False
+    """For a set by name: download the files that are missing from the folder, where that needs no account."""
+    check_size: bool = True
+    """For a set by name: refuse another number of images or classes than the published one."""
+    label: str = ""
+    """Column of labels of Parquet files with images inside; ending or JSON key of labels of a WebDataset; empty: the
+    only one."""
     convert_images: bool = False
     """Readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB."""
     on_bad: Literal["error", "skip"] = "error"
@@ -170,9 +182,13 @@ def write(config: WriteConfig) -> None:
             config.source,
             config.output,
             name=config.name or PurePath(config.source).stem,
-            class_names=_read_lines(config.class_names) if config.class_names else None,
+            class_names=_read_class_names(config.class_names) if config.class_names else None,
             multi_label=config.multi_label,
             root=config.root or None,
+            data_dir=config.data_dir,
+            download=config.download,
+            check_size=config.check_size,
+            label=config.label,
             row_group_size=config.row_group_size,
             shard_examples=config.shard_examples,
             seed=config.seed,
@@ -193,6 +209,8 @@ def write(config: WriteConfig) -> None:
         ("size", f"{report.num_bytes / 1e6:,.1f} MB"),
         ("time", f"{report.seconds:.1f} s"),
     ]
+    if report.num_small:
+        rows.append(("below 32 pixels", f"{report.num_small:,} images; training enlarges them, detail they have none"))
     if config.shorter_side is not None and report.num_shrunk is not None:
         rows.append(("made smaller", f"{report.num_shrunk:,} of {report.num_examples:,} images"))
     if config.seekable and report.num_seekable is not None:
@@ -332,10 +350,17 @@ def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         console.print("  ".join(cells).rstrip())
 
 
-def _read_lines(path: str) -> list[str]:
+def _read_class_names(path: str) -> list[str]:
+    from bit_ray.data import store
+    from bit_ray.data.manifest import MANIFEST, read_manifest
+
+    if store.exists(store.join(path, MANIFEST)):
+        return list(read_manifest(path).class_names)
     try:
         with open(path, encoding="utf-8") as file:
             return [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
-        raise DataError(f"--class-names: {path}: {reason}; accepted: a text file with a name per line") from None
+        raise DataError(
+            f"--class-names: {path}: {reason}; accepted: a text file with a name per line, or a shard set"
+        ) from None

@@ -32,6 +32,8 @@ from bit_ray.errors import DataError
 
 # Parquet addresses the values of a page by 32-bit offsets.
 _MAX_IMAGE_BYTES = 2**28
+# The network's stride, and so its smallest input; smaller images are trained on enlarged.
+SMALL_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class ShardResult:
     median_image_size: tuple[int, int] = (0, 0)
     num_seekable: int = 0
     num_shrunk: int = 0
+    num_small: int = 0
+    """Images with a side below ``SMALL_SIDE`` pixels."""
     source_digest: str = ""
     """SHA-256 of the ids and labels, in order, for the sources that cannot tell their content beforehand."""
 
@@ -193,6 +197,7 @@ def build_shard(
         median_image_size=median_size(sizes, [1] * len(sizes)),
         num_seekable=num_seekable,
         num_shrunk=num_shrunk,
+        num_small=sum(min(size) < SMALL_SIDE for size in sizes),
     )
 
 

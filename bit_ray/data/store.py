@@ -182,7 +182,7 @@ def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | No
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write a file, whole or not at all, making the directories it lies in."""
     files, path = filesystem(uri)
-    with explained(uri), _renamed(uri, path) as target, files.open_output_stream(target) as stream:
+    with explained(uri), renamed(uri, path) as target, files.open_output_stream(target) as stream:
         stream.write(data)
 
 
@@ -194,14 +194,14 @@ def write_json(uri: str | Path, data: Any) -> None:
 def upload_file(local: str | Path, uri: str | Path) -> None:
     """Copy a local file to the URI, whole or not at all."""
     files, path = filesystem(uri)
-    with explained(uri), _renamed(uri, path) as target:
+    with explained(uri), renamed(uri, path) as target:
         pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
 
 
 def download_file(uri: str | Path, local: str | Path) -> None:
     """Copy a file to a local path, whole or not at all."""
     files, path = filesystem(uri)
-    with explained(uri), _renamed(local, os.path.abspath(local)) as target:
+    with explained(uri), renamed(local, os.path.abspath(local)) as target:
         pafs.copy_files(path, target, files, pafs.LocalFileSystem(), chunk_size=_COPY_BYTES)
 
 
@@ -332,7 +332,7 @@ _REFUSALS = re.compile(
 
 
 @contextmanager
-def _renamed(uri: str | Path, path: str) -> Iterator[str]:
+def renamed(uri: str | Path, path: str) -> Iterator[str]:
     """Yield the path to write to: for an object its own, for a local file another that is renamed at the end."""
     if not is_local(uri):
         yield path

@@ -14,12 +14,14 @@ import numpy as np
 
 from bit_ray.config import digest
 from bit_ray.data import store
+from bit_ray.data.datasets.huggingface import ParquetSource
+from bit_ray.data.dispatch import DATA_DIR, IteratorSource, ReadOptions, open_source
 from bit_ray.data.jpeg import MIN_SHORTER_SIDE, extension
 from bit_ray.data.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.parallel import each
 from bit_ray.data.resume import Writing, whole_set
 from bit_ray.data.shards import Example, ShardPlan, ShardResult, Source, build_shard, median_size
-from bit_ray.data.sources import FileSource, IteratorSource, open_source
+from bit_ray.data.sources import FileSource
 from bit_ray.data.verify import repeated_ids
 from bit_ray.errors import ConfigError, DataError
 
@@ -44,6 +46,8 @@ class WriteReport:
     """Images that have restart markers now; None if an earlier run had finished the set."""
     num_shrunk: int | None
     """Images that were encoded anew with fewer pixels; None as above."""
+    num_small: int | None
+    """Images with a side below 32 pixels, which training enlarges; None as above."""
     skipped: tuple[tuple[str, str], ...]
     """Id and reason of each image left out."""
     empty_classes: tuple[str, ...]
@@ -58,6 +62,10 @@ def write_shards(
     class_names: Sequence[str] | None = None,
     multi_label: bool = False,
     root: str | None = None,
+    data_dir: str | Path = DATA_DIR,
+    download: bool = False,
+    check_size: bool = True,
+    label: str = "",
     row_group_size: int = 64,
     shard_examples: int | None = None,
     seed: int = 0,
@@ -71,13 +79,19 @@ def write_shards(
     """Write a shard set into the directory ``output``; an interrupted run is continued by the same call.
 
     Args:
-        source: an embedded data set ("glyphs:m"), a folder of class folders, a .csv or .parquet table, a ``Source``, or
-            any iterable of ``Example`` (which is written in its own order and in this process).
+        source: an embedded data set ("glyphs:m"), a set by name ("cifar10:train"), a folder of class folders, a .csv or
+            .parquet table, WebDataset tar files ("train-{000..146}.tar"), Parquet files with the images inside
+            ("train-*.parquet"), a ``Source``, or any iterable of ``Example`` (which is written in its own order and in
+            this process).
         output: local path, s3:// or gs://; new, empty, or left by an interrupted run of the same call.
         name: what the set is called in its manifest.
         class_names: in the order of the class indices; needed for an iterable, else taken from the source.
         multi_label: whether an example may have any number of labels; for tables and iterables.
         root: where a table's relative paths start, if not beside it.
+        data_dir: for a set by name, the folder with its publisher's files (`bit_ray.data.datasets.named`).
+        download: for a set by name, whether files that are missing may be downloaded there.
+        check_size: for a set by name, whether another size than the published one is refused.
+        label: for Parquet files the column of labels, for WebDataset the ending or JSON key; empty: the only one.
         row_group_size: rows that are read together; 64 ImageNet photographs are 7 MB.
         shard_examples: examples in a shard; by default a sixteenth of the set, so that 16 readers find work, but at
             most 4,096, which is 450 MB of ImageNet. In whole row groups.
@@ -102,7 +116,16 @@ def write_shards(
     _check_options(name, row_group_size, shard_examples, on_bad, shorter_side)
     if seekable:
         extension()
-    examples = open_source(source, output, class_names, multi_label, root, num_workers)
+    options = ReadOptions(
+        class_names=class_names,
+        multi_label=multi_label,
+        root=root,
+        data_dir=data_dir,
+        download=download,
+        check_size=check_size,
+        label=label,
+    )
+    examples = open_source(source, output, options, num_workers)
     known = None if isinstance(examples, IteratorSource) else examples
     total = len(known) if known is not None else None
     size = _shard_size(shard_examples, row_group_size, total)
@@ -176,8 +199,11 @@ def _from_source(
     num_workers: int,
     tick: Callable[[int], None],
 ) -> Generator[ShardResult, None, None]:
-    """Build the shards that are not done, each from its slice of a seeded permutation."""
-    order = np.random.default_rng(seed).permutation(len(source))
+    """Build the shards that are not done, each from its slice of a seeded order."""
+    if isinstance(source, ParquetSource):
+        order = source.order(seed, size)
+    else:
+        order = np.random.default_rng(seed).permutation(len(source))
     parts = {index: order[start : start + size] for index, start in enumerate(range(0, len(order), size))}
     tasks = [index for index in parts if index not in done]
     function = build_shard if num_workers > 0 else partial(build_shard, progress=tick)
@@ -316,6 +342,7 @@ def _report(
         num_resumed=writing.num_resumed if writing else len(manifest.shards),
         num_seekable=sum(result.num_seekable for result in writing.done.values()) if writing else None,
         num_shrunk=sum(result.num_shrunk for result in writing.done.values()) if writing else None,
+        num_small=sum(result.num_small for result in writing.done.values()) if writing else None,
         skipped=skipped,
         empty_classes=empty_classes,
     )

@@ -396,7 +396,7 @@ def test_sources_that_are_not_there_or_empty(folder, tmp_path):
         tmp_path / "empty": "empty: the class list is empty; accepted: a folder for each class",
         tmp_path / "classes": "classes: no image in any class folder",
         tmp_path / "bad.csv": "bad.csv: no column 'path'; accepted: the columns path and label",
-        tmp_path / "bad.parquet": "bad.parquet: not readable as a table",
+        tmp_path / "bad.parquet": "bad.parquet: not readable as Parquet",
         "glyphs:xl": "glyphs:xl: no such embedded data set; accepted: glyphs:s, ",
     }.items():
         with pytest.raises(DataError) as caught:
@@ -419,7 +419,7 @@ def test_sources_that_are_not_there_or_empty(folder, tmp_path):
         ({"name": ""}, "name: empty"),
         ({"class_names": []}, "class_names: empty"),
         ({"num_workers": 2}, "num_workers: 2; accepted: 0 with an iterator"),
-        ({"root": "x"}, "root: x; accepted: only with a .csv or .parquet table"),
+        ({"root": "x"}, "root: x, given with an iterator; accepted: only with a .csv or .parquet table"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, options, message):

@@ -1,0 +1,123 @@
+"""WebDataset: tar files in which the files of one example follow each other and have one name up to the first dot.
+
+``0001.jpg`` and ``0001.cls``, or ``0001.json`` with a key for the label. The tar files are gone through once, for
+names, places and labels; images are read from where they lie, so any example can be had at any time.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import Member, tar_members
+from bit_ray.data.datasets.pattern import matching_files, short_names
+from bit_ray.data.datasets.source import ArchiveSource, Items
+from bit_ray.data.labels import to_indices
+from bit_ray.errors import DataError
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff")
+LABELS = ("cls", "json")
+_NUM_READERS = 8
+
+
+def open_webdataset(
+    pattern: str, *, label: str = "", class_names: Sequence[str] | None = None, multi_label: bool = False
+) -> ArchiveSource:
+    """Open the tar files that a pattern names (`bit_ray.data.datasets.pattern`), local or in an object store.
+
+    Args:
+        pattern: As ``train-{0000..0146}.tar`` or ``train-*.tar``.
+        label: The ending of the files that hold labels, cls, or a key in the .json files; empty: cls if there is one,
+            else the key label.
+        class_names: In the order of the class indices; without it indices or sorted names as found.
+        multi_label: Whether an example may have any number of labels: a list in .json, or words in a .cls file.
+
+    Raises:
+        DataError: no such file, a damaged one, an example without image or label, or a label outside the class list.
+    """
+    files = matching_files(pattern)
+    items = Items()
+    ids: list[str] = []
+    values: list[str] = []
+    offsets = [0]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found = pool.map(lambda file: list(_examples(file, label, multi_label)), files)
+        for short, examples in zip(short_names(files), found, strict=True):
+            for key, image, labels in examples:
+                ids.append(f"{short}/{key}")
+                items.add(ids[-1], image)
+                values += labels
+                offsets.append(len(values))
+    if not ids:
+        raise DataError(
+            f"{pattern}: no example; accepted: KEY.jpg or another image, with KEY.cls or KEY.json; check it"
+        )
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, pa.large_string()))
+    indices, classes = to_indices(pattern, lists, class_names, ids)
+    return items.source("webdataset", classes, multi_label=multi_label, labels=indices)
+
+
+def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, Member, list[str]]]:
+    """Go through the examples of one tar file: key, image, labels."""
+    files, path = store.filesystem(file)
+    with store.explained(file):
+        opened = files.open_input_file(path)
+    with opened:
+        for key, group in groupby(tar_members(file), lambda member: _split(member.name)[0]):
+            if key.rpartition("/")[2] == "":
+                continue  # hidden
+            parts = {_split(member.name)[1]: member for member in group}
+            image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
+            place = f"{file}: {key}"
+            if image is None:
+                raise DataError(
+                    f"{place}: no image among .{', .'.join(parts)}; accepted: .{', .'.join(IMAGES)}; "
+                    "correct the tar file"
+                )
+            wanted = (label, "json") if label else LABELS
+            suffix = next((name for name in wanted if name in parts), None)
+            if suffix is None:
+                raise DataError(
+                    f"{place}: no label among .{', .'.join(parts)}; accepted: .cls or .json; "
+                    "name the ending by --label (label), or correct the tar file"
+                )
+            with store.explained(file):
+                data = bytes(store.read_range(opened, parts[suffix].offset, parts[suffix].length))
+            yield key, image, _labels(data, suffix, label, multi_label, f"{place}.{suffix}")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return what comes before the first dot of a file's name, with its folders, and after it, in lower case."""
+    folder, slash, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    return folder + slash + key, suffix.lower()
+
+
+def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str) -> list[str]:
+    try:
+        value: Any = data.decode().strip()
+        if suffix == "json":
+            record = json.loads(value)
+            key = label if label and label != "json" else "label"
+            if not isinstance(record, dict) or key not in record:
+                known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise DataError(f"{place}: has no key {key}; accepted: one of {known}; name it by --label (label)")
+            value = record[key]
+    except ValueError:
+        raise DataError(f"{place}: neither text nor JSON; accepted: an index or a name; correct the tar file") from None
+    if multi_label:
+        values = value if isinstance(value, list) else value.split() if isinstance(value, str) else [value]
+    else:
+        values = [value]
+    for one in values:
+        if not isinstance(one, (int, str)) or isinstance(one, bool) or one == "":
+            raise DataError(
+                f"{place}: label {one!r}; accepted: an index or a name"
+                + ("" if multi_label else ", or lists with --multi-label (multi_label)")
+                + "; correct it"
+            )
+    return [str(one) for one in values]

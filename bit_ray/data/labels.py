@@ -1,0 +1,106 @@
+"""Labels as they are given - names, indices, ids, one or several per image - to class indices and class names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bit_ray.errors import DataError
+
+
+def to_indices(
+    uri: str, lists: pa.Array, class_names: Sequence[str] | None, row_names: Sequence[str] | None = None
+) -> tuple[pa.Array, tuple[str, ...]]:
+    """Return lists of class indices, and the class names: given, or the sorted labels, or 0 to the largest index.
+
+    Args:
+        uri: Where the labels stand, for messages.
+        lists: Labels of each row, names or numbers. A number is the name of a class if all labels are names, else an
+            index.
+        class_names: In the order of the class indices.
+        row_names: What messages call the rows, if not by their numbers.
+
+    Raises:
+        DataError: a label that is missing or outside the class list; without one, numbers of which less than half
+            occur: as ids, they would make a network with outputs for nothing.
+    """
+
+    def row(position: int) -> str:
+        number = int(rows[position])
+        return f"{uri}: row {number + 1}" if row_names is None else f"{uri}: {row_names[number]}"
+
+    values = lists.flatten()
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
+    rows = np.repeat(np.arange(len(lists)), lengths)
+    if is_text(values.type):
+        values = pc.utf8_trim_whitespace(values)
+        kept = np.asarray(pc.not_equal(values, ""))
+        values, rows = values.filter(pa.array(kept)), rows[kept]
+        lengths = np.bincount(rows, minlength=len(lists))
+    if values.null_count:
+        raise DataError(f"{row(int(np.argmax(values.is_null())))} has an empty label; fill it in")
+    distinct = pc.unique(values)
+    numbers = _numbers(distinct)
+    if class_names is not None:
+        classes = tuple(class_names)
+    elif numbers is not None:
+        num_classes = max(numbers, default=-1) + 1
+        if num_classes > 2 * len(numbers):
+            raise DataError(
+                f"{uri}: labels: {len(numbers):,} different numbers up to {num_classes - 1:,}, so ids and not indices; "
+                "accepted: indices from 0 on, or names; give the ids as class list, one a line: --class-names FILE "
+                "(class_names)"
+            )
+        classes = tuple(str(i) for i in range(num_classes))
+    else:
+        classes = tuple(sorted(distinct.to_pylist()))
+    check_classes(uri, classes, "labels in the table, or a class list")
+    if {str(value) for value in distinct.to_pylist()} <= set(classes) or (is_text(values.type) and numbers is None):
+        indices = pc.index_in(values.cast(pa.large_string()), value_set=pa.array(classes, pa.large_string()))
+        wrong = np.asarray(indices.is_null())
+    else:
+        indices = values.cast(pa.int64()) if numbers is not None else pa.nulls(len(values), pa.int64())
+        array = np.asarray(indices.fill_null(-1))
+        wrong = (array < 0) | (array >= len(classes))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(outside(row(first), str(values[first].as_py()), classes))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), indices.cast(pa.int32())), classes
+
+
+def _numbers(distinct: pa.Array) -> list[int] | None:
+    """Return the labels as whole numbers if all of them are."""
+    try:
+        return [int(value) for value in distinct.cast(pa.int64()).to_pylist()]
+    except pa.ArrowException:
+        return None
+
+
+def one_each(values: pa.Array) -> pa.Array:
+    """Return lists of one value each."""
+    return pa.LargeListArray.from_arrays(pa.array(np.arange(len(values) + 1), pa.int64()), values)
+
+
+def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
+    """Raise DataError if the class list is empty or has a name twice."""
+    if not classes:
+        raise DataError(f"{uri}: the class list is empty; accepted: {accepted}; check the path")
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise DataError(f"{uri}: class {twice!r} comes twice in the class list; accepted: unique names; remove one")
+
+
+def outside(place: str, label: str, classes: tuple[str, ...]) -> str:
+    """Return what to say of a label that is not in the class list."""
+    names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return (
+        f"{place}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) "
+        "or its index; correct the label or the class list"
+    )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
