@@ -77,12 +77,13 @@ def loss_sum(logits: torch.Tensor, targets: torch.Tensor, loss: Loss) -> torch.T
         loss: ``sigmoid`` sums the binary cross-entropies over classes (big_transfer#26).
 
     Returns:
-        Scalar float32.
+        Scalar, at least float32.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if loss == "softmax":
-        return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum")
-    present = (targets[:, :1] >= 0).float()
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), weight=present, reduction="sum")
+        return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    present = (targets[:, :1] >= 0).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weight=present, reduction="sum")
 
 
 def mixup_weight(alpha: float, seed: int, step: int) -> float:

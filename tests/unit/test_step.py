@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bit_ray.data.augment import TrainView
+from bit_ray.data.order import Order
 from bit_ray.errors import ConfigError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
@@ -16,9 +17,11 @@ from bit_ray.training.step import (
     build_optimizer,
     loss_sum,
     micro_batches,
+    mixed_targets,
     mixup_weight,
     normalize,
     resolve_precision,
+    swap_neighbours,
 )
 
 NAME = "R1-1-1-1x0.5"
@@ -193,6 +196,37 @@ def test_mixup_is_the_mixed_one_hot_cross_entropy():
     expected = -(mixed_y * model(mixed_x).log_softmax(1)).sum(1).mean().item()
     [(loss, _)], _ = run_steps(model, plan, [(images, labels)], micro=16)
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_both_weighted_losses_are_the_mixed_one_hot_cross_entropy_and_so_are_their_gradients(lam):
+    labels = make_batch(24)[1]
+    logits = torch.randn(24, NUM_CLASSES, dtype=torch.float64, requires_grad=True)
+    ours = lam * loss_sum(logits, labels, "softmax") + (1 - lam) * loss_sum(logits, mixed_targets(labels), "softmax")
+    one_hot = F.one_hot(labels, NUM_CLASSES).double()
+    mixed = lam * one_hot + (1 - lam) * one_hot[torch.arange(24) ^ 1]
+    expected = -(mixed * logits.log_softmax(1)).sum()
+    torch.testing.assert_close(ours, expected, rtol=1e-13, atol=0)
+    [gradient], [reference] = (torch.autograd.grad(loss, logits, retain_graph=True) for loss in (ours, expected))
+    torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-15)
+
+
+def test_every_other_example_is_as_likely_a_partner():
+    num, epochs = 12, 1200
+    order = Order(shard_sizes=(num,), row_group_size=1, global_batch_size=num, seed=3)
+    slots = range(num)
+    met = np.zeros((num, num), int)
+    for unit in order.unit_range(slots, 0, epochs):
+        batch = torch.from_numpy(order.unit(unit, slots).rows)
+        partners = swap_neighbours(batch)
+        assert sorted(partners.tolist()) == list(range(num))
+        np.add.at(met, (batch.numpy(), partners.numpy()), 1)
+    assert met.sum() == num * epochs
+    assert not met.diagonal().any()
+    expected = epochs / (num - 1)
+    pairs = met[np.triu_indices(num, 1)]
+    chi_square, freedom = ((pairs - expected) ** 2 / expected).sum(), len(pairs) - num
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
 
 
 def test_mixed_images_stay_channels_last():

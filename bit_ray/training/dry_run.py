@@ -1,0 +1,137 @@
+"""What ``--dry-run`` shows: the whole resolved plan, and the time that it will take."""
+
+import ray
+
+from bit_ray.config import from_dict
+from bit_ray.data.manifest import Manifest
+from bit_ray.errors import root_cause
+from bit_ray.models.zoo import PUBLISHED
+from bit_ray.recipes.hyperrule import HyperRule
+from bit_ray.training.config import Runtime
+from bit_ray.training.estimate import Speed, as_duration, measure_speed
+from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.trainable import count_parameters
+
+_SECONDS_FOR_A_PLACE = 120.0
+
+
+def worker_speed(plan: TrainPlan, runtime: Runtime, num_workers: int, use_gpu: bool, *, local: bool) -> Speed | None:
+    """Speed of one worker, measured in this process, or on the running cluster; None if that has no place free soon.
+
+    Raises:
+        ConfigError: The batch does not divide, or a micro-batch does not fit into a GPU.
+    """
+    micro, _ = batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+    arguments = plan, runtime.precision, "cuda" if use_gpu else "cpu", micro
+    if local:
+        return measure_speed(*arguments)
+    ref = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(measure_speed).remote(*arguments)
+    try:
+        speed: Speed = ray.get(ref, timeout=_SECONDS_FOR_A_PLACE)
+        return speed
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(ref, force=True)
+        return None
+    except ray.exceptions.RayError as error:
+        raise root_cause(error) or error from None
+
+
+def describe(
+    plan: TrainPlan, runtime: Runtime, manifest: Manifest, num_workers: int, speed: Speed | None, subset: str = ""
+) -> list[tuple[str, str]]:
+    """The resolved plan as rows of a table.
+
+    Args:
+        plan: What is to be learnt.
+        runtime: How.
+        manifest: Of the shards.
+        num_workers: Training workers.
+        speed: Of one of them; None: not known.
+        subset: What is drawn from the shards, where not all of them is trained on.
+
+    Raises:
+        ConfigError: The batch does not divide over workers and micro-batches.
+    """
+    micro, num_micro = batch_split(
+        plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0
+    )
+    schedule = plan.schedule
+    saves = -(-schedule.num_steps // runtime.checkpoint_every_steps)
+    num_images = schedule.num_steps * plan.global_batch_size
+    trained, total = count_parameters(plan.model, plan.num_classes, plan.train)
+    rows = [
+        ("model", f"{plan.model}{'' if plan.model in PUBLISHED else ' (own size)'}, {total:,} parameters"),
+        ("weights", plan.init or f"from scratch, seed {plan.seed}"),
+        (
+            "shards",
+            f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes in "
+            f"{len(manifest.shards):,} shards, {manifest.num_bytes / 1e6:,.1f} MB, digest {manifest.digest[:12]}",
+        ),
+    ]
+    if subset:
+        rows.append(("few-shot", subset))
+    if plan.kind == "finetune":
+        rows += [
+            ("HyperRule", _rule(from_dict(HyperRule, plan.recipe))),
+            ("trained", f"{plan.train}: {trained:,} of {total:,} parameters"),
+        ]
+    rows += [
+        ("view", _view(plan)),
+        ("loss", f"{plan.loss} cross-entropy"),
+        ("MixUp", f"alpha {plan.mixup_alpha:g}, one lambda per step" if plan.mixup_alpha else "none"),
+        (
+            "length",
+            f"{schedule.num_steps:,} steps of {plan.global_batch_size:,} images, "
+            f"{num_images / plan.num_examples:,.2f} passes",
+        ),
+        ("warm-up", f"{schedule.warmup_steps:,} steps" if schedule.warmup_steps else "none"),
+        ("learning rate", ", ".join(f"{lr:.4g} from step {step:,}" for step, lr in schedule.table())),
+        (
+            "optimizer",
+            f"SGD, momentum {plan.momentum:g}, weight decay {plan.weight_decay:g} on kernels"
+            + (f", gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else ""),
+        ),
+        ("batch split", f"{num_workers} workers x {num_micro} micro-batches x {micro} images"),
+        ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
+        ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),
+        (
+            "checkpoints",
+            f"{saves} (every {runtime.checkpoint_every_steps:,} steps and at the end), "
+            f"the last {runtime.num_checkpoints_to_keep} are kept",
+        ),
+        ("images", f"{num_images:,} in all"),
+        ("time", _time(num_images, num_workers, speed)),
+        ("plan digest", "that of the drawn subset, once it is written" if subset else plan.digest[:12]),
+    ]
+    return rows
+
+
+def _rule(rule: HyperRule) -> str:
+    height, width = rule.image_size
+    replaced = f"; replaced: {', '.join(rule.overrides)}" if rule.overrides else ""
+    return (
+        f"profile {rule.profile}, {rule.regime} regime: N = {rule.num_examples:,}, images of about "
+        f"{height} x {width} pixels{replaced}"
+    )
+
+
+def _view(plan: TrainPlan) -> str:
+    view, size = plan.view, plan.view.crop_size
+    seen = {
+        "resize_crop": f"resize to {view.resize_size} x {view.resize_size}, random crop {size} x {size} pixels",
+        "resize": f"resize to {size} x {size} pixels, no crop",
+        "inception": f"random box, {size} x {size} pixels",
+    }[view.crop]
+    straight = f"resize to {size} x {size}"
+    test = straight if plan.resize_mode == "square" else f"shorter side to {plan.resize_size}, centre crop {size}"
+    return f"{seen}, {'random flips' if view.random_flip else 'no flips'}; test: {test}"
+
+
+def _time(num_images: int, num_workers: int, speed: Speed | None) -> str:
+    if speed is None:
+        return "not known: the cluster has had no place free for a measurement"
+    seconds = num_images / (speed.images_per_s * num_workers)
+    return (
+        f"{as_duration(seconds)} of training steps, at {num_workers} workers x {speed.images_per_s:,.3g} images/s, "
+        f"{speed.how}"
+    )

@@ -1,0 +1,122 @@
+"""How fast a plan will be trained, from a few real steps of it on the device at hand. PyTorch only."""
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bit_ray.errors import ConfigError
+from bit_ray.models.resnet import MIN_IMAGE_SIZE
+from bit_ray.models.zoo import create_model
+from bit_ray.training.config import Precision
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
+from bit_ray.training.trainable import set_trainable
+
+# What a CPU core trains in about two seconds per image; larger ones are judged by a network that it can.
+_MOST_MACS_ON_CPU = 25e9
+_STAND_IN, _STAND_IN_CROP = "R50x1", 224
+_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one worker trains."""
+
+    images_per_s: float
+    """Images per second of forward pass, backward pass and update."""
+    how: str
+    """How it was found."""
+
+
+def multiply_adds(model: str, crop_size: int) -> float:
+    """Multiply-adds of one image's forward pass."""
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), counter:
+        create_model(model, 1)(torch.zeros(1, 3, crop_size, crop_size))
+    return counter.get_total_flops() / 2
+
+
+def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batch_size: int) -> Speed:
+    """Train on random images with the plan's network, view and optimizer for some seconds.
+
+    On a CPU one thread is used, as of a training worker; a network too large for it is judged by a smaller one, in
+    proportion to their multiply-adds.
+
+    Args:
+        plan: What is to be trained.
+        precision: As of the run.
+        device: ``cpu`` or ``cuda``.
+        micro_batch_size: Images per forward and backward pass; fewer where they take more than a second or two.
+
+    Raises:
+        ConfigError: The micro-batch does not fit into the GPU's memory.
+    """
+    model, crop = plan.model, plan.view.crop_size
+    macs = multiply_adds(model, crop)
+    scale, how = 1.0, ""
+    if device == "cpu" and macs > _MOST_MACS_ON_CPU:
+        model, crop = _STAND_IN, max(MIN_IMAGE_SIZE, min(crop, _STAND_IN_CROP))
+        scale = multiply_adds(model, crop) / macs
+        how = f", by {model} at {crop} pixels and the ratio of multiply-adds"
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    state = torch.get_rng_state()
+    try:
+        images_per_s, count = _measure(replace(plan, model=model), crop, precision, device, micro_batch_size)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"runtime.micro_batch_size: {micro_batch_size} images of {crop} pixels do not fit into the memory of this "
+            "GPU; lower it, results stay the same"
+        ) from None
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+    where = "one CPU thread" if device == "cpu" else torch.cuda.get_device_name()
+    return Speed(images_per_s * scale, f"measured with {count} images a pass on {where}{how}")
+
+
+def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most: int) -> tuple[float, int]:
+    """Images per second, and the number of images per pass."""
+    network = create_model(plan.model, plan.num_classes)
+    set_trainable(network, plan.train)
+    network.to(device)
+    to_channels_last(network)
+    step_fn = TrainStep(
+        network, build_optimizer(network, plan), plan, dtype=resolve_precision(precision, torch.device(device))
+    )
+
+    def step(count: int) -> float:
+        images = torch.randint(256, (count, crop, crop, 3), dtype=torch.uint8)
+        shape = (count,) if plan.loss == "softmax" else (count, plan.num_classes)
+        targets = torch.zeros(shape, dtype=torch.int64)
+        started = time.perf_counter()
+        step_fn(0, micro_batches(images, targets, count), 1)
+        step_fn.check()  # waits for the device
+        return time.perf_counter() - started
+
+    count = min(2, most)  # two, because MixUp mixes pairs
+    step(count)
+    if device == "cuda":
+        count = most
+        step(count)
+    elif count < most:
+        grown = int(count * _SECONDS / 2 / step(count))
+        count = min(most, max(count, grown // 2 * 2))
+    taken: list[float] = []
+    while not taken or (sum(taken) < _SECONDS and len(taken) < 20):
+        taken.append(step(count))
+    return count / statistics.median(taken), count
+
+
+def as_duration(seconds: float) -> str:
+    """Return seconds in the units a person would use, such as ``3 h 12 min``."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
