@@ -53,7 +53,8 @@ FLAGS = {
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --clip-norm --head-bias "
     "--dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
-    "--train --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* --tracking.* --register.*",
+    "--train --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* --tracking.* "
+    "--register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --storage --rule.* --tracking.*",
     "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
