@@ -196,8 +196,12 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
             )
         order = seeded_order(len(places), seed, number)[:count]
         chosen[split] = tuple(data.source.ids[i] for i in places[order])
-    origin = f"drawn with seed {seed}, not the canonical subset of VTAB-1k"
-    return Index(task=data.task.name, origin=origin, train=chosen["train"], val=chosen["val"])
+    return Index(task=data.task.name, origin=drawn(seed), train=chosen["train"], val=chosen["val"])
+
+
+def drawn(seed: int) -> str:
+    """Return the origin of examples that were drawn by a seed."""
+    return f"drawn with seed {seed}, not the canonical subset of VTAB-1k"
 
 
 def read_index(place: str | Path, task: Task) -> Index | None:

@@ -62,6 +62,11 @@ class Task:
         return self.cuts[("train", "val", "test").index(split)]
 
     @property
+    def test_is_published(self) -> bool:
+        """Whether the test set is one that the publisher, or a list that can be had, names image by image."""
+        return self.name != "caltech101" and (self.cut("test").start, self.cut("test").stop) == (0, 100)
+
+    @property
     def fetch(self) -> str:
         """What to fetch and where to put it, as the end of an error message."""
         return f"{self.files}; fetch from {self.url} into the folder {self.folder} of the data folder"

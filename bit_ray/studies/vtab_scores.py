@@ -1,0 +1,167 @@
+"""Scores of VTAB-1k: per task, per group, over all, and beside them what has been published."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bit_ray.data import store
+from bit_ray.data.vtab.tasks import GROUPS, TASKS
+from bit_ray.errors import ConfigError, DataError
+
+_FORMAT = 1
+OVERALL = "all 19"
+
+# Top-1, per cent. The re-runs are those of big_transfer:README, BiT-M weights, and are not the models of the paper.
+# The baselines are ResNet-50 with a sweep of four settings (task_adaptation:docs/data/results.csv).
+PUBLISHED_MEANS: dict[str, dict[str, float]] = {
+    "BiT-M R152x4, re-run": {"natural": 80.77, "specialized": 85.67, "structured": 61.08, OVERALL: 73.51},
+    "BiT-M R101x3, re-run": {"natural": 80.29, "specialized": 85.75, "structured": 59.40, OVERALL: 72.65},
+    "BiT-L R152x4, paper": {OVERALL: 76.29},
+    "BiT-M R152x4, paper": {OVERALL: 70.64},
+    "BiT-S R152x4, paper": {OVERALL: 66.87},
+    "R50 supervised, sweep": {"natural": 73.46, "specialized": 82.49, "structured": 52.10, OVERALL: 66.37},
+    "R50 from scratch, sweep": {"natural": 27.91, "specialized": 68.94, "structured": 43.57, OVERALL: 43.14},
+}
+PUBLISHED_TASKS: dict[str, float] = {
+    "cifar100": 57.0,
+    "caltech101": 91.0,
+    "dtd": 66.0,
+    "oxford_flowers102": 88.6,
+    "oxford_iiit_pet": 89.9,
+    "svhn": 87.3,
+    "sun397": 34.4,
+    "patch_camelyon": 80.6,
+    "eurosat": 95.3,
+    "resisc45": 80.8,
+    "diabetic_retinopathy": 73.2,
+    "clevr-count": 41.0,
+    "clevr-distance": 56.1,
+    "dmlab": 36.3,
+    "kitti-distance": 70.6,
+    "dsprites-xpos": 85.7,
+    "dsprites-orientation": 46.0,
+    "smallnorb-azimuth": 45.7,
+    "smallnorb-elevation": 35.4,
+}
+"""Top-1 of the supervised ResNet-50 on each task, per cent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """What came out of one task."""
+
+    task: str
+    """Its name."""
+    top_1: float
+    """Share of 1, the benchmark's metric for every task."""
+    num_train: int
+    """Examples learnt from."""
+    num_test: int
+    """Images scored."""
+    statement: str
+    """What they were, and whether the numbers may be compared with published ones."""
+    rule: dict[str, Any]
+    """Settings of the training, by the HyperRule."""
+    seconds: float
+    """Time of training and test, without the writing of shards."""
+    settings_digest: str
+    """Digest of all that decides the score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Mean top-1 over tasks."""
+
+    group: str
+    """Group, or all of them."""
+    num_done: int
+    """Tasks that were run."""
+    num_tasks: int
+    """Tasks that there are."""
+    top_1: float
+    """Share of 1."""
+
+
+def means(top_1: Mapping[str, float]) -> list[Mean]:
+    """Mean of each group and of all tasks that were run, a group without any left out.
+
+    The last is the mean over tasks, not over groups (task_adaptation; 7, 4 and 8 tasks).
+
+    Args:
+        top_1: share of 1 by name of the task.
+    """
+    found = []
+    for group in (*GROUPS, OVERALL):
+        names = [task.name for task in TASKS if group in (task.group, OVERALL)]
+        done = [top_1[name] for name in names if name in top_1]
+        if done:
+            found.append(Mean(group=group, num_done=len(done), num_tasks=len(names), top_1=sum(done) / len(done)))
+    return found
+
+
+def task_rows(scores: Iterable[TaskScore]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of a table: task, group, test images, top-1, and that of the published ResNet-50."""
+    groups = {task.name: task.group for task in TASKS}
+    return [
+        (
+            score.task,
+            groups[score.task],
+            f"{score.num_test:,}",
+            f"{score.top_1:.2%}",
+            f"{PUBLISHED_TASKS[score.task]:.1f}%",
+        )
+        for score in scores
+    ]
+
+
+def mean_rows(scores: Iterable[TaskScore]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """Rows and header of a table of means: this run, then each published one."""
+    found = {mean.group: mean for mean in means({score.task: score.top_1 for score in scores})}
+    columns = (*GROUPS, OVERALL)
+
+    def cell(mean: Mean | None) -> str:
+        if mean is None:
+            return ""
+        part = "" if mean.num_done == mean.num_tasks else f" ({mean.num_done} of {mean.num_tasks})"
+        return f"{100 * mean.top_1:.2f}{part}"
+
+    rows: list[tuple[str, ...]] = [("this run", *(cell(found.get(group)) for group in columns))]
+    for name, values in PUBLISHED_MEANS.items():
+        rows.append((name, *(f"{values[group]:.2f}" if group in values else "" for group in columns)))
+    return rows, ("top-1, %", *columns)
+
+
+def markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def save_score(score: TaskScore, uri: str) -> None:
+    """Write the score of a task, JSON, whole or not at all."""
+    store.write_json(uri, {"format": _FORMAT, **asdict(score)})
+
+
+def load_score(uri: str, settings_digest: str) -> TaskScore | None:
+    """Read the score of a finished task; None if there is none.
+
+    Raises:
+        DataError: the file is not one of ours.
+        ConfigError: the task was run with other settings.
+    """
+    if not store.exists(uri):
+        return None
+    found = store.read_json(uri)
+    try:
+        if found.pop("format") != _FORMAT:
+            raise ValueError("another format")
+        score = TaskScore(**found)
+        assert isinstance(score.top_1, float)
+    except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise DataError(f"{uri}: not a score of this version ({error}); delete it to run the task again") from None
+    if score.settings_digest != settings_digest:
+        raise ConfigError(
+            f"name: {score.task} was run under this name with other settings or weights; accepted: the same; "
+            f"choose another name, or delete {uri}"
+        )
+    return score

@@ -1,0 +1,183 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import vtab_files as files
+from mlflow import MlflowClient
+
+from bit_ray.data.augment import eval_view
+from bit_ray.data.decode import decode_image
+from bit_ray.data.manifest import read_manifest
+from bit_ray.data.vtab.splits import draw_index, load_index, open_task, write_index
+from bit_ray.data.vtab.tasks import find_task
+from bit_ray.errors import ConfigError, DataError
+from bit_ray.models.zoo import create_model
+from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.studies.vtab import vtab_suite
+from bit_ray.studies.vtab_config import VtabConfig
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.training.config import RuleOverrides
+from bit_ray.training.fit import Examples, fit
+from bit_ray.training.plan import transfer_plan
+from bit_ray.training.step import normalize
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
+NAME = "R1-1-1-1x0.5"
+RULE = RuleOverrides(num_steps=12, batch_size=16, base_lr=0.03, resize=40, crop=32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vtab_data")
+    files.svhn(folder, num_train=60, num_test=90)
+    files.eurosat(folder)
+    files.clevr(folder, num_train=40, num_val=12)
+    return folder
+
+
+def config(data, place, **changes):
+    return VtabConfig(
+        **{
+            "name": "suite",
+            "model": NAME,
+            "tasks": ("svhn", "clevr-count", "eurosat"),
+            "data": str(data),
+            "num_train": 20,
+            "num_val": 4,
+            "rule": RULE,
+            "storage": str(place),
+            "tracking": TrackingConfig(uri=f"sqlite:///{place}/mlflow.db"),
+            **changes,
+        }
+    )
+
+
+def plain_top_1(data, name):
+    """The same without shards, Ray and suite: the sources, the rule, a fit, and a loop over single images."""
+    task = find_task(name)
+    opened = open_task(task, data)
+    index = draw_index(opened, 0, 20, 4)
+
+    def read(split):
+        source = opened.subset(split, index)
+        found = list(source.part(np.arange(len(source))))
+        images = [decode_image(example.image, convert=True) for example in found]
+        return Examples(tuple(e.id for e in found), images, np.array([e.labels[0] for e in found])), images
+
+    train, images = read("train800val200")
+    test, _ = read("test")
+    rule = hyperrule(
+        24, images[0].shape[:2], "code", NAME, random_crop=task.random_crop, random_flip=task.random_flip,
+        num_steps=12, batch_size=16, base_lr=0.03, resize=40, crop=32,
+    )  # fmt: skip
+    plan = transfer_plan(
+        rule, model=NAME, num_classes=task.num_classes, manifest_digest="", init="", init_digest="", seed=0
+    )
+    torch.manual_seed(0)
+    model = create_model(NAME, task.num_classes)
+    # The order of the examples in memory decides which step sees which: that of the shards.
+    return plan, model, train, test
+
+
+def in_order(examples, ids):
+    place = {id: i for i, id in enumerate(examples.ids)}
+    return examples.subset(np.array([place[id] for id in ids]))
+
+
+def shard_ids(uri):
+    from bit_ray.data.shards import read_tables
+
+    return [id for table in read_tables(str(uri), read_manifest(str(uri)), ("id",)) for id in table["id"].to_pylist()]
+
+
+def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path):
+    report = vtab_suite(config(data, tmp_path))
+    assert [score.task for score in report.scores] == ["svhn", "eurosat", "clevr-count"]
+    assert report.problems == {}
+    top_1 = {score.task: score.top_1 for score in report.scores}
+    assert {score.task: (score.num_train, score.num_test) for score in report.scores} == {
+        "svhn": (24, 90), "eurosat": (24, 20), "clevr-count": (24, 12),
+    }  # fmt: skip
+
+    rules = {score.task: score.rule for score in report.scores}
+    assert [rules[name]["random_crop"] for name in ("svhn", "clevr-count")] == [True, False]
+    assert all(rule["regime"] == "small" and rule["mixup_alpha"] == 0 for rule in rules.values())
+    statements = {score.task: score.statement for score in report.scores}
+    assert statements["svhn"] == (
+        "svhn: 20 + 4 examples, drawn with seed 0, not the canonical subset of VTAB-1k; 90 of 26,032 test images"
+    )
+    assert "test images by a fixed split of our own" in statements["eurosat"]
+
+    # The same by a plain loop, without shards and Ray.
+    plan, model, train, test = plain_top_1(data, "svhn")
+    train = in_order(train, shard_ids(tmp_path / "vtab" / "svhn" / "train800val200"))
+    torch.set_num_threads(2)
+    fit(model, train, plan)
+    right = 0
+    with torch.inference_mode():
+        for image, label in zip(test.images, test.labels, strict=True):
+            view = eval_view(image, resize_mode="square", resize_size=32, crop_size=32)
+            x = normalize(torch.from_numpy(view[None]), torch.device("cpu"))
+            right += int(model(x).argmax(1)) == label
+    assert top_1["svhn"] == pytest.approx(right / 90, abs=1 / 90 + 1e-9)  # one image may lie on the edge of two classes
+    assert top_1["svhn"] > 0.2  # shades that a few steps can tell apart; chance is 0.1
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert {name: run.data.metrics[f"vtab/{name}"] for name in top_1} == top_1
+    assert run.data.metrics["vtab_mean/natural"] == top_1["svhn"]
+    assert run.data.metrics["vtab_mean/all_19"] == pytest.approx(sum(top_1.values()) / 3)
+
+    index = load_index(tmp_path / "vtab" / "svhn" / "index.json", find_task("svhn"))
+    assert len(index.train + index.val) == len(set(index.train + index.val)) == 24
+    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "train800val200")) == set(index.train + index.val)
+
+    again = vtab_suite(config("/nowhere", tmp_path))
+    assert again == report  # the seconds, too: nothing was run
+
+    with pytest.raises(ConfigError, match="name: svhn was run under this name with other settings"):
+        vtab_suite(config(data, tmp_path, seed=1))
+
+
+def test_a_task_without_data_is_one_line_and_the_others_go_on(data, tmp_path):
+    wanted = config(data, tmp_path, tasks=("dtd", "svhn"))
+    report = vtab_suite(wanted)
+    assert [score.task for score in report.scores] == ["svhn"]
+    assert re.fullmatch(
+        r"dtd: .*/dtd/dtd is missing; accepted: dtd-r1.0.1.tar.gz, .*; fetch from https://\S+ into the folder dtd of "
+        r"the data folder",
+        report.problems["dtd"],
+    )
+    files.dtd(data)
+    both = vtab_suite(wanted)
+    assert [score.task for score in both.scores] == ["dtd", "svhn"]
+    assert both.scores[1] == report.scores[0]
+    with pytest.raises(DataError, match=r"kitti-distance: .* is missing; accepted: .* \(and 1 more tasks without data"):
+        vtab_suite(config(data, tmp_path, name="none", tasks=("sun397", "kitti-distance")[::-1]))
+
+
+def test_a_list_that_names_absent_examples_stops_its_task_alone(data, tmp_path):
+    opened = open_task(find_task("svhn"), data)
+    index = draw_index(opened, 5, 20, 4)
+    lists = tmp_path / "lists"
+    write_index(index, lists / "svhn.json")
+    found = json.loads((lists / "svhn.json").read_text())
+    found["train"][3] = "train/99999"
+    (lists / "svhn.json").write_text(json.dumps(found))
+    wanted = config(data, tmp_path, tasks=("svhn", "eurosat"), index=str(lists), protocol="val")
+    report = vtab_suite(wanted)
+    assert [score.task for score in report.scores] == ["eurosat"]
+    assert (report.scores[0].num_train, report.scores[0].num_test) == (20, 4)
+    assert report.problems["svhn"].startswith("svhn: train/99999: in the index but not in the data; accepted: ids")
+    assert "\n" not in report.problems["svhn"]
+
+    write_index(index, lists / "svhn.json")
+    report = vtab_suite(wanted)
+    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "train800")) == set(index.train)
+    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "val200")) == set(index.val)
+    # Other examples than the shards have are not taken for the same.
+    other = vtab_suite(config(data, tmp_path, name="other", tasks=("svhn", "eurosat"), protocol="val", subset_seed=0))
+    assert re.match(r"svhn: .*/vtab/svhn/index.json has other examples than asked for", other.problems["svhn"])
