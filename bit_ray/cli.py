@@ -10,6 +10,7 @@ from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.flags import parse
 from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
 
@@ -41,6 +42,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "suites": {
         "fewshot": Command(FewShotConfig, cli_suites.fewshot, "transfer to k examples per class, several draws each"),
+        "vtab": Command(VtabConfig, cli_suites.vtab, "transfer to the 19 tasks of VTAB-1k"),
         "probe": Command(cli_suites.ProbeModelConfig, cli_suites.probe, "score frozen features in seconds"),
         "episodes": Command(cli_suites.EpisodesConfig, cli_suites.episodes, "score frozen features N-way K-shot"),
     },

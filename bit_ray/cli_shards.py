@@ -18,8 +18,9 @@ class WriteConfig:
     source: str = field(metadata=positional("SOURCE"))
     """Folder of class folders; .csv or .parquet table with the columns path and label; WebDataset tar files, as
     'train-{000..146}.tar'; Parquet files with images inside, as 'train-*.parquet'; a set by name and split: cifar10,
-    cifar100, oxford_iiit_pet, oxford_flowers102, imagenet2012 or imagenet21k, as cifar10:train (see data-dir); or an
-    embedded set: glyphs:s, glyphs:m, glyphs:l, digits:train, digits:test."""
+    cifar100, oxford_iiit_pet, oxford_flowers102, imagenet2012 or imagenet21k, as cifar10:train (see data-dir); a
+    task of VTAB-1k, as vtab:svhn:train800; or an embedded set: glyphs:s, glyphs:m, glyphs:l, digits:train,
+    digits:test."""
     output: str = field(metadata=positional("OUTPUT"))
     """Folder of the shard set, new or empty, or s3://... or gs://..."""
     name: str = ""

@@ -1,13 +1,14 @@
-"""``bit-ray fewshot``, ``probe``, ``episodes`` and ``models rank``: protocols of many trainings, or of none."""
+"""``bit-ray fewshot``, ``vtab``, ``probe``, ``episodes``, ``models rank``: protocols of many trainings, or of none."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.flags import positional
 from bit_ray.progress import console, print_table
 from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.tracking.config import RegistryConfig
 
 
@@ -104,6 +105,40 @@ def fewshot(config: FewShotConfig) -> None:
     header = ("per class", "method", "median", "lowest to highest", "std", "best lr")
     print_table(f"Top-1 of {config.init} on {config.test_shards}, {config.num_subsets} draws", rows, header)
     console.print(f"Index files: {config.subsets or store.join(config.storage, config.name, 'subsets')}")
+
+
+def vtab(config: VtabConfig) -> None:
+    """Run the tasks of VTAB-1k, and print their scores beside published ones; or, dry, what would be done."""
+    from bit_ray.studies.vtab import vtab_suite
+    from bit_ray.studies.vtab_scores import MEAN_COLUMNS, TASK_COLUMNS, mean_rows, task_rows
+
+    if config.dry_run:
+        _print_vtab_plan(config)
+        return
+    report = vtab_suite(config)
+    print_table(f"Top-1 of {config.init or config.model}", task_rows(report.scores), TASK_COLUMNS)
+    print_table("Means over tasks", mean_rows(report.scores), MEAN_COLUMNS)
+    for score in report.scores:
+        console.print(score.statement)
+    if report.problems and config.tasks:
+        raise DataError(f"{len(report.problems)} of {len(config.chosen)} tasks left out; see above")
+
+
+def _print_vtab_plan(config: VtabConfig) -> None:
+    from bit_ray.studies.vtab import plan_tasks
+
+    rows, lines = [], []
+    for task, rule, said in plan_tasks(config):
+        cells = ["no data", "", "", ""]
+        if rule is not None:
+            views = f"{rule.resize} to {rule.crop}" if rule.random_crop else f"{rule.crop}"
+            cells = [f"{rule.num_examples:,}", f"{rule.num_steps:,}", views, "yes" if rule.random_flip else "no"]
+        rows.append((task.name, task.group, *cells, f"{task.sizes[2]:,}"))
+        lines.append(said if rule is None else f"{task.name}: {said}")
+    header = ("task", "group", "examples", "steps", "pixels", "flip", "test images")
+    print_table(f"VTAB-1k of {config.init or config.model}, profile {config.profile}", rows, header)
+    for line in lines:
+        console.print(line)
 
 
 def probe(config: ProbeModelConfig) -> None:

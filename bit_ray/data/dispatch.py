@@ -14,11 +14,12 @@ from bit_ray.data.datasets.pattern import is_pattern
 from bit_ray.data.datasets.webdataset import open_webdataset
 from bit_ray.data.shards import Example, Source
 from bit_ray.data.sources import open_files
+from bit_ray.data.vtab.splits import is_vtab, open_subset
 from bit_ray.errors import ConfigError, DataError
 
 DATA_DIR = "bit_ray_runs/datasets"
 
-Kind = Literal["embedded", "named", "webdataset", "parquet", "table", "folder"]
+Kind = Literal["embedded", "named", "vtab", "webdataset", "parquet", "table", "folder"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ _TAKEN_BY: dict[str, tuple[Kind, ...]] = {
 _CALLED: dict[Kind, str] = {
     "embedded": "an embedded set",
     "named": "a set by name",
+    "vtab": "a task of VTAB-1k",
     "webdataset": "WebDataset tar files",
     "parquet": "Parquet files with images inside",
     "table": "a .csv or .parquet table of paths",
@@ -115,6 +117,8 @@ def _open_text(source: str, output: str, options: ReadOptions) -> Source:
             check_size=options.check_size,
             class_names=options.class_names,
         )
+    if kind == "vtab":
+        return open_subset(source, options.data_dir)
     if kind == "webdataset":
         return open_webdataset(
             source, label=options.label, class_names=options.class_names, multi_label=options.multi_label
@@ -140,6 +144,8 @@ def _kind(source: str) -> Kind:
         return "embedded"
     if is_named(source):
         return "named"
+    if is_vtab(source):
+        return "vtab"
     if source.endswith(".tar"):
         return "webdataset"
     if source.endswith(".parquet"):

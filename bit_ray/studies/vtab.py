@@ -29,7 +29,17 @@ from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import HyperRule, hyperrule
 from bit_ray.studies.few_shot import read_examples, top_1_on
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.studies.vtab_scores import TaskScore, load_score, markdown, mean_rows, means, save_score, task_rows
+from bit_ray.studies.vtab_scores import (
+    MEAN_COLUMNS,
+    TASK_COLUMNS,
+    TaskScore,
+    load_score,
+    markdown,
+    mean_rows,
+    means,
+    save_score,
+    task_rows,
+)
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.finetune import given, read_init
@@ -127,7 +137,7 @@ def _look(task: Task, config: VtabConfig) -> tuple[int, tuple[int, int], str]:
     if all(store.exists(store.join(root, name, MANIFEST)) for name in (learnt, scored)):
         manifest = read_manifest(store.join(root, learnt))
         return manifest.num_examples, manifest.median_image_size, f"shards in {root}"
-    data = open_task(task, config.data)
+    data = open_task(task, config.data_dir)
     index = read_index(config.index, task) if config.index else None
     index = index or draw_index(data, config.subset_seed, config.num_train, config.num_val)
     source = data.subset(learnt, index)
@@ -255,8 +265,11 @@ def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Ind
                 f"{task.name}: {index_uri} has other examples than asked for ({stored.statement}); accepted: the same "
                 "index, seed and numbers; choose another folder of shards"
             )
-    if stored is None or not all(store.exists(store.join(uri, MANIFEST)) for uri in uris):
-        data = open_task(task, config.data)
+    written = all(store.exists(store.join(uri, MANIFEST)) for uri in uris)
+    if written and stored is None and listed is None:  # by bit-ray shards write
+        return (uris[0], uris[1]), Index(task=task.name, origin=f"as in the shards {root}", train=(), val=())
+    if stored is None or not written:
+        data = open_task(task, config.data_dir)
         stored = stored or listed or draw_index(data, config.subset_seed, config.num_train, config.num_val)
         for name, uri in zip(_splits(config), uris, strict=True):
             source = data.subset(name, stored)
@@ -300,7 +313,7 @@ def _train_and_test(
 
 
 def _statement(task: Task, config: VtabConfig, index: Index, num_test: int) -> str:
-    said = [index.statement]
+    said = [index.statement if index.train else f"{task.name}: {index.origin}"]
     if config.protocol == "test":
         if not task.test_is_published and not index.test:
             said.append("test images by a fixed split of our own, since none is published")
@@ -317,7 +330,6 @@ def _record(run: TrackedRun, report: VtabReport) -> None:
     run.log_metrics({f"vtab/{name}": value for name, value in top_1.items()}, step=0)
     # Means change when a continued suite has more tasks: their step is the number of tasks.
     run.log_metrics({f"vtab_mean/{mean.group.replace(' ', '_')}": mean.top_1 for mean in means(top_1)}, step=len(top_1))
-    rows, header = mean_rows(report.scores)
-    table = markdown(("task", "group", "test images", "top-1", "published R50"), task_rows(report.scores))
+    table = markdown(TASK_COLUMNS, task_rows(report.scores))
     said = "".join(f"- {score.statement}\n" for score in report.scores)
-    run.log_text(f"{markdown(header, rows)}\n{table}\n{said}", "vtab.md")
+    run.log_text(f"{markdown(MEAN_COLUMNS, mean_rows(report.scores))}\n{table}\n{said}", "vtab.md")

@@ -22,10 +22,10 @@ class VtabConfig:
     """Network, when training from scratch; otherwise the weights say it."""
     tasks: tuple[str, ...] = ()
     """Tasks to run; empty: all 19."""
-    data: str = "vtab_data"
+    data_dir: str = "bit_ray_runs/datasets"
     """Folder of the publishers' files, a folder for each data set: docs/vtab.md lists them."""
     shards: str = ""
-    """Folder of the tasks' shard sets, SHARDS/TASK/SPLIT, written from data where missing; empty: STORAGE/vtab."""
+    """Folder of the tasks' shard sets, SHARDS/TASK/SPLIT, written from data-dir where missing; empty: STORAGE/vtab."""
     index: str = ""
     """Folder of lists of the examples to learn from: TASK.json, or TASK/train800.txt and TASK/val200.txt."""
     subset_seed: int = 0

@@ -99,36 +99,30 @@ def means(top_1: Mapping[str, float]) -> list[Mean]:
     return found
 
 
-def task_rows(scores: Iterable[TaskScore]) -> list[tuple[str, str, str, str, str]]:
-    """Rows of a table: task, group, test images, top-1, and that of the published ResNet-50."""
+TASK_COLUMNS = ("task", "group", "images", "top-1", "published R50")
+MEAN_COLUMNS = ("top-1, %", *GROUPS, OVERALL)
+
+
+def task_rows(scores: Iterable[TaskScore]) -> list[tuple[str, ...]]:
+    """Rows of a table: task, group, scored images, top-1, and that of the published ResNet-50."""
     groups = {task.name: task.group for task in TASKS}
     return [
-        (
-            score.task,
-            groups[score.task],
-            f"{score.num_test:,}",
-            f"{score.top_1:.2%}",
-            f"{PUBLISHED_TASKS[score.task]:.1f}%",
-        )
-        for score in scores
+        (s.task, groups[s.task], f"{s.num_test:,}", f"{s.top_1:.2%}", f"{PUBLISHED_TASKS[s.task]:.1f}%") for s in scores
     ]
 
 
-def mean_rows(scores: Iterable[TaskScore]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """Rows and header of a table of means: this run, then each published one."""
+def mean_rows(scores: Iterable[TaskScore]) -> list[tuple[str, ...]]:
+    """Rows of a table of means: this run, then each published one."""
     found = {mean.group: mean for mean in means({score.task: score.top_1 for score in scores})}
-    columns = (*GROUPS, OVERALL)
-
-    def cell(mean: Mean | None) -> str:
-        if mean is None:
-            return ""
-        part = "" if mean.num_done == mean.num_tasks else f" ({mean.num_done} of {mean.num_tasks})"
-        return f"{100 * mean.top_1:.2f}{part}"
-
-    rows: list[tuple[str, ...]] = [("this run", *(cell(found.get(group)) for group in columns))]
+    cells = ["this run"]
+    for group in MEAN_COLUMNS[1:]:
+        mean = found.get(group)
+        part = f" ({mean.num_done} of {mean.num_tasks})" if mean and mean.num_done < mean.num_tasks else ""
+        cells.append(f"{100 * mean.top_1:.2f}{part}" if mean else "")
+    rows = [tuple(cells)]
     for name, values in PUBLISHED_MEANS.items():
-        rows.append((name, *(f"{values[group]:.2f}" if group in values else "" for group in columns)))
-    return rows, ("top-1, %", *columns)
+        rows.append((name, *(f"{values[group]:.2f}" if group in values else "" for group in MEAN_COLUMNS[1:])))
+    return rows
 
 
 def markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

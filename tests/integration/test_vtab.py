@@ -43,7 +43,7 @@ def config(data, place, **changes):
             "name": "suite",
             "model": NAME,
             "tasks": ("svhn", "clevr-count", "eurosat"),
-            "data": str(data),
+            "data_dir": str(data),
             "num_train": 20,
             "num_val": 4,
             "rule": RULE,

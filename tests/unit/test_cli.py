@@ -57,6 +57,8 @@ FLAGS = {
     "--register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --storage --rule.* --tracking.*",
+    "vtab": "--name --config --init --model --tasks --data-dir --shards --index --subset-seed --num-train --num-val "
+    "--protocol --profile --rule.* --seed --micro-batch-size --side-by-side --storage --tracking.* --dry-run",
     "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
     "episodes": "MODEL SHARDS --ways --shots --queries --num-episodes --seed --storage --tracking.*",
     "models rank": "FOLDER --models --shots --per-class --by --convert-images --storage --tracking.*",

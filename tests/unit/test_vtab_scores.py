@@ -6,6 +6,7 @@ from bit_ray.data.vtab.tasks import TASKS
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.studies.vtab_scores import (
+    MEAN_COLUMNS,
     OVERALL,
     PUBLISHED_MEANS,
     PUBLISHED_TASKS,
@@ -45,14 +46,14 @@ def test_means_of_a_part_say_so():
     top_1 = {"svhn": 0.5, "dtd": 0.7, "clevr-count": 0.3}
     found = {mean.group: (mean.num_done, mean.num_tasks, round(mean.top_1, 6)) for mean in means(top_1)}
     assert found == {"natural": (2, 7, 0.6), "structured": (1, 8, 0.3), OVERALL: (3, 19, 0.5)}
-    rows, header = mean_rows([score(name, value) for name, value in top_1.items()])
-    assert header == ("top-1, %", "natural", "specialized", "structured", OVERALL)
+    rows = mean_rows([score(name, value) for name, value in top_1.items()])
+    assert MEAN_COLUMNS == ("top-1, %", "natural", "specialized", "structured", OVERALL)
     assert rows[0] == ("this run", "60.00 (2 of 7)", "", "30.00 (1 of 8)", "50.00 (3 of 19)")
     assert rows[1] == ("BiT-M R152x4, re-run", "80.77", "85.67", "61.08", "73.51")
 
 
 def test_whole_suites_are_shown_without_remark():
-    rows, _ = mean_rows([score(task.name, 0.25) for task in TASKS])
+    rows = mean_rows([score(task.name, 0.25) for task in TASKS])
     assert rows[0] == ("this run", "25.00", "25.00", "25.00", "25.00")
     assert task_rows([score("sun397", 0.34567)]) == [("sun397", "natural", "20", "34.57%", "34.4%")]
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import vtab_files as files
 
+from bit_ray.data.manifest import read_manifest
 from bit_ray.data.vtab.splits import draw_index, load_index, open_task, read_index, write_index
 from bit_ray.data.vtab.tasks import find_task
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.data.write import write_shards
+from bit_ray.errors import BitRayError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -150,3 +152,17 @@ def test_other_sizes_than_published_are_said(eurosat):
 def test_an_unknown_split_is_one_line(eurosat):
     with pytest.raises(ConfigError, match="eurosat:trian: no such split; accepted: train800, val200"):
         eurosat.subset("trian", draw_index(eurosat, 0, 8, 4))
+
+
+def test_a_subset_is_written_as_shards_by_name(tmp_path):
+    files.svhn(tmp_path)
+    write_shards("vtab:svhn:test", tmp_path / "shards", name="vtab:svhn:test", data_dir=tmp_path)
+    manifest = read_manifest(tmp_path / "shards")
+    assert (manifest.num_examples, manifest.num_classes, manifest.median_image_size) == (20, 10, (32, 32))
+    for source, message in (
+        ("vtab:svhn:all", "vtab:svhn:all: no such subset; accepted: train800, val200"),
+        ("vtab:svnh:test", "tasks: svnh; accepted: .*; did you mean svhn?"),
+        ("vtab:svhn:train800", "svhn: 27 train images; accepted: at least 800; fetch the whole set"),
+    ):
+        with pytest.raises(BitRayError, match=message):
+            write_shards(source, tmp_path / "other", name="x", data_dir=tmp_path)

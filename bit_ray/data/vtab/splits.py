@@ -20,7 +20,7 @@ from bit_ray.data.shards import Example, Source, Unreadable
 from bit_ray.data.vtab.images import KnownSource, Selected
 from bit_ray.data.vtab.place import seeded_order
 from bit_ray.data.vtab.readers import READERS
-from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, Split, Task
+from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, Split, Task, find_task
 from bit_ray.errors import ConfigError, DataError
 
 SUBSETS = ("train800", "val200", "train800val200", "test", "train", "val")
@@ -179,6 +179,27 @@ def open_task(task: Task, data: str | Path) -> TaskData:
         order = np.arange(size) if (first, end) == (0, size) else seeded_order(size, 0)
         places[split] = starts[cut.part] + order[first:end]
     return TaskData(task, Joined(tuple(parts.values())), places)
+
+
+def is_vtab(source: str) -> bool:
+    """Return whether the text is meant as vtab:TASK:SUBSET."""
+    return source.startswith("vtab:")
+
+
+def open_subset(source: str, data: str | Path) -> Source:
+    """Open a subset by name, as ``vtab:svhn:train800``; the 800 and the 200 are drawn with seed 0.
+
+    Raises:
+        ConfigError: no such task or subset.
+        DataError: files are missing or damaged.
+    """
+    _, task, subset = (*source.split(":", 2), "", "")[:3]
+    found = find_task(task)
+    if subset not in SUBSETS:
+        raise ConfigError(f"{source}: no such subset; accepted: {', '.join(SUBSETS)}; for example vtab:{task}:test")
+    opened = open_task(found, data)
+    needs_index = subset not in ("train", "val", "test")
+    return opened.subset(subset, draw_index(opened) if needs_index else Index(task=task, origin="", train=(), val=()))
 
 
 def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Index:
