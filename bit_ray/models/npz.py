@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bit_ray.errors import ModelError
+from bit_ray.models.naming import NAMINGS, to_theirs, weight_names
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_name
 
@@ -95,11 +96,7 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
     for ours, theirs in _npz_names(model).items():
         tensor = parameters[ours].detach().cpu()
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        if ours == "head.weight":
-            tensor = tensor[:, :, None, None]
-        if tensor.ndim == 4:
-            tensor = tensor.permute(2, 3, 1, 0)
-        arrays[theirs] = tensor.numpy()
+        arrays[theirs] = to_theirs(NAMINGS["npz"], ours, tensor).numpy()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -114,18 +111,7 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
 
 def _npz_names(model: ResNetV2) -> dict[str, str]:
     """Return parameter name -> the authors' name, for every parameter of the model."""
-    names = {"root.weight": _ROOT, "head.weight": _HEAD_KERNEL, "head.bias": _HEAD_BIAS}
-    norms = {"gn": "resnet/"}
-    for stage, num_units in enumerate(model.config.units):
-        for unit in range(num_units):
-            ours, theirs = f"stages.{stage}.{unit}", f"resnet/block{stage + 1}/unit{unit + 1:02d}"
-            for number, part in enumerate("abc", start=1):
-                names[f"{ours}.conv{number}.weight"] = f"{theirs}/{part}/standardized_conv2d/kernel"
-                norms[f"{ours}.gn{number}"] = f"{theirs}/{part}/"
-            names[f"{ours}.proj.weight"] = f"{theirs}/a/proj/standardized_conv2d/kernel"
-    for norm, prefix in norms.items():
-        names[f"{norm}.weight"] = f"{prefix}group_norm/gamma"
-        names[f"{norm}.bias"] = f"{prefix}group_norm/beta"
+    names = weight_names(NAMINGS["npz"], model.config.units)
     return {name: names[name] for name, _ in model.named_parameters()}
 
 

@@ -118,10 +118,10 @@ def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: Model
         directory.mkdir(parents=True, exist_ok=True)
         # While weights are being replaced, no old description may vouch for them.
         description.unlink(missing_ok=True)
-        _write(weights_path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
-        weights = Weights(file=WEIGHTS_FILE, sha256=_sha256(weights_path), num_bytes=weights_path.stat().st_size)
+        write_whole(weights_path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        weights = Weights(file=WEIGHTS_FILE, sha256=file_digest(weights_path), num_bytes=weights_path.stat().st_size)
         text = json.dumps(to_dict(_Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
-        _write(description, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_whole(description, lambda partial: partial.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
     return weights
@@ -197,7 +197,7 @@ def verify_weights(path: Path, weights: Weights) -> None:
             raise ModelError(
                 f"{path}: {num_bytes} bytes; {weights.num_bytes} in {DESCRIPTION_FILE}; fetch the model again"
             )
-        digest = _sha256(path)
+        digest = file_digest(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
     if digest != weights.sha256:
@@ -225,7 +225,7 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec
             )
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path`` that then takes its place, whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -235,6 +235,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

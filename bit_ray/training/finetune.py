@@ -11,14 +11,13 @@ from bit_ray.cluster import Resources
 from bit_ray.config import to_dict
 from bit_ray.data import store
 from bit_ray.data.manifest import MANIFEST, Manifest, read_manifest
-from bit_ray.data.shards import Example, file_sha256, read_tables, to_examples
+from bit_ray.data.shards import Example, read_tables, to_examples
 from bit_ray.data.write import write_shards
-from bit_ray.errors import ConfigError
-from bit_ray.evaluation.classifier import load_model
+from bit_ray.errors import ConfigError, DataError, ModelError
+from bit_ray.evaluation.classifier import foreign_path, load_model
 from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, save_subset
 from bit_ray.evaluation.run import evaluate_model, record
-from bit_ray.models.npz import load_npz, npz_architecture
-from bit_ray.models.zoo import create_model, model_name
+from bit_ray.models.read import read_weights
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
@@ -44,20 +43,26 @@ class InitialWeights:
 
 
 def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
-    """Read weights to start from.
+    """Read weights to start from: a saved model, or those of another program (see `bit_ray.models.read`).
 
     Raises:
-        ModelError: There are none, or they are damaged.
+        ModelError: There are none, they are damaged, or they are for other input.
     """
-    if uri.endswith(".npz"):
-        units, width, _ = npz_architecture(uri)
-        name = model_name(units, width)
-        model = create_model(name, 1)
-        load_npz(model, uri, head="zero")
-        return InitialWeights(name, model.state_dict(), file_sha256(uri), Path(uri).stem)
-    classifier = load_model(uri, tracking_uri=tracking_uri)
-    parent = uri if uri.startswith("models:/") else classifier.spec.provenance.get("run_name", uri)
-    return InitialWeights(classifier.spec.model, classifier.model.state_dict(), classifier.sha256, parent)
+    if foreign := foreign_path(uri):
+        weights = read_weights(foreign)
+        low, high = weights.spec.get("input_range", (-1.0, 1.0))
+        init = InitialWeights(weights.model, weights.tensors, weights.sha256, Path(foreign).stem)
+    else:
+        classifier = load_model(uri, tracking_uri=tracking_uri)
+        low, high = classifier.spec.input_range
+        parent = uri if uri.startswith("models:/") else classifier.spec.provenance.get("run_name", uri)
+        init = InitialWeights(classifier.spec.model, classifier.model.state_dict(), classifier.sha256, parent)
+    if (low, high) != (-1.0, 1.0):  # what `bit_ray.training.step.normalize` makes
+        raise ModelError(
+            f"{uri}: made for pixels from {low:g} to {high:g}; accepted: -1 to 1, as of all BiT weights; "
+            "choose other weights"
+        )
+    return init
 
 
 def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], list[int]]:
@@ -70,8 +75,8 @@ def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], list[int]]:
     return ids, labels
 
 
-def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, output: str) -> None:
-    """Draw a few-shot subset and write it as a shard set of its own, with its index file beside it.
+def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Subset:
+    """Draw a few-shot subset.
 
     Raises:
         DataError: A class has too few examples.
@@ -81,6 +86,21 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
         raise ConfigError(
             "shots: few-shot subsets are balanced per class and need one label per image; leave shots at 0"
         )
+    ids, labels = read_labels(shards, manifest)
+    try:
+        chosen = few_shot_subset(torch.tensor(labels).numpy(), shots, seed, class_names=manifest.class_names)
+    except DataError as error:
+        raise DataError(str(error).replace("k:", "shots:", 1).replace("lower k", "lower shots")) from None
+    return Subset(manifest_digest=manifest.digest, k=shots, seed=seed, ids=tuple(ids[i] for i in sorted(chosen)))
+
+
+def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, output: str) -> None:
+    """Draw a few-shot subset and write it as a shard set of its own, with its index file beside it.
+
+    Raises:
+        DataError: A class has too few examples.
+        ConfigError: The set is multi-label.
+    """
     index_uri, subset_uri = store.join(output, "subset.json"), store.join(output, "shards")
     if store.exists(store.join(subset_uri, MANIFEST)):
         subset = load_subset(index_uri, manifest.digest)
@@ -90,15 +110,13 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
                 f"{subset.seed}; choose another name"
             )
         return
-    ids, labels = read_labels(shards, manifest)
-    chosen = few_shot_subset(torch.tensor(labels).numpy(), shots, seed, class_names=manifest.class_names)
-    wanted = frozenset(int(i) for i in chosen)
-    subset = Subset(manifest_digest=manifest.digest, k=shots, seed=seed, ids=tuple(ids[i] for i in sorted(wanted)))
+    subset = draw_few_shot(shards, manifest, shots, seed)
     save_subset(subset, index_uri)
+    wanted = frozenset(subset.ids)
 
     def examples() -> Iterator[Example]:
         whole = (example for table in read_tables(shards, manifest) for example in to_examples(table))
-        yield from (example for position, example in enumerate(whole) if position in wanted)
+        yield from (example for example in whole if example.id in wanted)
 
     write_shards(
         examples(),
@@ -107,6 +125,23 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
         class_names=manifest.class_names,
         convert_images=manifest.convert_images,
         row_group_size=manifest.row_group_size,
+    )
+
+
+def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards: str) -> None:
+    """Make sure that the classes of the test shards are those of the training shards.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    train, test = manifest.class_names, test_manifest.class_names
+    if train == test:
+        return
+    first = next((i for i, (a, b) in enumerate(zip(train, test, strict=False)) if a != b), min(len(train), len(test)))
+    names = [repr(names[first]) if first < len(names) else "none" for names in (test, train)]
+    raise ConfigError(
+        f"test_shards: {test_shards} has {len(test):,} classes that are not those of the training shards "
+        f"({len(train):,}); class {first} is {names[0]}, there {names[1]}; write both with the same class list"
     )
 
 
@@ -119,11 +154,8 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     check_name(config.register.name or config.name, config.register.alias)
     manifest = read_manifest(config.shards)
     test_manifest = read_manifest(config.test_shards) if config.test_shards else None
-    if test_manifest is not None and test_manifest.class_names != manifest.class_names:
-        raise ConfigError(
-            f"test_shards: {config.test_shards} has {test_manifest.num_classes} classes that are not those of the "
-            f"training shards ({manifest.num_classes}); write both with the same class list"
-        )
+    if test_manifest is not None:
+        check_same_classes(manifest, test_manifest, config.test_shards)
     init = None
     if config.init:
         init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
@@ -133,16 +165,22 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         raise ConfigError(
             "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
         )
+    elif config.train != "all":
+        raise ConfigError(f"train: {config.train}, but init is empty; all, or weights to start from; give one of them")
     model = init.model if init else config.model
-    shards = config.shards
-    if config.shots and not config.dry_run:
+    shards, subset = config.shards, ""
+    image_size = manifest.median_image_size  # of the whole task, whatever is drawn from it
+    if config.shots and config.dry_run:
+        drawn = draw_few_shot(config.shards, manifest, config.shots, config.subset_seed)
+        subset = f"{config.shots} of each class, {len(drawn.ids):,} images, drawn by seed {config.subset_seed}"
+    elif config.shots:
         place = store.join(config.storage, config.name, "few-shot")
         write_few_shot(config.shards, manifest, config.shots, config.subset_seed, place)
         shards = store.join(place, "shards")
         manifest = read_manifest(shards)
     rule = hyperrule(
         config.shots * manifest.num_classes if config.shots else manifest.num_examples,
-        manifest.median_image_size,
+        image_size,
         config.profile,
         model,
         random_crop=config.random_crop,
@@ -159,8 +197,9 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         init_digest=init.digest if init else "",
         seed=config.seed,
         shuffle=config.shuffle,
+        train=config.train,
     )
-    if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run):
+    if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run, subset=subset):
         return None
 
     def test(result: TrainResult, run: TrackedRun, resources: Resources) -> dict[str, float]:

@@ -1,0 +1,359 @@
+"""BiT weights of other programs: which format a file or folder has is found out, and its weights take our names.
+
+Read are the authors' ``.npz``, big_vision's ``.npz``, and state dicts of timm, Hugging Face transformers, the authors'
+PyTorch code and ourselves, as ``.safetensors`` or as PyTorch files; a folder of timm's or Hugging Face's also tells
+class names and preprocessing. PyTorch files are read with ``weights_only``: no code of theirs ever runs.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bit_ray.config import from_dict
+from bit_ray.errors import ConfigError, ModelError
+from bit_ray.models.folders import CONFIG_FILE, folder_spec
+from bit_ray.models.labels import label_names
+from bit_ray.models.naming import NAMINGS, NamingName, count_units, to_ours, weight_names
+from bit_ray.models.npz import load_npz, npz_architecture
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, file_digest
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.zoo import model_config, model_name
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
+
+SPEC_KEY = "bit_ray.spec"
+"""Entry of a file's metadata that holds our `ModelSpec` as JSON."""
+
+_FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+# What training scripts keep the network's weights under, and what wrappers of a network put before its names.
+_WRAPPED = ("state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+# Where a big_vision checkpoint keeps them (big_vision:utils.py, load_params).
+_BIG_VISION_PREFIXES = ("params/", "opt/target/", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignWeights:
+    """The weights of a BiT network as another program stored them, under our names."""
+
+    path: str
+    """Where they were."""
+    naming: NamingName
+    """Whose names they had."""
+    model: str
+    """Name of the network."""
+    num_classes: int
+    """Outputs of the classifier; 0 where there is none."""
+    tensors: Mapping[str, Tensor]
+    """Tensors by our names, float32."""
+    sha256: str
+    """Digest of the file; of the digests of several."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """What the file or folder says besides, as fields of `ModelSpec`."""
+
+
+def is_foreign(path: str | os.PathLike[str]) -> bool:
+    """Whether a local path looks like weights that are not a saved model of ours."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / CONFIG_FILE).is_file() and not (path / DESCRIPTION_FILE).is_file()
+    return path.suffix in (*SUFFIXES, ".onnx", ".pt2")  # the latter for the better error
+
+
+def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
+    """Read the weights in a file or folder of any of the formats.
+
+    Raises:
+        ModelError: it is missing, damaged, unsafe to read or not a BiT network; the message says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix in (".onnx", ".pt2"):
+        raise ModelError(f"{path}: an exported program; accepted: {', '.join(SUFFIXES)}; take the model it was made of")
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"{path}: {'unknown kind of file' if path.is_file() else 'no such file or folder'}; accepted: "
+            f"{', '.join(SUFFIXES)}, or a folder with config.json; check the path"
+        )
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; BiT weights; check the path")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    tensors, metadata = _read_tensors(path)
+    spec: Mapping[str, Any] = {}
+    if SPEC_KEY in metadata:
+        try:
+            spec = vars(from_dict(ModelSpec, json.loads(metadata[SPEC_KEY])))
+        except (ConfigError, ValueError) as error:
+            raise ModelError(f"{path}: metadata {SPEC_KEY}: {error}; save the model again") from None
+    return _to_ours(path, tensors, _sha256([path]), spec)
+
+
+def build_network(
+    weights: ForeignWeights, num_classes: int | None = None, *, head: Literal["load", "zero"] = "load"
+) -> ResNetV2:
+    """Make the network of some weights.
+
+    Args:
+        weights: From `read_weights`; the network shares their memory.
+        num_classes: Outputs wanted; by default as many as the file has.
+        head: ``load`` takes the file's classifier; ``zero`` makes a new one of zeros, for transfer (paper §4.1).
+
+    Raises:
+        ModelError: ``load``, and the file has no classifier or one of another size.
+        ConfigError: ``head`` is neither.
+    """
+    if head not in ("load", "zero"):
+        raise ConfigError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
+    wanted = num_classes if num_classes is not None else weights.num_classes
+    if head == "load" and (wanted != weights.num_classes or wanted == 0):
+        held = f"a head of {weights.num_classes} classes" if weights.num_classes else "no head"
+        raise ModelError(
+            f"{weights.path}: holds {held}, wanted is {f'one of {wanted}' if wanted else 'one'}; pass head='zero' and "
+            f"num_classes for a new head of zeros, or fine-tune the weights on your classes (--init)"
+        )
+    with torch.device("meta"):
+        model = ResNetV2(model_config(weights.model, max(wanted, 1)))
+    tensors = dict(weights.tensors)
+    if head == "zero":
+        tensors |= {name: torch.zeros(model.get_parameter(name).shape) for name in ("head.weight", "head.bias")}
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def foreign_spec(weights: ForeignWeights, labels: str = "", crop_size: int = 0) -> ModelSpec:
+    """Say what is needed to classify images with some weights.
+
+    What their folder does not say is taken from the published files' names (``-ILSVRC2012``: squares of 480 pixels,
+    ``-CIFAR10``: of 128, big_transfer:bit_hyperrule.py), or else is the upstream evaluation's view: shorter side 256,
+    centre crop 224. A head of 21843 classes has independent scores (big_transfer#26).
+
+    Args:
+        weights: From `read_weights`.
+        labels: File of class names; see `bit_ray.models.labels.label_names`.
+        crop_size: Side of the square that images are resized to, pixels; 0: as said above.
+
+    Raises:
+        ModelError: there is no classifier, or no names for its outputs.
+        ConfigError: ``crop_size`` is too small.
+    """
+    if not weights.num_classes:
+        raise ModelError(f"{weights.path}: holds no head; classes to predict; fine-tune the weights on yours (--init)")
+    name = Path(weights.path).name
+    square = 480 if "ILSVRC2012" in name else 128 if "CIFAR10" in name else 0
+    fields: dict[str, Any] = {
+        "resize_mode": "square" if square else "shorter_side",
+        "resize_size": square or 256,
+        "crop_size": square or 224,
+        "multi_label": weights.num_classes == 21843,
+        "provenance": {"parent": name, "parent_digest": weights.sha256},
+    }
+    fields |= weights.spec
+    if crop_size:
+        fields |= {"resize_mode": "square", "resize_size": crop_size, "crop_size": crop_size}
+    if labels or "class_names" not in fields:
+        fields["class_names"] = label_names(weights.num_classes, labels, model=weights.path)
+    return ModelSpec(**fields | {"model": weights.model, "num_classes": weights.num_classes})
+
+
+def _read_folder(path: Path) -> ForeignWeights:
+    spec = folder_spec(path)
+    found = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise ModelError(f"{path}: no weights; one of {', '.join(_FOLDER_FILES)}; fetch the folder again")
+    files = [found]
+    if found.name.endswith(".index.json"):
+        files = [path / name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _read_tensors(file)[0]
+    weights = _to_ours(path, tensors, _sha256(files), spec)
+    names = spec.get("class_names")
+    if names is not None and len(names) != weights.num_classes > 0:
+        raise ModelError(
+            f"{path / 'config.json'}: {len(names)} class names for a head of {weights.num_classes} classes; one for "
+            f"each; fix it"
+        )
+    return weights
+
+
+def _read_npz(path: Path) -> ForeignWeights:
+    names = _npz_members(path)
+    naming = NAMINGS["big_vision"]
+    prefix = next((prefix for prefix in _BIG_VISION_PREFIXES if prefix + naming.root in names), None)
+    if prefix is None:
+        if any(name.endswith("conv_root/kernel") for name in names):
+            raise ModelError(
+                f"{path}: a ResNet-v1 of big_vision (models/bit.py); BiT is models/bit_paper.py; take its weights"
+            )
+        units, width, num_classes = npz_architecture(path)
+        name = model_name(units, width)
+        with torch.device("meta"):
+            model = ResNetV2(model_config(name, max(num_classes, 1)))
+        model.to_empty(device="cpu")
+        load_npz(model, path, head="load" if num_classes else "zero")
+        tensors = {ours: tensor for ours, tensor in model.state_dict().items() if num_classes or "head." not in ours}
+        return ForeignWeights(
+            path=str(path),
+            naming="npz",
+            model=name,
+            num_classes=num_classes,
+            tensors=tensors,
+            sha256=_sha256([path]),
+        )
+    tensors = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                # The optimizer's state lies beside the weights, and has the same names.
+                if name.startswith(prefix) and (prefix or not name.startswith("opt/")):
+                    array = arrays[name]
+                    if array.dtype == np.dtype("V2"):  # how NumPy stores bfloat16
+                        tensors[name[len(prefix) :]] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+                    else:
+                        tensors[name[len(prefix) :]] = torch.from_numpy(array)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{path}: damaged .npz file ({error}); download or write it again") from None
+    return _to_ours(path, tensors, _sha256([path]), {})
+
+
+def _npz_members(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path}: not an .npz file, or a truncated one ({error}); download or write it again"
+        ) from None
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors or PyTorch file, and its metadata."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a safetensors file ({error}); download or save it again") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{path}: not a PyTorch file, or one with other objects than tensors, which are not read as they could run "
+            f"code; a state dict; save it with torch.save(model.state_dict(), ...)"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{path}: not a PyTorch file, or a truncated one ({reason}); download it again") from None
+    for key in _WRAPPED:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ModelError(
+            f"{path}: not a state dict; names and tensors; save it with torch.save(model.state_dict(), ...)"
+        )
+    return dict(loaded), {}
+
+
+def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[str, Any]) -> ForeignWeights:
+    tensors = _without_prefix(tensors)
+    naming_name = _detect(path, tensors)
+    naming = NAMINGS[naming_name]
+    units = count_units(naming, tensors)
+    root = tensors[naming.root]
+    if min(units) == 0 or root.ndim != 4:
+        raise ModelError(
+            f"{path}: {naming.root} {list(root.shape)}, units {'-'.join(map(str, units))}; a kernel of four dimensions "
+            f"and four stages of units; take a whole BiT file"
+        )
+    width = root.shape[-1 if naming.kernel_layout == "HWIO" else 0] / 64
+    names = weight_names(naming, units)
+    with_head = any(name in tensors for name in naming.head)
+    if not with_head:
+        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
+    name = model_name(units, width)
+    for kind, odd in (
+        ("lacks", set(names.values()) - set(tensors)),
+        ("holds the unexpected", set(tensors) - {*names.values()}),
+    ):
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            raise ModelError(
+                f"{path}: {kind} {min(odd)!r}{more}; exactly the {len(names)} weights of {name} as "
+                f"{_OWNERS[naming_name]} names them; this is another network, or not all of it"
+            )
+    num_classes = tensors[naming.head[1]].numel() if with_head else 0
+    try:
+        with torch.device("meta"):
+            shapes = {k: v.shape for k, v in ResNetV2(model_config(name, max(num_classes, 1))).named_parameters()}
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from None
+    ours = {}
+    for our_name, their_name in names.items():
+        held = tensors[their_name]
+        tensor = to_ours(naming, our_name, held)
+        if tensor.shape != shapes[our_name] or not tensor.is_floating_point():
+            raise ModelError(
+                f"{path}: {their_name} is {list(held.shape)} {str(held.dtype).removeprefix('torch.')}; "
+                f"{list(shapes[our_name])} floating point in {name}, in PyTorch's layout; take a whole BiT file"
+            )
+        ours[our_name] = tensor.float().contiguous()
+    return ForeignWeights(
+        path=str(path),
+        naming=naming_name,
+        model=name,
+        num_classes=num_classes,
+        tensors=ours,
+        sha256=digest,
+        spec=spec,
+    )
+
+
+_OWNERS: dict[NamingName, str] = {
+    "bit_ray": "bit_ray",
+    "npz": "the authors' npz",
+    "big_vision": "big_vision",
+    "timm": "timm",
+    "huggingface": "Hugging Face",
+    "bit_pytorch": "the authors' PyTorch code",
+}
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if "embedder.convolution.weight" in tensors:  # Hugging Face's BitModel, without a classifier
+        tensors = {f"bit.{name}": tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _detect(path: Path, names: Collection[str]) -> NamingName:
+    if any(name.endswith("running_mean") for name in names):
+        raise ModelError(f"{path}: a network with batch normalization; BiT has group normalization; take BiT weights")
+    for naming_name, naming in NAMINGS.items():
+        if naming.root in names:
+            return naming_name
+    some = ", ".join(sorted(names)[:3]) or "nothing"
+    raise ModelError(
+        f"{path}: holds {some}...; the weights of BiT as the authors, big_vision, timm (resnetv2_*_bit) or Hugging "
+        f"Face (BitForImageClassification) name them; take such a file"
+    )
+
+
+def _sha256(files: list[Path]) -> str:
+    digests = [file_digest(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
