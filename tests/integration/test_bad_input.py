@@ -367,3 +367,103 @@ def test_no_such_bucket_or_key(s3: Bucket, refused: Callable[..., str]) -> None:
     for place in (s3.uri("nothing"), "s3://no-such-bucket/shards"):
         assert refused("shards", "verify", place).startswith(f"{place}")
     assert s3.keys() == []
+
+
+# Transfer
+
+
+def test_class_counts_that_differ_between_train_and_test(
+    whole: Path, folder: Path, refused: Callable[..., str]
+) -> None:
+    write_shards("digits:test", folder / "digits", name="digits")
+    for dry in ([], ["--dry-run"]):
+        error = refused(*finetune(whole, "--model", NETWORK, "--test-shards", "digits", *dry))
+        assert error.startswith("test_shards: digits has 10 classes that are not those of the training shards (50);")
+        assert error.endswith("; write both with the same class list")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_more_shots_than_a_class_has(dry: list[str], whole: Path, refused: Callable[..., str]) -> None:
+    error = refused(*finetune(whole, "--model", NETWORK, "--shots", "4", *dry))
+    assert error.startswith("shots: 4; at most 3, the number of examples of class 0 ('U+")
+    assert error.endswith("; lower shots or add examples")
+    error = refused(*finetune(whole, "--model", NETWORK, "--shots", "-1", *dry))
+    assert error == "shots: -1; a whole number of at least 0; raise it"
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_shots_of_a_multi_label_set(dry: list[str], folder: Path, refused: Callable[..., str]) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "image.png")
+    (folder / "list.csv").write_text("path,label\nimage.png,cat;dog\n")
+    assert main(["shards", "write", "list.csv", "animals", "--multi-label"]) == 0
+    error = refused(*finetune("animals", "--model", NETWORK, "--shots", "1", *dry))
+    assert error.startswith("shots: few-shot subsets are balanced per class and need one label per image; ")
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--rule.crop", "16"], "crop: 16; at least 32 pixels; the network halves its input five times"),
+        (["--rule.crop", "64", "--rule.resize", "48"], "resize: 48; at least crop (64); a crop cannot exceed the "),
+        (["--rule.momentum", "1"], "momentum: 1.0; 0 to below 1"),
+        (["--rule.regime", "tiny"], "rule.regime: given 'tiny' (str); accepted: "),
+        (["--train", "stages:5"], "train: 'stages:5'; accepted: all, head, norm_bias, stages:K (the last K, 1 to 4)"),
+        (["--train", "head"], "train: head, but init is empty; all, or weights to start from; give one of them"),
+        (["--runtime.num-workers", "1", "--runtime.micro-batch-size", "7"], "runtime.micro_batch_size: 7 does not"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_transfer_settings_that_do_not_fit(
+    more: list[str], error: str, dry: list[str], whole: Path, refused: Callable[..., str]
+) -> None:
+    assert refused(*finetune(whole, "--model", NETWORK, *more, *dry)).startswith(error)
+
+
+def test_a_model_for_other_input(whole: Path, shards: Path, folder: Path, refused: Callable[..., str]) -> None:
+    manifest = read_manifest(whole)
+    spec = ModelSpec(
+        model=NETWORK,
+        num_classes=manifest.num_classes,
+        class_names=manifest.class_names,
+        multi_label=True,
+        resize_mode="square",
+        resize_size=32,
+        crop_size=32,
+        input_range=(0.0, 1.0),
+    )
+    save_package(folder / "model", create_model(NETWORK, manifest.num_classes), spec)
+    error = refused(*finetune(whole, "--init", "model"))
+    assert error == "model: made for pixels from 0 to 1; accepted: -1 to 1, as of all BiT weights; choose other weights"
+    error = refused("evaluate", "--model", "model", "--shards", str(shards))
+    assert error.startswith(
+        f"shards: {shards} has one label per image, and the model was trained for several labels per image; use "
+    )
+
+
+@pytest.mark.parametrize("more", [[], ["--shots", "2"]])
+def test_a_dry_run_of_transfer_shows_the_whole_resolution_and_leaves_nothing(
+    more: list[str], whole: Path, model: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = files(folder)
+    small = ["--rule.num-steps", "250", "--rule.batch-size", "32", "--rule.crop", "48", "--rule.resize", "56"]
+    micro = ["--runtime.num-workers", "2", "--runtime.micro-batch-size", "8"]
+    train = ["--train", "adapters:4", "--rule.mixup-alpha", "0.1", "--no-random-flip"]
+    assert main([*finetune(whole, "--init", model, *small, *micro, *train, *more), "--dry-run"]) == 0
+    shown = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    number = 100 if more else 150
+    for fact in (
+        f"profile code, small regime: N = {number}, images of about 32 x 32 pixels; replaced: resize, crop, num_steps,",
+        f"250 steps of 32 images, {250 * 32 / number:.2f} passes",
+        "0 from step 0, 0.003 from step 50, 0.0003 from step 101, 3e-05 from step 151, 3e-06 from step 201",
+        "warm-up 50 steps",
+        "resize to 56 x 56, random crop 48 x 48 pixels, no flips; test: resize to 48 x 48",
+        "MixUp alpha 0.1, one lambda per step",
+        "2 workers x 2 micro-batches x 8 images",
+        "adapters:4: ",
+        "8,000 in all",
+        "s of training steps, at 2 workers x ",
+        "images/s, measured with 8 images a pass on one CPU thread",
+    ):
+        assert fact in shown, fact
+    assert ("2 of each class, 100 images, drawn by seed 0" in shown) is bool(more)
+    assert files(folder) == before
