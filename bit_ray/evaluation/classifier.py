@@ -19,6 +19,7 @@ from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError, DataError, ModelError
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description, read_spec
+from bit_ray.models.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
 from bit_ray.models.resnet import ResNetV2
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -79,13 +80,28 @@ class Classifier:
         views = self._views(images, convert)
         predictions: list[Prediction] = []
         while batch := list(islice(views, batch_size)):
-            logits = self.logits(np.stack(batch)).double()
-            scores = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=1)
-            best, classes = scores.topk(min(top_k, self.spec.num_classes), dim=1)
+            best, classes = self.best(self.logits(np.stack(batch)), top_k)
             for row_scores, row_classes in zip(best.tolist(), classes.tolist(), strict=True):
                 names = (self.spec.class_names[index] for index in row_classes)
                 predictions.append(list(zip(names, row_scores, strict=True)))
         return predictions
+
+    def best(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Return the most probable classes of ``[B, num_classes]`` logits, best first.
+
+        Returns:
+            Probabilities ``[B, k] float64``, softmax or sigmoid, and class indices ``[B, k] int64``; k is ``top_k`` or
+            the number of classes if that is smaller.
+        """
+        logits = logits.double()
+        scores = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=1)
+        best, classes = scores.topk(min(top_k, self.spec.num_classes), dim=1)
+        return best, classes
+
+    def view(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Bring an image ``[H, W, 3] uint8`` to what the network sees, ``[crop_size, crop_size, 3] uint8``."""
+        spec = self.spec
+        return eval_view(image, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size)
 
     @torch.inference_mode()
     def logits(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
@@ -100,6 +116,26 @@ class Classifier:
         Raises:
             DataError: the batch has another shape or type.
         """
+        return self.model(self._input(batch)).float()
+
+    @torch.inference_mode()
+    def features_and_logits(self, batch: Tensor | npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Run the network on images already at the crop size, and return what the head sees as well.
+
+        Args:
+            batch: ``[B, crop_size, crop_size, 3] uint8``.
+
+        Returns:
+            Pooled features ``[B, D] float32`` and logits ``[B, num_classes] float32``, on `device`.
+
+        Raises:
+            DataError: the batch has another shape or type.
+        """
+        features = self.model.forward_features(self._input(batch))
+        return features.float(), self.model.head(features).float()
+
+    def _input(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Check a batch and return it as the network takes it, on its device."""
         batch = torch.as_tensor(batch)
         size = self.spec.crop_size
         if batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or batch.dtype != torch.uint8:
@@ -110,40 +146,72 @@ class Classifier:
         low, high = self.spec.input_range
         # uint8 over the bus, float on the device; the permuted view is channels_last without a copy.
         pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.model.head.weight.dtype)
-        logits: Tensor = self.model(pixels * ((high - low) / 255) + low)
-        return logits.float()
+        return pixels * ((high - low) / 255) + low
 
     def _views(self, images: Iterable[ImageInput], convert: bool) -> Iterator[npt.NDArray[np.uint8]]:
-        spec = self.spec
         for index, image in enumerate(images):
-            pixels = _pixels(image, f"images[{index}]", convert)
-            yield eval_view(
-                pixels, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size
-            )
+            yield self.view(_pixels(image, f"images[{index}]", convert))
 
 
-def load_model(uri: str | os.PathLike[str], *, tracking_uri: str | None = None, device: str = "cpu") -> Classifier:
-    """Load a saved model for use.
+def load_model(
+    uri: str | os.PathLike[str],
+    *,
+    tracking_uri: str | None = None,
+    device: str = "cpu",
+    labels: str = "",
+    crop_size: int = 0,
+) -> Classifier:
+    """Load a saved model, or the weights of another program, for use.
 
     Args:
         uri: A directory (a local path, ``s3://...`` or ``gs://...``), or ``models:/NAME@ALIAS`` or
-            ``models:/NAME/VERSION`` in the MLflow registry.
+            ``models:/NAME/VERSION`` in the MLflow registry; or a local file or folder of BiT weights of the authors,
+            big_vision, timm or Hugging Face (see `bit_ray.models.read`).
         tracking_uri: Where MLflow is; only for ``models:/``, and by default what MLflow itself is set to.
         device: A torch device, ``cpu`` or ``cuda``.
+        labels: File of class names, one per line, for weights of another program; by default what their folder says,
+            or else ImageNet's (see `bit_ray.models.labels.label_names`).
+        crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: what
+            their folder or the file's name says (see `bit_ray.models.read.foreign_spec`).
 
     Returns:
-        The classifier, its weights verified against their recorded digest.
+        The classifier, a saved model's weights verified against their recorded digest.
 
     Raises:
-        ModelError: there is no such model, or it is damaged.
-        ConfigError: the device is not there.
+        ModelError: there is no such model, or it is damaged, or has no classifier, or no names for its classes.
+        ConfigError: the device is not there, or ``labels`` or ``crop_size`` with a saved model, which has its own.
     """
     try:
         target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {device!r}; a device that torch has here, such as 'cpu' ({error})") from None
+    if foreign := foreign_path(os.fspath(uri)):
+        weights = read_weights(foreign)
+        spec = foreign_spec(weights, labels, crop_size)
+        return Classifier(build_network(weights).to(target), spec, weights.sha256)
+    for name, value in (("labels", labels), ("crop_size", crop_size)):
+        if value:
+            raise ConfigError(
+                f"{name}: {value}, but {os.fspath(uri)} is a saved model, which has its own; leave it out"
+            )
     model, spec, digest = _load(os.fspath(uri), tracking_uri)
     return Classifier(model.to(target), spec, digest)
+
+
+def foreign_path(uri: str) -> str:
+    """Return the local path of what looks like weights of another program, empty for a saved model.
+
+    Raises:
+        ModelError: they are not on this machine.
+    """
+    if uri.startswith("models:/"):
+        return ""
+    if not store.is_local(uri):
+        if uri.endswith(SUFFIXES):
+            raise ModelError(f"{uri}: weights of another program, and not on this machine; a local file; download it")
+        return ""
+    path = os.path.expanduser(uri.removeprefix("file://"))
+    return path if is_foreign(path) else ""
 
 
 def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint8]:
