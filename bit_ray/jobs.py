@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from bit_ray.errors import BitRayError, root_cause
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bit_ray.training.launch import Trained
 
 T = TypeVar("T")
+_NUM_WORST = 5
 
 
 def run_job(function: Callable[[T], object], config_class: type[T], **defaults: object) -> None:
@@ -62,10 +64,18 @@ def finetune(config: FinetuneConfig) -> None:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate, and print what came out."""
-    from bit_ray.evaluation.run import evaluate
+    from bit_ray.evaluation.run import evaluate, label_names
 
     result = evaluate(config)
-    print_table(f"{config.model} on {config.shards}", _scores(result.metrics))
+    rows = [*_scores(result.metrics, result.intervals), ("MLflow run", f"{result.run_id}, pictures in evaluation/")]
+    print_table(f"{config.model} on {config.shards}", rows)
+    if result.worst:
+        names = result.class_names
+        errors = [
+            (item.id, label_names(item, names), names[item.predicted], f"{item.confidence:.1%}")
+            for item in result.worst[:_NUM_WORST]
+        ]
+        print_table("Most confident errors", errors, ("id", "is", "predicted", "probability"))
 
 
 def replay(config: ReplayConfig) -> None:
@@ -104,12 +114,20 @@ def _print_trained(trained: "Trained | None") -> None:
     print_table("Result", [*rows, *_scores(test)])
 
 
-def _scores(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    shares = ("top_1", "top_5", "mean_per_class")
-    shown = {name: f"{value:.2%}" if name in shares else f"{value:,.4g}" for name, value in metrics.items()}
+def _scores(
+    metrics: dict[str, float], intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
+) -> list[tuple[str, str]]:
+    """Rows of a table; an interval stands behind its value."""
+
+    def text(name: str, value: float) -> str:
+        return f"{value:.2%}" if name in ("top_1", "top_5", "mean_per_class", "ece") else f"{value:,.4g}"
+
+    shown = {name: text(name, value) for name, value in metrics.items()}
+    for name, (low, high) in intervals.items():
+        shown[name] += f"  (95 %: {text(name, low)} to {text(name, high)})"
     if "num_examples" in metrics:
         shown["num_examples"] = f"{metrics['num_examples']:,.0f}"
-    return [(name.replace("_", " "), text) for name, text in shown.items()]
+    return [(name.replace("_", " "), value) for name, value in shown.items()]
 
 
 def _quieten() -> None:

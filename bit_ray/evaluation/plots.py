@@ -3,10 +3,10 @@
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from bit_ray.errors import ConfigError
+
+if TYPE_CHECKING:  # PyTorch comes with it
+    from bit_ray.evaluation.metrics import Calibration
 
 _INK, _GRAY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _SERIES = ("#0b6e99", "#d9730d", "#6b4fa0", "#2f855a", "#b83280")  # apart in lightness too
@@ -216,12 +219,111 @@ def comparison_figure(rows: Sequence[ComparisonRow], title: str = "Few-shot accu
     return figure
 
 
+def few_shot_figure(
+    panels: Mapping[str, Sequence[ComparisonRow]], title: str = "Few-shot accuracy", subtitle: str = ""
+) -> Figure:
+    """Draw accuracy against examples per class as the paper's Figure 2: curves of the median, a dot for every repeat.
+
+    Args:
+        panels: Heading -> one row per method and k; panels share their axes, and a method has one colour in all of
+            them, by order of appearance, at most five.
+        title: Heading of the whole.
+        subtitle: Second line, as the data sets and the number of repeats.
+    """
+    assert panels
+    everything = [row for rows in panels.values() for row in rows]
+    series = list(dict.fromkeys(row.series for row in everything))
+    assert len(series) <= len(_SERIES)
+    ks = sorted({row.k for row in everything})
+    columns = min(len(panels), 2) if len(panels) != 3 else 3
+    num_rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(6.4, 4.6 * columns), 1.0 + 3.8 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (heading, rows) in zip(grid.flat, panels.items(), strict=False):
+        for row in rows:
+            color = _SERIES[series.index(row.series)]
+            axes.scatter([row.k] * len(row.values), row.values, s=14, color=color, alpha=0.45, linewidths=0, zorder=3)
+        for name in dict.fromkeys(row.series for row in rows):
+            line = sorted((row.k, float(np.median(row.values))) for row in rows if row.series == name)
+            color = _SERIES[series.index(name)]
+            axes.plot(*zip(*line, strict=True), color=color, linewidth=2, marker="o", markersize=4, zorder=4)
+        axes.set_xscale("log")
+        axes.set_xticks(ks, [f"{k}" for k in ks])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}"))
+        if heading:
+            axes.set_title(heading, loc="left", color=_INK, fontsize=10)
+        _bare(axes)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel("training examples per class", color=_INK, fontsize=10)
+    figure.supylabel("top-1 accuracy (%)", color=_INK, fontsize=10)
+    handles = [grid[0, 0].plot([], [], color=_SERIES[i], linewidth=3, label=name)[0] for i, name in enumerate(series)]
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=len(series), labelcolor=_INK)
+    text = f"{title}\n{subtitle or 'line: median, dots: every repeat'}"
+    figure.suptitle(text, x=0.01, ha="left", color=_INK, fontsize=11)
+    return figure
+
+
+def reliability_figure(calibration: "Calibration", title: str = "Reliability") -> Figure:
+    """Draw accuracy against confidence, the gap between the two, and how many predictions each bin has.
+
+    Args:
+        calibration: As `ClassificationMetrics.calibration` returns it.
+        title: Heading.
+    """
+    figure = Figure(figsize=(5.6, 6.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    left, width = calibration.edges[:-1], np.diff(calibration.edges)
+    used = calibration.counts > 0
+    accuracy, confidence = calibration.accuracy[used], calibration.confidence[used]
+    style: dict[str, Any] = {"width": 0.94 * width[used], "align": "center"}
+    centers = (left + width / 2)[used]
+    above.plot([0, 1], [0, 1], color=_GRAY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    above.bar(centers, accuracy, color=_SERIES[0], label="accuracy", zorder=2, **style)
+    above.bar(
+        centers,
+        confidence - accuracy,
+        bottom=accuracy,
+        color=_WRONG,
+        alpha=0.25,
+        edgecolor=_WRONG,
+        label="gap to the mean confidence",
+        zorder=3,
+        **style,
+    )
+    above.set_xlim(0, 1)
+    above.set_ylim(0, 1)
+    above.set_ylabel("accuracy", color=_INK)
+    above.legend(frameon=False, loc="upper left", labelcolor=_INK)
+    total = calibration.counts.sum()
+    share = calibration.counts[used] / total
+    below.bar(centers, share, color=_GRAY, **style)
+    below.set_ylabel("predictions", color=_INK)
+    below.set_xlabel("confidence: probability of the predicted class", color=_INK)
+    for axes in (above, below):
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _bare(axes)
+    below.yaxis.set_major_locator(MaxNLocator(3))
+    below.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    mean_accuracy, mean_confidence = (float(values @ share) for values in (accuracy, confidence))
+    subtitle = (
+        f"ECE {calibration.error:.1%} in {len(width)} bins · accuracy {mean_accuracy:.1%}, confidence "
+        f"{mean_confidence:.1%} · {total:,} predictions"
+    )
+    _heading(above, title, subtitle)
+    figure.align_ylabels([above, below])
+    return figure
+
+
 def prediction_figure(
     images: Sequence[npt.NDArray[np.uint8]],
     true_names: Sequence[str],
     predictions: Sequence[tuple[str, float]],
     title: str = "Predictions",
     columns: int = 6,
+    tally: bool = True,
 ) -> Figure:
     """Draw a contact sheet of images with what was predicted, green where right and red where wrong.
 
@@ -231,6 +333,7 @@ def prediction_figure(
         predictions: N pairs of predicted class name and probability.
         title: Heading.
         columns: Images per row.
+        tally: Whether the heading goes on with how many are right.
     """
     assert images
     assert len(images) == len(true_names) == len(predictions)
@@ -239,7 +342,12 @@ def prediction_figure(
     figure = Figure(figsize=(max(1.45 * columns, 3.2), 1.95 * num_rows + 0.5), layout="constrained")
     right = sum(true == predicted for true, (predicted, _) in zip(true_names, predictions, strict=True))
     figure.suptitle(
-        f"{title}: {right} of {len(images)} right", x=0.01, ha="left", color=_INK, weight="bold", fontsize=12
+        f"{title}: {right} of {len(images)} right" if tally else title,
+        x=0.01,
+        ha="left",
+        color=_INK,
+        weight="bold",
+        fontsize=12,
     )
     grid: Iterator[Axes] = iter(figure.subplots(num_rows, columns, squeeze=False).flat)
     for image, true, (predicted, probability) in zip(images, true_names, predictions, strict=True):

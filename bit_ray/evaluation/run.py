@@ -1,14 +1,15 @@
 """Evaluation of a saved model on a shard set, over the whole cluster: every image once, no batch dropped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from matplotlib.figure import Figure
 
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import to_dict
@@ -20,8 +21,10 @@ from bit_ray.data.shards import read_rows
 from bit_ray.errors import ConfigError, DataError, root_cause
 from bit_ray.evaluation.classifier import Classifier, load_model
 from bit_ray.evaluation.config import EvaluateConfig
-from bit_ray.evaluation.metrics import ClassificationMetrics
-from bit_ray.evaluation.plots import confusion_figure
+from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
+from bit_ray.evaluation.metrics import Calibration, ClassificationMetrics
+from bit_ray.evaluation.plots import confusion_figure, prediction_figure, reliability_figure
+from bit_ray.evaluation.worst import WorstPrediction, WorstPredictions
 from bit_ray.models.package import ModelSpec
 from bit_ray.models.zoo import create_model
 from bit_ray.tracking.runs import TrackedRun
@@ -36,9 +39,19 @@ class Evaluation:
     """What came out, over all images of the set."""
 
     metrics: dict[str, float]
-    """top_1, top_5, cross_entropy, mean_per_class, num_examples."""
+    """top_1, top_5, cross_entropy, mean_per_class, ece, num_examples."""
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals of top_1, top_5, cross_entropy and mean_per_class."""
+    calibration: Calibration
+    """Confidence against accuracy."""
+    worst: tuple[WorstPrediction, ...]
+    """The most confident errors, the most confident first."""
     confusion: npt.NDArray[np.int64] | None
     """``[C, C]``, rows true and columns predicted; None for very many classes or several labels per image."""
+    class_names: tuple[str, ...]
+    """The C names."""
+    run_id: str = ""
+    """MLflow run that holds it, with its pictures below ``evaluation/``."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -67,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         run.close("FAILED")
         raise
     run.close()
-    return evaluation
+    return replace(evaluation, run_id=run.run_id)
 
 
 def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
@@ -76,6 +89,12 @@ def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
     Raises:
         ConfigError: They do not.
     """
+    if spec.multi_label != manifest.multi_label:
+        kinds = {True: "several labels per image", False: "one label per image"}
+        raise ConfigError(
+            f"shards: {shards} has {kinds[manifest.multi_label]}, and the model was trained for "
+            f"{kinds[spec.multi_label]}; use shards of the model's kind, or fine-tune the model on this set"
+        )
     if spec.class_names != manifest.class_names:
         raise ConfigError(
             f"shards: {shards} has {manifest.num_classes} classes that are not those of the model's head "
@@ -84,13 +103,48 @@ def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
 
 
 def record(run: TrackedRun, evaluation: Evaluation, manifest: Manifest, step: int) -> None:
-    """Log an evaluation as ``test/...`` metrics, with the confusion table and its plot."""
+    """Log an evaluation as ``test/...`` metrics, intervals as ``test/..._low`` and ``_high``, and its pictures."""
     run.log_metrics({f"test/{name}": value for name, value in evaluation.metrics.items()}, step=step)
+    limits = {
+        f"test/{name}_{end}": interval[i]
+        for name, interval in evaluation.intervals.items()
+        for i, end in enumerate(("low", "high"))
+    }
+    run.log_metrics(limits, step=step)
+    run.log_figure(reliability_figure(evaluation.calibration), "evaluation/reliability.png")
+    if evaluation.worst:
+        run.log_text(_worst_table(evaluation.worst, manifest.class_names), "evaluation/worst.tsv")
+        run.log_figure(worst_figure(evaluation.worst, manifest.class_names), "evaluation/worst.png")
     if evaluation.confusion is not None:
         rows = [["true \\ predicted", *manifest.class_names]]
         rows += [[name, *map(str, row)] for name, row in zip(manifest.class_names, evaluation.confusion, strict=True)]
         run.log_text("\n".join("\t".join(row) for row in rows) + "\n", "evaluation/confusion.tsv")
         run.log_figure(confusion_figure(evaluation.confusion, manifest.class_names), "evaluation/confusion.png")
+
+
+def worst_figure(worst: Sequence[WorstPrediction], class_names: Sequence[str]) -> Figure:
+    """Draw the most confident errors as a contact sheet."""
+    return prediction_figure(
+        [item.pixels for item in worst],
+        [label_names(item, class_names) for item in worst],
+        [(class_names[item.predicted], item.confidence) for item in worst],
+        title=f"The {len(worst)} most confident errors",
+        columns=8,
+        tally=False,
+    )
+
+
+def _worst_table(worst: Sequence[WorstPrediction], class_names: Sequence[str]) -> str:
+    rows = [("id", "true", "predicted", "confidence")]
+    for item in worst:
+        names = label_names(item, class_names), class_names[item.predicted]
+        rows.append((item.id, *names, f"{item.confidence:.6f}"))
+    return "\n".join("\t".join(row) for row in rows) + "\n"
+
+
+def label_names(item: WorstPrediction, class_names: Sequence[str]) -> str:
+    """Return what the image of an error is, in words."""
+    return ", ".join(class_names[label] for label in item.labels) or "none"
 
 
 def evaluate_model(
@@ -108,20 +162,29 @@ def evaluate_model(
     parts = [part.tolist() for part in np.array_split(np.array(groups), num_parts)]
     model = ray.put(({k: v.cpu() for k, v in classifier.model.state_dict().items()}, classifier.spec))
     task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_evaluate_part)
-    total = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
+    total, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
     try:
-        for state in ray.get([task.remote(model, shards, manifest.digest, part, batch_size) for part in parts]):
+        tasks = [task.remote(model, shards, manifest.digest, part, batch_size) for part in parts]
+        for state, items in ray.get(tasks):
             total.merge(ClassificationMetrics.from_state(state))
+            worst.merge(items)
     except ray.exceptions.RayError as error:
         raise root_cause(error) or error from None
     assert total.num_examples == manifest.num_examples
-    return Evaluation(total.result(), total.confusion)
+    return Evaluation(
+        metrics=total.result(),
+        intervals=bootstrap_intervals(total),
+        calibration=total.calibration(),
+        worst=tuple(worst.items),
+        confusion=total.confusion,
+        class_names=manifest.class_names,
+    )
 
 
 def _evaluate_part(
     model: tuple[dict[str, torch.Tensor], ModelSpec], shards: str, digest: str, groups: list[list[int]], batch_size: int
-) -> dict[str, Any]:
-    """Metrics over some row groups; runs in a Ray task and may run again."""
+) -> tuple[dict[str, Any], list[WorstPrediction]]:
+    """Metrics and worst predictions over some row groups; runs in a Ray task and may run again."""
     tensors, spec = model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = create_model(spec.model, spec.num_classes)
@@ -130,27 +193,28 @@ def _evaluate_part(
     manifest = read_manifest(shards)
     if manifest.digest != digest:
         raise DataError(f"{shards}: the shard set changed during the evaluation; start it again")
-    metrics = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
-    for pixels, labels in _batches(spec, shards, manifest, groups, batch_size):
+    metrics, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
+    for pixels, ids, labels in _batches(spec, shards, manifest, groups, batch_size):
         if manifest.multi_label:
             targets = torch.zeros(len(labels), manifest.num_classes)
             for row, names in enumerate(labels):
                 targets[row, names] = 1
         else:
             targets = torch.tensor([names[0] for names in labels])
-        metrics.update(classifier.logits(pixels), targets)
-    return metrics.state()
+        worst.update(metrics.update(classifier.logits(pixels), targets), ids, labels, pixels)
+    return metrics.state(), worst.items
 
 
 def _batches(
     spec: ModelSpec, shards: str, manifest: Manifest, groups: list[list[int]], batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.uint8], list[list[int]]]]:
-    """Decoded batches, the next row group being read and decoded meanwhile."""
+) -> Iterator[tuple[npt.NDArray[np.uint8], list[str], list[list[int]]]]:
+    """Decoded batches with ids and labels, the next row group being read and decoded meanwhile."""
 
-    def read(group: list[int]) -> tuple[npt.NDArray[np.uint8], list[list[int]]]:
+    def read(group: list[int]) -> tuple[npt.NDArray[np.uint8], list[str], list[list[int]]]:
         table = read_rows(shards, manifest, group[0], [group[1]])
         pixels = np.empty((table.num_rows, spec.crop_size, spec.crop_size, 3), np.uint8)
-        for i, (name, image) in enumerate(zip(table["id"].to_pylist(), table["image"], strict=True)):
+        ids = table["id"].to_pylist()
+        for i, (name, image) in enumerate(zip(ids, table["image"], strict=True)):
             try:
                 decoded = decode_image(image.as_py(), convert=manifest.convert_images)
             except ImageError as error:
@@ -159,13 +223,14 @@ def _batches(
             pixels[i] = eval_view(
                 decoded, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size
             )
-        return pixels, table["labels"].to_pylist()
+        return pixels, ids, table["labels"].to_pylist()
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(read, groups[0])
         for following in [*groups[1:], None]:
-            pixels, labels = ahead.result()
+            pixels, ids, labels = ahead.result()
             if following is not None:
                 ahead = pool.submit(read, following)
             for start in range(0, len(labels), batch_size):
-                yield pixels[start : start + batch_size], labels[start : start + batch_size]
+                rows = slice(start, start + batch_size)
+                yield pixels[rows], ids[rows], labels[rows]

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from torchmetrics.classification import MulticlassCalibrationError
 
 from bit_ray.cluster import Resources, cluster
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import decode_image
 from bit_ray.data.glyphs import GlyphSource
 from bit_ray.data.manifest import read_manifest
-from bit_ray.data.shards import Example, read_rows, to_examples
+from bit_ray.data.shards import Example, read_rows, read_tables, to_examples
 from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.classifier import load_model
@@ -86,6 +87,9 @@ def test_the_cluster_counts_what_a_plain_loop_counts(glyphs, tmp_path):
     assert evaluation.metrics.pop("cross_entropy") == pytest.approx(
         -logits.log_softmax(1)[torch.arange(150), truth].mean().item(), rel=1e-5
     )
+    confidence, predicted = logits.softmax(1).max(1)
+    reference = MulticlassCalibrationError(50, n_bins=15)(logits.softmax(1), truth).item()
+    assert evaluation.metrics.pop("ece") == pytest.approx(reference, abs=1e-5)
     assert evaluation.metrics == pytest.approx(
         {
             "top_1": (ranked[:, 0] == truth).double().mean().item(),
@@ -96,9 +100,26 @@ def test_the_cluster_counts_what_a_plain_loop_counts(glyphs, tmp_path):
         rel=1e-12,
     )
 
+    wrong = [i for i in confidence.argsort(descending=True).tolist() if predicted[i] != truth[i]]
+    assert [item.confidence for item in evaluation.worst] == pytest.approx(confidence[wrong[:24]].tolist(), rel=1e-5)
+    ids = [name for table in read_tables(shards, read_manifest(shards), ("id",)) for name in table["id"].to_pylist()]
+    for item in evaluation.worst:  # by id: rounding may exchange neighbours
+        i = ids.index(item.id)
+        assert (item.predicted, item.labels) == (predicted[i], (truth[i],))
+        assert item.confidence == pytest.approx(confidence[i].item(), rel=1e-5)
+    assert evaluation.worst[0].pixels.shape == (32, 32, 3)
+
     client = MlflowClient(tracking_uri=tracking.uri)
     [run] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
     assert run.info.status == "FINISHED"
+    assert run.info.run_id == evaluation.run_id
+    for name, (low, high) in evaluation.intervals.items():
+        assert run.data.metrics[f"test/{name}_low"] == low <= run.data.metrics[f"test/{name}"] <= high
+        assert run.data.metrics[f"test/{name}_high"] == high
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert artifacts == {f"evaluation/{name}" for name in (
+        "confusion.png", "confusion.tsv", "reliability.png", "worst.png", "worst.tsv"
+    )}  # fmt: skip
     assert run.data.metrics["test/top_1"] == evaluation.metrics["top_1"]
     assert run.data.tags["bit_ray.weights_sha256"] == classifier.sha256
     assert len(classifier.sha256) == 64
@@ -117,6 +138,9 @@ def test_neither_batches_nor_parts_change_the_result(glyphs, batch_size, monkeyp
     found = evaluate_model(classifier, str(shards), manifest, places, batch_size=batch_size)
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
+    assert [item.id for item in found.worst] == [item.id for item in expected.worst]
+    for name, interval in expected.intervals.items():
+        assert found.intervals[name] == pytest.approx(interval, rel=1e-6)
 
 
 def test_several_labels_per_image_are_evaluated(tmp_path):

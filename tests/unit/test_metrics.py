@@ -3,10 +3,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from torchmetrics.classification import MulticlassCalibrationError
 
 from bit_ray.errors import DataError, ModelError
+from bit_ray.evaluation import intervals
+from bit_ray.evaluation.intervals import bootstrap_intervals
 from bit_ray.evaluation.metrics import MAX_CONFUSION_CLASSES, ClassificationMetrics
+from bit_ray.evaluation.worst import WorstPredictions
 
 
 def draw(num_examples, num_classes, seed=0):
@@ -183,3 +189,164 @@ def test_no_examples_have_no_result():
     metrics.update(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     with pytest.raises(DataError, match="num_examples: 0"):
         metrics.result()
+
+
+def sharp(num_examples, num_classes, seed=0):
+    """Logits of a model that is surer than it is right."""
+    logits, labels = draw(num_examples, num_classes, seed)
+    return 3 * logits, labels
+
+
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_calibration_agrees_with_torchmetrics_and_scikit_learn(num_classes):
+    logits, labels = sharp(2003, num_classes)
+    calibration = measured(logits, labels, num_classes).calibration()
+    probabilities = logits.double().softmax(dim=1)
+    reference = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+    assert calibration.error == pytest.approx(float(reference(probabilities, labels)), abs=1e-6)
+    assert calibration.error > 0.05
+    confidence, predicted = probabilities.max(dim=1)
+    accuracies, confidences = calibration_curve((predicted == labels).int(), confidence, n_bins=15)
+    used = calibration.counts > 0
+    np.testing.assert_allclose(calibration.accuracy[used], accuracies, rtol=1e-12)
+    np.testing.assert_allclose(calibration.confidence[used], confidences, rtol=1e-12)
+    assert calibration.counts.sum() == 2003
+    assert measured(logits, labels, num_classes).result()["ece"] == calibration.error
+
+
+def test_a_limit_of_the_bins_belongs_to_the_bin_below_and_certainty_to_the_last():
+    logits = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]], dtype=torch.float64).log()
+    logits = torch.cat([logits, torch.tensor([[800.0, 0.0]], dtype=torch.float64)])
+    calibration = measured(logits, torch.tensor([1, 0, 0, 0]), 2).calibration()
+    assert calibration.counts.tolist() == [0] * 7 + [1, 1, 0, 0, 1, 0, 0, 1]  # 0.5, 9/15, 12/15, 1
+
+
+def test_calibration_of_several_labels_is_that_of_the_best_class():
+    logits = torch.tensor([[2.0, -1.0], [2.0, -1.0]])
+    calibration = measured(logits, torch.tensor([[1, 0], [0, 1]]), 2, multi_label=True).calibration()
+    assert calibration.error == pytest.approx(1 / (1 + np.exp(-2)) - 0.5)
+
+
+def values_of(logits, labels):
+    """Each example's part in each metric."""
+    rank = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+    losses = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    return {"top_1": (rank < 1).double(), "top_5": (rank < 5).double(), "cross_entropy": losses}
+
+
+def test_intervals_agree_with_the_bootstrap_of_scipy_over_the_examples():
+    logits, labels = sharp(400, 12)
+    metrics = measured(logits, labels, 12)
+    found = bootstrap_intervals(metrics, num_resamples=20_000)
+    generator = np.random.default_rng(1)
+    settings = {"n_resamples": 20_000, "method": "percentile", "random_state": generator}
+    for name, values in values_of(logits, labels).items():
+        expected = stats.bootstrap((values.numpy(),), np.mean, batch=2000, **settings).confidence_interval
+        width = expected.high - expected.low
+        # Two draws of 20,000: the limits' own standard error is 1 % of the width, a step of the accuracy 1/400.
+        assert found[name] == pytest.approx(tuple(expected), abs=0.05 * width + 1 / 400 * (name != "cross_entropy"))
+        assert found[name][0] < metrics.result()[name] < found[name][1]
+
+
+def test_the_interval_of_the_mean_per_class_agrees_with_resampled_scikit_learn():
+    logits, labels = sharp(300, 6)
+    labels[:150] = 0  # unequal classes
+    low, high = bootstrap_intervals(measured(logits, labels, 6), num_resamples=4000)["mean_per_class"]
+    predicted = logits.argmax(dim=1).numpy()
+    generator = np.random.default_rng(2)
+    samples = [generator.integers(0, 300, 300) for _ in range(2000)]
+    scores = [balanced_accuracy_score(labels.numpy()[rows], predicted[rows]) for rows in samples]
+    expected = np.quantile(scores, [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.08 * (expected[1] - expected[0]))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    generator = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        right = torch.from_numpy(generator.random(200) < 0.7)
+        logits = torch.stack([right, ~right], dim=1).double()
+        low, high = bootstrap_intervals(measured(logits, torch.zeros(200, dtype=torch.long), 2))["top_1"]
+        hits += low <= 0.7 <= high
+    assert 0.91 <= hits / 400 <= 0.98  # 95 % less the bootstrap's own narrowness; standard error 1.1 %
+
+
+def test_intervals_of_merged_parts_are_those_of_the_whole_and_repeat():
+    logits, labels = sharp(300, 9)
+    total = ClassificationMetrics(9)
+    for part in (slice(0, 101), slice(101, 300)):
+        state = measured(logits[part], labels[part], 9).state()
+        total.merge(ClassificationMetrics.from_state(pickle.loads(pickle.dumps(state))))
+    expected = bootstrap_intervals(measured(logits, labels, 9))
+    assert set(expected) == {"top_1", "top_5", "mean_per_class", "cross_entropy"}
+    for name, interval in bootstrap_intervals(total).items():
+        assert interval == pytest.approx(expected[name], rel=1e-12)
+    assert bootstrap_intervals(total, seed=1) != expected
+    assert total.calibration().error == pytest.approx(measured(logits, labels, 9).calibration().error, rel=1e-12)
+
+
+def test_what_travels_stays_small_however_many_examples_there_are():
+    small, large = (len(pickle.dumps(measured(*draw(n, 10), 10).state())) for n in (10, 20_000))
+    assert large == pytest.approx(small, rel=0.01)
+    assert large < 50_000
+
+
+def test_intervals_of_certain_results_and_several_labels():
+    metrics = measured(torch.eye(4) * 50, torch.arange(4), 4)
+    assert bootstrap_intervals(metrics)["top_1"] == (1.0, 1.0)
+    several = measured(torch.eye(4), torch.eye(4), 4, multi_label=True)
+    assert set(bootstrap_intervals(several)) == {"top_1", "top_5", "cross_entropy"}
+    with pytest.raises(DataError, match="num_examples: 0"):
+        bootstrap_intervals(ClassificationMetrics(4))
+
+
+def test_intervals_of_many_classes_need_no_table_of_all_resamples(monkeypatch):
+    logits, labels = sharp(500, 40)
+    whole = bootstrap_intervals(measured(logits, labels, 40))
+    monkeypatch.setattr(intervals, "_MOST_COUNTS", 1000)  # 8 resamples at a time
+    assert bootstrap_intervals(measured(logits, labels, 40)) == whole
+
+
+def errors_of(logits, labels, capacity, batch_size=64, offset=0):
+    metrics, worst = ClassificationMetrics(logits.shape[1]), WorstPredictions(capacity)
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        ids = [f"{offset + i:05d}" for i in range(len(labels))[rows]]
+        pixels = np.zeros((len(ids), 8, 8, 3), np.uint8)
+        worst.update(metrics.update(logits[rows], labels[rows]), ids, labels[rows, None].tolist(), pixels)
+    return worst
+
+
+def test_the_worst_predictions_are_the_most_confident_errors_of_all():
+    logits, labels = sharp(700, 5)
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    wrong = [i for i in confidence.argsort(descending=True).tolist() if predicted[i] != labels[i]]
+    whole = errors_of(logits, labels, 24)
+    assert [item.id for item in whole.items] == [f"{i:05d}" for i in wrong[:24]]
+    assert [item.predicted for item in whole.items] == predicted[wrong[:24]].tolist()
+    assert [item.labels for item in whole.items] == [(int(labels[i]),) for i in wrong[:24]]
+    parts = WorstPredictions(24)
+    for start, stop in ((500, 700), (0, 7), (7, 500)):
+        parts.merge(errors_of(logits[start:stop], labels[start:stop], 24, batch_size=9, offset=start).items)
+    assert [item.id for item in parts.items] == [item.id for item in whole.items]
+
+
+def test_equal_confidences_are_kept_by_id_whatever_the_order():
+    logits, labels = torch.tensor([[1.0, 0.0]]).repeat(30, 1), torch.ones(30, dtype=torch.long)
+    expected = [f"{i:05d}" for i in range(4)]
+    for parts in (((0, 30),), ((20, 30), (0, 20))):
+        worst = WorstPredictions(4)
+        for start, stop in parts:
+            worst.merge(errors_of(logits[start:stop], labels[start:stop], 4, batch_size=3, offset=start).items)
+        assert [item.id for item in worst.items] == expected
+
+
+def test_a_worst_prediction_holds_a_small_picture_of_its_own():
+    pixels = np.arange(2 * 300 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 300, 200, 3)
+    metrics, worst = ClassificationMetrics(2), WorstPredictions(2)
+    worst.update(metrics.update(torch.eye(2), torch.tensor([1, 1])), ["a", "b"], [[1], [1]], pixels)
+    assert [item.id for item in worst.items] == ["a"]
+    assert worst.items[0].pixels.shape == (128, 85, 3)
+    small = WorstPredictions(2)
+    small.update(metrics.update(torch.eye(2), torch.tensor([1, 1])), ["a", "b"], [[1], [1]], pixels[:, :32, :32])
+    assert small.items[0].pixels.base is None

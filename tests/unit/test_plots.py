@@ -6,12 +6,14 @@ import pytest
 from matplotlib.image import imread
 
 from bit_ray.errors import ConfigError
+from bit_ray.evaluation.metrics import Calibration
 from bit_ray.evaluation.plots import (
     ComparisonRow,
     comparison_figure,
     confusion_figure,
     curve_figure,
     prediction_figure,
+    reliability_figure,
     save_figure,
 )
 
@@ -111,6 +113,29 @@ def test_contact_sheet_marks_right_and_wrong():
     colors = [axes.spines["top"].get_edgecolor() for axes in figure.axes]
     assert colors[2] != colors[0] == colors[1] == colors[3] == colors[4]
     assert "4 of 5 right" in figure.get_suptitle()
+
+
+def test_reliability_shows_accuracy_gap_and_counts_of_the_bins_that_are_used():
+    calibration = Calibration(
+        edges=np.linspace(0, 1, 5),
+        counts=np.array([0, 10, 0, 30]),
+        confidence=np.array([0, 0.4, 0, 0.9]),
+        accuracy=np.array([0, 0.5, 0, 0.7]),
+    )
+    assert calibration.error == pytest.approx(0.25 * 0.1 + 0.75 * 0.2)
+    above, below = reliability_figure(calibration, "Digits").axes
+    bars, gaps = above.containers
+    assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([0.375, 0.875])
+    assert [bar.get_height() for bar in bars] == pytest.approx([0.5, 0.7])
+    assert [bar.get_height() for bar in gaps] == pytest.approx([-0.1, 0.2])
+    assert [bar.get_height() for bar in below.containers[0]] == pytest.approx([0.25, 0.75])
+    assert texts(above)[-1] == "ECE 17.5% in 4 bins · accuracy 65.0%, confidence 77.5% · 40 predictions"
+
+
+def test_contact_sheet_without_a_tally_has_its_own_heading():
+    image = np.zeros((8, 8, 3), np.uint8)
+    figure = prediction_figure([image], ["a"], [("b", 0.9)], title="The 1 most confident errors", tally=False)
+    assert figure.get_suptitle() == "The 1 most confident errors"
 
 
 def test_names_that_look_like_formulas_or_have_no_font_are_drawn(tmp_path, recwarn):

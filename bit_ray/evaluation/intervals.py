@@ -1,0 +1,76 @@
+"""How far a metric may be off because the test set is what it is: bootstrap intervals from a few counts."""
+
+import numpy as np
+import numpy.typing as npt
+
+from bit_ray.errors import DataError
+from bit_ray.evaluation.metrics import ClassificationMetrics
+
+Interval = tuple[float, float]
+
+# Counts of a resample that are held at a time, 32 MiB: a thousand resamples of 21,843 classes are half a gigabyte.
+_MOST_COUNTS = 2**22
+
+
+def bootstrap_intervals(
+    metrics: ClassificationMetrics, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Return percentile bootstrap intervals (Efron 1979): the spread of each metric over resampled test sets.
+
+    A resample draws as many examples as there are, with replacement. A metric depends on how many of each kind came
+    out, so these numbers are drawn themselves, from the multinomial distribution: for top-1, top-5 and the mean per
+    class (kinds: true class, and whether right, near or wrong) that is the bootstrap exactly, without the examples and
+    their memory. A cross-entropy is drawn as the mean of its bin, which is 2 % wide.
+
+    Args:
+        metrics: What was counted over all examples.
+        level: Share of the resamples within the interval.
+        num_resamples: Resampled test sets; with 1,000, another seed moves a limit by some 2 % of the interval's width.
+        seed: Of the draws.
+
+    Returns:
+        Lower and upper limit of ``top_1``, ``top_5``, ``cross_entropy`` and, with one label per image,
+        ``mean_per_class``, which is over the classes that a resample has.
+
+    Raises:
+        DataError: no example was counted.
+    """
+    assert 0 < level < 1
+    if metrics.num_examples == 0:
+        raise DataError("num_examples: 0; at least 1 to evaluate; the data set or the split is empty")
+    rng = np.random.default_rng(seed)
+    values = {**_accuracies(metrics, num_resamples, rng), "cross_entropy": _losses(metrics, num_resamples, rng)}
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    limits = {name: np.quantile(drawn, tails) for name, drawn in values.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
+
+
+def _accuracies(
+    metrics: ClassificationMetrics, num_resamples: int, rng: np.random.Generator
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Top-1, top-5 and mean per class of each resample, ``[R]`` each."""
+    right, near, total = metrics.class_correct, metrics.class_top_5, metrics.class_total
+    if metrics.multi_label:
+        right, near, total = (np.array([n]) for n in (metrics.num_top_1, metrics.num_top_5, metrics.num_examples))
+    cells = np.stack([right, near - right, total - near], axis=1)[total > 0]
+    size = max(1, _MOST_COUNTS // cells.size)
+    parts = []
+    for start in range(0, num_resamples, size):
+        count = min(size, num_resamples - start)
+        drawn = rng.multinomial(metrics.num_examples, cells.ravel() / metrics.num_examples, count)
+        drawn = drawn.reshape(count, *cells.shape)
+        totals = drawn.sum(axis=2)
+        shares = np.divide(drawn[..., 0], totals, out=np.zeros(totals.shape), where=totals > 0)
+        top_1 = drawn[..., 0].sum(axis=1) / metrics.num_examples
+        top_5 = drawn[..., :2].sum(axis=(1, 2)) / metrics.num_examples
+        parts.append(np.stack([top_1, top_5, shares.sum(axis=1) / (totals > 0).sum(axis=1)]))
+    names = ("top_1", "top_5") if metrics.multi_label else ("top_1", "top_5", "mean_per_class")
+    return dict(zip(names, np.concatenate(parts, axis=1), strict=False))
+
+
+def _losses(metrics: ClassificationMetrics, num_resamples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Cross-entropy of each resample, ``[R]``."""
+    used = metrics.loss_total > 0
+    drawn = rng.multinomial(metrics.num_examples, metrics.loss_total[used] / metrics.num_examples, num_resamples)
+    cross_entropies: npt.NDArray[np.float64] = drawn @ (metrics.loss_sum[used] / metrics.loss_total[used])
+    return cross_entropies / metrics.num_examples

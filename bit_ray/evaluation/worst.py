@@ -1,0 +1,88 @@
+"""The most confident errors of a model, kept while it is evaluated: a few of any number of images, in any process."""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bit_ray.evaluation.metrics import Outcomes
+
+NUM_WORST = 24
+_THUMBNAIL = 128
+
+
+@dataclass(frozen=True)
+class WorstPrediction:
+    """An image that was classified wrongly."""
+
+    id: str
+    """Of the example in its set."""
+    labels: tuple[int, ...]
+    """What it is."""
+    predicted: int
+    """What the model took it for."""
+    confidence: float
+    """With what probability."""
+    pixels: npt.NDArray[np.uint8]
+    """What the model saw, ``[H, W, 3] uint8``, at most 128 pixels wide and high."""
+
+
+class WorstPredictions:
+    """The ``capacity`` most confident errors so far, the most confident first, ties by id; mergeable."""
+
+    def __init__(self, capacity: int = NUM_WORST) -> None:
+        self.capacity = capacity
+        self.items: list[WorstPrediction] = []
+
+    def update(
+        self,
+        outcomes: Outcomes,
+        ids: Sequence[str],
+        labels: Sequence[Sequence[int]],
+        pixels: npt.NDArray[np.uint8],
+    ) -> None:
+        """Look through a batch.
+
+        Args:
+            outcomes: Of its B images.
+            ids: Their ids.
+            labels: Their class indices.
+            pixels: ``[B, H, W, 3] uint8``.
+        """
+        enough = self.items[-1].confidence if len(self.items) == self.capacity else 0.0
+        wrong: list[int] = np.flatnonzero(~outcomes.right & (outcomes.confidence >= enough)).tolist()
+        # Only what may stay gets a thumbnail.
+        wrong = sorted(wrong, key=lambda i: (-outcomes.confidence[i], ids[i]))[: self.capacity]
+        self._keep(
+            WorstPrediction(
+                ids[i],
+                tuple(labels[i]),
+                int(outcomes.predicted[i]),
+                float(outcomes.confidence[i]),
+                _thumbnail(pixels[i]),
+            )
+            for i in wrong
+        )
+
+    def merge(self, items: Iterable[WorstPrediction]) -> None:
+        """Add the items of another process that saw other examples."""
+        self._keep(items)
+
+    def _keep(self, items: Iterable[WorstPrediction]) -> None:
+        self.items = heapq.nsmallest(self.capacity, [*self.items, *items], key=_order)
+
+
+def _order(item: WorstPrediction) -> tuple[Any, ...]:
+    return -item.confidence, item.id
+
+
+def _thumbnail(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    if max(pixels.shape[:2]) <= _THUMBNAIL:
+        return pixels.copy()  # not a view that would keep its whole batch
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return np.array(image)
