@@ -1,10 +1,11 @@
-"""Images per second of the stream, of the step and of both, each beside a peer in the same run.
+"""Images per second of the stream, of the step, of both and of fine-tuning, each beside a peer in the same run.
 
 python benchmarks/throughput.py
 
 Prints a Markdown table. See benchmarks/README.md for what is compared with what.
 """
 
+import contextlib
 import os
 import platform
 import statistics
@@ -29,6 +30,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2 as TimmResNetV2
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -41,8 +43,10 @@ from bit_ray.data.order import Shuffle
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.data.write import write_shards
 from bit_ray.models.zoo import create_model, model_config
+from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.training.plan import TrainPlan
+from bit_ray.training.fit import Examples, fit
+from bit_ray.training.plan import TrainPlan, transfer_plan
 from bit_ray.training.step import TrainStep, build_optimizer
 
 NUM_EXAMPLES = 5120  # more than the default windows hold, so that the stream reads as it does from a large set
@@ -62,6 +66,8 @@ class Config:
     """32-pixel PNG characters, and JPEG photographs of the size of ImageNet's."""
     seconds: float = 10.0
     """Length of each measurement, after its warm-up."""
+    rows: tuple[Literal["step", "finetune", "stream"], ...] = ("step", "finetune", "stream")
+    """The step on a fixed batch, transfer of images in memory, and the stream alone and with the step."""
     threads: int = 1
     """Threads of the step."""
     num_workers: int = 2
@@ -209,8 +215,8 @@ def our_step(model_name: str, size: int, batch_size: int) -> Step:
     return lambda step, images, targets: step_fn(step, [(images, targets)], 1)
 
 
-def peer_step(model_name: str, layout: torch.memory_format) -> Step:
-    """A plain training loop over timm's network of the same size."""
+def timm_network(model_name: str) -> nn.Module:
+    """Network of the same size, by timm."""
     config = model_config(model_name, NUM_CLASSES)
     model = TimmResNetV2(
         config.units,
@@ -219,10 +225,16 @@ def peer_step(model_name: str, layout: torch.memory_format) -> Step:
         stem_type="fixed",
         conv_layer=partial(StdConv2d, eps=1e-8),
         norm_layer=partial(GroupNormAct, num_groups=32),
-    ).to(memory_format=layout)
+    )
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, create_model(model_name, NUM_CLASSES))]
     assert sizes[0] == sizes[1], sizes
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9, weight_decay=1e-4)
+    return model
+
+
+def peer_step(model: nn.Module, layout: torch.memory_format, weight_decay: float = 1e-4) -> Step:
+    """A plain training loop over a network, on images ``[B, 3, H, W] uint8``."""
+    model.to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9, weight_decay=weight_decay)
 
     def run(step: int, images: torch.Tensor, targets: torch.Tensor) -> None:
         x = images.to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
@@ -297,8 +309,8 @@ def step_rows(setting: Setting, config: Config) -> Iterator[str]:
     ours, peer, eager = measure_steps(
         [
             (our_step(setting.model, size, batch_size), images),
-            (peer_step(setting.model, torch.channels_last), peer_images),
-            (peer_step(setting.model, torch.contiguous_format), peer_images),
+            (peer_step(timm_network(setting.model), torch.channels_last), peer_images),
+            (peer_step(timm_network(setting.model), torch.contiguous_format), peer_images),
         ],
         targets,
         config.seconds,
@@ -306,6 +318,51 @@ def step_rows(setting: Setting, config: Config) -> Iterator[str]:
     what = f"step, {setting.model}, {size} px, batch {batch_size}"
     yield row(what, "timm, channels_last", ours, peer)
     yield row(what, "timm, NCHW", ours, eager)
+
+
+def finetune_rows(setting: Setting, config: Config) -> Iterator[str]:
+    """Transfer of images in memory, views included: `fit` beside plain loops that take turns with it, step by step."""
+    size, batch_size = setting.crop_size, setting.batch_size
+    resize, count = size * 5 // 4, 8 * batch_size
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(256, size=(count, resize, resize, 3), dtype=np.uint8), rng.integers(10, size=count)
+    examples = Examples(tuple(map(str, range(count))), list(pixels), labels)
+    rule = hyperrule(
+        count, (size, size), resize=resize, crop=size, batch_size=batch_size, num_steps=100_000, warmup_steps=0
+    )
+    plan = transfer_plan(
+        rule, model=setting.model, num_classes=NUM_CLASSES, manifest_digest="", init="", init_digest="", seed=0
+    )
+    images, targets = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+    view = v2.Compose((v2.RandomCrop(size), v2.RandomHorizontalFlip()))
+    networks = (timm_network(setting.model), create_model(setting.model, NUM_CLASSES))
+    peers = [peer_step(network, torch.channels_last, weight_decay=0.0) for network in networks]
+    times: list[list[tuple[float, float]]] = [[] for _ in range(1 + len(peers))]
+    started = time.perf_counter()
+    mark = started, time.process_time()
+
+    def taken() -> tuple[float, float]:
+        nonlocal mark
+        before, mark = mark, (time.perf_counter(), time.process_time())
+        return mark[0] - before[0], mark[1] - before[1]
+
+    def take_turns(step: int, loss: float) -> None:
+        times[0].append(taken())
+        for run, column in zip(peers, times[1:], strict=True):
+            chosen = torch.randint(count, (batch_size,)).tolist()
+            run(step, torch.stack([view(images[i]) for i in chosen]), targets[chosen])
+            column.append(taken())
+        if step >= 3 and time.perf_counter() - started > config.seconds * len(times):
+            raise StopIteration
+
+    with contextlib.suppress(StopIteration):
+        fit(create_model(setting.model, NUM_CLASSES), examples, plan, on_step=take_turns)
+    ours, timm, same = (
+        Measured(batch_size, *(statistics.median(c) for c in zip(*column[1:], strict=True))) for column in times
+    )
+    what = f"fine-tuning, {setting.model}, {size} px, batch {batch_size}"
+    yield row(what, "plain loop, timm", ours, timm)
+    yield row(what, "plain loop, same network", ours, same)
 
 
 def stream_rows(setting: Setting, folder: Path, config: Config) -> Iterator[str]:
@@ -333,7 +390,10 @@ def stream_rows(setting: Setting, folder: Path, config: Config) -> Iterator[str]
         "DataLoader",
         *measure((None, None), STREAM_BATCH, whole_epoch),
     )
-    steps = our_step(SMALL_MODEL, size, setting.both_batch_size), peer_step(SMALL_MODEL, torch.channels_last)
+    steps = (
+        our_step(SMALL_MODEL, size, setting.both_batch_size),
+        peer_step(timm_network(SMALL_MODEL), torch.channels_last),
+    )
     yield row(
         f"both, {name}, {SMALL_MODEL}, {size} px, batch {setting.both_batch_size}",
         "DataLoader and timm, channels_last",
@@ -367,12 +427,16 @@ def main(config: Config) -> None:
     settings = {name: {"glyphs": GLYPHS, "photos": PHOTOS}[name] for name in config.images}
     with tempfile.TemporaryDirectory(prefix="bit-ray-throughput-") as directory:
         folders = {name: Path(directory, name) for name in settings}
-        for name, setting in settings.items():
-            {"glyphs": write_glyphs, "photos": write_photos}[name](folders[name])
-            add(step_rows(setting, config))
-        with cluster():
+        for setting in settings.values():
+            if "step" in config.rows:
+                add(step_rows(setting, config))
+            if "finetune" in config.rows:
+                add(finetune_rows(setting, config))
+        with cluster() if "stream" in config.rows else contextlib.nullcontext():
             for name, setting in settings.items():
-                add(stream_rows(setting, folders[name], config))
+                if "stream" in config.rows:
+                    {"glyphs": write_glyphs, "photos": write_photos}[name](folders[name])
+                    add(stream_rows(setting, folders[name], config))
             wall = time.perf_counter() - started
             others = (busy_seconds() - busy - (cpu_seconds(me) - own)) / wall
             settle()
