@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bit_ray import cli_models, cli_shards, cli_suites, jobs
+from bit_ray import cli_export, cli_models, cli_shards, cli_suites, jobs
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.flags import parse
@@ -49,6 +49,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     "models": {
         "predict": Command(cli_models.PredictConfig, cli_models.predict, "classify image files"),
         "models list": Command(cli_models.ListConfig, cli_models.list_models, "list what is registered"),
+        "models export": Command(
+            cli_export.ExportConfig, cli_export.export_model, "write one for ONNX, timm, Hugging Face and others"
+        ),
         "models rank": Command(cli_suites.RankConfig, cli_suites.rank, "find the one that suits some images"),
         "models pull": Command(cli_models.PullConfig, cli_models.pull, "copy a registered model to a folder"),
     },
