@@ -16,8 +16,8 @@ def to_indices(
 
     Args:
         uri: Where the labels stand, for messages.
-        lists: Labels of each row, names or numbers. A number is the name of a class if all labels are names, else an
-            index.
+        lists: Labels of each row, names or numbers. A number is the name of a class if all labels are names of classes,
+            or if the classes are numbers other than 0, 1, 2 and so on; else an index.
         class_names: In the order of the class indices.
         row_names: What messages call the rows, if not by their numbers.
 
@@ -56,7 +56,10 @@ def to_indices(
     else:
         classes = tuple(sorted(distinct.to_pylist()))
     check_classes(uri, classes, "labels in the table, or a class list")
-    if {str(value) for value in distinct.to_pylist()} <= set(classes) or (is_text(values.type) and numbers is None):
+    counted = tuple(str(i) for i in range(len(classes)))
+    ids = classes != counted and all(name.isdecimal() for name in classes)
+    named = {str(value) for value in distinct.to_pylist()} <= set(classes)
+    if ids or named or (numbers is None and is_text(values.type)):
         indices = pc.index_in(values.cast(pa.large_string()), value_set=pa.array(classes, pa.large_string()))
         wrong = np.asarray(indices.is_null())
     else:

@@ -15,6 +15,7 @@ import scipy.io
 import torchvision.datasets
 from PIL import Image
 
+from bit_ray.cli import main
 from bit_ray.data.datasets.archive import members, read_members
 from bit_ray.data.datasets.download import download
 from bit_ray.data.datasets.named import NAMED, open_dataset
@@ -394,6 +395,7 @@ def test_a_server_without_the_file_or_no_server_is_one_line(tmp_path, server):
         with pytest.raises(DataError, match=reason) as raised:
             download(url, tmp_path / "b.tgz", md5="")
         assert "fetch it elsewhere and put it at" in one_line(raised)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_cifar_is_downloaded_when_asked_for_and_only_then(tmp_path, server, monkeypatch):
@@ -476,3 +478,24 @@ def test_a_name_or_split_that_is_mistyped_is_one_line(tmp_path):
         one_line(raised)
     with pytest.raises(DataError, match="accepted: a local folder"):
         open_dataset("cifar10", "train", "s3://bucket/data")
+
+
+def test_the_command_writes_a_set_by_name(tmp_path, monkeypatch, capfd):
+    _, batches, files = cifar_files(10)
+    write_tar(tmp_path / "cifar-10-python.tar.gz", files, "w:gz")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["shards", "write", "cifar10:test", "set", "--data-dir", "."]
+    assert main(arguments) == 2
+    assert capfd.readouterr().err == (
+        "error: cifar10:test: 6 images of 10 classes; accepted: 10,000 of 10, as published; fetch the set again, or "
+        "give --no-check-size (check_size=False)\n"
+    )
+    assert not (tmp_path / "set").exists()
+    assert main([*arguments, "--no-check-size"]) == 0
+    manifest = read_manifest("set")
+    assert (manifest.name, manifest.class_names) == ("cifar10:test", tuple(NAMES[10]))
+    rows = [row for table in read_tables("set", manifest) for row in to_examples(table)]
+    found = [row.labels[0] for row in sorted(rows, key=lambda row: row.id)]
+    assert found == batches["test_batch"]["labels"]
+    assert main([*arguments, "--no-check-size"]) == 0  # written already
+    assert "there already" in capfd.readouterr().out

@@ -36,6 +36,8 @@ def download(url: str, target: Path, *, md5: str) -> None:
             except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
                 reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
                 got = file.seek(0, os.SEEK_END)
+                if not got:
+                    partial.unlink()
                 kept = f" ({got:,} bytes are kept; the same command continues)" if got else ""
                 raise DataError(
                     f"{url}: cannot be downloaded: {reason}{kept}; check the network, or fetch it elsewhere and put it "

@@ -2,6 +2,8 @@
 
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -22,6 +24,8 @@ IMAGES = {
     "val": ("ILSVRC2012_img_val.tar", "val", "ILSVRC/Data/CLS-LOC/val"),
 }
 WHOLE = ("winter21_whole.tar", "winter21_whole", "winter21_whole.tar.gz", "fall11_whole.tar", "fall11_whole")
+_NUM_READERS = 16
+_READ_AHEAD = 64
 _SUFFIXES = (".jpeg", ".jpg")
 
 
@@ -91,16 +95,23 @@ def open_imagenet21k(splits: Sequence[str], place: Place) -> ArchiveSource:
 
 def _labelled(found: Iterator[Member]) -> Iterator[tuple[str, Member]]:
     """Go through the images with the name of their folder or tar file."""
-    for member in found:
-        path = PurePosixPath(member.name)
-        if path.name.startswith("."):
-            continue
-        if path.suffix == ".tar" and _is_wnid(path.stem):
-            for inner in tar_members(member.file, member.offset, member.length):
-                if inner.name.lower().endswith(_SUFFIXES):
-                    yield path.stem, inner
-        elif path.suffix.lower() in _SUFFIXES:
-            yield path.parent.name, member
+    with ThreadPoolExecutor(_NUM_READERS) as pool:  # on network disks each header is a wait
+        while members := list(islice(found, _READ_AHEAD)):
+            for member, images in zip(members, pool.map(_images, members), strict=True):
+                path = PurePosixPath(member.name)
+                for image in images:
+                    yield path.stem if path.suffix == ".tar" else path.parent.name, image
+
+
+def _images(member: Member) -> list[Member]:
+    """Return the image itself, or those in a tar file that is named after a WordNet id."""
+    path = PurePosixPath(member.name)
+    if path.name.startswith("."):
+        return []
+    if path.suffix == ".tar" and _is_wnid(path.stem):
+        inside = tar_members(member.file, member.offset, member.length)
+        return [image for image in inside if image.name.lower().endswith(_SUFFIXES)]
+    return [member] if path.suffix.lower() in _SUFFIXES else []
 
 
 def _is_wnid(name: str) -> bool:

@@ -25,7 +25,8 @@ def matching_files(pattern: str) -> list[str]:
         DataError: a file that braces name is not there, or a glob matches none.
     """
     if not is_pattern(pattern) or (store.is_local(pattern) and store.exists(pattern)):
-        return _existing([pattern])
+        return _existing([store.absolute(pattern)])
+    pattern = store.absolute(pattern)  # the files may be read in another process
     found: list[str] = []
     for name in _expand(pattern):
         found += _glob(name) if is_pattern(name) else _existing([name])
