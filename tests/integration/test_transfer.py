@@ -14,8 +14,11 @@ from bit_ray.data.manifest import read_manifest
 from bit_ray.data.write import write_shards
 from bit_ray.models.package import ModelSpec, load_package, save_package
 from bit_ray.models.zoo import create_model
+from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.training import dry_run
 from bit_ray.training.config import FinetuneConfig, RuleOverrides, Runtime
 from bit_ray.training.finetune import finetune
+from bit_ray.training.plan import transfer_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
 MODEL = "R1-1-1-1x0.5"
@@ -111,3 +114,24 @@ def test_adapters_outlive_their_worker(
     killer.join()
     assert len(killed) == 1
     assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in after.items())
+
+
+def test_the_speed_of_a_cluster_is_measured_on_one_of_its_workers(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(config.shards)
+    rule = hyperrule(manifest.num_examples, (32, 32), resize=36, crop=32, batch_size=64)
+    plan = transfer_plan(
+        rule, model=MODEL, num_classes=50, manifest_digest=manifest.digest, init="", init_digest="", seed=0
+    )
+    speed = dry_run.worker_speed(plan, config.runtime, 2, False, local=False)
+    assert speed is not None
+    assert speed.how == "measured with 32 images a pass on one CPU thread"
+    rows = dict(dry_run.describe(plan, config.runtime, manifest, 2, speed))
+    assert f"at 2 workers x {speed.images_per_s:,.3g} images/s" in rows["time"]
+    assert rows["images"] == "32,000 in all"
+
+    monkeypatch.setattr(dry_run, "_SECONDS_FOR_A_PLACE", 0.5)
+    assert dry_run.worker_speed(plan, config.runtime, 2, True, local=False) is None  # it has no GPU
+    rows = dict(dry_run.describe(plan, config.runtime, manifest, 2, None))
+    assert rows["time"] == "not known: the cluster has had no place free for a measurement"
