@@ -80,6 +80,26 @@ def torchcodec_v2(data: bytes, place: Placement) -> np.ndarray:
     return torchvision_v2(decode_jpeg(data), place)
 
 
+def nvimagecodec_v2() -> Callable[[bytes, Placement], np.ndarray]:
+    """The only kept library that decodes a region, of its two halves the one without a GPU."""
+    from nvidia import nvimgcodec
+
+    decoder = nvimgcodec.Decoder(
+        device_id=-99999,  # NVIMGCODEC_DEVICE_CPU_ONLY
+        max_num_cpu_threads=1,
+        backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
+    )
+
+    def view(data: bytes, place: Placement) -> np.ndarray:
+        top, left, height, width = place.box
+        region = nvimgcodec.Region(top, left, top + height, left + width)
+        image = decoder.decode(nvimgcodec.CodeStream(data).get_sub_code_stream(region=region))
+        pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+        return torchvision_v2(pixels, place._replace(box=(0, 0, height, width)))
+
+    return view
+
+
 def torchvision_v2(image: torch.Tensor, place: Placement) -> np.ndarray:
     image = tvf.resized_crop(image, *place.box, [SIZE, SIZE], antialias=True)
     return (tvf.horizontal_flip(image) if place.flip else image).permute(1, 2, 0).numpy()
@@ -128,6 +148,9 @@ def main(config: Config) -> None:
     }
     if config.boxes == "inception":
         candidates[f"ours, seekable, shorter side {config.shorter_side}"] = (smaller, ours)
+    if installed("nvidia-nvimgcodec-cu12"):
+        by_region = nvimagecodec_v2()
+        candidates["nvImageCodec region + torchvision v2"] = (files, lambda data, i: by_region(data, places[i]))
     if not installed("torchcodec"):
         del candidates["torchcodec + torchvision v2"]
     exact = [candidates["Pillow crop and resize"][1](data, i).copy() for i, data in enumerate(files)]
@@ -148,7 +171,7 @@ def main(config: Config) -> None:
     shrunk = sum(map(len, smaller)) / len(files) / 1e3
     growth = sum(map(len, seekable)) / sum(map(len, files)) - 1
     share = statistics.mean(p.box[2] * p.box[3] / (w * h) for p, (w, h) in zip(places, sizes, strict=True))
-    names = ("torch", "torchvision", "pillow", "simplejpeg", "torchcodec")
+    names = ("torch", "torchvision", "pillow", "simplejpeg", "torchcodec", "nvidia-nvimgcodec-cu12")
     print(
         f"`python benchmarks/decode.py --boxes {config.boxes}`, {processor()}; Python {platform.python_version()}, ",
         end="",
