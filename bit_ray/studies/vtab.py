@@ -74,7 +74,7 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
     """Run the chosen tasks, as many side by side as the cluster has places, and record their means.
 
     Raises:
-        DataError: of none of the tasks there are data.
+        DataError: not one of the tasks could be run.
         BitRayError: Anything else the user can put right.
     """
     start = _read_start(config)
@@ -103,7 +103,8 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
                         log.warning("%s", result)
         if not scores:
             first = problems[todo[0].name]
-            more = f" (and {len(problems) - 1} more tasks without data)" if len(problems) > 1 else ""
+            others = len(problems) - 1
+            more = f" (and {others} more task{'s' * (others > 1)} without data or with a mistake)" if others else ""
             raise DataError(f"{first}{more}")
         report = VtabReport(tuple(scores[task.name] for task in config.chosen if task.name in scores), problems)
         _record(run, report)

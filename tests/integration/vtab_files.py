@@ -60,6 +60,52 @@ def caltech(data, per_class=33):
     write_tar(folder / "101_ObjectCategories.tar.gz", files)
 
 
+def cifar100(data, num_train=40, num_test=20):
+    """The binary version: a byte for the coarse class, one for the fine, then planes of red, green and blue."""
+    folder = data / "cifar100"
+    folder.mkdir()
+    files = {"cifar-100-binary/fine_label_names.txt": "".join(f"thing{i}\n" for i in range(100)).encode()}
+    for part, count in (("train", num_train), ("test", num_test)):
+        rows = [
+            bytes([i % 20, i % 100]) + bytes([i, 2 * i, 3 * i][c] for c in range(3) for _ in range(1024))
+            for i in range(count)
+        ]
+        files[f"cifar-100-binary/{part}.bin"] = b"".join(rows)
+    write_tar(folder / "cifar-100-binary.tar.gz", files)
+
+
+def flowers(data, counts=(6, 6, 10)):
+    folder = data / "oxford_flowers102"
+    folder.mkdir()
+    total = sum(counts)
+    order = np.random.default_rng(0).permutation(total) + 1
+    ends = np.cumsum(counts)
+    write_tar(
+        folder / "102flowers.tgz",
+        {f"jpg/image_{n:05d}.jpg": picture(n, 0, (30, 40), "JPEG") for n in range(1, total + 1)},
+    )
+    savemat(folder / "imagelabels.mat", {"labels": np.arange(total)[None] % 102 + 1})
+    sets = dict(zip(("trnid", "valid", "tstid"), np.split(order, ends[:2]), strict=True))
+    savemat(folder / "setid.mat", {name: numbers[None] for name, numbers in sets.items()})
+    return sets
+
+
+def pets(data, num_train=40, num_test=37):
+    folder = data / "oxford_iiit_pet"
+    folder.mkdir()
+    lists = {}
+    images = {}
+    for name, count in (("trainval", num_train), ("test", num_test)):
+        lines = []
+        for n in range(count):
+            image = f"Breed_{chr(65 + n % 37 // 10)}{n % 10}_{name}{n}"
+            lines.append(f"{image} {n % 37 + 1} 1 1")
+            images[f"images/{image}.jpg"] = picture(n % 37, n, (30, 40), "JPEG")
+        lists[f"annotations/{name}.txt"] = ("\n".join(lines) + "\n").encode()
+    write_tar(folder / "images.tar.gz", images)
+    write_tar(folder / "annotations.tar.gz", lists)
+
+
 def dtd(data, per_split=2):
     folder = data / "dtd"
     folder.mkdir()
