@@ -111,6 +111,11 @@ def test_sparse_ids_are_refused_unless_they_are_the_class_list(tmp_path):
         ([("a.jpg", b"x"), ("a.json", b"{}")], "a.json: has no key label"),
         ([("a.jpg", b"x"), ("a.json", b'{"label": null}')], "a.json: label None"),
         ([("a.jpg", b"x"), ("a.cls", b"")], "a.cls: label ''"),
+        (
+            [("a.jpg", b"x"), ("a.cls", b"0"), ("b.cls", b"0"), ("b.jpg", b"x"), ("a.jpg", b"x"), ("a.cls", b"0")],
+            "a/a comes",
+        ),
+        ([("README", b"x"), (".hidden.jpg", b"x"), ("x/._a.jpg", b"x")], "no example"),
         ([], "no example"),
     ],
 )

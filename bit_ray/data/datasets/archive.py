@@ -124,7 +124,7 @@ def decompressed(path: str | Path) -> str:
     if not store.is_local(text):
         raise DataError(f"{text}: compressed, in an object store; accepted: plain .tar files there; decompress it")
     tar = text.removesuffix(suffix) + ".tar"
-    if not os.path.exists(tar):
+    if not os.path.exists(tar) or os.path.getmtime(tar) < os.path.getmtime(text):
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(text))).free
         if free < os.path.getsize(text):
             raise DataError(

@@ -5,6 +5,7 @@ names, places and labels; images are read from where they lie, so any example ca
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -56,6 +57,12 @@ def open_webdataset(
         raise DataError(
             f"{pattern}: no example; accepted: KEY.jpg or another image, with KEY.cls or KEY.json; check it"
         )
+    if len(set(ids)) < len(ids):
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
+        raise DataError(
+            f"{pattern}: {twice} comes twice; accepted: names that are unique in their tar file, the files of one "
+            "together; write the tar file again"
+        )
     lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, pa.large_string()))
     indices, classes = to_indices(pattern, lists, class_names, ids)
     return items.source("webdataset", classes, multi_label=multi_label, labels=indices)
@@ -67,9 +74,8 @@ def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, M
     with store.explained(file):
         opened = files.open_input_file(path)
     with opened:
-        for key, group in groupby(tar_members(file), lambda member: _split(member.name)[0]):
-            if key.rpartition("/")[2] == "":
-                continue  # hidden
+        kept = (member for member in tar_members(file) if all(_split(member.name)))  # no hidden file, no README
+        for key, group in groupby(kept, lambda member: _split(member.name)[0]):
             parts = {_split(member.name)[1]: member for member in group}
             image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
             place = f"{file}: {key}"
@@ -94,7 +100,7 @@ def _split(name: str) -> tuple[str, str]:
     """Return what comes before the first dot of a file's name, with its folders, and after it, in lower case."""
     folder, slash, base = name.rpartition("/")
     key, _, suffix = base.partition(".")
-    return folder + slash + key, suffix.lower()
+    return folder + slash + key if key else "", suffix.lower()
 
 
 def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str) -> list[str]:
