@@ -1,5 +1,6 @@
 """``bit-ray shards``: write, inspect and verify shard sets, and ask what a training step saw."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -178,6 +179,7 @@ def write(config: WriteConfig) -> None:
     """Write a shard set."""
     from bit_ray.data.write import write_shards
 
+    _show_log("bit_ray.data.datasets")
     with follow("write") as progress:
         report = write_shards(
             config.source,
@@ -349,6 +351,19 @@ def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)][:2]
         cells += [text.ljust(width) for text, width in zip(row, widths, strict=True)][2:]
         console.print("  ".join(cells).rstrip())
+
+
+def _show_log(name: str) -> None:
+    """Print what a part of the library logs: what takes minutes before the first image."""
+    log = logging.getLogger(name)
+    if not any(isinstance(handler, _Printed) for handler in log.handlers):
+        log.addHandler(_Printed())
+        log.setLevel(logging.INFO)
+
+
+class _Printed(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage())
 
 
 def _read_class_names(path: str) -> list[str]:

@@ -5,9 +5,13 @@ import hashlib
 import io
 import os
 import pickle
+import re
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -413,6 +417,27 @@ def test_cifar_is_downloaded_when_asked_for_and_only_then(tmp_path, server, monk
     assert (tmp_path / "cifar10" / "cifar-10-python.tar.gz").read_bytes() == data
 
 
+def test_the_command_says_what_it_downloads_and_decompresses(tmp_path, server, monkeypatch, capfd):
+    made = tmp_path / "made"
+    made.mkdir()
+    flowers_files(made)
+    server.files |= {path.name: path.read_bytes() for path in made.iterdir()}
+    known = {k: (name, md5(server.files[name])) for k, (name, _) in torchvision.datasets.Flowers102._file_dict.items()}
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_file_dict", known)
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_download_url_prefix", f"{server.url}/")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["shards", "write", "oxford_flowers102:train+val", "set", "--no-check-size"]
+    assert main(arguments) == 2
+    assert "102flowers.tgz and" in capfd.readouterr().err
+    assert main([*arguments, "--download"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert f"{server.url}/102flowers.tgz: downloading" in out
+    assert "102flowers.tgz: decompressing it to 102flowers.tar, once" in out
+    assert read_manifest("set").num_examples == 12
+    folder = tmp_path / "bit_ray_runs" / "datasets" / "oxford_flowers102"
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*server.files, "102flowers.tar"])
+
+
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "folder"])
 def test_members_are_found_and_read_whatever_their_names(tmp_path, kind):
     files = {f"top/{'n' * 150}/{i}.bin": bytes([i]) * (i * 300) for i in range(6)} | {"top/ü b.txt": b"x"}
@@ -499,3 +524,15 @@ def test_the_command_writes_a_set_by_name(tmp_path, monkeypatch, capfd):
     assert found == batches["test_batch"]["labels"]
     assert main([*arguments, "--no-check-size"]) == 0  # written already
     assert "there already" in capfd.readouterr().out
+
+
+def test_the_example_of_the_documentation_runs(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    example = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[-1]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e"], input=example, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path / "shards" / "tiny").num_examples == 100
+    assert Image.open(tmp_path / "tiny.png").size[0] > 100

@@ -6,6 +6,7 @@ it.
 
 import gzip
 import io
+import logging
 import os
 import shutil
 import tarfile
@@ -19,6 +20,8 @@ import pyarrow as pa
 
 from bit_ray.data import store
 from bit_ray.errors import DataError
+
+log = logging.getLogger(__name__)
 
 _COMPRESSED = (".tar.gz", ".tgz")
 _COPY_BYTES = 16 * 2**20
@@ -131,6 +134,7 @@ def decompressed(path: str | Path) -> str:
                 f"{text}: must be decompressed beside itself, and {free / 1e9:.1f} GB are free; make space, or "
                 f"decompress it to {tar} elsewhere and link it there"
             )
+        log.info("%s: decompressing it to %s, once", text, os.path.basename(tar))
         with (
             store.explained(tar),
             store.renamed(tar, os.path.abspath(tar)) as partial,

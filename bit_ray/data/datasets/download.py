@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import urllib.error
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from bit_ray.data import store
 from bit_ray.errors import DataError
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 60
 _COPY_BYTES = 2**20
@@ -64,9 +67,10 @@ def _fetch(url: str, fd: int) -> None:
     with response, os.fdopen(os.dup(fd), "ab") as file:
         if done and response.status != 206:  # the server begins at the start
             file.truncate(0)
+        expected = response.headers.get("Content-Length")
+        log.info("%s: downloading%s", url, f" {int(expected) / 1e6:,.1f} MB" if expected else "")
         shutil.copyfileobj(response, file, _COPY_BYTES)
         file.flush()
-        expected = response.headers.get("Content-Length")
         got = os.fstat(fd).st_size - (done if response.status == 206 else 0)
     if expected is not None and got < int(expected):
         raise HTTPException(f"the connection ended {int(expected) - got:,} bytes early")

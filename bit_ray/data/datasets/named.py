@@ -1,6 +1,7 @@
 """Data sets by name: ``cifar10:train``. Each is read from the files that its publisher distributes."""
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,8 @@ from bit_ray.data.datasets.pets import open_pets, pets_downloads
 from bit_ray.data.datasets.place import Download, Place
 from bit_ray.data.shards import Source
 from bit_ray.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ def open_dataset(
         download=download,
         class_names=tuple(class_names) if class_names is not None else None,
     )
+    log.info("%s:%s: looking through %s for its images", name, split, place.folder)
     source = named.open(splits, place)
     sizes = [named.sizes[split] for split in splits]
     if check_size and None not in sizes:

@@ -27,10 +27,10 @@ def matching_files(pattern: str) -> list[str]:
     if not is_pattern(pattern) or (store.is_local(pattern) and store.exists(pattern)):
         return _existing([store.absolute(pattern)])
     pattern = store.absolute(pattern)  # the files may be read in another process
-    found: list[str] = []
-    for name in _expand(pattern):
-        found += _glob(name) if is_pattern(name) else _existing([name])
-    return found
+    names = _expand(pattern)
+    if not any(is_pattern(name) for name in names):
+        return _existing(names)
+    return [file for name in names for file in (_glob(name) if is_pattern(name) else _existing([name]))]
 
 
 def short_names(files: list[str]) -> list[str]:
@@ -62,8 +62,8 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _existing(files: list[str]) -> list[str]:
-    for file in files:
-        if not store.exists(file):
+    for file, size in zip(files, store.file_sizes(files), strict=True):
+        if size is None:
             raise DataError(f"{file}: no such file; check the path")
     return files
 
