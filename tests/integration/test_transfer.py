@@ -75,6 +75,8 @@ def test_adapters_leave_an_ordinary_model_with_the_norms_it_began_with(
     undisturbed: dict[str, torch.Tensor], folder: Path
 ) -> None:
     begin = load_package(folder / "init")[0].state_dict()
+    _, spec = load_package(folder / "adapters" / f"step-{NUM_STEPS:08d}")
+    assert (spec.recipe["train"], spec.recipe["profile"], spec.recipe["base_lr"]) == ("adapters:2", "code", 0.03)
     assert undisturbed.keys() == begin.keys()
     for name, tensor in undisturbed.items():
         assert torch.equal(tensor, begin[name]) is (".gn" in name or name.startswith("gn.")), name
