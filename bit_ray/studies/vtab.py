@@ -20,7 +20,7 @@ from bit_ray.data import store
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import MANIFEST, read_manifest
 from bit_ray.data.shards import Example
-from bit_ray.data.vtab.splits import Index, draw_index, drawn, load_index, open_task, read_index, write_index
+from bit_ray.data.vtab.splits import Index, draw_index, fits, load_index, open_task, read_index, write_index
 from bit_ray.data.vtab.tasks import Task
 from bit_ray.data.write import write_shards
 from bit_ray.errors import BitRayError, ConfigError, DataError, root_cause
@@ -255,12 +255,10 @@ def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Ind
     listed = read_index(config.index, task) if config.index else None
     stored = load_index(index_uri, task) if store.exists(index_uri) else None
     if stored is not None:
-        same = (
-            (stored.train, stored.val, stored.test) == (listed.train, listed.val, listed.test)
-            if listed
-            else (stored.origin, len(stored.train), len(stored.val))
-            == (drawn(config.subset_seed), config.num_train, config.num_val)
-        )
+        if listed:
+            same = (stored.train, stored.val, stored.test) == (listed.train, listed.val, listed.test)
+        else:
+            same = fits(stored, config.subset_seed, config.num_train, config.num_val)
         if not same:
             raise DataError(
                 f"{task.name}: {index_uri} has other examples than asked for ({stored.statement}); accepted: the same "
@@ -316,7 +314,7 @@ def _train_and_test(
 def _statement(task: Task, config: VtabConfig, index: Index, num_test: int) -> str:
     said = [index.statement if index.train else f"{task.name}: {index.origin}"]
     if config.protocol == "test":
-        if not task.test_is_published and not index.test:
+        if not (task.test_is_published or index.canonical or index.test):
             said.append("test images by a fixed split of our own, since none is published")
         if num_test != task.sizes[2]:
             said.append(f"{num_test:,} of {task.sizes[2]:,} test images")

@@ -291,6 +291,18 @@ def dmlab(data, counts=(14, 7, 9)):
         write_records(folder / f"dmlab-{part}.tfrecord-00001-of-00002", examples[half:])
 
 
+def prepared(data, folder, splits):
+    """A version folder of TensorFlow Datasets in two shards a split: features of each example by split."""
+    place = data / folder / "tfds"
+    place.mkdir(parents=True)
+    (place / "dataset_info.json").write_text(json.dumps({"name": folder}))
+    for split, examples in splits.items():
+        half = (len(examples) + 1) // 2
+        for shard, some in enumerate((examples[:half], examples[half:])):
+            write_records(place / f"{folder}-{split}.tfrecord-{shard:05d}-of-00002", some)
+    return place
+
+
 def kitti(data, num_images=60, num_videos=20):
     """Images of several videos; the nearest vehicle by number: at 5 m, 15 m, 40 m, none."""
     folder = data / "kitti"

@@ -19,6 +19,7 @@ from bit_ray.data import store
 from bit_ray.data.shards import Example, Source, Unreadable
 from bit_ray.data.vtab.images import KnownSource, Selected
 from bit_ray.data.vtab.place import seeded_order
+from bit_ray.data.vtab.prepared import is_prepared, open_prepared
 from bit_ray.data.vtab.readers import READERS
 from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, Split, Task, find_task
 from bit_ray.errors import ConfigError, DataError
@@ -26,6 +27,7 @@ from bit_ray.errors import ConfigError, DataError
 SUBSETS = ("train800", "val200", "train800val200", "test", "train", "val")
 """What can be had of a task: the 800, the 200, both, and the three whole splits."""
 _FORMAT = 1
+_FIRST = "the first in the order of TensorFlow Datasets"
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -43,6 +45,8 @@ class Index:
     """The 200."""
     test: tuple[str, ...] = ()
     """The test set, where the list says that, too; empty: the whole test split."""
+    canonical: bool = False
+    """Whether this is the subset that the benchmark has."""
 
     @property
     def statement(self) -> str:
@@ -107,7 +111,9 @@ class TaskData:
     task: Task
     source: Joined
     places: dict[Split, npt.NDArray[np.int64]]
-    """Places of each split's images, in the order by which subsets are taken."""
+    """Places of each split's images."""
+    in_storage_order: bool = False
+    """Whether they are in the order by which the benchmark takes its subsets."""
 
     @property
     def missing(self) -> str:
@@ -168,17 +174,19 @@ def open_task(task: Task, data: str | Path) -> TaskData:
     """
     folder = Path(data).expanduser().absolute()
     names = list(dict.fromkeys(cut.part for cut in task.cuts))
-    parts = {name: READERS[task.name](task, folder, name) for name in names}
+    prepared = is_prepared(task, folder)
+    read = open_prepared if prepared else READERS[task.name]
+    parts = {name: read(task, folder, name) for name in names}
     starts = dict(zip(names, np.cumsum([0, *(len(part) for part in parts.values())]).tolist(), strict=False))
     places: dict[Split, npt.NDArray[np.int64]] = {}
     for split in _SPLITS:
         cut = task.cut(split)
         size = len(parts[cut.part])
         first, end = cut.bounds(size)
-        # A whole part keeps its order; a cut one is mixed first, always in the same way.
-        order = np.arange(size) if (first, end) == (0, size) else seeded_order(size, 0)
+        # A whole part keeps its order; a cut one is mixed first, always in the same way, unless it has been.
+        order = np.arange(size) if prepared or (first, end) == (0, size) else seeded_order(size, 0)
         places[split] = starts[cut.part] + order[first:end]
-    return TaskData(task, Joined(tuple(parts.values())), places)
+    return TaskData(task, Joined(tuple(parts.values())), places, prepared)
 
 
 def is_vtab(source: str) -> bool:
@@ -203,7 +211,7 @@ def open_subset(source: str, data: str | Path) -> Source:
 
 
 def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Index:
-    """Draw the examples of a task by a seed.
+    """Take the examples of a task: the first in storage order, or where there is none, drawn by a seed.
 
     Raises:
         DataError: a split has fewer.
@@ -215,14 +223,25 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
             raise DataError(
                 f"{data.task.name}: {len(places)} {split} images; accepted: at least {count}; fetch the whole set"
             )
-        order = seeded_order(len(places), seed, number)[:count]
+        order = np.arange(count) if data.in_storage_order else seeded_order(len(places), seed, number)[:count]
         chosen[split] = tuple(data.source.ids[i] for i in places[order])
+    if data.in_storage_order:
+        whole = not data.missing and (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
+        said = "the canonical subset of VTAB-1k" if whole else "but not of the published whole"
+        origin = f"{_FIRST}, {said}"
+        return Index(task=data.task.name, origin=origin, train=chosen["train"], val=chosen["val"], canonical=whole)
     return Index(task=data.task.name, origin=drawn(seed), train=chosen["train"], val=chosen["val"])
 
 
 def drawn(seed: int) -> str:
     """Return the origin of examples that were drawn by a seed."""
     return f"drawn with seed {seed}, not the canonical subset of VTAB-1k"
+
+
+def fits(index: Index, seed: int, num_train: int, num_val: int) -> bool:
+    """Return whether `draw_index` with this seed and these numbers would give such an index."""
+    origin = index.origin.startswith(_FIRST) or index.origin == drawn(seed)
+    return origin and (len(index.train), len(index.val)) == (num_train, num_val)
 
 
 def read_index(place: str | Path, task: Task) -> Index | None:
@@ -254,7 +273,10 @@ def read_index(place: str | Path, task: Task) -> Index | None:
         elif field == "val":
             raise DataError(f"{path}: missing beside train800.txt; accepted: both; add it")
     origin = f"from the lists in {place}, which are canonical if their author says so"
-    return _checked(Index(task=task.name, origin=origin, **lists), store.join(place, task.name))
+    return _checked(
+        Index(task=task.name, origin=origin, train=lists["train"], val=lists["val"], test=lists.get("test", ())),
+        store.join(place, task.name),
+    )
 
 
 def write_index(index: Index, uri: str | Path) -> None:
@@ -274,16 +296,17 @@ def load_index(uri: str | Path, task: Task) -> Index:
         raise DataError(f"{uri}: not an index file of format {_FORMAT}; accepted: one written by bit-ray; {remedy}")
     if found.get("task") != task.name:
         raise DataError(f"{uri}: of the task {found.get('task')}; accepted: {task.name}; {remedy}")
-    lists: dict[str, tuple[str, ...]] = {}
     for name in ("train", "val", "test"):
         ids = found.get(name, [])
         if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
             raise DataError(f"{uri}: {name}: accepted: a list of ids; {remedy}")
-        lists[name] = tuple(ids)
-    origin = found.get("origin")
+    train, val, test = (tuple(found.get(name, ())) for name in ("train", "val", "test"))
+    origin, canonical = found.get("origin"), found.get("canonical", False)
+    if not isinstance(canonical, bool):
+        raise DataError(f"{uri}: canonical: {canonical!r}; accepted: true or false; {remedy}")
     if not isinstance(origin, str):
         raise DataError(f"{uri}: origin: {origin!r}; accepted: text; {remedy}")
-    return _checked(Index(task=task.name, origin=origin, **lists), uri)
+    return _checked(Index(task=task.name, origin=origin, train=train, val=val, test=test, canonical=canonical), uri)
 
 
 def _checked(index: Index, uri: str | Path) -> Index:
