@@ -193,17 +193,29 @@ def test_parquet_rows_have_the_names_of_the_metadata_and_any_part_is_read(parque
     assert list(source.part(some)) == [expected[i] for i in some]
 
 
-def test_shards_of_parquet_read_each_row_group_about_once_and_hold_every_row(parquet, tmp_path):
-    source = open_parquet(f"{parquet}/train-*.parquet")
-    order = source.order(seed=1, window=10)
-    assert sorted(order) == list(range(21))
-    assert not np.array_equal(order, source.order(seed=2, window=10))
-    parts = [source.part(order[i : i + 10]) for i in range(0, 21, 10)]
-    assert sum(len({place[:2] for place in part.places}) for part in parts) <= 5 + 2  # 5 row groups, 2 cuts
-    write_shards(f"{parquet}/train-*.parquet", tmp_path / "set", name="hf", row_group_size=2, shard_examples=10)
+def test_shards_of_parquet_mix_row_groups_that_are_each_read_once(tmp_path):
+    """Rows sorted by class, as they may come: 24 row groups of five, shards of 20 rows."""
+    for f in range(2):
+        numbers = range(60 * f, 60 * f + 60)
+        write_parquet(tmp_path / f"train-{f}.parquet", numbers, [n // 40 for n in numbers], LABEL)
+    source = open_parquet(f"{tmp_path}/train-*.parquet")
+    order = source.order(seed=1, window=20)
+    assert sorted(order) == list(range(120))
+    assert not np.array_equal(order, source.order(seed=2, window=20))
+    parts = [order[i : i + 20] for i in range(0, 120, 20)]
+    groups = [{n // 5 for n in part} for part in parts]
+    assert [len(group) for group in groups] == [4] * 6  # each row group in one part
+    assert not any(max(group) - min(group) == 3 for group in groups)  # from all over the files
+    assert all(len({n // 5 for n in part[:8]}) > 2 for part in parts)  # and mixed inside
+    for part in parts:
+        assert [e.labels for e in source.part(part)] == [(n // 40,) for n in part]
+
+    write_shards(
+        f"{tmp_path}/train-*.parquet", tmp_path / "set", name="hf", row_group_size=4, shard_examples=20, seed=1
+    )
     manifest = read_manifest(tmp_path / "set")
     rows = [row for table in read_tables(str(tmp_path / "set"), manifest) for row in to_examples(table)]
-    assert sorted(rows, key=lambda row: row.id) == read_all(source)
+    assert rows == [example for part in parts for example in source.part(part)]
     assert manifest.class_names == tuple(NAMES)
 
 
