@@ -536,3 +536,25 @@ def test_the_example_of_the_documentation_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert read_manifest(tmp_path / "shards" / "tiny").num_examples == 100
     assert Image.open(tmp_path / "tiny.png").size[0] > 100
+
+
+def test_images_that_are_gray_or_cut_short_are_named_left_out_or_converted(tmp_path):
+    gray, alpha = io.BytesIO(), io.BytesIO()
+    Image.new("L", (40, 40)).save(gray, "JPEG")
+    Image.new("RGBA", (40, 40)).save(alpha, "PNG")  # a PNG named .jpg, as some of the publisher's are
+    wrong = {"Abyssinian_1": gray.getvalue(), "american_bulldog_2": alpha.getvalue(), "Bengal_3": photo(7)[:400]}
+    photos = {f"{breed}_{i}": photo(i) for breed in BREEDS for i in range(1, 6)}
+    pets_archives(tmp_path, {f"images/{name}.jpg": data for name, data in (photos | wrong).items()})
+    source = open_dataset("oxford_iiit_pet", "train+test", tmp_path, check_size=False)
+    with pytest.raises(DataError, match=r"^oxford_iiit_pet/\w+: \w+.*; 2 more bad images.*--convert-images") as raised:
+        write_shards(source, tmp_path / "set", name="pets")
+    one_line(raised)
+    reasons = dict(write_shards(source, tmp_path / "skip", name="pets", on_bad="skip").skipped)
+    assert {id.rpartition("/")[2]: reason.split(" ")[0] for id, reason in reasons.items()} == {
+        "Abyssinian_1": "grayscale",
+        "american_bulldog_2": "alpha",
+        "Bengal_3": "truncated",
+    }
+    report = write_shards(source, tmp_path / "converted", name="pets", on_bad="skip", convert_images=True)
+    assert [id for id, _ in report.skipped] == ["oxford_iiit_pet/Bengal_3"]
+    assert report.num_examples == 14
