@@ -2,12 +2,13 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from bit_ray.cluster import Resources
+from bit_ray.data import store
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.classifier import Classifier
@@ -45,6 +46,8 @@ def probe_task(config: ProbeConfig) -> ProbeTask:
     subsets: dict[int, list[npt.NDArray[np.int64]]] = {k: [] for k in config.shots}
     for (k, _), chosen in drawn.items():
         subsets[k].append(np.searchsorted(rows, chosen))
+    # Ray tasks may have another current directory.
+    config = replace(config, shards=store.absolute(config.shards), test_shards=store.absolute(config.test_shards))
     return ProbeTask(config, manifest, test_manifest, rows, subsets)
 
 

@@ -99,7 +99,7 @@ def rank_models(
     """Score models by their features of a shard set, the most promising first.
 
     Args:
-        uris: The models; of those with the same weights only the first is scored.
+        uris: The models; of those with the same weights and the same view only the first is scored.
         shards: The set.
         manifest: Its manifest.
         resources: The cluster that is running.
@@ -120,7 +120,7 @@ def rank_models(
         raise ConfigError(f"per_class: {per_class}; more than shots ({shots}), which is at least 1; raise it")
     _, labels = read_labels(shards, manifest)
     places = choose_examples(labels, manifest.class_names, shots, per_class)
-    ranked: dict[str, Ranked] = {}
+    ranked: dict[tuple[object, ...], Ranked] = {}
     broken = []
     for uri in uris:
         started = time.perf_counter()
@@ -129,13 +129,15 @@ def rank_models(
         except BitRayError as error:
             broken.append((uri, str(error)))
             continue
-        if classifier.sha256 in ranked:
+        spec = classifier.spec
+        key = (classifier.sha256, spec.resize_mode, spec.resize_size, spec.crop_size, spec.input_range)
+        if key in ranked:
             continue
         found = cluster_features(classifier, shards, manifest, resources, places)
         ridge, knn, evidence = score_features(found, manifest.class_names, shots)
-        ranked[classifier.sha256] = Ranked(
+        ranked[key] = Ranked(
             uri=uri,
-            model=classifier.spec.model,
+            model=spec.model,
             sha256=classifier.sha256,
             ridge=ridge,
             knn=knn,

@@ -4,9 +4,9 @@ Beside the transferred network the suite can train the same network from scratch
 budget; its learning rate is the best of several, judged on the test set, which favours the baseline.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,18 @@ import ray
 import torch
 
 from bit_ray.cluster import Resources, cluster
-from bit_ray.config import to_dict
+from bit_ray.config import digest, to_dict
 from bit_ray.data import store
-from bit_ray.data.augment import eval_view
-from bit_ray.data.decode import decode_image
+from bit_ray.data.augment import eval_view, resize
 from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.data.shards import read_tables
-from bit_ray.errors import ConfigError, root_cause
-from bit_ray.evaluation.fewshot import Subset, few_shot_subset, save_subset, summarize
+from bit_ray.data.views import read_views, row_groups
+from bit_ray.errors import DataError, root_cause
+from bit_ray.evaluation.features import check_single_label
+from bit_ray.evaluation.fewshot import draw_subsets, summarize
 from bit_ray.evaluation.metrics import ClassificationMetrics
-from bit_ray.evaluation.plots import ComparisonRow, comparison_figure
+from bit_ray.evaluation.plots import ComparisonRow, few_shot_figure
+from bit_ray.evaluation.probing import check_same_classes
+from bit_ray.models.resnet import ResNetV2
 from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.config import FewShotConfig
@@ -58,51 +60,57 @@ class _Trial:
     seed: int
     lr: float
     plan: TrainPlan
+    chosen: npt.NDArray[np.int64]
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its score."""
+        return f"{self.series.replace(' ', '-')}-{self.k}-per-class-seed-{self.seed}-lr-{self.lr:g}.json"
+
+    @property
+    def identity(self) -> str:
+        """Digest of what it learns, and from which examples."""
+        return digest({"plan": self.plan.digest, "chosen": self.chosen.tolist()})
 
 
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     """Run the protocol, one Ray task per training, as many side by side as the cluster has places.
 
+    Scores are kept in ``STORAGE/NAME/scores``, so that a suite of the same name continues.
+
     Raises:
         BitRayError: Anything the user can put right.
     """
     manifest, test_manifest = read_manifest(config.shards), read_manifest(config.test_shards)
-    if manifest.class_names != test_manifest.class_names:
-        raise ConfigError("test_shards: other classes than the training shards; write both with the same class list")
-    if manifest.multi_label:
-        raise ConfigError("shards: few-shot subsets need one label per image; use a single-label set")
+    check_single_label(manifest, config.shards)
+    check_same_classes(manifest, config.shards, test_manifest, config.test_shards)
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
-    train, test = read_examples(config.shards, manifest), read_examples(config.test_shards, test_manifest)
-    place = store.join(config.storage, config.name)
-    subsets: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+    place = store.join(store.absolute(config.storage), config.name)
+    saved = store.join(place, "subsets")
+    draws = draw_subsets(config.shards, manifest, config.shots, config.num_subsets, saved=saved, given=config.subsets)
     trials: list[_Trial] = []
-    for k in config.shots:
-        for seed in range(config.num_subsets):
-            chosen = few_shot_subset(train.labels, k, seed, class_names=manifest.class_names)
-            subsets[k, seed] = chosen
-            index = Subset(manifest_digest=manifest.digest, k=k, seed=seed, ids=tuple(train.ids[i] for i in chosen))
-            save_subset(index, store.join(place, "subsets", f"{k}-per-class-seed-{seed}.json"))
-            overrides = given(config.rule)
-            for lr in (None, *config.scratch_lrs):
-                rule = hyperrule(
-                    len(chosen),
-                    manifest.median_image_size,
-                    config.profile,
-                    init.model,
-                    random_crop=config.random_crop,
-                    random_flip=config.random_flip,
-                    **(overrides if lr is None else {**overrides, "base_lr": lr}),
-                )
-                plan = transfer_plan(
-                    rule,
-                    model=init.model,
-                    num_classes=manifest.num_classes,
-                    manifest_digest=manifest.digest,
-                    init=config.init if lr is None else "",
-                    init_digest=init.digest if lr is None else "",
-                    seed=seed,
-                )
-                trials.append(_Trial(PRE_TRAINED if lr is None else FROM_SCRATCH, k, seed, rule.base_lr, plan))
+    for (k, seed), chosen in draws.items():
+        overrides = given(config.rule)
+        for lr in (None, *config.scratch_lrs):
+            rule = hyperrule(
+                len(chosen),
+                manifest.median_image_size,
+                config.profile,
+                init.model,
+                random_crop=config.random_crop,
+                random_flip=config.random_flip,
+                **(overrides if lr is None else {**overrides, "base_lr": lr}),
+            )
+            plan = transfer_plan(
+                rule,
+                model=init.model,
+                num_classes=manifest.num_classes,
+                manifest_digest=manifest.digest,
+                init=config.init if lr is None else "",
+                init_digest=init.digest if lr is None else "",
+                seed=seed,
+            )
+            trials.append(_Trial(PRE_TRAINED if lr is None else FROM_SCRATCH, k, seed, rule.base_lr, plan, chosen))
     run = TrackedRun.open(
         config.tracking,
         run_name=config.name,
@@ -113,12 +121,14 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     )
     try:
         with cluster() as resources:
-            scores = _run(trials, subsets, init.tensors, train, test, resources)
+            scores = _run(trials, init.tensors, config, test_manifest.digest, resources, store.join(place, "scores"))
         report = _summarize(config, trials, scores)
         for row in report.rows:
             series = row.series.replace(" ", "_").replace("-", "_")
-            run.log_metrics({f"few_shot/{series}": summarize(row.values).median}, step=row.k)
-        run.log_figure(comparison_figure(report.rows), "few_shot.png")
+            summary = summarize(row.values)
+            run.log_metrics({f"few_shot/{series}": summary.median, f"few_shot/{series}_std": summary.std}, step=row.k)
+        run.log_text(json.dumps([asdict(row) for row in report.rows], indent=1), "few_shot.json")
+        run.log_figure(few_shot_figure({"": report.rows}, test_manifest.name, config.init), "few_shot.png")
     except BaseException:
         run.close("FAILED")
         raise
@@ -128,64 +138,117 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
 
 def _run(
     trials: list[_Trial],
-    subsets: Mapping[tuple[int, int], npt.NDArray[np.int64]],
     tensors: Mapping[str, torch.Tensor],
-    train: Examples,
-    test: Examples,
+    config: FewShotConfig,
+    test_digest: str,
     resources: Resources,
+    place: str,
 ) -> list[float]:
+    """Top-1 of each trial; those that an earlier start has done are read back."""
+    scores = [_recorded(store.join(place, trial.file), trial.identity, test_digest) for trial in trials]
     task = ray.remote(
         num_cpus=resources.num_cpus // resources.num_places, num_gpus=1 if resources.num_gpus else 0, max_retries=3
     )(_train_and_test)
-    weights, train_ref, test_ref = ray.put(dict(tensors)), ray.put(train), ray.put(test)
+    weights = ray.put(dict(tensors))
+    shards, test_shards = store.absolute(config.shards), store.absolute(config.test_shards)
     # Longest first, so that no core idles at the end.
-    todo = sorted(range(len(trials)), key=lambda i: -trials[i].k)
-    refs = {
-        task.remote(
-            weights if trials[i].series == PRE_TRAINED else None,
-            train_ref,
-            subsets[trials[i].k, trials[i].seed],
-            test_ref,
-            trials[i].plan,
-        ): i
-        for i in todo
-    }
-    scores = [0.0] * len(trials)
+    todo = sorted((i for i, score in enumerate(scores) if score is None), key=lambda i: -trials[i].k)
+    refs = {}
+    for i in todo:
+        start = weights if trials[i].series == PRE_TRAINED else None
+        refs[task.remote(start, shards, trials[i].chosen, test_shards, test_digest, trials[i].plan)] = i
     pending = list(refs)
     try:
         with track("few-shot", len(trials), "trainings") as advance:
+            advance(len(trials) - len(todo))
             while pending:
-                done, pending = ray.wait(pending)
-                scores[refs[done[0]]] = ray.get(done[0])
+                [done], pending = ray.wait(pending)
+                trial, top_1 = trials[refs[done]], ray.get(done)
+                record = {"identity": trial.identity, "test_digest": test_digest, "top_1": top_1}
+                store.write_json(store.join(place, trial.file), record)
+                scores[refs[done]] = top_1
                 advance(1)
     except ray.exceptions.RayError as error:
         raise root_cause(error) or error from None
-    return scores
+    finally:
+        for ref in pending:
+            ray.cancel(ref)
+    return [score for score in scores if score is not None]
+
+
+def _recorded(uri: str, identity: str, test_digest: str) -> float | None:
+    if not store.exists(uri):
+        return None
+    record = store.read_json(uri)
+    same = isinstance(record, dict) and (record.get("identity"), record.get("test_digest")) == (identity, test_digest)
+    return float(record["top_1"]) if same else None
 
 
 def _train_and_test(
     tensors: dict[str, torch.Tensor] | None,
-    train: Examples,
+    shards: str,
     chosen: npt.NDArray[np.int64],
-    test: Examples,
+    test_shards: str,
+    test_digest: str,
     plan: TrainPlan,
 ) -> float:
     """Top-1 on the test set after one training; runs in a Ray task and may run again."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
         torch.set_num_threads(1)  # one place is one core: several trainings side by side
+    manifest, test_manifest = read_manifest(shards), read_manifest(test_shards)
+    for uri, found, expected in ((shards, manifest, plan.manifest_digest), (test_shards, test_manifest, test_digest)):
+        if found.digest != expected:
+            raise DataError(f"{uri}: the shard set changed meanwhile; start again")
     model = build_model(plan, tensors).to(device)
-    fit(model, train.subset(chosen), plan)
+    fit(model, read_examples(shards, manifest, chosen, plan), plan)
+    return top_1_on(model, test_shards, test_manifest, plan)
+
+
+def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64] | None, plan: TrainPlan) -> Examples:
+    """Training examples of a single-label set, as `fit` takes them for a plan.
+
+    Args:
+        shards: The set.
+        manifest: Its manifest.
+        chosen: ``[N]`` ascending places in the set; None: all.
+        plan: Says the size of the square that they are resized to, which is done here once.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    side = {"resize_crop": plan.view.resize_size, "resize": plan.view.crop_size}.get(plan.view.crop, 0)
+
+    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return resize(image, side, side) if side else image
+
+    parts = list(read_views(shards, manifest, row_groups(manifest, chosen), view))
+    return Examples(
+        tuple(name for ids, _, _ in parts for name in ids),
+        [image for _, images, _ in parts for image in images],
+        np.concatenate([labels for _, _, labels in parts]),
+    )
+
+
+@torch.inference_mode()
+def top_1_on(model: ResNetV2, shards: str, manifest: Manifest, plan: TrainPlan, batch_size: int = 128) -> float:
+    """Top-1 of a network on a whole single-label set, by the plan's view for evaluation.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    device = next(model.parameters()).device
     metrics = ClassificationMetrics(plan.num_classes)
-    size = plan.view.crop_size
-    with torch.inference_mode():
-        for start in range(0, len(test.ids), 128):
-            views = [
-                eval_view(image, resize_mode=plan.resize_mode, resize_size=plan.resize_size, crop_size=size)
-                for image in test.images[start : start + 128]
-            ]
-            x = normalize(torch.from_numpy(np.stack(views)), torch.device(device))
-            metrics.update(model(x), torch.from_numpy(test.labels[start : start + 128]))
+
+    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return eval_view(
+            image, resize_mode=plan.resize_mode, resize_size=plan.resize_size, crop_size=plan.view.crop_size
+        )
+
+    for _, images, labels in read_views(shards, manifest, row_groups(manifest), view):
+        for start in range(0, len(images), batch_size):
+            x = normalize(torch.from_numpy(np.stack(images[start : start + batch_size])), device)
+            metrics.update(model(x), torch.from_numpy(labels[start : start + batch_size]))
     return metrics.result()["top_1"]
 
 
@@ -205,19 +268,3 @@ def _summarize(config: FewShotConfig, trials: list[_Trial], scores: list[float])
                 if series == FROM_SCRATCH:
                     best[k] = lr
     return FewShotReport(tuple(rows), best)
-
-
-def read_examples(shards: str, manifest: Manifest) -> Examples:
-    """A whole single-label set, decoded, in memory.
-
-    Raises:
-        DataError: A shard is missing or damaged, or an image cannot be decoded.
-    """
-    ids: list[str] = []
-    images: list[npt.NDArray[np.uint8]] = []
-    labels: list[Any] = []
-    for table in read_tables(shards, manifest):
-        ids += table["id"].to_pylist()
-        images += [decode_image(image.as_py(), convert=manifest.convert_images) for image in table["image"]]
-        labels += [names[0] for names in table["labels"].to_pylist()]
-    return Examples(tuple(ids), images, np.array(labels, np.int64))

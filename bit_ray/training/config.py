@@ -10,6 +10,7 @@ from typing import Literal
 from bit_ray.data.cache import CacheConfig
 from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
+from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.recipes.hyperrule import BoundaryRule, Profile, Regime
 from bit_ray.recipes.upstream import UpstreamRecipe, bit_m
 from bit_ray.tracking.config import TrackingConfig
@@ -128,6 +129,8 @@ class PretrainConfig:
     """Initial bias of the head; big_vision starts sigmoid training at -10."""
     shuffle: Shuffle = field(default_factory=Shuffle)
     """How far apart examples are mixed."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
     runtime: Runtime = field(default_factory=Runtime)
     """How the plan is carried out; none of it changes what is learnt."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -25,6 +25,7 @@ from bit_ray.data.manifest import Manifest
 from bit_ray.data.read import BadExample
 from bit_ray.errors import ConfigError, ModelError, root_cause
 from bit_ray.evaluation.plots import curve_figure
+from bit_ray.evaluation.probing import ProbeTask
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, parse_description
 from bit_ray.progress import TrainingProgress, console, print_table
 from bit_ray.tracking.config import TrackingConfig
@@ -32,6 +33,7 @@ from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import probe, tracking_uri
+from bit_ray.training.checkpoint_probes import CheckpointProbes, check_room
 from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
 from bit_ray.training.plan import TrainPlan, batch_split
@@ -111,6 +113,7 @@ def train(
     provenance: Mapping[str, str] | None = None,
     config: Mapping[str, Any],
     test: Test | None = None,
+    probe_task: ProbeTask | None = None,
 ) -> TrainResult:
     """Carry out a plan on the cluster, from where the run of this name stands.
 
@@ -126,6 +129,7 @@ def train(
         provenance: Where the initial weights come from.
         config: The user's settings, recorded in MLflow.
         test: Evaluates the result while cluster and MLflow run are open; its metrics become ``test/...``.
+        probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
 
     Raises:
         BitRayError: Anything the user can put right.
@@ -140,6 +144,9 @@ def train(
     with cluster() as resources:
         num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
         batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+        if probe_task is not None:
+            check_room(probe_task, resources, num_workers)
+        described = f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes"
         identity = {
             "manifest_digest": plan.manifest_digest,
             "config_digest": plan.digest,
@@ -167,8 +174,8 @@ def train(
                 resize_mode=plan.resize_mode,
                 resize_size=plan.resize_size,
                 crop_size=plan.view.crop_size,
-                recipe=plan.recipe,
-                provenance={**identity, "run_id": run.run_id, "run_name": name},
+                recipe={**plan.recipe, "train": plan.train} if plan.kind == "finetune" else plan.recipe,
+                provenance={**identity, "data": described, "run_id": run.run_id, "run_name": name},
             )
             worker = WorkerConfig(
                 plan=plan,
@@ -179,7 +186,12 @@ def train(
                 init_weights=ray.put(dict(init_weights)) if init_weights is not None else None,
                 reports=report_queue(),
             )
-            result = _fit(worker, name, storage, num_workers, use_gpu, run)
+            probes = CheckpointProbes(probe_task, run, name, resources, num_workers) if probe_task else None
+            try:
+                result = _fit(worker, name, storage, num_workers, use_gpu, run, probes)
+            finally:
+                if probes is not None:
+                    probes.cancel()  # nothing is left of it unless the training failed
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
@@ -195,10 +207,21 @@ def train(
 
 
 def _fit(
-    worker: WorkerConfig, name: str, storage: str, num_workers: int, use_gpu: bool, run: TrackedRun
+    worker: WorkerConfig,
+    name: str,
+    storage: str,
+    num_workers: int,
+    use_gpu: bool,
+    run: TrackedRun,
+    probes: CheckpointProbes | None,
 ) -> TrainResult:
     runtime = worker.runtime
-    listener = Listener(worker.reports, run, TrainingProgress(name))
+
+    def offer(step: int, checkpoint: str) -> None:
+        if probes is not None:
+            probes.offer(step, store.join(worker.run_uri, checkpoint))
+
+    listener = Listener(worker.reports, run, TrainingProgress(name), offer)
     listener.start()
     filesystem, path = store.filesystem(storage)
     trainer_config = ray.train.RunConfig(
@@ -245,11 +268,14 @@ def _fit(
         worker.reports.shutdown()
         if listener.bad_images:
             _report_bad_images(listener.bad_images, run)
+    if probes is not None:
+        probes.finish()
     if listener.history:
         steps, losses, rates = zip(
             *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
         )
-        run.log_figure(curve_figure(steps, losses, rates, title=name), "plots/training.png")
+        evaluations = _probed(probes) if probes is not None else []
+        run.log_figure(curve_figure(steps, losses, rates, evaluations, title=name), "plots/training.png")
     assert result.checkpoint is not None, "the last step always has a checkpoint"
     last = result.metrics or {}
     package_uri = store.join(storage, name, result.checkpoint.path.rstrip("/").rsplit("/", 1)[-1])
@@ -262,6 +288,12 @@ def _fit(
         plan_digest=worker.plan.digest,
         metrics={key: float(value) for key, value in last.items() if "/" in key},
     )
+
+
+def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:
+    """Step and score of each probe, by ridge regression with the most examples per class."""
+    most = max(probes.task.config.shots)
+    return sorted((step, metrics[f"probe/ridge_{most}_shot"]) for step, metrics in probes.history)
 
 
 def _report_bad_images(bad_images: list[BadExample], run: TrackedRun) -> None:

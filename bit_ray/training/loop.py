@@ -196,7 +196,10 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
                 worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
             if save:
-                _report_checkpoint(rank, metrics, model, worker.spec, optimizer, plan, now(done))
+                name = f"step-{done:08d}"
+                _report_checkpoint(rank, name, metrics, model, worker.spec, optimizer, plan, now(done))
+                if rank == 0:
+                    worker.reports.put_nowait({"step": done, "checkpoint": name})
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
             loss_since.zero_()
         wait_from = time.perf_counter()
@@ -223,6 +226,7 @@ def _kernel_norm(model: nn.Module) -> float:
 
 def _report_checkpoint(
     rank: int,
+    name: str,
     metrics: dict[str, Any],
     model: ResNetV2,
     spec: ModelSpec,
@@ -230,7 +234,6 @@ def _report_checkpoint(
     plan: TrainPlan,
     progress: Progress,
 ) -> None:
-    name = f"step-{progress.next_step:08d}"
     if rank != 0:
         ray.train.report(metrics, checkpoint_dir_name=name)
         return

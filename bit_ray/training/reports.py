@@ -1,6 +1,7 @@
 """The way of a worker's metrics to the driver, which shows them and hands them to MLflow."""
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,9 +27,16 @@ def report_queue() -> Queue:
 class Listener(threading.Thread):
     """Feeds the progress display and the MLflow run from the workers' reports."""
 
-    def __init__(self, reports: Queue, run: "TrackedRun", progress: TrainingProgress):
+    def __init__(
+        self,
+        reports: Queue,
+        run: "TrackedRun",
+        progress: TrainingProgress,
+        on_checkpoint: Callable[[int, str], None] | None = None,
+    ):
+        """``on_checkpoint`` is told the step and the name of each checkpoint that is whole; it must not wait."""
         super().__init__(name="reports", daemon=True)
-        self.reports, self.tracked, self.progress = reports, run, progress
+        self.reports, self.tracked, self.progress, self.on_checkpoint = reports, run, progress, on_checkpoint
         self.history: list[dict[str, Any]] = []
         self.bad_images: list[BadExample] = []
         self._finished = threading.Event()
@@ -42,6 +50,10 @@ class Listener(threading.Thread):
             except Empty:
                 if finished:
                     return
+                continue
+            if "checkpoint" in metrics:
+                if self.on_checkpoint is not None:
+                    self.on_checkpoint(metrics["step"], metrics["checkpoint"])
                 continue
             self.bad_images += metrics.pop("bad_images")
             self.progress.update(metrics)
