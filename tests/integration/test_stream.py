@@ -1,8 +1,12 @@
+import gc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
 import torch
 
+import bit_ray.data.stream
 from bit_ray.cluster import cluster
 from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
 from bit_ray.data.bench import bench_shards
@@ -11,7 +15,7 @@ from bit_ray.data.glyphs import GlyphSource
 from bit_ray.data.manifest import read_manifest
 from bit_ray.data.order import Shuffle
 from bit_ray.data.shards import Example, read_rows, to_examples
-from bit_ray.data.stream import StreamSpec, batches, stream_order
+from bit_ray.data.stream import StreamCounts, StreamSpec, batches, stream_order
 from bit_ray.data.write import write_shards
 from bit_ray.errors import DataError
 
@@ -110,6 +114,70 @@ def test_workers_together_read_what_one_reads(shards, whole, num_workers):
 def test_a_resumed_stream_gives_the_batches_of_the_whole_one(shards, whole, start):
     resumed = read(spec(shards, start_step=start))
     assert_same(resumed, {step: whole[step] for step in range(start, 14)})
+
+
+@pytest.fixture
+def one_round_at_a_time(monkeypatch):
+    """Read ahead as far as in a set of many windows, which these small sets are not."""
+    monkeypatch.setattr(bit_ray.data.stream, "_EXAMPLES_PER_EXECUTION", 1)
+
+
+def row_groups_read(spec, num_batches):
+    """Row groups that had been read when so many batches had come."""
+    counts = StreamCounts()
+    stream = batches(spec, counts=counts)
+    for _ in range(num_batches):
+        next(stream)
+    found = counts.row_groups
+    stream.close()
+    return found
+
+
+def test_the_next_epoch_is_asked_for_before_this_one_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(bit_ray.data.stream, "_EXAMPLES_PER_EXECUTION", 160)  # two rounds of the epoch's ten
+    asked = []
+    executions = bit_ray.data.stream._Stream.executions
+
+    def recorded(stream):
+        for units in executions(stream):
+            asked.append(units)
+            yield units
+
+    monkeypatch.setattr(bit_ray.data.stream._Stream, "executions", recorded)
+    settings = glyph_shards(tmp_path, examples_per_class=16)
+    stream = batches(replace(settings, stop_step=60))
+    for _ in range(800 // BATCH):
+        next(stream)
+    last = asked[-1].stop - 1
+    stream.close()
+    assert stream_order(settings).unit(last, settings.slots).epoch == 1
+
+
+@pytest.mark.usefixtures("one_round_at_a_time")
+def test_a_resumed_stream_reads_nothing_of_what_came_before(tmp_path):
+    stream = glyph_shards(tmp_path, examples_per_class=12)
+    steps = 600 // BATCH
+    fresh = row_groups_read(stream, 1)
+    assert row_groups_read(replace(stream, start_step=steps * 9 // 10, stop_step=2 * steps), 1) <= fresh
+    assert fresh < 600 // 8 / 2  # of 75 row groups, a first batch needs few
+
+
+def examples_held():
+    windows = [each for each in gc.get_objects() if type(each) is bit_ray.data.stream._Window]
+    return sum(len(window.ids) for window in windows)
+
+
+@pytest.mark.usefixtures("one_round_at_a_time")
+def test_what_is_held_does_not_grow_with_the_set(tmp_path):
+    """Two rounds of windows, one being used up and the next, and what the batches being decoded still need."""
+    most = []
+    for examples_per_class in (6, 60):
+        stream = glyph_shards(tmp_path / str(examples_per_class), examples_per_class)
+        steps = batches(replace(stream, stop_step=50 * examples_per_class // BATCH))
+        most.append(max(examples_held() for _ in steps))
+    lanes_times_window = 4 * 20
+    assert 0 < most[0] <= 3 * lanes_times_window
+    assert 0 < most[1] <= 3 * lanes_times_window
 
 
 def test_another_seed_gives_other_images(shards, whole):
