@@ -20,7 +20,8 @@ from bit_ray.data import store
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import MANIFEST, read_manifest
 from bit_ray.data.shards import Example
-from bit_ray.data.vtab.splits import Index, draw_index, fits, load_index, open_task, read_index, write_index
+from bit_ray.data.vtab.index import Index, fits, load_index, read_index, write_index
+from bit_ray.data.vtab.splits import draw_index, open_task
 from bit_ray.data.vtab.tasks import Task
 from bit_ray.data.write import write_shards
 from bit_ray.errors import BitRayError, ConfigError, DataError, root_cause
@@ -314,7 +315,7 @@ def _train_and_test(
 def _statement(task: Task, config: VtabConfig, index: Index, num_test: int) -> str:
     said = [index.statement if index.train else f"{task.name}: {index.origin}"]
     if config.protocol == "test":
-        if not (task.test_is_published or index.canonical or index.test):
+        if index.has_own_test(task):
             said.append("test images by a fixed split of our own, since none is published")
         if num_test != task.sizes[2]:
             said.append(f"{num_test:,} of {task.sizes[2]:,} test images")

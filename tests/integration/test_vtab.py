@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import read_manifest
-from bit_ray.data.vtab.splits import draw_index, load_index, open_task, write_index
+from bit_ray.data.vtab.index import load_index, write_index
+from bit_ray.data.vtab.splits import draw_index, open_task
 from bit_ray.data.vtab.tasks import find_task
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.models.zoo import create_model

@@ -6,7 +6,8 @@ import vtab_files as files
 from PIL import Image
 
 from bit_ray.data.decode import decode_image
-from bit_ray.data.vtab.splits import draw_index, fits, load_index, open_task, write_index
+from bit_ray.data.vtab.index import fits, load_index, write_index
+from bit_ray.data.vtab.splits import draw_index, open_task
 from bit_ray.data.vtab.tasks import find_task
 from bit_ray.errors import DataError
 

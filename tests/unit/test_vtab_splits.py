@@ -5,7 +5,8 @@ import pytest
 import vtab_files as files
 
 from bit_ray.data.manifest import read_manifest
-from bit_ray.data.vtab.splits import draw_index, load_index, open_task, read_index, write_index
+from bit_ray.data.vtab.index import load_index, read_index, write_index
+from bit_ray.data.vtab.splits import draw_index, open_task
 from bit_ray.data.vtab.tasks import find_task
 from bit_ray.data.write import write_shards
 from bit_ray.errors import BitRayError, ConfigError, DataError
@@ -166,3 +167,43 @@ def test_a_subset_is_written_as_shards_by_name(tmp_path):
     ):
         with pytest.raises(BitRayError, match=message):
             write_shards(source, tmp_path / "other", name="x", data_dir=tmp_path)
+
+
+def test_a_task_that_others_republished_with_its_lists_is_taken_as_it_is(tmp_path):
+    folder = tmp_path / "dsprites-xpos"
+    for name, count in (("train800", 8), ("val200", 4), ("test", 5)):
+        lines = []
+        for i in range(count):
+            path = f"images/{name}/{i:06d}.jpg"
+            files.write_tree(folder, {path: files.picture(i, count, kind="JPEG")})
+            lines.append(f"{path} {i}\n")
+        (folder / f"{name}.txt").write_text("".join(lines))
+    task = find_task("dsprites-xpos")
+    data = open_task(task, tmp_path)
+    index = draw_index(data, 3, 8, 4)
+    assert index.statement == (
+        "dsprites-xpos: 8 + 4 examples, from the lists beside the images, which are canonical if their author says so"
+    )
+    assert not index.has_own_test(task)
+    assert ids(data.subset("train800val200", index)) == [
+        *(f"images/train800/{i:06d}.jpg" for i in range(8)), *(f"images/val200/{i:06d}.jpg" for i in range(4))
+    ]  # fmt: skip
+    test = list(data.subset("test", index).part(np.arange(5)))
+    assert [example.labels for example in test] == [(i,) for i in range(5)]
+    assert test[2].image == files.picture(2, 5, kind="JPEG")
+    assert data.missing.endswith("train 8 of 800, val 4 of 200, test 5 of 73,728")
+
+    for text, message in (
+        ("images/test/000009.jpg 3", "line 1: no file .*000009.jpg"),
+        (
+            "images/test/000001.jpg 16",
+            "line 1: 'images/test/000001.jpg 16'; accepted: IMAGE LABEL, the label from 0 to 15",
+        ),
+        ("images/test/000001.jpg", "accepted: IMAGE LABEL"),
+    ):
+        (folder / "test.txt").write_text(f"{text}\n")
+        with pytest.raises(DataError, match=message):
+            open_task(task, tmp_path)
+    (folder / "test.txt").unlink()
+    with pytest.raises(DataError, match="test.txt is missing beside train800.txt"):
+        open_task(task, tmp_path)

@@ -7,7 +7,7 @@ published part, a fixed permutation stands for that order, because publishers so
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bit_ray.data import store
 from bit_ray.data.shards import Example, Source, Unreadable
 from bit_ray.data.vtab.images import KnownSource, Selected
+from bit_ray.data.vtab.index import FIRST, RELEASED, Index, drawn
 from bit_ray.data.vtab.place import seeded_order
 from bit_ray.data.vtab.prepared import is_prepared, open_prepared
 from bit_ray.data.vtab.readers import READERS
+from bit_ray.data.vtab.released import is_released, open_released
 from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, Split, Task, find_task
 from bit_ray.errors import ConfigError, DataError
 
 SUBSETS = ("train800", "val200", "train800val200", "test", "train", "val")
 """What can be had of a task: the 800, the 200, both, and the three whole splits."""
-_FORMAT = 1
-_FIRST = "the first in the order of TensorFlow Datasets"
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    """The examples that a task is learnt from, by id."""
-
-    task: str
-    """Name of the task."""
-    origin: str
-    """Where they come from, as the end of a sentence."""
-    train: tuple[str, ...]
-    """The 800."""
-    val: tuple[str, ...]
-    """The 200."""
-    test: tuple[str, ...] = ()
-    """The test set, where the list says that, too; empty: the whole test split."""
-    canonical: bool = False
-    """Whether this is the subset that the benchmark has."""
-
-    @property
-    def statement(self) -> str:
-        """One line on what the numbers of this subset may be compared with."""
-        return f"{self.task}: {len(self.train)} + {len(self.val)} examples, {self.origin}"
 
 
 @dataclass(frozen=True)
@@ -114,14 +90,17 @@ class TaskData:
     """Places of each split's images."""
     in_storage_order: bool = False
     """Whether they are in the order by which the benchmark takes its subsets."""
+    released: bool = False
+    """Whether only the 800, the 200 and the test set are there, as others chose them."""
 
     @property
     def missing(self) -> str:
         """What differs from the published sizes, as a line, or empty."""
         found = {split: len(self.places[split]) for split in _SPLITS}
+        published = (NUM_TRAIN, NUM_VAL, self.task.sizes[2]) if self.released else self.task.sizes
         wrong = [
             f"{split} {found[split]:,} of {size:,}"
-            for split, size in zip(_SPLITS, self.task.sizes, strict=True)
+            for split, size in zip(_SPLITS, published, strict=True)
             if found[split] != size
         ]
         return f"{self.task.name}: not the published number of images: {', '.join(wrong)}" if wrong else ""
@@ -173,6 +152,8 @@ def open_task(task: Task, data: str | Path) -> TaskData:
         DataError: files are missing, with what to fetch and where to put it, or damaged.
     """
     folder = Path(data).expanduser().absolute()
+    if is_released(task, folder):
+        return _open_released(task, folder)
     names = list(dict.fromkeys(cut.part for cut in task.cuts))
     prepared = is_prepared(task, folder)
     read = open_prepared if prepared else READERS[task.name]
@@ -211,7 +192,7 @@ def open_subset(source: str, data: str | Path) -> Source:
 
 
 def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Index:
-    """Take the examples of a task: the first in storage order, or where there is none, drawn by a seed.
+    """Take the examples of a task: the first in storage order or of its lists, or else drawn by a seed.
 
     Raises:
         DataError: a split has fewer.
@@ -223,99 +204,25 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
             raise DataError(
                 f"{data.task.name}: {len(places)} {split} images; accepted: at least {count}; fetch the whole set"
             )
-        order = np.arange(count) if data.in_storage_order else seeded_order(len(places), seed, number)[:count]
+        order = (
+            np.arange(count)
+            if data.in_storage_order or data.released
+            else seeded_order(len(places), seed, number)[:count]
+        )
         chosen[split] = tuple(data.source.ids[i] for i in places[order])
     if data.in_storage_order:
         whole = not data.missing and (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
         said = "the canonical subset of VTAB-1k" if whole else "but not of the published whole"
-        origin = f"{_FIRST}, {said}"
+        origin = f"{FIRST}, {said}"
         return Index(task=data.task.name, origin=origin, train=chosen["train"], val=chosen["val"], canonical=whole)
+    if data.released:
+        return Index(task=data.task.name, origin=RELEASED, train=chosen["train"], val=chosen["val"])
     return Index(task=data.task.name, origin=drawn(seed), train=chosen["train"], val=chosen["val"])
 
 
-def drawn(seed: int) -> str:
-    """Return the origin of examples that were drawn by a seed."""
-    return f"drawn with seed {seed}, not the canonical subset of VTAB-1k"
-
-
-def fits(index: Index, seed: int, num_train: int, num_val: int) -> bool:
-    """Return whether `draw_index` with this seed and these numbers would give such an index."""
-    origin = index.origin.startswith(_FIRST) or index.origin == drawn(seed)
-    return origin and (len(index.train), len(index.val)) == (num_train, num_val)
-
-
-def read_index(place: str | Path, task: Task) -> Index | None:
-    """Read a user's lists of a task: ``TASK.json`` as `write_index` writes it, or text files below ``TASK/``.
-
-    Those are ``train800.txt`` and ``val200.txt``, if wanted ``test.txt``: an id per line, as others publish them.
-
-    Args:
-        place: Folder of the lists.
-        task: The task.
-
-    Returns:
-        None where there is nothing for this task.
-
-    Raises:
-        DataError: a list that is damaged, or has an id twice.
-    """
-    path = store.join(place, f"{task.name}.json")
-    if store.exists(path):
-        return load_index(path, task)
-    lists: dict[str, tuple[str, ...]] = {}
-    for field, name in (("train", "train800.txt"), ("val", "val200.txt"), ("test", "test.txt")):
-        path = store.join(place, task.name, name)
-        if store.exists(path):
-            lines = store.read_bytes(path).decode().splitlines()
-            lists[field] = tuple(line.split()[0] for line in lines if line.strip())
-        elif field == "train":
-            return None
-        elif field == "val":
-            raise DataError(f"{path}: missing beside train800.txt; accepted: both; add it")
-    origin = f"from the lists in {place}, which are canonical if their author says so"
-    return _checked(
-        Index(task=task.name, origin=origin, train=lists["train"], val=lists["val"], test=lists.get("test", ())),
-        store.join(place, task.name),
-    )
-
-
-def write_index(index: Index, uri: str | Path) -> None:
-    """Write an index file, JSON, whole or not at all."""
-    store.write_json(uri, {"format": _FORMAT, **asdict(index)})
-
-
-def load_index(uri: str | Path, task: Task) -> Index:
-    """Read an index file.
-
-    Raises:
-        DataError: no such file, not one of this format, or of another task.
-    """
-    found = store.read_json(uri)
-    remedy = "draw the subset again, or correct the file"
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise DataError(f"{uri}: not an index file of format {_FORMAT}; accepted: one written by bit-ray; {remedy}")
-    if found.get("task") != task.name:
-        raise DataError(f"{uri}: of the task {found.get('task')}; accepted: {task.name}; {remedy}")
-    for name in ("train", "val", "test"):
-        ids = found.get(name, [])
-        if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
-            raise DataError(f"{uri}: {name}: accepted: a list of ids; {remedy}")
-    train, val, test = (tuple(found.get(name, ())) for name in ("train", "val", "test"))
-    origin, canonical = found.get("origin"), found.get("canonical", False)
-    if not isinstance(canonical, bool):
-        raise DataError(f"{uri}: canonical: {canonical!r}; accepted: true or false; {remedy}")
-    if not isinstance(origin, str):
-        raise DataError(f"{uri}: origin: {origin!r}; accepted: text; {remedy}")
-    return _checked(Index(task=task.name, origin=origin, train=train, val=val, test=test, canonical=canonical), uri)
-
-
-def _checked(index: Index, uri: str | Path) -> Index:
-    ids = [*index.train, *index.val]
-    if not index.train or not index.val:
-        raise DataError(
-            f"{uri}: {len(index.train)} train and {len(index.val)} val examples; accepted: at least one each"
-        )
-    if len(set(ids)) < len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
-        raise DataError(f"{uri}: {twice} comes twice; accepted: different examples; remove one")
-    return index
+def _open_released(task: Task, folder: Path) -> TaskData:
+    """Open a task that comes with its lists: its splits are the 800, the 200 and the test set."""
+    parts = [open_released(task, folder, split) for split in _SPLITS]
+    ends = np.cumsum([len(part) for part in parts])
+    places = dict(zip(_SPLITS, np.split(np.arange(ends[-1]), ends[:2]), strict=True))
+    return TaskData(task, Joined(tuple(parts)), places, released=True)
