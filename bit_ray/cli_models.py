@@ -5,7 +5,7 @@ from typing import Literal
 
 from bit_ray.errors import ConfigError
 from bit_ray.flags import positional
-from bit_ray.progress import console, print_table
+from bit_ray.progress import console, follow, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +18,22 @@ class Registry:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Classify image files with a registered or saved model."""
+    """Classify images with a registered or saved model: a few on the screen, any number into a file."""
 
     images: tuple[str, ...] = field(metadata=positional("IMAGE ..."))
-    """Image files."""
+    """Image files; with --output also folders of images, s3://... or gs://..., or one shard set."""
     model: str
     """models:/NAME@ALIAS, or a saved model's folder or URI."""
+    output: str = ""
+    """File to write, ending in .csv or .parquet, or folder of Parquet parts, ending in /; on every core or GPU."""
+    features: bool = False
+    """Write the features before the head as well; Parquet only."""
     top_k: int = 5
     """Classes to name for each image."""
     convert: bool = False
     """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
+    batch_size: int = 64
+    """Images per forward pass, with --output."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     storage: str = "bit_ray_runs"
@@ -64,6 +70,16 @@ def predict(config: PredictConfig) -> None:
     """Print the most probable classes of image files."""
     if not config.images:
         raise ConfigError("IMAGE: missing; accepted: one or more image files; see bit-ray predict --help")
+    if config.output:
+        _predict_into_file(config)
+        return
+    if config.features:
+        raise ConfigError("features: given without output; vectors are written, not shown; add --output FILE.parquet")
+    from bit_ray.evaluation.inputs import is_folder
+
+    for image in config.images:
+        if is_folder(image):
+            raise ConfigError(f"{image}: is a folder; accepted: image files; for folders add --output FILE.csv")
     import torch
 
     from bit_ray.evaluation.classifier import load_model
@@ -71,13 +87,48 @@ def predict(config: PredictConfig) -> None:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(config.model, tracking_uri=_registry(config.tracking, config.storage), device=device)
+    model = load_model(config.model, tracking_uri=_registry_of(config), device=device)
     predictions = model.predict(config.images, config.top_k, convert=config.convert)
     rows = []
     for image, prediction in zip(config.images, predictions, strict=True):
         for i, (name, probability) in enumerate(prediction):
             rows.append((image if i == 0 else "", name, f"{probability:.1%}"))
     print_table(config.model, rows, ("image", "class", "probability"))
+
+
+def _predict_into_file(config: PredictConfig) -> None:
+    from bit_ray.evaluation.predict import check_output, predict_folder
+
+    check_output(config.output, config.features)  # before the model is fetched
+    with follow("predict") as progress:
+        report = predict_folder(
+            config.images,
+            config.model,
+            config.output,
+            top_k=config.top_k,
+            features=config.features,
+            convert=config.convert,
+            batch_size=config.batch_size,
+            device=config.device,
+            tracking_uri=_registry_of(config),
+            progress=progress,
+        )
+    rows = [
+        ("images", f"{report.num_images:,}"),
+        ("unreadable", f"{report.num_unreadable:,}"),
+        *((f"  {reason}", f"{count:,}") for reason, count in report.reasons),
+        ("seconds", f"{report.seconds:.1f}"),
+    ]
+    if report.num_features:
+        rows.insert(1, ("features", f"{report.num_features:,} per image"))
+    if report.num_others:
+        rows.append(("other files left out", f"{report.num_others:,}"))
+    print_table(report.output, rows)
+
+
+def _registry_of(config: PredictConfig) -> str | None:
+    """Return the URI of the registry where the model is registered; without it MLflow need not be loaded."""
+    return _registry(config.tracking, config.storage) if config.model.startswith("models:/") else None
 
 
 def list_models(config: ListConfig) -> None:

@@ -41,7 +41,7 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
 
 def _check(directory: Path, reference: ModelReference) -> None:
     """Check that the package is the registered one, by its description and the size of its weights."""
-    where = f"models:/{reference.name}/{reference.version}: {reference.weights_uri}"
+    where = f"{reference.uri}: {reference.weights_uri}"
     remedy = "restore it, or register what is there now"
     try:
         weights = _described(directory / DESCRIPTION_FILE, reference)
@@ -57,7 +57,7 @@ def _check(directory: Path, reference: ModelReference) -> None:
 def _described(path: Path, reference: ModelReference) -> Weights:
     """Return what the description says of the weights, having checked that it is the registered description."""
     data = path.read_bytes()
-    where = f"models:/{reference.name}/{reference.version}: {reference.weights_uri}"
+    where = f"{reference.uri}: {reference.weights_uri}"
     remedy = "restore it, or register what is there now"
     _, weights = parse_description(data, where)
     if weights.sha256 != reference.sha256:
@@ -86,8 +86,7 @@ def download(reference: ModelReference, directory: Path) -> None:
             weights = _described(partial / DESCRIPTION_FILE, reference)  # before gigabytes travel
             store.download_file(store.join(reference.weights_uri, weights.file), partial / weights.file)
         except DataError as error:
-            where = f"models:/{reference.name}/{reference.version}"
-            raise ModelError(f"{where}: its package cannot be read: {one_line(error)}") from None
+            raise ModelError(f"{reference.uri}: its package cannot be read: {one_line(error)}") from None
         verify_weights(partial / weights.file, weights)
         try:
             partial.replace(directory)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bit_ray.errors import ModelError, TrackingError
 from bit_ray.models.package import ModelSpec, parse_description
 from bit_ray.tracking import server
@@ -20,9 +18,13 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.pyfunc import add_to_model
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
 
 REFERENCE_FILE = "reference.json"
+PYFUNC_LOADER = "bit_ray.evaluation.serving"
+"""Module that makes an MLflow ``python_function`` of the reference; imported by MLflow, where a model is to serve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,11 @@ class ModelReference:
     num_bytes: int
     description_sha256: str
     spec: ModelSpec
+
+    @property
+    def uri(self) -> str:
+        """What messages call it."""
+        return f"models:/{self.name}/{self.version}" if self.version else f"models:/{self.name}"
 
 
 def log_reference(
@@ -51,10 +58,11 @@ def log_reference(
             mlmodel = Model(
                 artifact_path=logged.artifact_location,
                 run_id=run_id,
-                signature=_signature(spec),
+                signature=_signature(),
                 model_id=logged.model_id,
                 model_uuid=logged.model_id,
             )
+            add_to_model(mlmodel, loader_module=PYFUNC_LOADER, data=REFERENCE_FILE)
             mlmodel.add_flavor("bit_ray", reference=REFERENCE_FILE, package_uri=reference["package_uri"])
             mlmodel.save(str(Path(directory, "MLmodel")))
             Path(directory, REFERENCE_FILE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
@@ -91,18 +99,31 @@ def read_reference(client: MlflowClient, name: str, version: str) -> ModelRefere
         with tempfile.TemporaryDirectory() as directory:
             source = f"{location.rstrip('/')}/{REFERENCE_FILE}"
             path = download_artifacts(source, dst_path=directory, tracking_uri=client.tracking_uri)
-            reference = json.loads(Path(path).read_bytes())
+            data = Path(path).read_bytes()
+        return parse_reference(data, name, int(version))
+    except Exception as error:  # where artifacts do not come through the server, it is their store's own kind of error
+        if isinstance(error, ModelError):
+            raise
+        raise _unreadable(f"models:/{name}/{version}", error) from None
+
+
+def parse_reference(data: bytes, name: str = "", version: int = 0) -> ModelReference:
+    """Read the bytes of a ``reference.json``; name and version are for messages, the name by default its own.
+
+    Raises:
+        ModelError: they are none.
+    """
+    try:
+        reference = json.loads(data)
+        name = name or str(reference.get("name", "unnamed"))
         package_uri, digest = str(reference["package_uri"]), str(reference["description_sha256"])
         description = json.dumps(reference["description"]).encode()
-    except Exception as error:  # where artifacts do not come through the server, it is their store's own kind of error
-        raise ModelError(
-            f"models:/{name}/{version}: has no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that "
-            f"bit_ray registered; load others with mlflow"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(f"models:/{name}/{version}", error) from None
     spec, weights = parse_description(description, f"models:/{name}/{version}")
     return ModelReference(
         name=name,
-        version=int(version),
+        version=version,
         weights_uri=package_uri,
         sha256=weights.sha256,
         num_bytes=weights.num_bytes,
@@ -111,8 +132,18 @@ def read_reference(client: MlflowClient, name: str, version: str) -> ModelRefere
     )
 
 
-def _signature(spec: ModelSpec) -> ModelSignature:
-    """Images [-1, H, W, 3] uint8 at crop size in, logits [-1, num_classes] float32 out."""
-    images = TensorSpec(np.dtype(np.uint8), (-1, spec.crop_size, spec.crop_size, 3), "images")
-    logits = TensorSpec(np.dtype(np.float32), (-1, spec.num_classes))
-    return ModelSignature(inputs=Schema([images]), outputs=Schema([logits]))
+def _unreadable(uri: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{uri}: has no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that bit_ray registered; load "
+        f"others with mlflow"
+    )
+
+
+def _signature() -> ModelSignature:
+    """Encoded images in; the best class, and the ``top_k`` best, with their probabilities out."""
+    several = [ColSpec(Array(DataType.string), "classes"), ColSpec(Array(DataType.double), "probabilities")]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(DataType.string, "class"), ColSpec(DataType.double, "probability"), *several]),
+        params=ParamSchema([ParamSpec("top_k", DataType.long, 5), ParamSpec("convert", DataType.boolean, False)]),
+    )

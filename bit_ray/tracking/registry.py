@@ -1,8 +1,9 @@
 """The model registry, by reference: a version names the saved model in the storage where it already lies.
 
-What goes to MLflow is a few kilobytes: the MLmodel file with the signature, and ``reference.json`` with the package's
-URI, its description (``model.json``) and the digest of its weights. Weights are never read to be registered, and never
-stored twice; whoever loads a version reads them from their own place and verifies the digest.
+What goes to MLflow is a few kilobytes: the model card, the MLmodel file with the signature and the ``python_function``
+flavor, by which MLflow itself loads and serves the model, and ``reference.json`` with the package's URI, its
+description (``model.json``) and the digest of its weights. Weights are never read to be registered, and never stored
+twice; whoever loads a version reads them from their own place and verifies the digest.
 """
 
 import difflib
@@ -22,6 +23,7 @@ from bit_ray.data import store
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_description
 from bit_ray.tracking import server
+from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download, fetch
 from bit_ray.tracking.reference import ModelReference, log_reference, read_reference
 from bit_ray.tracking.server import one_line
@@ -98,7 +100,8 @@ def register(
 ) -> RegisteredModel:
     """Register the saved model at ``package_uri`` under a name, and point the alias at the new version.
 
-    Only ``model.json`` and the size of the weights file are read. A package that is registered already gets no second
+    Only ``model.json`` and the size of the weights file are read. The model card becomes the version's description and
+    ``README.md`` beside the weights; see `bit_ray.tracking.card`. A package that is registered already gets no second
     version; the alias moves to the one that there is.
 
     Raises:
@@ -125,9 +128,16 @@ def register(
     try:
         version = _find_version(client, name, tags)
         if version is None:
-            reference = {"package_uri": package_uri, "description_sha256": digest, "description": json.loads(data)}
+            card = _card(client, name, spec, weights, run_id)
+            reference = {
+                "name": name,
+                "package_uri": package_uri,
+                "description_sha256": digest,
+                "description": json.loads(data),
+            }
             model_id = log_reference(client, name, spec, reference, run_id)
-            version = _create_version(client, name, model_id, tags, run_id)
+            version = _create_version(client, name, model_id, tags, run_id, description(card))
+            _write_card(package_uri, card)
         client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         raise TrackingError(f"{name}: cannot be registered ({one_line(error)})") from None
@@ -231,7 +241,27 @@ def _find_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str 
     return None
 
 
-def _create_version(client: MlflowClient, name: str, model_id: str, tags: dict[str, str], run_id: str | None) -> str:
+def _card(client: MlflowClient, name: str, spec: ModelSpec, weights: Weights, run_id: str | None) -> str:
+    data = client.get_run(run_id).data if run_id is not None else None
+    params, metrics = (data.params, data.metrics) if data is not None else ({}, {})
+    return model_card(name, spec, weights, params=params, metrics=metrics)
+
+
+def _write_card(package_uri: str, card: str) -> None:
+    """Put the card beside the weights, unless somebody else's README.md lies there or nothing can be written."""
+    place = store.join(package_uri, CARD_FILE)
+    try:
+        if store.exists(place) and not store.read_bytes(place).startswith(MARK.encode()):
+            log.warning("%s is not a card of ours and is left as it is; the card is the version's description", place)
+        else:
+            store.write_bytes(place, card.encode())
+    except DataError as error:
+        log.warning("%s: the card is only in the registry: %s", place, one_line(error))
+
+
+def _create_version(
+    client: MlflowClient, name: str, model_id: str, tags: dict[str, str], run_id: str | None, text: str
+) -> str:
     with suppress(MlflowException):  # the name exists already; anything else shows in the next call
         client.create_registered_model(name)
     logged = client.get_logged_model(model_id)
@@ -241,7 +271,9 @@ def _create_version(client: MlflowClient, name: str, model_id: str, tags: dict[s
         # A database asked directly would look the model's id up in MLflow's global tracking URI, not in this one.
         where = {"source": logged.artifact_location}
     # Every version is ready at once; waiting for it would be announced in the log.
-    version = client.create_model_version(name, run_id=run_id, tags=tags, await_creation_for=0, **where)
+    version = client.create_model_version(
+        name, run_id=run_id, tags=tags, description=text, await_creation_for=0, **where
+    )
     if not client.tracking_uri.startswith("http"):  # as a server does
         pages = json.dumps([{"name": name, "version": version.version}])
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": pages})

@@ -126,8 +126,9 @@ def test_the_logged_model_has_a_signature_and_no_weights(
     assert 0 < num_bytes(mlflow_server.artifacts) - before < 10_000
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     signature = get_model_info("models:/signed@best").signature
-    assert [(tensor.type.name, tensor.shape) for tensor in signature.inputs.inputs] == [("uint8", (-1, 32, 32, 3))]
-    assert [(tensor.type.name, tensor.shape) for tensor in signature.outputs.inputs] == [("float32", (-1, 3))]
+    assert [(column.name, str(column.type)) for column in signature.inputs] == [("image", "DataType.binary")]
+    assert [column.name for column in signature.outputs] == ["class", "probability", "classes", "probabilities"]
+    assert [(param.name, param.default) for param in signature.params] == [("top_k", 5), ("convert", False)]
 
 
 def test_registering_gigabytes_takes_seconds_and_moves_nothing(

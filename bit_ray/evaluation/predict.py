@@ -1,0 +1,431 @@
+"""Classify any number of images over the cluster, into one file or a folder of parts, by Ray Data.
+
+Each actor holds the model, on a GPU where there is one, and takes part after part of the input: it reads and decodes a
+few images ahead of the network in threads. Neither pixels nor features of more than a part are held anywhere, and
+images that cannot be read are rows with a reason.
+"""
+
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from bit_ray.cluster import Resources, cluster
+from bit_ray.config import digest
+from bit_ray.data import store
+from bit_ray.data.decode import ImageError, decode_image
+from bit_ray.errors import ConfigError, DataError, root_cause
+from bit_ray.evaluation.classifier import Classifier, load_model
+from bit_ray.evaluation.inputs import FileImage, Images, ShardImage, open_images
+from bit_ray.models.package import ModelSpec
+from bit_ray.models.zoo import create_model
+
+# Nothing to a user: that our own setting is in force, and how far Ray Data thinks it is.
+logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+
+PLAN_FILE = "_plan.json"
+SUMMARY_FILE = "_predictions.json"
+_ROWS_PER_GROUP = 8192
+_NUM_REASONS = 5
+_MOST_THREADS = 32
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictReport:
+    """What was written."""
+
+    output: str
+    """File, or folder of parts."""
+    num_images: int
+    """Rows."""
+    num_unreadable: int
+    """Rows with a reason in place of classes."""
+    reasons: tuple[tuple[str, int], ...]
+    """The most frequent reasons and how often each came."""
+    num_others: int
+    """Files that were left out because they are no images by their endings."""
+    num_features: int
+    """Length of the feature vectors, 0 without."""
+    seconds: float
+    """From the start of the cluster to the last row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What an actor does with a part."""
+
+    top_k: int
+    convert: bool
+    features: bool
+    batch_size: int
+    num_threads: int
+    folder: str
+    """Where parts are written; empty: they are handed back."""
+
+
+def predict_folder(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    model: str | os.PathLike[str] | Classifier,
+    output: str | os.PathLike[str],
+    *,
+    top_k: int = 5,
+    features: bool = False,
+    convert: bool = False,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tracking_uri: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PredictReport:
+    """Classify a folder of images, a list of files and folders, or a shard set.
+
+    The output has a row for each image, in the order of the input: ``path`` (as given; of a shard set the example's
+    id), ``class_1``, ``probability_1`` ... ``class_k``, ``probability_k``, the best first, ``features`` if asked for,
+    and ``error``, why an image could not be read, else null.
+
+    Args:
+        images: Local paths or URIs; in a folder, files with the endings of images count.
+        model: What `load_model` takes, or its result.
+        output: A file ending in ``.csv`` or ``.parquet``, or a folder ending in ``/``, which gets ``part-*.parquet``
+            files written where they are made and, last, ``_predictions.json``. A file appears when it is whole; an
+            interrupted folder is continued by the same call.
+        top_k: Classes to name for each image, at most all.
+        features: Write the pooled features before the head as well, ``[D] float32``; Parquet only.
+        convert: Turn images that are not plain 8-bit RGB into it rather than report them.
+        batch_size: Images per forward pass.
+        device: ``auto``: GPUs where the cluster has any.
+        tracking_uri: Where MLflow is, for ``models:/...``.
+        progress: Told (images done, images in all).
+
+    Raises:
+        ConfigError: A setting that cannot work; the output exists or has an unknown ending.
+        DataError: No image; a store that cannot be reached; a damaged shard.
+        ModelError: There is no such model.
+    """
+    start = time.monotonic()
+    output = str(output)
+    kind = check_output(output, features)
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name}: {value}; at least 1; for example {name}=5")
+    opened = open_images([str(images)] if isinstance(images, (str, os.PathLike)) else [str(image) for image in images])
+    classifier = model if isinstance(model, Classifier) else load_model(model, tracking_uri=tracking_uri)
+    convert = convert or opened.convert
+    folder = store.absolute(output) if kind == "folder" else ""
+    settings = _Settings(
+        top_k=top_k, convert=convert, features=features, batch_size=batch_size, num_threads=1, folder=folder
+    )
+    if kind == "folder":
+        _begin_folder(folder, opened, classifier, settings)
+    tally = _Tally(len(opened), progress)
+    with cluster() as resources:
+        tables = _tables(classifier, opened, settings, resources, device)
+        if kind == "folder":
+            for table in tables:
+                tally.add(table)
+        else:
+            _write_file(output, kind, map(tally.add, tables), _schema(classifier, settings))
+    report = PredictReport(
+        output=output,
+        num_images=tally.done,
+        num_unreadable=sum(tally.reasons.values()),
+        reasons=tuple(tally.reasons.most_common(_NUM_REASONS)),
+        num_others=opened.num_others,
+        num_features=classifier.model.num_features if features else 0,
+        seconds=time.monotonic() - start,
+    )
+    assert report.num_images == len(opened)
+    if kind == "folder":
+        summary = {"num_images": report.num_images, "num_unreadable": report.num_unreadable}
+        store.write_json(store.join(folder, SUMMARY_FILE), {**summary, "num_parts": opened.num_parts})
+    return report
+
+
+def check_output(output: str, features: bool) -> Literal["csv", "parquet", "folder"]:
+    """Return the kind of an output that may be written.
+
+    Raises:
+        ConfigError: It exists, has an unknown ending, or cannot hold features.
+    """
+    if output.endswith("/"):
+        if store.exists(store.join(output, SUMMARY_FILE)):
+            raise ConfigError(
+                f"output: {output} holds finished predictions; a new folder; choose another, or delete it"
+            )
+        return "folder"
+    if not output.endswith((".csv", ".parquet")):
+        raise ConfigError(
+            f"output: {output!r}; a file ending in .csv or .parquet, or a folder ending in /; give it such a name"
+        )
+    if features and output.endswith(".csv"):
+        raise ConfigError(f"features: with output {output}; only Parquet holds vectors; name it .parquet")
+    if store.exists(output):
+        raise ConfigError(f"output: {output} exists; a new file; choose another name, or delete it")
+    return "csv" if output.endswith(".csv") else "parquet"
+
+
+def _begin_folder(folder: str, images: Images, classifier: Classifier, settings: _Settings) -> None:
+    """Put down what the folder is to hold, or check that it is this that was begun."""
+    plan = {
+        "images": images.digest,
+        "weights_sha256": classifier.sha256,
+        "class_names_sha256": digest(list(classifier.spec.class_names)),
+        "top_k": settings.top_k,
+        "convert": settings.convert,
+        "features": settings.features,
+    }
+    path = store.join(folder, PLAN_FILE)
+    if store.exists(path):
+        begun = store.read_json(path)
+        changed = [name for name, value in plan.items() if not isinstance(begun, dict) or begun.get(name) != value]
+        if changed:
+            raise ConfigError(
+                f"output: {folder} was begun with other {', '.join(changed)}; the same call continues it; choose "
+                f"another folder"
+            )
+    elif store.list_files(folder):
+        raise ConfigError(f"output: {folder} is not empty; a new or empty folder; choose another")
+    else:
+        store.write_json(path, plan)
+
+
+def _tables(
+    classifier: Classifier, images: Images, settings: _Settings, resources: Resources, device: str
+) -> Iterator[pa.Table]:
+    """What the actors hand back, in the order of the parts."""
+    use_gpu = device != "cpu" and resources.num_gpus > 0
+    if device == "cuda" and not use_gpu:
+        raise ConfigError("device: 'cuda', but the cluster has no GPU; use auto or cpu")
+    places = resources.num_places if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
+    # A network on a GPU wants all cores beside it; one on a core, a thread that waits for files.
+    threads = min(_MOST_THREADS, max(2, resources.num_cpus // places)) if use_gpu else 2
+    settings = replace(settings, num_threads=threads)
+    tensors = {name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()}
+    shared = ray.put((tensors, classifier.spec, images, settings))
+    # Not ray.data.range, whose read tasks would want CPUs that the actors hold.
+    dataset = ray.data.from_arrow([pa.table({"part": [part]}) for part in range(images.num_parts)])
+    dataset = dataset.map_batches(
+        _Predictor,
+        fn_constructor_args=([shared],),  # in a list, so that actors fetch it and the driver does not
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(places, images.num_parts)),
+        num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.raise_original_map_exception = True  # else the cause is lost on its way here
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        raise root_cause(error) or error from None
+
+
+class _Predictor:
+    """An actor's state: the network, and threads that read and decode ahead of it."""
+
+    def __init__(self, shared: list[Any]) -> None:
+        tensors, spec, self.images, self.settings = ray.get(shared[0])
+        self.classifier = _classifier(tensors, spec)
+        self.pool = ThreadPoolExecutor(self.settings.num_threads, thread_name_prefix="predict-decode")
+        self.schema = _schema(self.classifier, self.settings)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Classify a part."""
+        (part,) = batch["part"].to_pylist()
+        if not self.settings.folder:
+            return self._rows(part)
+        path = store.join(self.settings.folder, f"part-{part:05d}.parquet")
+        if store.exists(path):  # written before an interruption
+            reasons = _read_reasons(path)
+        else:
+            table = self._rows(part)
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            store.write_bytes(path, sink.getvalue())
+            reasons = table["error"]
+        return pa.table({"error": reasons})
+
+    def _rows(self, part: int) -> pa.Table:
+        names: list[str] = []
+        errors: list[str | None] = []
+        results: list[tuple[npt.NDArray[Any], ...]] = []
+        views: list[npt.NDArray[np.uint8]] = []
+        window = 2 * self.settings.batch_size
+        for name, view, reason in _ahead(self.pool, self._view, self.images.part(part), window):
+            names.append(name)
+            errors.append(reason)
+            if view is not None:
+                views.append(view)
+            if len(views) == self.settings.batch_size:
+                results.append(self._run(views))
+                views = []
+        if views:
+            results.append(self._run(views))
+        return _table(self.schema, names, errors, results, self.classifier.spec.class_names)
+
+    def _view(self, image: FileImage | ShardImage) -> tuple[str, npt.NDArray[np.uint8] | None, str | None]:
+        encoded = image.read()
+        if encoded.data is None:
+            return encoded.name, None, encoded.reason
+        try:
+            pixels = decode_image(encoded.data, convert=self.settings.convert)
+        except ImageError as error:
+            remedy = "; convert (--convert) takes it" if error.convertible else ""
+            return encoded.name, None, f"{error.reason}{remedy}"
+        return encoded.name, self.classifier.view(pixels), None
+
+    def _run(self, views: list[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[Any], ...]:
+        features, logits = self.classifier.features_and_logits(np.stack(views))
+        best, classes = self.classifier.best(logits, self.settings.top_k)
+        outputs = (best, classes, features) if self.settings.features else (best, classes)
+        return tuple(output.cpu().numpy() for output in outputs)
+
+
+def _classifier(tensors: dict[str, torch.Tensor], spec: ModelSpec) -> Classifier:
+    network = create_model(spec.model, spec.num_classes)
+    network.load_state_dict(tensors)
+    return Classifier(network.to("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"), spec)
+
+
+def _schema(classifier: Classifier, settings: _Settings) -> pa.Schema:
+    fields = [pa.field("path", pa.string())]
+    for rank in range(1, min(settings.top_k, classifier.spec.num_classes) + 1):
+        fields += [pa.field(f"class_{rank}", pa.string()), pa.field(f"probability_{rank}", pa.float64())]
+    if settings.features:
+        fields.append(pa.field("features", pa.list_(pa.float32(), classifier.model.num_features)))
+    return pa.schema([*fields, pa.field("error", pa.string())])
+
+
+def _table(
+    schema: pa.Schema,
+    names: list[str],
+    errors: list[str | None],
+    results: list[tuple[npt.NDArray[Any], ...]],
+    class_names: Sequence[str],
+) -> pa.Table:
+    """Rows in the order of ``names``; the results are those of the rows without an error, batch by batch."""
+    readable = np.array([error is None for error in errors])
+    # Where each row's result stands; null for a row that has none.
+    places = pa.array(np.cumsum(readable) - 1, mask=~readable)
+    columns: dict[str, pa.Array] = {"path": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
+    if results:
+        best, classes, *features = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
+        all_names = pa.array(class_names, pa.string())
+        for k in range(best.shape[1]):
+            columns[f"class_{k + 1}"] = all_names.take(pa.array(classes[:, k])).take(places)
+            columns[f"probability_{k + 1}"] = pa.array(best[:, k]).take(places)
+        for vectors in features:
+            flat = pa.array(vectors.reshape(-1), pa.float32())
+            columns["features"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).take(places)
+    return pa.table(
+        [columns[field.name] if field.name in columns else pa.nulls(len(names), field.type) for field in schema],
+        schema=schema,
+    )
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], window: int) -> Iterator[T]:
+    """Yield ``function(item)`` in order, at most ``window`` of them being worked on or waiting to be taken."""
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _read_reasons(path: str) -> pa.ChunkedArray:
+    files, inner = store.filesystem(path)
+    with store.explained(path):
+        return pq.read_table(inner, columns=["error"], filesystem=files)["error"]
+
+
+class _Tally:
+    """Counts what comes by."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.total, self.progress = total, progress
+        self.done = 0
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, table: pa.Table) -> pa.Table:
+        """Count the rows of a table and hand it on."""
+        self.done += table.num_rows
+        self.reasons.update(table["error"].drop_null().to_pylist())
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        return table
+
+
+def _write_file(output: str, kind: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write all rows into one file, which appears when it is whole."""
+    with _whole(output) as path:
+        options = pa.csv.WriteOptions(quoting_style="needed")
+        writer = (
+            pq.ParquetWriter(path, schema)
+            if kind == "parquet"
+            else pa.csv.CSVWriter(path, schema, write_options=options)
+        )
+        with writer:
+            for table in _grouped(tables):
+                writer.write_table(table)
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Join tables until they make a row group of a good size, or 64 MiB."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(t.num_rows for t in waiting) >= _ROWS_PER_GROUP or sum(t.nbytes for t in waiting) >= 2**26:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+@contextmanager
+def _whole(output: str) -> Iterator[str]:
+    """Yield a local path to write to, whose file then takes its place; nothing is left after a failure."""
+    if not store.is_local(output):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "predictions")
+            yield path
+            store.upload_file(path, output)
+        return
+    target = Path(store.filesystem(output)[1])
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield str(partial)
+        os.replace(partial, target)
+    except OSError as error:
+        if isinstance(error, ray.exceptions.RayError):  # Ray gives its errors the class of their cause as well
+            raise
+        raise DataError(f"{output}: cannot be written ({error.strerror or error}); choose a writable folder") from None
+    finally:
+        partial.unlink(missing_ok=True)
