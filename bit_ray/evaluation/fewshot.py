@@ -199,7 +199,10 @@ def draw_subsets(
                     raise DataError(f"{uri}: k: {subset.k}; {k}, as its name says; draw the subset again")
                 subsets[k, seed] = subset_places(subset, ids, labels, manifest.class_names, uri)
                 continue
-            chosen = few_shot_subset(labels, k, seed, class_names=manifest.class_names)
+            try:
+                chosen = few_shot_subset(labels, k, seed, class_names=manifest.class_names)
+            except DataError as error:
+                raise DataError(str(error).replace("k:", "shots:", 1).replace("lower k", "lower shots")) from None
             subsets[k, seed] = chosen
             if saved:
                 index = Subset(manifest_digest=manifest.digest, k=k, seed=seed, ids=tuple(ids[i] for i in chosen))

@@ -15,7 +15,7 @@ from bit_ray.data.shards import Example, read_tables, to_examples
 from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError, ModelError
 from bit_ray.evaluation.classifier import foreign_path, load_model
-from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, save_subset
+from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, read_labels, save_subset
 from bit_ray.evaluation.run import evaluate_model, record
 from bit_ray.models.read import read_weights
 from bit_ray.recipes.hyperrule import hyperrule
@@ -65,16 +65,6 @@ def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
     return init
 
 
-def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], list[int]]:
-    """Ids and first labels of a whole set, in its order."""
-    ids: list[str] = []
-    labels: list[int] = []
-    for table in read_tables(shards, manifest, ("id", "labels")):
-        ids += table["id"].to_pylist()
-        labels += [names[0] for names in table["labels"].to_pylist()]
-    return ids, labels
-
-
 def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Subset:
     """Draw a few-shot subset.
 
@@ -88,7 +78,7 @@ def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Sub
         )
     ids, labels = read_labels(shards, manifest)
     try:
-        chosen = few_shot_subset(torch.tensor(labels).numpy(), shots, seed, class_names=manifest.class_names)
+        chosen = few_shot_subset(labels, shots, seed, class_names=manifest.class_names)
     except DataError as error:
         raise DataError(str(error).replace("k:", "shots:", 1).replace("lower k", "lower shots")) from None
     return Subset(manifest_digest=manifest.digest, k=shots, seed=seed, ids=tuple(ids[i] for i in sorted(chosen)))

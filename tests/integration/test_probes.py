@@ -163,7 +163,7 @@ def test_rank_puts_the_network_that_has_learnt_first_and_names_the_broken_one(tm
             "test_shards: GLYPHS has 50 classes that are not those of TRAIN (10); ",
         ),
         (["probe", "MODEL", "SEVERAL", "TEST"], "shards: SEVERAL has several labels per image; one per image, for few"),
-        (["probe", "MODEL", "GLYPHS", "GLYPHS"], "k: 5; at most 3, the number of examples of class 0 ("),
+        (["probe", "MODEL", "GLYPHS", "GLYPHS"], "shots: 5; at most 3, the number of examples of class 0 ("),
         (
             ["probe", "MODEL", "TRAIN", "TEST", "--crop", "224"],
             "crop: 224 with resize 0; both 0, or a crop of at most ",
@@ -329,7 +329,7 @@ def test_probes_that_cannot_be_are_refused_before_the_training(digits, glyphs, t
     with pytest.raises(ConfigError, match=r"^test_shards: .* has 50 classes that are not those of .* \(10\); "):
         pretrain(run_config(tmp_path, "no", glyphs, 4, ProbeConfig(shards=shards, test_shards=glyphs)))
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(200,))
-    with pytest.raises(DataError, match=r"^k: 200; at most \d+, the number of examples of class \d"):
+    with pytest.raises(DataError, match=r"^shots: 200; at most \d+, the number of examples of class \d"):
         pretrain(run_config(tmp_path, "no", glyphs, 4, probe))
     assert not (tmp_path / "no").exists()
     probe = ProbeConfig(shards=shards, test_shards=test_shards, num_cpus=6)
