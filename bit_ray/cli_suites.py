@@ -14,7 +14,7 @@ from bit_ray.tracking.config import RegistryConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeModelConfig:
-    """Score the frozen features of a model, in seconds: ridge regression and nearest neighbours on a few examples."""
+    """Score frozen features in seconds: ridge regression and nearest neighbours on a few examples."""
 
     model: str = field(metadata=positional("MODEL"))
     """models:/NAME@ALIAS, or a saved model's folder or URI."""
