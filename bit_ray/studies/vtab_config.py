@@ -29,7 +29,7 @@ class VtabConfig:
     index: str = ""
     """Folder of lists of the examples to learn from: TASK.json, or TASK/train800.txt and TASK/val200.txt."""
     subset_seed: int = 0
-    """Seed of the draw where there is no list."""
+    """0: the canonical examples where they are known, else a draw; 1 and up: other draws."""
     num_train: int = NUM_TRAIN
     """Training examples; the benchmark has 800."""
     num_val: int = NUM_VAL

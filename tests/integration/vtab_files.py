@@ -67,14 +67,13 @@ def cifar100(data, num_train=40, num_test=20):
     files = {"cifar-100-binary/fine_label_names.txt": "".join(f"thing{i}\n" for i in range(100)).encode()}
     for part, count in (("train", num_train), ("test", num_test)):
         rows = [
-            bytes([i % 20, i % 100]) + bytes([i, 2 * i, 3 * i][c] for c in range(3) for _ in range(1024))
-            for i in range(count)
+            bytes([i % 20, i % 100]) + b"".join(bytes([c * i % 256]) * 1024 for c in (1, 2, 3)) for i in range(count)
         ]
         files[f"cifar-100-binary/{part}.bin"] = b"".join(rows)
     write_tar(folder / "cifar-100-binary.tar.gz", files)
 
 
-def flowers(data, counts=(6, 6, 10)):
+def flowers(data, counts=(6, 6, 10), size=(30, 40)):
     folder = data / "oxford_flowers102"
     folder.mkdir()
     total = sum(counts)
@@ -82,7 +81,7 @@ def flowers(data, counts=(6, 6, 10)):
     ends = np.cumsum(counts)
     write_tar(
         folder / "102flowers.tgz",
-        {f"jpg/image_{n:05d}.jpg": picture(n, 0, (30, 40), "JPEG") for n in range(1, total + 1)},
+        {f"jpg/image_{n:05d}.jpg": picture(n, 0, size, "JPEG") for n in range(1, total + 1)},
     )
     savemat(folder / "imagelabels.mat", {"labels": np.arange(total)[None] % 102 + 1})
     sets = dict(zip(("trnid", "valid", "tstid"), np.split(order, ends[:2]), strict=True))

@@ -27,7 +27,7 @@ def test_the_first_in_storage_order_are_taken_and_the_splits_are_cut_in_order(tm
     examples = [{"image": files.picture(n, i, (64, 64), "JPEG"), "label": n} for i, n in enumerate(numbers)]
     files.prepared(tmp_path, "eurosat", {"train": examples})
     data = open_task(find_task("eurosat"), tmp_path)
-    index = draw_index(data, 7, 8, 4)
+    index = draw_index(data, 0, 8, 4)
     assert index.train == tuple(f"all/{i:06d}" for i in range(8))
     assert index.val == tuple(f"all/{i:06d}" for i in range(60, 64))
     assert labels(data.subset("train800val200", index)) == [*numbers[:8], *numbers[60:64]]

@@ -48,7 +48,7 @@ def drawn(seed: int) -> str:
 
 def fits(index: Index, seed: int, num_train: int, num_val: int) -> bool:
     """Return whether `draw_index` with this seed and these numbers would give such an index."""
-    origin = index.origin.startswith(FIRST) or index.origin in (drawn(seed), RELEASED)
+    origin = index.origin in (drawn(seed), RELEASED) or (not seed and index.origin.startswith(FIRST))
     return origin and (len(index.train), len(index.val)) == (num_train, num_val)
 
 

@@ -1,9 +1,8 @@
-"""The splits of a task, and which 1,000 examples it is learnt from.
+"""The splits of a task, and its examples by name.
 
 The benchmark takes the first 800 training and the first 200 validation examples in the storage order of TensorFlow
-Datasets. Publishers' files do not have that order: then a seeded draw takes its place and is kept in an index file, or
-a user brings a list, and whatever is printed says so. Where the benchmark carves validation or test out of one
-published part, a fixed permutation stands for that order, because publishers sort theirs by class or by pose.
+Datasets, and carves validation and test sets out of larger ones in that order. It is known for all data sets but
+Caltech-101 (`bit_ray.data.vtab.storage_order`), for which a seeded draw takes its place, or a user's list.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from bit_ray.data.vtab.place import seeded_order
 from bit_ray.data.vtab.prepared import is_prepared, open_prepared
 from bit_ray.data.vtab.readers import READERS
 from bit_ray.data.vtab.released import is_released, open_released
+from bit_ray.data.vtab.storage_order import storage_order
 from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, Split, Task, find_task
 from bit_ray.errors import ConfigError, DataError
 
@@ -159,15 +159,17 @@ def open_task(task: Task, data: str | Path) -> TaskData:
     read = open_prepared if prepared else READERS[task.name]
     parts = {name: read(task, folder, name) for name in names}
     starts = dict(zip(names, np.cumsum([0, *(len(part) for part in parts.values())]).tolist(), strict=False))
+    orders = {name: None if prepared else storage_order(task.folder, name, part.ids) for name, part in parts.items()}
     places: dict[Split, npt.NDArray[np.int64]] = {}
     for split in _SPLITS:
         cut = task.cut(split)
-        size = len(parts[cut.part])
-        first, end = cut.bounds(size)
-        # A whole part keeps its order; a cut one is mixed first, always in the same way, unless it has been.
-        order = np.arange(size) if prepared or (first, end) == (0, size) else seeded_order(size, 0)
+        order = orders[cut.part]
+        if order is None:  # what is prepared lies in this order; what has none is mixed, always in the same way
+            order = np.arange(len(parts[cut.part])) if prepared else seeded_order(len(parts[cut.part]), 0)
+        first, end = cut.bounds(len(order))
         places[split] = starts[cut.part] + order[first:end]
-    return TaskData(task, Joined(tuple(parts.values())), places, prepared)
+    known = prepared or all(order is not None for order in orders.values())
+    return TaskData(task, Joined(tuple(parts.values())), places, in_storage_order=known)
 
 
 def is_vtab(source: str) -> bool:
@@ -192,7 +194,7 @@ def open_subset(source: str, data: str | Path) -> Source:
 
 
 def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Index:
-    """Take the examples of a task: the first in storage order or of its lists, or else drawn by a seed.
+    """Take the examples of a task: with seed 0 the first in storage order where that is known, else drawn by the seed.
 
     Raises:
         DataError: a split has fewer.
@@ -204,19 +206,16 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
             raise DataError(
                 f"{data.task.name}: {len(places)} {split} images; accepted: at least {count}; fetch the whole set"
             )
-        order = (
-            np.arange(count)
-            if data.in_storage_order or data.released
-            else seeded_order(len(places), seed, number)[:count]
-        )
+        in_order = data.released or (data.in_storage_order and not seed)
+        order = np.arange(count) if in_order else seeded_order(len(places), seed, number)[:count]
         chosen[split] = tuple(data.source.ids[i] for i in places[order])
-    if data.in_storage_order:
+    if data.released:
+        return Index(task=data.task.name, origin=RELEASED, train=chosen["train"], val=chosen["val"])
+    if data.in_storage_order and not seed:
         whole = not data.missing and (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
         said = "the canonical subset of VTAB-1k" if whole else "but not of the published whole"
         origin = f"{FIRST}, {said}"
         return Index(task=data.task.name, origin=origin, train=chosen["train"], val=chosen["val"], canonical=whole)
-    if data.released:
-        return Index(task=data.task.name, origin=RELEASED, train=chosen["train"], val=chosen["val"])
     return Index(task=data.task.name, origin=drawn(seed), train=chosen["train"], val=chosen["val"])
 
 
