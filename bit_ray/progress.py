@@ -32,8 +32,15 @@ def _is_number(text: str) -> bool:
 
 
 @contextmanager
-def track(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how much of some work is done, how fast it goes and the time left; call what it gives with each advance."""
+def track(title: str, total: int | None, unit: str, *, started: float | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how much of some work is done, how fast it goes and the time left; call what it gives with each advance.
+
+    Args:
+        title: What is done.
+        total: How much there is to do; None: not known.
+        unit: Of what.
+        started: ``time.monotonic()`` when it began; None: now.
+    """
     if sys.stdout.isatty():
         columns = (
             TextColumn("[bold]{task.description}"),
@@ -54,7 +61,7 @@ def track(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
 
             yield advance
         return
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     done, shown = 0, 0.0
 
     def count_up(count: int) -> None:
@@ -73,6 +80,7 @@ def track(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], 
 @contextmanager
 def follow(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show progress from the first report on, which says how much there is to do."""
+    started = time.monotonic()
     with ExitStack() as stack:
         advance: list[Callable[[int], None]] = []
         last = 0
@@ -80,7 +88,7 @@ def follow(title: str) -> Iterator[Callable[[int, int | None], None]]:
         def progress(done: int, total: int | None) -> None:
             nonlocal last
             if not advance:
-                advance.append(stack.enter_context(track(title, total, "images")))
+                advance.append(stack.enter_context(track(title, total, "images", started=started)))
             advance[0](done - last)
             last = done
 
