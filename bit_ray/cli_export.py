@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a model for other programs: as a program of its own (onnx, torch), or its weights under their names."""
+    """Write a model for other programs: as a program of its own, or its weights under their names."""
 
     model: str = field(metadata=positional("MODEL"))
     """models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of the authors, big_vision, timm or Hugging

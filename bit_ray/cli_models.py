@@ -23,7 +23,12 @@ class PredictConfig:
     images: tuple[str, ...] = field(metadata=positional("IMAGE ..."))
     """Image files; with --output also folders of images, s3://... or gs://..., or one shard set."""
     model: str
-    """models:/NAME@ALIAS, or a saved model's folder or URI."""
+    """models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of the authors, big_vision, timm or Hugging
+    Face: .npz, .safetensors, .pth, .bin or a folder with config.json."""
+    labels: str = ""
+    """File of class names, one per line, for weights that come without; empty: their folder's, or ImageNet's."""
+    crop_size: int = 0
+    """Side of the squares that images are resized to, pixels, for weights that come without; 0: as their names say."""
     output: str = ""
     """File to write, ending in .csv or .parquet, or folder of Parquet parts, ending in /; on every core or GPU."""
     features: bool = False
@@ -87,7 +92,13 @@ def predict(config: PredictConfig) -> None:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(config.model, tracking_uri=_registry_of(config), device=device)
+    model = load_model(
+        config.model,
+        tracking_uri=_registry_of(config),
+        device=device,
+        labels=config.labels,
+        crop_size=config.crop_size,
+    )
     predictions = model.predict(config.images, config.top_k, convert=config.convert)
     rows = []
     for image, prediction in zip(config.images, predictions, strict=True):
@@ -97,20 +108,23 @@ def predict(config: PredictConfig) -> None:
 
 
 def _predict_into_file(config: PredictConfig) -> None:
+    from bit_ray.evaluation.classifier import load_model
     from bit_ray.evaluation.predict import check_output, predict_folder
 
     check_output(config.output, config.features)  # before the model is fetched
+    model = load_model(
+        config.model, tracking_uri=_registry_of(config), labels=config.labels, crop_size=config.crop_size
+    )
     with follow("predict") as progress:
         report = predict_folder(
             config.images,
-            config.model,
+            model,
             config.output,
             top_k=config.top_k,
             features=config.features,
             convert=config.convert,
             batch_size=config.batch_size,
             device=config.device,
-            tracking_uri=_registry_of(config),
             progress=progress,
         )
     rows = [

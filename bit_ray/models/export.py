@@ -38,7 +38,7 @@ SUFFIX: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
 
 _OPSET = 20
 _ALL_BUT_ZERO = 1e-30
-_LARGEST_PROTOBUF = 2_000_000_000
+_LARGEST_PROTOBUF = 1_900_000_000  # protobuf itself stops at 2 GiB
 _LARGEST_BATCH, _LARGEST_SIDE = 65_536, 16_384
 
 
@@ -273,7 +273,7 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]) -> None:
     onnx = _need("onnx")
     onnx.helper.set_model_props(proto, metadata)
     proto.producer_name = "bit_ray"
-    if proto.ByteSize() < _LARGEST_PROTOBUF:
+    if sum(len(initializer.raw_data) for initializer in proto.graph.initializer) < _LARGEST_PROTOBUF:
         write_whole(path, lambda place: place.write_bytes(proto.SerializeToString()))
         return
     # The program comes last: without it, the weights beside it are no model.

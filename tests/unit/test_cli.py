@@ -63,7 +63,8 @@ FLAGS = {
     "episodes": "MODEL SHARDS --ways --shots --queries --num-episodes --seed --storage --tracking.*",
     "models rank": "FOLDER --models --shots --per-class --by --convert-images --storage --tracking.*",
     "evaluate": "--model --shards --config --name --batch-size --storage --tracking.*",
-    "predict": "IMAGE --model --output --features --top-k --convert --batch-size --device --storage --tracking.*",
+    "predict": "IMAGE --model --labels --crop-size --output --features --top-k --convert --batch-size --device "
+    "--storage --tracking.*",
     "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "
     "--tracking.*",
     "models list": "--storage --tracking.*",

@@ -126,6 +126,17 @@ def test_a_program_carries_its_spec(programs, kind, name):
     assert exported.num_bytes == (programs / name).stat().st_size
 
 
+def test_large_onnx_files_keep_their_weights_beside_them(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("bit_ray.models.export._LARGEST_PROTOBUF", 100_000)
+    export(model, SPEC, tmp_path / "model.onnx", "onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert (tmp_path / "model.onnx").stat().st_size < 400_000
+    exported = load_exported(tmp_path / "model.onnx")
+    assert exported.num_bytes > 8_000_000
+    pixels = _pixels(2, 64, 64)
+    np.testing.assert_allclose(exported.logits(pixels.numpy()), _logits(model, pixels), rtol=0, atol=1e-4)
+
+
 def test_int8_is_the_nearest_of_255_levels_per_output():
     weight = torch.tensor([[0.5, -1.0, 0.004], [0.0, 0.0, 0.0], [254.0, -20.0, 3.0]])
     rounded, scale = quantize(weight)
