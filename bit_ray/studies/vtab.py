@@ -15,7 +15,7 @@ import ray
 import torch
 
 from bit_ray.cluster import Resources, cluster, num_local_cores
-from bit_ray.config import digest, to_dict
+from bit_ray.config import digest, replace, to_dict
 from bit_ray.data import store
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import MANIFEST, read_manifest
@@ -78,9 +78,10 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
         DataError: not one of the tasks could be run.
         BitRayError: Anything else the user can put right.
     """
+    config = _with_absolute_paths(config)
     start = _read_start(config)
     settings = _settings(config, start)
-    place = store.join(store.absolute(config.storage), config.name, "scores")
+    place = store.join(config.storage, config.name, "scores")
     done = {task.name: load_score(store.join(place, f"{task.name}.json"), settings) for task in config.chosen}
     scores = {name: score for name, score in done.items() if score is not None}
     todo = [task for task in config.chosen if task.name not in scores]
@@ -146,12 +147,12 @@ def _look(task: Task, config: VtabConfig) -> tuple[int, tuple[int, int], str]:
     few = source.part(np.arange(min(9, len(source))))
     sizes = [decode_image(one.image, convert=True).shape[:2] for one in few if isinstance(one, Example)]
     height, width = np.median(np.array(sizes), axis=0).astype(int).tolist()
-    return len(source), (height, width), "; ".join(filter(None, (index.origin, data.missing)))
+    return len(source), (height, width), "; ".join(filter(None, (index.origin, data.missing.partition(": ")[2])))
 
 
 def _shards(task: Task, config: VtabConfig) -> str:
     """Folder of the task's shard sets."""
-    return store.join(store.absolute(config.shards or store.join(config.storage, "vtab")), task.name)
+    return store.join(config.shards or store.join(config.storage, "vtab"), task.name)
 
 
 def _read_start(config: VtabConfig) -> _Start:
@@ -162,6 +163,13 @@ def _read_start(config: VtabConfig) -> _Start:
     if config.model and config.model != init.model:
         raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
     return _Start(init.model, config.init, init.digest, dict(init.tensors))
+
+
+def _with_absolute_paths(config: VtabConfig) -> VtabConfig:
+    """The same for processes that have another current directory."""
+    names = ("data_dir", "shards", "index", "storage")
+    paths = {name: getattr(config, name) for name in names}
+    return replace(config, {name: store.absolute(path) for name, path in paths.items() if path})
 
 
 def _settings(config: VtabConfig, start: _Start) -> str:

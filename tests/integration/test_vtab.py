@@ -7,6 +7,7 @@ import torch
 import vtab_files as files
 from mlflow import MlflowClient
 
+from bit_ray.cli import main
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import read_manifest
@@ -93,7 +94,8 @@ def shard_ids(uri):
     return [id for table in read_tables(str(uri), read_manifest(str(uri)), ("id",)) for id in table["id"].to_pylist()]
 
 
-def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path):
+def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     report = vtab_suite(config(data, tmp_path))
     assert [score.task for score in report.scores] == ["svhn", "eurosat", "clevr-count"]
     assert report.problems == {}
@@ -139,6 +141,16 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path):
 
     again = vtab_suite(config("/nowhere", tmp_path))
     assert again == report  # the seconds, too: nothing was run
+
+    flags = ["--name", "suite", "--model", NAME, "--tasks", "svhn", "clevr-count", "eurosat", "--num-train", "20"]
+    flags += ["--num-val", "4", "--rule.num-steps", "12", "--rule.batch-size", "16", "--rule.base-lr", "0.03"]
+    flags += ["--rule.resize", "40", "--rule.crop", "32", "--storage", str(tmp_path)]
+    assert main(["vtab", *flags, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"svhn .* natural .* 90 .* {top_1['svhn']:.2%} .* 87.3%", printed)
+    assert re.search(rf"this run .* {100 * top_1['svhn']:.2f} \(1 of 7\)", printed)
+    assert re.search("BiT-M R152x4, re-run .* 80.77 .* 85.67 .* 61.08 .* 73.51", printed)
+    assert statements["eurosat"] in printed.replace("\n", " ")
 
     with pytest.raises(ConfigError, match="name: svhn was run under this name with other settings"):
         vtab_suite(config(data, tmp_path, seed=1))
