@@ -376,6 +376,21 @@ def test_a_head_of_unknown_size_is_named_with_the_remedy(tmp_path, model):
         load_model(tmp_path / "model.npz")
 
 
+def test_predict_takes_them_and_names_the_flag_that_is_missing(tmp_path, model, labels, capsys):
+    from PIL import Image
+
+    from bit_ray.cli import main
+
+    save_npz(model, tmp_path / "model.npz")
+    Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "image.png")
+    command = ["predict", str(tmp_path / "image.png"), "--model", str(tmp_path / "model.npz")]
+    assert main(command) == 2
+    assert "--labels FILE" in capsys.readouterr().err
+    assert main([*command, "--labels", labels, "--crop-size", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("ant", "bee", "cow", "dog"))
+
+
 @pytest.mark.parametrize(
     ("to", "name", "message"),
     [
