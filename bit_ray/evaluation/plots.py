@@ -257,8 +257,10 @@ def few_shot_figure(
         _bare(axes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    figure.supxlabel("training examples per class", color=_INK, fontsize=10)
-    figure.supylabel("top-1 accuracy (%)", color=_INK, fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("training examples per class", color=_INK)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("top-1 accuracy (%)", color=_INK)
     handles = [grid[0, 0].plot([], [], color=_SERIES[i], linewidth=3, label=name)[0] for i, name in enumerate(series)]
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=len(series), labelcolor=_INK)
     text = f"{title}\n{subtitle or 'line: median, dots: every repeat'}"
