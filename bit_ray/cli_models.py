@@ -109,7 +109,8 @@ def predict(config: PredictConfig) -> None:
 
 def _predict_into_file(config: PredictConfig) -> None:
     from bit_ray.evaluation.classifier import load_model
-    from bit_ray.evaluation.predict import check_output, predict_folder
+    from bit_ray.evaluation.outputs import check_output
+    from bit_ray.evaluation.predict import predict_folder
 
     check_output(config.output, config.features)  # before the model is fetched
     model = load_model(

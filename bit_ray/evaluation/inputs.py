@@ -2,8 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -14,6 +17,9 @@ from bit_ray.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
 """Endings, in any case, of what counts as an image in a folder."""
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # Parts enough for some dozens of workers, small enough to show progress, large enough for a file each.
 _NUM_PARTS, _FEWEST, _MOST = 256, 16, 4096
@@ -185,6 +191,21 @@ def open_images(sources: Sequence[str]) -> Images:
             f"path"
         )
     return ImageFiles(pa.array(paths, pa.large_string()), os.getcwd(), num_others)
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], window: int) -> Iterator[T]:
+    """Yield ``function(item)`` in order, at most ``window`` of them being worked on or waiting to be taken."""
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 def is_folder(source: str) -> bool:

@@ -7,21 +7,16 @@ images that cannot be read are rows with a reason.
 
 import logging
 import os
-import tempfile
 import time
-import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import ray.data
 import torch
@@ -30,9 +25,17 @@ from bit_ray.cluster import Resources, cluster
 from bit_ray.config import digest
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
-from bit_ray.errors import ConfigError, DataError, root_cause
+from bit_ray.errors import ConfigError, root_cause
 from bit_ray.evaluation.classifier import Classifier, load_model
-from bit_ray.evaluation.inputs import FileImage, Images, ShardImage, open_images
+from bit_ray.evaluation.inputs import FileImage, Images, ShardImage, ahead, open_images
+from bit_ray.evaluation.outputs import (
+    SUMMARY_FILE,
+    check_output,
+    prediction_schema,
+    prediction_table,
+    read_errors,
+    write_file,
+)
 from bit_ray.models.package import ModelSpec
 from bit_ray.models.zoo import create_model
 
@@ -41,12 +44,8 @@ logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
 PLAN_FILE = "_plan.json"
-SUMMARY_FILE = "_predictions.json"
-_ROWS_PER_GROUP = 8192
 _NUM_REASONS = 5
 _MOST_THREADS = 32
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def predict_folder(
             for table in tables:
                 tally.add(table)
         else:
-            _write_file(output, kind, map(tally.add, tables), _schema(classifier, settings))
+            write_file(output, kind, map(tally.add, tables), prediction_schema(classifier, top_k, features))
     report = PredictReport(
         output=output,
         num_images=tally.done,
@@ -157,29 +156,6 @@ def predict_folder(
         summary = {"num_images": report.num_images, "num_unreadable": report.num_unreadable}
         store.write_json(store.join(folder, SUMMARY_FILE), {**summary, "num_parts": opened.num_parts})
     return report
-
-
-def check_output(output: str, features: bool) -> Literal["csv", "parquet", "folder"]:
-    """Return the kind of an output that may be written.
-
-    Raises:
-        ConfigError: It exists, has an unknown ending, or cannot hold features.
-    """
-    if output.endswith("/"):
-        if store.exists(store.join(output, SUMMARY_FILE)):
-            raise ConfigError(
-                f"output: {output} holds finished predictions; a new folder; choose another, or delete it"
-            )
-        return "folder"
-    if not output.endswith((".csv", ".parquet")):
-        raise ConfigError(
-            f"output: {output!r}; a file ending in .csv or .parquet, or a folder ending in /; give it such a name"
-        )
-    if features and output.endswith(".csv"):
-        raise ConfigError(f"features: with output {output}; only Parquet holds vectors; name it .parquet")
-    if store.exists(output):
-        raise ConfigError(f"output: {output} exists; a new file; choose another name, or delete it")
-    return "csv" if output.endswith(".csv") else "parquet"
 
 
 def _begin_folder(folder: str, images: Images, classifier: Classifier, settings: _Settings) -> None:
@@ -248,7 +224,7 @@ class _Predictor:
         tensors, spec, self.images, self.settings = ray.get(shared[0])
         self.classifier = _classifier(tensors, spec)
         self.pool = ThreadPoolExecutor(self.settings.num_threads, thread_name_prefix="predict-decode")
-        self.schema = _schema(self.classifier, self.settings)
+        self.schema = prediction_schema(self.classifier, self.settings.top_k, self.settings.features)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify a part."""
@@ -257,7 +233,7 @@ class _Predictor:
             return self._rows(part)
         path = store.join(self.settings.folder, f"part-{part:05d}.parquet")
         if store.exists(path):  # written before an interruption
-            reasons = _read_reasons(path)
+            reasons = read_errors(path)
         else:
             table = self._rows(part)
             sink = pa.BufferOutputStream()
@@ -272,7 +248,7 @@ class _Predictor:
         results: list[tuple[npt.NDArray[Any], ...]] = []
         views: list[npt.NDArray[np.uint8]] = []
         window = 2 * self.settings.batch_size
-        for name, view, reason in _ahead(self.pool, self._view, self.images.part(part), window):
+        for name, view, reason in ahead(self.pool, self._view, self.images.part(part), window):
             names.append(name)
             errors.append(reason)
             if view is not None:
@@ -282,7 +258,7 @@ class _Predictor:
                 views = []
         if views:
             results.append(self._run(views))
-        return _table(self.schema, names, errors, results, self.classifier.spec.class_names)
+        return prediction_table(self.schema, names, errors, results, self.classifier.spec.class_names)
 
     def _view(self, image: FileImage | ShardImage) -> tuple[str, npt.NDArray[np.uint8] | None, str | None]:
         encoded = image.read()
@@ -308,63 +284,6 @@ def _classifier(tensors: dict[str, torch.Tensor], spec: ModelSpec) -> Classifier
     return Classifier(network.to("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"), spec)
 
 
-def _schema(classifier: Classifier, settings: _Settings) -> pa.Schema:
-    fields = [pa.field("path", pa.string())]
-    for rank in range(1, min(settings.top_k, classifier.spec.num_classes) + 1):
-        fields += [pa.field(f"class_{rank}", pa.string()), pa.field(f"probability_{rank}", pa.float64())]
-    if settings.features:
-        fields.append(pa.field("features", pa.list_(pa.float32(), classifier.model.num_features)))
-    return pa.schema([*fields, pa.field("error", pa.string())])
-
-
-def _table(
-    schema: pa.Schema,
-    names: list[str],
-    errors: list[str | None],
-    results: list[tuple[npt.NDArray[Any], ...]],
-    class_names: Sequence[str],
-) -> pa.Table:
-    """Rows in the order of ``names``; the results are those of the rows without an error, batch by batch."""
-    readable = np.array([error is None for error in errors])
-    # Where each row's result stands; null for a row that has none.
-    places = pa.array(np.cumsum(readable) - 1, mask=~readable)
-    columns: dict[str, pa.Array] = {"path": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
-    if results:
-        best, classes, *features = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
-        all_names = pa.array(class_names, pa.string())
-        for k in range(best.shape[1]):
-            columns[f"class_{k + 1}"] = all_names.take(pa.array(classes[:, k])).take(places)
-            columns[f"probability_{k + 1}"] = pa.array(best[:, k]).take(places)
-        for vectors in features:
-            flat = pa.array(vectors.reshape(-1), pa.float32())
-            columns["features"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).take(places)
-    return pa.table(
-        [columns[field.name] if field.name in columns else pa.nulls(len(names), field.type) for field in schema],
-        schema=schema,
-    )
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], window: int) -> Iterator[T]:
-    """Yield ``function(item)`` in order, at most ``window`` of them being worked on or waiting to be taken."""
-    pending: deque[Future[T]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= window:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _read_reasons(path: str) -> pa.ChunkedArray:
-    files, inner = store.filesystem(path)
-    with store.explained(path):
-        return pq.read_table(inner, columns=["error"], filesystem=files)["error"]
-
-
 class _Tally:
     """Counts what comes by."""
 
@@ -380,52 +299,3 @@ class _Tally:
         if self.progress is not None:
             self.progress(self.done, self.total)
         return table
-
-
-def _write_file(output: str, kind: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write all rows into one file, which appears when it is whole."""
-    with _whole(output) as path:
-        options = pa.csv.WriteOptions(quoting_style="needed")
-        writer = (
-            pq.ParquetWriter(path, schema)
-            if kind == "parquet"
-            else pa.csv.CSVWriter(path, schema, write_options=options)
-        )
-        with writer:
-            for table in _grouped(tables):
-                writer.write_table(table)
-
-
-def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join tables until they make a row group of a good size, or 64 MiB."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(t.num_rows for t in waiting) >= _ROWS_PER_GROUP or sum(t.nbytes for t in waiting) >= 2**26:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
-
-
-@contextmanager
-def _whole(output: str) -> Iterator[str]:
-    """Yield a local path to write to, whose file then takes its place; nothing is left after a failure."""
-    if not store.is_local(output):
-        with tempfile.TemporaryDirectory() as directory:
-            path = os.path.join(directory, "predictions")
-            yield path
-            store.upload_file(path, output)
-        return
-    target = Path(store.filesystem(output)[1])
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield str(partial)
-        os.replace(partial, target)
-    except OSError as error:
-        if isinstance(error, ray.exceptions.RayError):  # Ray gives its errors the class of their cause as well
-            raise
-        raise DataError(f"{output}: cannot be written ({error.strerror or error}); choose a writable folder") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from bit_ray.data.manifest import read_manifest
 from bit_ray.data.shards import read_tables
 from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError
-from bit_ray.evaluation import inputs, predict
+from bit_ray.evaluation import inputs
 from bit_ray.evaluation.classifier import load_model
 from bit_ray.evaluation.predict import predict_folder
 from bit_ray.models.package import ModelSpec, save_package
@@ -222,7 +222,7 @@ def test_no_more_is_worked_on_than_is_taken():
             yield i
 
     with ThreadPoolExecutor(2) as pool:
-        stream = predict._ahead(pool, lambda i: i * i, items(), 8)
+        stream = inputs.ahead(pool, lambda i: i * i, items(), 8)
         assert [next(stream) for _ in range(5)] == [0, 1, 4, 9, 16]
         assert len(drawn) <= 13
         assert list(stream) == [i * i for i in range(5, 100)]
