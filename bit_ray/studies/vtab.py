@@ -295,6 +295,12 @@ def _train_and_test(
     if device == "cpu":
         torch.set_num_threads(num_threads)
     manifest, test_manifest = (read_manifest(uri) for uri in uris)
+    for uri, found in zip(uris, (manifest, test_manifest), strict=True):
+        if found.multi_label or found.num_classes != task.num_classes or found.class_names != manifest.class_names:
+            raise DataError(
+                f"{task.name}: {uri} has {found.num_classes} classes; accepted: the {task.num_classes} of the task, "
+                f"named as in {uris[0]}; delete it to have it written again"
+            )
     rule = _rule(config, task, start.model, manifest.num_examples, manifest.median_image_size)
     plan = transfer_plan(
         rule,

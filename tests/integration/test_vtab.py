@@ -14,6 +14,7 @@ from bit_ray.data.manifest import read_manifest
 from bit_ray.data.vtab.index import load_index, write_index
 from bit_ray.data.vtab.splits import draw_index, open_task
 from bit_ray.data.vtab.tasks import find_task
+from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import hyperrule
@@ -197,3 +198,22 @@ def test_a_list_that_names_absent_examples_stops_its_task_alone(data, tmp_path):
     # Other examples than the shards have are not taken for the same.
     other = vtab_suite(config(data, tmp_path, name="other", tasks=("svhn", "eurosat"), protocol="val", subset_seed=1))
     assert re.match(r"svhn: .*/vtab/svhn/index.json has other examples than asked for", other.problems["svhn"])
+
+
+def test_shards_written_before_are_used_and_those_of_other_classes_refused(data, tmp_path):
+    shards = tmp_path / "shards"
+    # eurosat has ten classes, as svhn, but others.
+    for place, source in (
+        ("eurosat/train800", "vtab:eurosat:val"),
+        ("eurosat/val200", "vtab:eurosat:test"),
+        ("svhn/train800", "vtab:svhn:val"),
+        ("svhn/val200", "vtab:eurosat:test"),
+    ):
+        write_shards(source, shards / place, name=source, data_dir=data, convert_images=True)
+    wanted = config("/nowhere", tmp_path, tasks=("svhn", "eurosat"), protocol="val", shards=str(shards))
+    report = vtab_suite(wanted)
+    assert [(score.task, score.num_train, score.num_test) for score in report.scores] == [("eurosat", 20, 20)]
+    assert report.scores[0].statement.startswith(f"eurosat: as in the shards {shards}/eurosat")
+    assert re.match(
+        r"svhn: .*/svhn/val200 has 10 classes; accepted: the 10 of the task, named as", report.problems["svhn"]
+    )
