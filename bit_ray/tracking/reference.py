@@ -52,7 +52,10 @@ def log_reference(
     run = client.get_run(run_id) if run_id is not None else None
     experiment = run.info.experiment_id if run is not None else server.experiment_id(client, "bit_ray")
     params = {"model": spec.model, "num_classes": str(spec.num_classes), "crop_size": str(spec.crop_size)}
-    logged = client.create_logged_model(experiment, name, source_run_id=run_id, params=params, model_type="classifier")
+    # MLflow takes a dot in the name of a registered model, but not in that of a logged one.
+    logged = client.create_logged_model(
+        experiment, name.replace(".", "_"), source_run_id=run_id, params=params, model_type="classifier"
+    )
     try:
         with tempfile.TemporaryDirectory() as directory:
             mlmodel = Model(

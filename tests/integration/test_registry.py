@@ -282,10 +282,11 @@ def test_the_embedded_store_is_found_from_the_current_directory(
     )
     run.log_metrics({"top1": 90.0}, step=1)
     run.close()
-    register(os.path.relpath(package), name="embedded", alias="best", tracking_uri=run.tracking_uri, run_id=run.run_id)
-    assert fetch(resolve("models:/embedded@best")) == package
+    name = "bit-m R50x1.v2"  # every kind of character that a name may have
+    register(os.path.relpath(package), name=name, alias="best", tracking_uri=run.tracking_uri, run_id=run.run_id)
+    assert fetch(resolve(f"models:/{name}@best")) == package
     (row,) = list_models()
-    assert (row.name, row.version, row.aliases) == ("embedded", 1, ("best",))
+    assert (row.name, row.version, row.aliases) == (name, 1, ("best",))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bit_ray_runs"]
 
 
