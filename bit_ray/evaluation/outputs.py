@@ -31,21 +31,22 @@ def check_output(output: str, features: bool) -> Literal["csv", "parquet", "fold
     Raises:
         ConfigError: It exists, has an unknown ending, or cannot hold features.
     """
-    if output.endswith("/"):
+    name = output if store.is_local(output) else output.partition("?")[0]  # ?endpoint_override=...
+    if name.endswith("/"):
         if store.exists(store.join(output, SUMMARY_FILE)):
             raise ConfigError(
                 f"output: {output} holds finished predictions; a new folder; choose another, or delete it"
             )
         return "folder"
-    if not output.endswith((".csv", ".parquet")):
+    if not name.endswith((".csv", ".parquet")):
         raise ConfigError(
             f"output: {output!r}; a file ending in .csv or .parquet, or a folder ending in /; give it such a name"
         )
-    if features and output.endswith(".csv"):
+    if features and name.endswith(".csv"):
         raise ConfigError(f"features: with output {output}; only Parquet holds vectors; name it .parquet")
     if store.exists(output):
         raise ConfigError(f"output: {output} exists; a new file; choose another name, or delete it")
-    return "csv" if output.endswith(".csv") else "parquet"
+    return "csv" if name.endswith(".csv") else "parquet"
 
 
 def prediction_schema(classifier: Classifier, top_k: int, features: bool) -> pa.Schema:
@@ -54,7 +55,8 @@ def prediction_schema(classifier: Classifier, top_k: int, features: bool) -> pa.
     for rank in range(1, min(top_k, classifier.spec.num_classes) + 1):
         fields += [pa.field(f"class_{rank}", pa.string()), pa.field(f"probability_{rank}", pa.float64())]
     if features:
-        fields.append(pa.field("features", pa.list_(pa.float32(), classifier.model.num_features)))
+        # Not of a fixed size: pyarrow cannot read back from Parquet a null of such a column.
+        fields.append(pa.field("features", pa.list_(pa.float32())))
     return pa.schema([*fields, pa.field("error", pa.string())])
 
 
@@ -86,8 +88,9 @@ def prediction_table(
             columns[f"class_{k + 1}"] = all_names.take(pa.array(classes[:, k])).take(places)
             columns[f"probability_{k + 1}"] = pa.array(best[:, k]).take(places)
         for vectors in features:
-            flat = pa.array(vectors.reshape(-1), pa.float32())
-            columns["features"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).take(places)
+            offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], pa.int32())
+            lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1), pa.float32()))
+            columns["features"] = lists.take(places)
     return pa.table(
         [columns[field.name] if field.name in columns else pa.nulls(len(names), field.type) for field in schema],
         schema=schema,

@@ -5,6 +5,7 @@ MLflow finds this module by the ``loader_module`` of the MLmodel file that regis
 ``mlflow models predict`` work wherever bit_ray is installed and the weights can be read; nothing is unpickled.
 """
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class ServedClassifier:
             MlflowException: An image cannot be read; the message says which. A server answers 400 with it.
         """
         params = params or {}
-        images = [bytes(image) for image in model_input["image"]]
+        images = [_decoded(image) for image in model_input["image"]]
         try:
             predictions = self.classifier.predict(
                 images, int(params.get("top_k", 5)), convert=bool(params.get("convert", False))
@@ -57,6 +58,17 @@ class ServedClassifier:
                 "probabilities": [[probability for _, probability in best] for best in predictions],
             }
         )
+
+
+def _decoded(image: bytes | str) -> bytes:
+    """Return the bytes of an image that may still be base64: MLflow decodes frames in JSON, but not ``inputs``.
+
+    No image file consists of the characters of base64 alone, so the two cannot be mistaken for each other.
+    """
+    try:
+        return base64.b64decode(image, validate=True)
+    except ValueError:
+        return image.encode() if isinstance(image, str) else bytes(image)
 
 
 def _load_pyfunc(path: str) -> ServedClassifier:
