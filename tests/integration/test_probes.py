@@ -7,6 +7,9 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneOut, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 from torchvision.transforms.v2 import functional
 
 from bit_ray.cli import main
@@ -20,9 +23,10 @@ from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.classifier import load_model
 from bit_ray.evaluation.config import ProbeConfig
-from bit_ray.evaluation.features import CentreCrop, cluster_features, image_features, read_features
+from bit_ray.evaluation.features import CentreCrop, FeatureSet, cluster_features, image_features, read_features
 from bit_ray.evaluation.fewshot import few_shot_subset
-from bit_ray.evaluation.probes import ridge_predict
+from bit_ray.evaluation.probes import logme, ridge_predict
+from bit_ray.evaluation.rank import choose_examples, score_features
 from bit_ray.models.package import ModelSpec, save_package
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.upstream import UpstreamRecipe
@@ -153,6 +157,33 @@ def test_rank_puts_the_network_that_has_learnt_first_and_names_the_broken_one(tm
     assert read_manifest(written).num_examples == 400
     # Again, from the shard set that is there now.
     assert main(["models", "rank", "photos", "--models", random, "--by", "logme"]) == 0
+
+
+def test_the_scores_of_a_ranking_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), [8, 9, 10, 30])
+    x = (generator.normal(size=(4, 6))[labels] + generator.normal(size=(57, 6))).astype(np.float32)
+    names = ("a", "b", "c", "d")
+    places = choose_examples(labels, names, shots=5, per_class=10)
+    assert np.bincount(labels[places]).tolist() == [8, 9, 10, 10]
+    assert np.all(np.diff(places) > 0)
+    found = FeatureSet(x[places], labels[places])
+    ridge, knn, evidence = score_features(found, names, shots=5)
+    voters = KNeighborsClassifier(7, metric="cosine")  # one fewer than the smallest class has
+    assert knn == pytest.approx(cross_val_score(voters, found.features, found.labels, cv=LeaveOneOut()).mean())
+    accuracies = []
+    for seed in range(3):
+        chosen = few_shot_subset(found.labels, 5, seed)
+        rest = np.setdiff1d(np.arange(37), chosen)
+        mean, std = found.features[chosen].mean(0), found.features[chosen].std(0) + 1e-5
+        train, test = ((found.features[part] - mean) / std for part in (chosen, rest))
+        model = Ridge(1024, fit_intercept=False).fit(
+            np.c_[train, np.full(len(train), 100)], 2 * np.eye(4)[found.labels[chosen]] - 1
+        )
+        predicted = model.predict(np.c_[test, np.full(len(test), 100)]).argmax(1)
+        accuracies.append(np.mean(predicted == found.labels[rest]))
+    assert ridge == pytest.approx(np.mean(accuracies))
+    assert evidence == logme(found.features, found.labels, 4)
 
 
 @pytest.mark.parametrize(
