@@ -181,9 +181,10 @@ def open_images(sources: Sequence[str]) -> Images:
         found = store.list_files(source)
         if not found and not store.exists(source):
             raise DataError(f"{source}: no such path; accepted: an image file, a folder of images, or a shard set")
+        found = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
         images = [name for name in found if _is_image(name)]
         num_others += len(found) - len(images)
-        paths += [store.join(source, name) for name in images]
+        paths += [_plain(store.join(source, name)) for name in images]
     if not paths:
         others = f" ({num_others:,} other files)" if num_others else ""
         raise DataError(
@@ -216,11 +217,11 @@ def is_folder(source: str) -> bool:
 
 
 def _plain(source: str) -> str:
-    """Leave out ``file://`` and ``~``, which only this process would understand."""
+    """Return a local path without ``file://``, ``~`` and ``./``, a URI as it is."""
     if not store.is_local(source):
         return source
     return os.path.normpath(os.path.expanduser(source.removeprefix("file://")))
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+    return name.lower().endswith(IMAGE_SUFFIXES)
