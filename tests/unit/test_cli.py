@@ -171,7 +171,7 @@ NEEDED = ["--name", "run", "--shards", "data"]
         ),
         (["shards", "write"], "SOURCE: missing; accepted: Folder of class folders"),
         (["shards", "write", "a", "b", "c"], "c: not expected here"),
-        (["predict", "--model", "m"], "IMAGE ...: missing; accepted: Image files; see bit-ray predict --help"),
+        (["predict", "--model", "m"], "IMAGE ...: missing; accepted: Image files; with --output also folders"),
         (["models"], None),
         (["model", "list"], "model list: unknown command; did you mean models list? see bit-ray --help"),
         (["--verbose"], "--verbose: unknown command; see bit-ray --help"),
