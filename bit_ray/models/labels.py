@@ -39,7 +39,8 @@ def label_names(num_classes: int, labels: str | os.PathLike[str] = "", *, model:
         return _imagenet21k(num_classes, model)
     raise ModelError(
         f"labels: {model} has a head of {num_classes} classes and no names for them; names are known for {_NAMED}; "
-        f"give a file with one name per line (--labels FILE), or fine-tune the weights on your classes (--init)"
+        f"give a file with one name per line (predict, or models export --format package, with --labels FILE), or "
+        f"fine-tune the weights on your classes (--init)"
     )
 
 
