@@ -259,7 +259,8 @@ def test_missing_data_is_one_line_with_what_to_fetch_and_where_to_put_it(task, t
     assert "\n" not in message
     assert message.startswith(f"{task.name}: ")
     assert str(tmp_path / task.folder) in message
-    assert "fetch" in message
+    assert "fetch from http" in message
+    assert "--" not in message  # no flag of another command
 
 
 DAMAGED = [

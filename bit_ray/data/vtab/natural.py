@@ -18,7 +18,12 @@ SUN_LISTS = {"train": "sun397_tfds_tr.txt", "val": "sun397_tfds_va.txt", "test":
 
 
 def open_published(task: Task, folder: Path, part: str) -> KnownSource:
-    """Open CIFAR-100, Flowers-102 or Pets, which `bit-ray shards write` also knows by name."""
+    """Open CIFAR-100, Flowers-102 or Pets, which `bit-ray shards write` also knows by name.
+
+    Raises:
+        DataError: no such files, or damaged ones.
+    """
+    find(task, folder, "")  # its folder, since what is said of a missing file is meant for shards write
     source: KnownSource = open_dataset(task.name, part, folder, check_size=False)  # type: ignore[assignment]
     return source
 
