@@ -201,7 +201,7 @@ def test_a_real_server_answers_a_real_request(mlflow_server: MlflowServer, packa
 
         buffer = io.BytesIO()  # without base64
         pd.DataFrame({"image": images}).to_parquet(buffer)
-        status, answer = post(url, buffer.getvalue(), "application/x-parquet")
+        status, answer = post(url, buffer.getvalue(), "application/vnd.apache.parquet")
         assert status == 200, answer
         check(pd.DataFrame(answer["predictions"]), package, images)
 
