@@ -56,8 +56,8 @@ def make_data(folder: str) -> None:
     sys.path.append(str(ROOT / "tests" / "integration"))
     import vtab_files
 
-    vtab_files.cifar100(Path(folder), num_train=120, num_test=80)
-    vtab_files.svhn(Path(folder), num_train=120, num_test=600)
+    vtab_files.cifar100(Path(folder), num_train=260, num_test=300)
+    vtab_files.svhn(Path(folder), num_train=260, num_test=300)
 
 
 def main() -> None:
