@@ -1,9 +1,9 @@
 """Probes of the checkpoints of a run that goes on training: on cores that do not train, and never waited for.
 
-The driver hears of a checkpoint when it is whole, hands its place to a Ray task, and records the scores at the
+The driver hears of a checkpoint when it is whole, hands its place to a Ray actor, and records the scores at the
 checkpoint's step. One probe runs at a time; when it ends the newest checkpoint is next, and those in between, which
-may be deleted by then, are passed over. The task has the lowest priority that the system knows, so that it gets of a
-busy core only what training leaves.
+may be deleted by then, are passed over. The actor has the lowest priority that the system knows, so that it gets of a
+busy core only what training leaves; it lasts as long as the run, because starting a process costs seconds of CPU.
 """
 
 import logging
@@ -57,14 +57,13 @@ class CheckpointProbes(threading.Thread):
         """Checkpoints that were not probed, because a newer one was there or they were deleted."""
         self.task = task
         self._tracked, self._title = run, name
-        self._remote = ray.remote(
+        self._prober = ray.remote(
             num_cpus=task.config.num_cpus,
             # A GPU only where one is left.
             num_gpus=1 if resources.num_gpus > num_workers else 0,
-            max_calls=1,  # the priority of a process cannot be raised again
-            max_retries=1,
-        )(_probe_checkpoint)
-        self._task_ref = ray.put(task)
+            max_restarts=-1,
+            max_task_retries=1,
+        )(_Prober).remote(task)
         self._changed = threading.Condition()
         self._newest: tuple[int, str] | None = None
         self._finished = self._cancelled = False
@@ -84,15 +83,15 @@ class CheckpointProbes(threading.Thread):
             self._finished = True
             self._changed.notify()
         self.join()
+        ray.kill(self._prober)
 
     def cancel(self) -> None:
         """End at once, whatever is running."""
         with self._changed:
             self._finished = self._cancelled = True
             self._newest = None
-            if self._running is not None:
-                ray.cancel(self._running, force=True)
             self._changed.notify()
+        ray.kill(self._prober)
         self.join()
 
     def run(self) -> None:
@@ -103,7 +102,7 @@ class CheckpointProbes(threading.Thread):
                 if self._newest is None:
                     return
                 (step, uri), self._newest = self._newest, None
-                self._running = self._remote.remote(self._task_ref, uri)
+                self._running = self._prober.probe.remote(uri)
             try:
                 found = ray.get(self._running)
             except Exception as error:  # a probe that fails must not end a training
@@ -128,21 +127,27 @@ class CheckpointProbes(threading.Thread):
             )
 
 
-def _probe_checkpoint(task: ProbeTask, uri: str) -> tuple[list[ProbeScore], float] | None:
-    """Scores of a checkpoint and the seconds they took, or None if it has been deleted; runs in a Ray task."""
-    _step_back()
-    started = time.perf_counter()
-    torch.set_num_threads(task.config.num_cpus)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory(prefix="bit-ray-probe-") as directory:
-        os.environ["BIT_RAY_CACHE"] = directory  # of no use to anyone afterwards
-        try:
-            classifier = load_model(uri, device=device)
-        except (BitRayError, OSError):
-            if not store.exists(store.join(uri, DESCRIPTION_FILE)):
-                return None  # the run keeps only its newest checkpoints
-            raise
-    return probe(classifier, task), time.perf_counter() - started
+class _Prober:
+    """Scores checkpoints in a process of its own, which gives way to every other; a Ray actor."""
+
+    def __init__(self, task: ProbeTask):
+        _step_back()
+        torch.set_num_threads(task.config.num_cpus)
+        self.task = task
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def probe(self, uri: str) -> tuple[list[ProbeScore], float] | None:
+        """Scores of a checkpoint and the seconds they took, or None if it has been deleted."""
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="bit-ray-probe-") as directory:
+            os.environ["BIT_RAY_CACHE"] = directory  # of no use to anyone afterwards
+            try:
+                classifier = load_model(uri, device=self.device)
+            except (BitRayError, OSError):
+                if not store.exists(store.join(uri, DESCRIPTION_FILE)):
+                    return None  # the run keeps only its newest checkpoints
+                raise
+        return probe(classifier, self.task), time.perf_counter() - started
 
 
 def _step_back() -> None:
