@@ -149,7 +149,7 @@ def test_pretrain_finetune_evaluate_predict_and_replay(
     status, out, err = job("evaluate", "--model", "models:/down@champion", "--shards", "digits")
     assert (status, err) == (0, "")
     for name in ("top 1", "top 5", "cross entropy", "mean per class"):
-        assert re.search(rf"│ {name} +│ +{re.escape(table[name])} │", out)
+        assert re.search(rf"│ {name} +│ +{re.escape(table[name])}  \(95 %: \S+ to \S+\) +│", out)
 
     # The recorded settings, from MLflow and without a flag, are the same run, which is done already.
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/bit_ray_runs/mlflow.db")
