@@ -126,6 +126,26 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
     return {**data, "shards": [asdict(shard) for shard in manifest.shards]}
 
 
+def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards: str) -> None:
+    """Make sure that labels of the test shards mean what those of the training shards mean.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    train, test = manifest.class_names, test_manifest.class_names
+    if test_manifest.multi_label != manifest.multi_label:
+        several = "several labels per image" if test_manifest.multi_label else "one label per image"
+        raise ConfigError(f"test_shards: {test_shards} has {several}, unlike the training shards; write both alike")
+    if train == test:
+        return
+    first = next((i for i, (a, b) in enumerate(zip(train, test, strict=False)) if a != b), min(len(train), len(test)))
+    names = [repr(names[first]) if first < len(names) else "none" for names in (test, train)]
+    raise ConfigError(
+        f"test_shards: {test_shards} has {len(test):,} classes that are not those of the training shards "
+        f"({len(train):,}); class {first} is {names[0]}, there {names[1]}; write both with the same class list"
+    )
+
+
 def _read_shard(record: dict[str, Any]) -> Any:
     """Make a JSON object a Shard if it is one to the letter, while it is read: a large set has 100,000 of them."""
     return Shard(**record) if {name: type(value) for name, value in record.items()} == _KINDS else record

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from bit_ray.cluster import Resources
 from bit_ray.data import store
-from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.errors import ConfigError
+from bit_ray.data.manifest import Manifest, check_same_classes, read_manifest
 from bit_ray.evaluation.classifier import Classifier
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.evaluation.features import CentreCrop, FeatureSet, check_single_label, cluster_features, read_features
@@ -40,7 +39,7 @@ def probe_task(config: ProbeConfig) -> ProbeTask:
     assert config.shards
     manifest, test_manifest = read_manifest(config.shards), read_manifest(config.test_shards)
     check_single_label(manifest, config.shards)
-    check_same_classes(manifest, config.shards, test_manifest, config.test_shards)
+    check_same_classes(manifest, test_manifest, config.test_shards)
     drawn = draw_subsets(config.shards, manifest, config.shots, config.num_subsets)
     rows = np.unique(np.concatenate(list(drawn.values())))
     subsets: dict[int, list[npt.NDArray[np.int64]]] = {k: [] for k in config.shots}
@@ -49,19 +48,6 @@ def probe_task(config: ProbeConfig) -> ProbeTask:
     # Ray tasks may have another current directory.
     config = replace(config, shards=store.absolute(config.shards), test_shards=store.absolute(config.test_shards))
     return ProbeTask(config, manifest, test_manifest, rows, subsets)
-
-
-def check_same_classes(manifest: Manifest, shards: str, test_manifest: Manifest, test_shards: str) -> None:
-    """Refuse a test set of other classes than the training set.
-
-    Raises:
-        ConfigError: It is one.
-    """
-    if test_manifest.class_names != manifest.class_names or test_manifest.multi_label != manifest.multi_label:
-        raise ConfigError(
-            f"test_shards: {test_shards} has {test_manifest.num_classes} classes that are not those of {shards} "
-            f"({manifest.num_classes}); write both with the same class list"
-        )
 
 
 def probe(classifier: Classifier, task: ProbeTask, resources: Resources | None = None) -> list[ProbeScore]:

@@ -17,14 +17,13 @@ from bit_ray.cluster import Resources, cluster
 from bit_ray.config import digest, to_dict
 from bit_ray.data import store
 from bit_ray.data.augment import eval_view, resize
-from bit_ray.data.manifest import Manifest, read_manifest
+from bit_ray.data.manifest import Manifest, check_same_classes, read_manifest
 from bit_ray.data.views import read_views, row_groups
 from bit_ray.errors import DataError, root_cause
 from bit_ray.evaluation.features import check_single_label
 from bit_ray.evaluation.fewshot import draw_subsets, summarize
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.evaluation.plots import ComparisonRow, few_shot_figure
-from bit_ray.evaluation.probing import check_same_classes
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import hyperrule
@@ -83,7 +82,7 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     """
     manifest, test_manifest = read_manifest(config.shards), read_manifest(config.test_shards)
     check_single_label(manifest, config.shards)
-    check_same_classes(manifest, config.shards, test_manifest, config.test_shards)
+    check_same_classes(manifest, test_manifest, config.test_shards)
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
     place = store.join(store.absolute(config.storage), config.name)
     saved = store.join(place, "subsets")

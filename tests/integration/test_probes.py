@@ -191,7 +191,7 @@ def test_the_scores_of_a_ranking_are_those_of_scikit_learn():
     [
         (
             ["probe", "MODEL", "TRAIN", "GLYPHS"],
-            "test_shards: GLYPHS has 50 classes that are not those of TRAIN (10); ",
+            "test_shards: GLYPHS has 50 classes that are not those of the training shards (10); ",
         ),
         (["probe", "MODEL", "SEVERAL", "TEST"], "shards: SEVERAL has several labels per image; one per image, for few"),
         (["probe", "MODEL", "GLYPHS", "GLYPHS"], "shots: 5; at most 3, the number of examples of class 0 ("),
