@@ -107,10 +107,17 @@ def test_no_such_data_set(place: str, refused: Callable[..., str]) -> None:
         finetune(place, "--model", NETWORK),
         ["shards", "verify", place],
         ["shards", "inspect", place],
-        ["shards", "write", place, "output"],
     ):
         error = refused(*command)
         assert error.startswith(f"{place}: no such path; ")
+
+
+def test_no_such_source(refused: Callable[..., str]) -> None:
+    error = refused("shards", "write", "nowhere/file.csv", "output")
+    assert error.startswith("nowhere/file.csv: no such path; ")
+    error = refused("shards", "write", "cifar", "output")  # a word may be meant as the name of a published set
+    assert error.startswith("cifar: neither a path nor a set by name; accepted: ")
+    assert "did you mean cifar10?" in error
 
 
 def test_a_half_written_set(shards: Path, refused: Callable[..., str]) -> None:
