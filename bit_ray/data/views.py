@@ -1,4 +1,4 @@
-"""Images of a single-label shard set, decoded and brought to a view, a row group at a time, in this process."""
+"""Images of a shard set, decoded and brought to a view, a row group at a time, in this process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +44,8 @@ def row_groups(manifest: Manifest, indices: npt.NDArray[np.int64] | None = None)
 
 def read_views(
     shards: str, manifest: Manifest, groups: Sequence[Group], view: Callable[[Image], Image]
-) -> Iterator[tuple[list[str], list[Image], npt.NDArray[np.int64]]]:
-    """Ids, images and class indices ``[n]`` of each row group, the next being read and decoded meanwhile.
+) -> Iterator[tuple[list[str], list[Image], list[list[int]]]]:
+    """Ids, images and labels of each row group, the next being read and decoded meanwhile.
 
     Args:
         shards: The set.
@@ -57,7 +57,7 @@ def read_views(
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
 
-    def read(group: Group) -> tuple[list[str], list[Image], npt.NDArray[np.int64]]:
+    def read(group: Group) -> tuple[list[str], list[Image], list[list[int]]]:
         shard, number, rows = group
         table = read_rows(shards, manifest, shard, [number]).take(rows)
         ids = table["id"].to_pylist()
@@ -69,7 +69,7 @@ def read_views(
                 path = manifest.shards[shard].path
                 raise DataError(f"{path}: example {name}: {error}; run bit-ray shards verify {shards}") from None
             views.append(view(decoded))
-        return ids, views, np.array([names[0] for names in table["labels"].to_pylist()], np.int64)
+        return ids, views, table["labels"].to_pylist()
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(read, groups[0])
@@ -78,3 +78,8 @@ def read_views(
             if following is not None:
                 ahead = pool.submit(read, following)
             yield ready
+
+
+def single_labels(labels: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    """The one label of each image, ``[N]`` class indices."""
+    return np.array([names[0] for names in labels], np.int64)

@@ -21,12 +21,16 @@ from bit_ray.errors import ConfigError, DataError, ModelError
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description, read_spec
 from bit_ray.models.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
 from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.zoo import create_model
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """An image: a file's path, a file's bytes, a Pillow image in mode RGB, or an array ``[H, W, 3] uint8``."""
 
 Prediction = list[tuple[str, float]]
 """(class name, probability), the most probable first."""
+
+ClassifierState = tuple[dict[str, Tensor], ModelSpec]
+"""Tensors by name, on the CPU, and what the network is."""
 
 
 class Classifier:
@@ -42,6 +46,18 @@ class Classifier:
         self.spec = spec
         self.sha256 = sha256
         """Digest of the file that the weights came from; empty for a model that came from none."""
+
+    def state(self) -> ClassifierState:
+        """What another process makes the same classifier from."""
+        return {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}, self.spec
+
+    @classmethod
+    def from_state(cls, state: ClassifierState, device: str) -> "Classifier":
+        """The classifier of a `state`, on a torch device."""
+        tensors, spec = state
+        network = create_model(spec.model, spec.num_classes)
+        network.load_state_dict(tensors)
+        return cls(network.to(device), spec)
 
     @property
     def device(self) -> torch.device:

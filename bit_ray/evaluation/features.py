@@ -13,11 +13,9 @@ from bit_ray.cluster import Resources
 from bit_ray.data import store
 from bit_ray.data.augment import resize
 from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.data.views import Group, read_views, row_groups
+from bit_ray.data.views import Group, read_views, row_groups, single_labels
 from bit_ray.errors import ConfigError, DataError, root_cause
-from bit_ray.evaluation.classifier import Classifier
-from bit_ray.models.package import ModelSpec
-from bit_ray.models.zoo import create_model
+from bit_ray.evaluation.classifier import Classifier, ClassifierState
 
 # More parts than places to run, so that a slow one does not hold up the end.
 _PARTS_PER_PLACE = 4
@@ -104,9 +102,7 @@ def cluster_features(
     places = resources.num_places
     num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else places)
     cuts = np.linspace(0, len(groups), num_parts + 1).round().astype(int)
-    tensors = {name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()}
-    centre_crop = isinstance(classifier, CentreCrop)
-    model = ray.put((tensors, classifier.spec, centre_crop))
+    model = ray.put((classifier.state(), isinstance(classifier, CentreCrop)))
     task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_part)
     refs = [
         task.remote(model, shards, manifest.digest, groups[start:stop], batch_size)
@@ -132,19 +128,17 @@ def check_single_label(manifest: Manifest, shards: str) -> None:
 
 
 def _part(
-    model: tuple[dict[str, torch.Tensor], ModelSpec, bool],
+    model: tuple[ClassifierState, bool],
     shards: str,
     digest: str,
     groups: list[Group],
     batch_size: int,
 ) -> FeatureSet:
     """Features of some row groups; runs in a Ray task and may run again."""
-    tensors, spec, centre_crop = model
-    network = create_model(spec.model, spec.num_classes)
-    network.load_state_dict(tensors)
-    classifier = Classifier(network.to("cuda" if torch.cuda.is_available() else "cpu"), spec)
+    state, centre_crop = model
+    classifier = Classifier.from_state(state, "cuda" if torch.cuda.is_available() else "cpu")
     if centre_crop:
-        classifier = CentreCrop(classifier, spec.resize_size, spec.crop_size)
+        classifier = CentreCrop(classifier, classifier.spec.resize_size, classifier.spec.crop_size)
     manifest = read_manifest(shards)
     if manifest.digest != digest:
         raise DataError(f"{shards}: the shard set changed meanwhile; start again")
@@ -159,7 +153,7 @@ def _features_of(
         for start in range(0, len(views), batch_size):
             batch = np.stack(views[start : start + batch_size])
             features.append(classifier.features_and_logits(batch)[0].cpu().numpy())
-        labels.append(found)
+        labels.append(single_labels(found))
     return FeatureSet(np.concatenate(features), np.concatenate(labels))
 
 

@@ -36,8 +36,6 @@ from bit_ray.evaluation.outputs import (
     read_errors,
     write_file,
 )
-from bit_ray.models.package import ModelSpec
-from bit_ray.models.zoo import create_model
 
 # Nothing to a user: that our own setting is in force, and how far Ray Data thinks it is.
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -194,8 +192,7 @@ def _tables(
     # A network on a GPU wants all cores beside it; one on a core, a thread that waits for files.
     threads = min(_MOST_THREADS, max(2, resources.num_cpus // places)) if use_gpu else 2
     settings = replace(settings, num_threads=threads)
-    tensors = {name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()}
-    shared = ray.put((tensors, classifier.spec, images, settings))
+    shared = ray.put((classifier.state(), images, settings))
     # Not ray.data.range, whose read tasks would want CPUs that the actors hold.
     dataset = ray.data.from_arrow([pa.table({"part": [part]}) for part in range(images.num_parts)])
     dataset = dataset.map_batches(
@@ -221,8 +218,9 @@ class _Predictor:
     """An actor's state: the network, and threads that read and decode ahead of it."""
 
     def __init__(self, shared: list[Any]) -> None:
-        tensors, spec, self.images, self.settings = ray.get(shared[0])
-        self.classifier = _classifier(tensors, spec)
+        state, self.images, self.settings = ray.get(shared[0])
+        on_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
+        self.classifier = Classifier.from_state(state, "cuda" if on_gpu else "cpu")
         self.pool = ThreadPoolExecutor(self.settings.num_threads, thread_name_prefix="predict-decode")
         self.schema = prediction_schema(self.classifier, self.settings.top_k, self.settings.features)
 
@@ -276,12 +274,6 @@ class _Predictor:
         best, classes = self.classifier.best(logits, self.settings.top_k)
         outputs = (best, classes, features) if self.settings.features else (best, classes)
         return tuple(output.cpu().numpy() for output in outputs)
-
-
-def _classifier(tensors: dict[str, torch.Tensor], spec: ModelSpec) -> Classifier:
-    network = create_model(spec.model, spec.num_classes)
-    network.load_state_dict(tensors)
-    return Classifier(network.to("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"), spec)
 
 
 class _Tally:

@@ -1,7 +1,6 @@
 """Evaluation of a saved model on a shard set, over the whole cluster: every image once, no batch dropped."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,19 +13,16 @@ from matplotlib.figure import Figure
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import to_dict
 from bit_ray.data import store
-from bit_ray.data.augment import eval_view
-from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.data.shards import read_rows
+from bit_ray.data.views import Group, read_views, row_groups, single_labels
 from bit_ray.errors import ConfigError, DataError, root_cause
-from bit_ray.evaluation.classifier import Classifier, load_model
+from bit_ray.evaluation.classifier import Classifier, ClassifierState, load_model
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
 from bit_ray.evaluation.metrics import Calibration, ClassificationMetrics
 from bit_ray.evaluation.plots import confusion_figure, prediction_figure, reliability_figure
 from bit_ray.evaluation.worst import WorstPrediction, WorstPredictions
 from bit_ray.models.package import ModelSpec
-from bit_ray.models.zoo import create_model
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 
@@ -156,11 +152,11 @@ def evaluate_model(
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
     shards = store.absolute(shards)  # tasks may have another current directory
-    groups = [(i, g) for i in range(len(manifest.shards)) for g in range(manifest.row_groups(i))]
+    groups = row_groups(manifest)
     places = resources.num_places
     num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else min(places, 2))
-    parts = [part.tolist() for part in np.array_split(np.array(groups), num_parts)]
-    model = ray.put(({k: v.cpu() for k, v in classifier.model.state_dict().items()}, classifier.spec))
+    parts = [groups[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(groups)), num_parts)]
+    model = ray.put(classifier.state())
     task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_evaluate_part)
     total, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
     try:
@@ -182,55 +178,23 @@ def evaluate_model(
 
 
 def _evaluate_part(
-    model: tuple[dict[str, torch.Tensor], ModelSpec], shards: str, digest: str, groups: list[list[int]], batch_size: int
+    model: ClassifierState, shards: str, digest: str, groups: list[Group], batch_size: int
 ) -> tuple[dict[str, Any], list[WorstPrediction]]:
     """Metrics and worst predictions over some row groups; runs in a Ray task and may run again."""
-    tensors, spec = model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = create_model(spec.model, spec.num_classes)
-    network.load_state_dict(tensors)
-    classifier = Classifier(network.to(device), spec)
+    classifier = Classifier.from_state(model, "cuda" if torch.cuda.is_available() else "cpu")
     manifest = read_manifest(shards)
     if manifest.digest != digest:
         raise DataError(f"{shards}: the shard set changed during the evaluation; start it again")
     metrics, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
-    for pixels, ids, labels in _batches(spec, shards, manifest, groups, batch_size):
-        if manifest.multi_label:
-            targets = torch.zeros(len(labels), manifest.num_classes)
-            for row, names in enumerate(labels):
-                targets[row, names] = 1
-        else:
-            targets = torch.tensor([names[0] for names in labels])
-        worst.update(metrics.update(classifier.logits(pixels), targets), ids, labels, pixels)
+    for ids, views, labels in read_views(shards, manifest, groups, classifier.view):
+        for start in range(0, len(ids), batch_size):
+            rows = slice(start, start + batch_size)
+            pixels = np.stack(views[rows])
+            if manifest.multi_label:
+                targets = torch.zeros(len(pixels), manifest.num_classes)
+                for row, names in enumerate(labels[rows]):
+                    targets[row, names] = 1
+            else:
+                targets = torch.from_numpy(single_labels(labels[rows]))
+            worst.update(metrics.update(classifier.logits(pixels), targets), ids[rows], labels[rows], pixels)
     return metrics.state(), worst.items
-
-
-def _batches(
-    spec: ModelSpec, shards: str, manifest: Manifest, groups: list[list[int]], batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.uint8], list[str], list[list[int]]]]:
-    """Decoded batches with ids and labels, the next row group being read and decoded meanwhile."""
-
-    def read(group: list[int]) -> tuple[npt.NDArray[np.uint8], list[str], list[list[int]]]:
-        table = read_rows(shards, manifest, group[0], [group[1]])
-        pixels = np.empty((table.num_rows, spec.crop_size, spec.crop_size, 3), np.uint8)
-        ids = table["id"].to_pylist()
-        for i, (name, image) in enumerate(zip(ids, table["image"], strict=True)):
-            try:
-                decoded = decode_image(image.as_py(), convert=manifest.convert_images)
-            except ImageError as error:
-                path = manifest.shards[group[0]].path
-                raise DataError(f"{path}: example {name}: {error}; run bit-ray shards verify {shards}") from None
-            pixels[i] = eval_view(
-                decoded, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size
-            )
-        return pixels, ids, table["labels"].to_pylist()
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, groups[0])
-        for following in [*groups[1:], None]:
-            pixels, ids, labels = ahead.result()
-            if following is not None:
-                ahead = pool.submit(read, following)
-            for start in range(0, len(labels), batch_size):
-                rows = slice(start, start + batch_size)
-                yield pixels[rows], ids[rows], labels[rows]

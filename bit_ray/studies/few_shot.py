@@ -18,7 +18,7 @@ from bit_ray.config import digest, to_dict
 from bit_ray.data import store
 from bit_ray.data.augment import eval_view, resize
 from bit_ray.data.manifest import Manifest, check_same_classes, read_manifest
-from bit_ray.data.views import read_views, row_groups
+from bit_ray.data.views import read_views, row_groups, single_labels
 from bit_ray.errors import DataError, root_cause
 from bit_ray.evaluation.features import check_single_label
 from bit_ray.evaluation.fewshot import draw_subsets, summarize
@@ -225,7 +225,7 @@ def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64]
     return Examples(
         tuple(name for ids, _, _ in parts for name in ids),
         [image for _, images, _ in parts for image in images],
-        np.concatenate([labels for _, _, labels in parts]),
+        np.concatenate([single_labels(labels) for _, _, labels in parts]),
     )
 
 
@@ -244,7 +244,8 @@ def top_1_on(model: ResNetV2, shards: str, manifest: Manifest, plan: TrainPlan, 
             image, resize_mode=plan.resize_mode, resize_size=plan.resize_size, crop_size=plan.view.crop_size
         )
 
-    for _, images, labels in read_views(shards, manifest, row_groups(manifest), view):
+    for _, images, names in read_views(shards, manifest, row_groups(manifest), view):
+        labels = single_labels(names)
         for start in range(0, len(images), batch_size):
             x = normalize(torch.from_numpy(np.stack(images[start : start + batch_size])), device)
             metrics.update(model(x), torch.from_numpy(labels[start : start + batch_size]))
