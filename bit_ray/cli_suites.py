@@ -162,7 +162,9 @@ def probe(config: ProbeModelConfig) -> None:
             crop=config.crop,
         )
     )
-    classifier = load_model(config.model, tracking_uri=tracking_uri(config.tracking.uri, config.storage))
+    classifier = load_model(
+        config.model, tracking_uri=tracking_uri(config.tracking.uri, config.storage), features_only=True
+    )
     with cluster() as resources:
         started = time.perf_counter()
         scores = probe(classifier, task, resources)
@@ -185,7 +187,9 @@ def episodes(config: EpisodesConfig) -> None:
     from bit_ray.tracking.server import tracking_uri
 
     manifest = read_manifest(config.shards)
-    classifier = load_model(config.model, tracking_uri=tracking_uri(config.tracking.uri, config.storage))
+    classifier = load_model(
+        config.model, tracking_uri=tracking_uri(config.tracking.uri, config.storage), features_only=True
+    )
     with cluster() as resources:
         found = cluster_features(classifier, config.shards, manifest, resources)
     rows = []

@@ -84,11 +84,15 @@ class Manifest:
         return -(-self.shards[shard_index].num_examples // self.row_group_size)
 
 
-def read_manifest(uri: str | Path) -> Manifest:
+def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
     """Read the manifest of the shard set in the directory ``uri``.
 
+    Args:
+        uri: directory of the set.
+        digest: the manifest's digest when the work on the set began; None asks for none.
+
     Raises:
-        DataError: no such path, no shard set, a half-written one, or a damaged manifest.
+        DataError: no such path, no shard set, a half-written one, a damaged manifest, or another digest.
     """
     path = store.join(uri, MANIFEST)
     if not store.exists(path):
@@ -111,6 +115,11 @@ def read_manifest(uri: str | Path) -> Manifest:
         raise DataError(
             f"{path}: num_examples: {manifest.num_examples}, but its {len(manifest.shards)} shards have {total}; "
             "the manifest is damaged, restore it or write the set again"
+        )
+    if digest is not None and manifest.digest != digest:
+        raise DataError(
+            f"{uri}: the shard set has changed since the run began (digest {manifest.digest[:12]}, expected "
+            f"{digest[:12]}); restore it, or start again under another name"
         )
     return manifest
 

@@ -28,10 +28,10 @@ from bit_ray.data.augment import TrainView, example_keys, uniforms
 from bit_ray.data.cache import CacheConfig
 from bit_ray.data.decode import ImageError
 from bit_ray.data.decoder import DecodePath, decode_train_view
-from bit_ray.data.manifest import Manifest, read_manifest
+from bit_ray.data.manifest import read_manifest
 from bit_ray.data.order import Order, Shuffle
 from bit_ray.data.read import BadExample, ReadRequest, read, request_groups
-from bit_ray.errors import DataError, root_cause
+from bit_ray.errors import root_cause
 
 # Nothing to a user: that our own setting is in force, and each time 1,024 units have been read.
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -102,15 +102,7 @@ class StreamCounts:
     """Images by the way they were decoded."""
 
 
-@lru_cache(maxsize=2)
-def _manifest(uri: str, digest: str) -> Manifest:
-    manifest = read_manifest(uri)
-    if manifest.digest != digest:
-        raise DataError(
-            f"{uri}: the shard set has changed since the run began (digest {manifest.digest[:12]}, expected "
-            f"{digest[:12]}); restore it, or start a run under another name"
-        )
-    return manifest
+_manifest = lru_cache(maxsize=2)(read_manifest)
 
 
 @lru_cache(maxsize=2)

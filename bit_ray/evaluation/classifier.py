@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -174,8 +174,9 @@ def load_model(
     *,
     tracking_uri: str | None = None,
     device: str = "cpu",
-    labels: str = "",
+    labels: str | Sequence[str] = "",
     crop_size: int = 0,
+    features_only: bool = False,
 ) -> Classifier:
     """Load a saved model, or the weights of another program, for use.
 
@@ -185,10 +186,11 @@ def load_model(
             big_vision, timm or Hugging Face (see `bit_ray.models.read`).
         tracking_uri: Where MLflow is; only for ``models:/``, and by default what MLflow itself is set to.
         device: A torch device, ``cpu`` or ``cuda``.
-        labels: File of class names, one per line, for weights of another program; by default what their folder says,
-            or else ImageNet's (see `bit_ray.models.labels.label_names`).
+        labels: Class names, or the file that has them one per line, for weights of another program; by default what
+            their folder says, or else ImageNet's (see `bit_ray.models.labels.label_names`).
         crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: what
             their folder or the file's name says (see `bit_ray.models.read.foreign_spec`).
+        features_only: Weights of another program may lack a head, or names for its classes; they get a head of zeros.
 
     Returns:
         The classifier, a saved model's weights verified against their recorded digest.
@@ -203,9 +205,11 @@ def load_model(
         raise ConfigError(f"device: {device!r}; a device that torch has here, such as 'cpu' ({error})") from None
     if foreign := foreign_path(os.fspath(uri)):
         weights = read_weights(foreign)
-        spec = foreign_spec(weights, labels, crop_size)
-        return Classifier(build_network(weights).to(target), spec, weights.sha256)
-    for name, value in (("labels", labels), ("crop_size", crop_size)):
+        spec = foreign_spec(weights, labels, crop_size, features_only=features_only)
+        network = build_network(weights, spec.num_classes, head="zero" if features_only else "load")
+        return Classifier(network.to(target), spec, weights.sha256)
+    names = labels if isinstance(labels, str) else f"{len(labels)} names"
+    for name, value in (("labels", names), ("crop_size", crop_size)):
         if value:
             raise ConfigError(
                 f"{name}: {value}, but {os.fspath(uri)} is a saved model, which has its own; leave it out"

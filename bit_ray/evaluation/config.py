@@ -11,9 +11,14 @@ class EvaluateConfig:
     """Evaluate a saved model on a shard set."""
 
     model: str
-    """models:/NAME@ALIAS, or a saved model's folder or URI."""
+    """models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of another program, as in predict."""
     shards: str
     """Shard set to evaluate on: a folder, s3://... or gs://..."""
+    labels: str = ""
+    """File of class names, one per line, for weights that come without; or the word shards: the outputs are the set's
+    classes in the set's order, as those of ImageNet weights are; empty: their folder's, or ImageNet's."""
+    crop_size: int = 0
+    """Side of the squares that images are resized to, pixels, for weights that come without; 0: as their names say."""
     name: str = ""
     """Name of the MLflow run; empty: made from the model and the shard set."""
     batch_size: int = 64

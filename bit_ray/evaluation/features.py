@@ -14,7 +14,7 @@ from bit_ray.data import store
 from bit_ray.data.augment import resize
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.views import Group, read_views, row_groups, single_labels
-from bit_ray.errors import ConfigError, DataError, root_cause
+from bit_ray.errors import ConfigError, root_cause
 from bit_ray.evaluation.classifier import Classifier, ClassifierState
 
 # More parts than places to run, so that a slow one does not hold up the end.
@@ -139,10 +139,7 @@ def _part(
     classifier = Classifier.from_state(state, "cuda" if torch.cuda.is_available() else "cpu")
     if centre_crop:
         classifier = CentreCrop(classifier, classifier.spec.resize_size, classifier.spec.crop_size)
-    manifest = read_manifest(shards)
-    if manifest.digest != digest:
-        raise DataError(f"{shards}: the shard set changed meanwhile; start again")
-    return _features_of(classifier, shards, manifest, groups, batch_size)
+    return _features_of(classifier, shards, read_manifest(shards, digest), groups, batch_size)
 
 
 def _features_of(

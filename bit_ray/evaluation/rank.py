@@ -125,7 +125,7 @@ def rank_models(
     for uri in uris:
         started = time.perf_counter()
         try:
-            classifier = load_model(uri, tracking_uri=tracking_uri)
+            classifier = load_model(uri, tracking_uri=tracking_uri, features_only=True)
         except BitRayError as error:
             broken.append((uri, str(error)))
             continue

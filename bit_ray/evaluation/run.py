@@ -15,7 +15,7 @@ from bit_ray.config import to_dict
 from bit_ray.data import store
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.views import Group, read_views, row_groups, single_labels
-from bit_ray.errors import ConfigError, DataError, root_cause
+from bit_ray.errors import ConfigError, root_cause
 from bit_ray.evaluation.classifier import Classifier, ClassifierState, load_model
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
@@ -58,7 +58,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     manifest = read_manifest(config.shards)
     uri = tracking_uri(config.tracking.uri, config.storage)
-    classifier = load_model(config.model, tracking_uri=uri)
+    labels = manifest.class_names if config.labels == "shards" else config.labels
+    classifier = load_model(config.model, tracking_uri=uri, labels=labels, crop_size=config.crop_size)
     check_classes(classifier.spec, manifest, config.shards)
     run = TrackedRun.open(
         config.tracking,
@@ -94,7 +95,8 @@ def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
     if spec.class_names != manifest.class_names:
         raise ConfigError(
             f"shards: {shards} has {manifest.num_classes} classes that are not those of the model's head "
-            f"({spec.num_classes}); use shards written with the model's class list, or fine-tune the model on this set"
+            f"({spec.num_classes}); use shards written with the model's class list, or fine-tune the model on this "
+            "set; weights of another program whose outputs are these classes in this order: labels shards"
         )
 
 
@@ -182,9 +184,7 @@ def _evaluate_part(
 ) -> tuple[dict[str, Any], list[WorstPrediction]]:
     """Metrics and worst predictions over some row groups; runs in a Ray task and may run again."""
     classifier = Classifier.from_state(model, "cuda" if torch.cuda.is_available() else "cpu")
-    manifest = read_manifest(shards)
-    if manifest.digest != digest:
-        raise DataError(f"{shards}: the shard set changed during the evaluation; start it again")
+    manifest = read_manifest(shards, digest)
     metrics, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
     for ids, views, labels in read_views(shards, manifest, groups, classifier.view):
         for start in range(0, len(ids), batch_size):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bit_ray.errors import ModelError
@@ -9,26 +10,31 @@ from bit_ray.errors import ModelError
 _NAMED = "1000 (ILSVRC-2012), 21841 and 21843 (ImageNet-21k)"
 
 
-def label_names(num_classes: int, labels: str | os.PathLike[str] = "", *, model: str) -> tuple[str, ...]:
+def label_names(
+    num_classes: int, labels: str | os.PathLike[str] | Sequence[str] = "", *, model: str
+) -> tuple[str, ...]:
     """Return a name for each output of a classifier.
 
     Args:
         num_classes: Its outputs. Without a file, 1000 gets ILSVRC-2012's names as torchvision lists them, 21843 those
             that the authors' ImageNet-21k heads were trained with, and 21841 all synsets of ImageNet-21k in the order
             of their ids; the latter two come from timm.
-        labels: A text file with one name per line, or a JSON list or object (index to name, as Hugging Face's
-            ``id2label``).
+        labels: The names; or a text file with one per line, or a JSON list or object (index to name, as Hugging
+            Face's ``id2label``).
         model: What the errors call the model.
 
     Raises:
         ModelError: no names are known for so many outputs, or the file has another number of names.
     """
-    if os.fspath(labels):
-        names = _read(Path(labels))
+    if labels:
+        if isinstance(labels, str | os.PathLike):
+            names, holder = _read(Path(labels)), f"{os.fspath(labels)} has "
+        else:
+            names, holder = tuple(labels), ""
         if len(names) != num_classes:
             raise ModelError(
-                f"labels: {os.fspath(labels)} has {len(names)} names, {model} has a head of {num_classes} classes; one "
-                f"name for each class; take the label file of these weights"
+                f"labels: {holder}{len(names)} names, {model} has a head of {num_classes} classes; one name for each "
+                f"class; take the label file of these weights"
             )
         return names
     if num_classes == 1000:

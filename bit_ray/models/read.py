@@ -11,7 +11,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +135,9 @@ def build_network(
     return model.eval()
 
 
-def foreign_spec(weights: ForeignWeights, labels: str = "", crop_size: int = 0) -> ModelSpec:
+def foreign_spec(
+    weights: ForeignWeights, labels: str | Sequence[str] = "", crop_size: int = 0, *, features_only: bool = False
+) -> ModelSpec:
     """Say what is needed to classify images with some weights.
 
     What their folder does not say is taken from the published files' names (``-ILSVRC2012``: squares of 480 pixels,
@@ -144,14 +146,15 @@ def foreign_spec(weights: ForeignWeights, labels: str = "", crop_size: int = 0) 
 
     Args:
         weights: From `read_weights`.
-        labels: File of class names; see `bit_ray.models.labels.label_names`.
+        labels: Class names, or a file of them; see `bit_ray.models.labels.label_names`.
         crop_size: Side of the square that images are resized to, pixels; 0: as said above.
+        features_only: Describe a network with a head of one output instead, for which no names need be known.
 
     Raises:
         ModelError: there is no classifier, or no names for its outputs.
         ConfigError: ``crop_size`` is too small.
     """
-    if not weights.num_classes:
+    if not weights.num_classes and not features_only:
         raise ModelError(f"{weights.path}: holds no head; classes to predict; fine-tune the weights on yours (--init)")
     name = Path(weights.path).name
     square = 480 if "ILSVRC2012" in name else 128 if "CIFAR10" in name else 0
@@ -165,9 +168,11 @@ def foreign_spec(weights: ForeignWeights, labels: str = "", crop_size: int = 0) 
     fields |= weights.spec
     if crop_size:
         fields |= {"resize_mode": "square", "resize_size": crop_size, "crop_size": crop_size}
-    if labels or "class_names" not in fields:
+    if features_only:
+        fields["class_names"] = ("none",)
+    elif labels or "class_names" not in fields:
         fields["class_names"] = label_names(weights.num_classes, labels, model=weights.path)
-    return ModelSpec(**fields | {"model": weights.model, "num_classes": weights.num_classes})
+    return ModelSpec(**fields | {"model": weights.model, "num_classes": 1 if features_only else weights.num_classes})
 
 
 def _read_folder(path: Path) -> ForeignWeights:

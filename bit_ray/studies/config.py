@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import RuleOverrides
+from bit_ray.training.config import RuleOverrides, parse_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,15 @@ class FewShotConfig:
     """Off for tasks in which position matters (paper App. F)."""
     random_flip: bool = True
     """Off for tasks in which left and right matter, such as digits (paper App. F)."""
+    train: str = "all"
+    """What is trained of the pre-trained network: all, head, stages:K, norm_bias or adapters:R, as in finetune."""
     storage: str = "bit_ray_runs"
     """Folder of all runs, or s3://..."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the suite is recorded."""
 
     def __post_init__(self) -> None:
+        parse_train(self.train)
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
             raise ConfigError(f"shots: {self.shots}; different whole numbers of at least 1; for example 1 5 10")
         if self.num_subsets < 1:

@@ -174,7 +174,7 @@ def _with_absolute_paths(config: VtabConfig) -> VtabConfig:
 
 def _settings(config: VtabConfig, start: _Start) -> str:
     """Digest of what decides the scores, whatever the tasks, the places and the record."""
-    names = ("index", "subset_seed", "num_train", "num_val", "protocol", "profile", "rule", "seed")
+    names = ("index", "subset_seed", "num_train", "num_val", "protocol", "profile", "rule", "train", "seed")
     chosen = to_dict(config)
     return digest({"model": start.model, "weights": start.digest, **{name: chosen[name] for name in names}})
 
@@ -310,6 +310,7 @@ def _train_and_test(
         init=start.uri,
         init_digest=start.digest,
         seed=config.seed,
+        train=config.train,
     )
     model = build_model(plan, start.tensors).to(device)
     fit(model, read_examples(uris[0], manifest, None, plan), plan, micro_batch_size=config.micro_batch_size)

@@ -7,7 +7,7 @@ from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import RuleOverrides
+from bit_ray.training.config import RuleOverrides, parse_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,8 @@ class VtabConfig:
     """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
     rule: RuleOverrides = field(default_factory=RuleOverrides)
     """Settings that replace the profile's, for all tasks."""
+    train: str = "all"
+    """What is trained: all, head, stages:K, norm_bias or adapters:R, as in finetune."""
     seed: int = 0
     """Seed of the order and the views."""
     micro_batch_size: int = 0
@@ -58,6 +60,11 @@ class VtabConfig:
         if not self.init and not self.model:
             raise ConfigError(
                 "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
+            )
+        parse_train(self.train)
+        if not self.init and self.train != "all":
+            raise ConfigError(
+                f"train: {self.train}, but init is empty; all, or weights to start from; give one of them"
             )
         for name, least in (("num_train", 1), ("num_val", 1), ("seed", 0), ("subset_seed", 0), ("micro_batch_size", 0)):
             if getattr(self, name) < least:

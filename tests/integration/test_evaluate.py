@@ -15,6 +15,7 @@ from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.classifier import load_model
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.run import evaluate, evaluate_model
+from bit_ray.models.npz import save_npz
 from bit_ray.models.package import ModelSpec, save_package
 from bit_ray.models.zoo import create_model
 from bit_ray.tracking.config import TrackingConfig
@@ -129,6 +130,24 @@ def test_the_cluster_counts_what_a_plain_loop_counts(glyphs, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 11, 64])
+def test_weights_of_another_program_are_evaluated_on_a_set_of_their_classes(glyphs, tmp_path):
+    shards, package = glyphs
+    saved = load_model(package)
+    weights = tmp_path / "weights.npz"
+    save_npz(saved.model, weights)
+    settings = {"shards": str(shards), "storage": str(tmp_path), "crop_size": 32}
+    found = evaluate(EvaluateConfig(model=str(weights), labels="shards", **settings))
+    expected = load_model(weights, labels=saved.spec.class_names, crop_size=32)
+    with cluster() as resources:
+        assert found.metrics == evaluate_model(expected, str(shards), read_manifest(shards), resources).metrics
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {i}" for i in range(saved.spec.num_classes)))
+    with pytest.raises(ConfigError, match=r"not those of the model's head .* in this order: labels shards$"):
+        evaluate(EvaluateConfig(model=str(weights), labels=str(names), **settings))
+    with pytest.raises(ConfigError, match=r"^labels: 50 names, but .* is a saved model, which has its own"):
+        evaluate(EvaluateConfig(model=str(package), labels="shards", shards=str(shards), storage=str(tmp_path)))
+
+
 def test_neither_batches_nor_parts_change_the_result(glyphs, batch_size, monkeypatch):
     shards, package = glyphs
     classifier, manifest = load_model(package), read_manifest(shards)

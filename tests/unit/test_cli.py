@@ -56,13 +56,13 @@ FLAGS = {
     "--train --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* --tracking.* "
     "--register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
-    "--no-random-crop --no-random-flip --storage --rule.* --tracking.*",
+    "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
     "vtab": "--name --config --init --model --tasks --data-dir --shards --index --subset-seed --num-train --num-val "
-    "--protocol --profile --rule.* --seed --micro-batch-size --side-by-side --storage --tracking.* --dry-run",
+    "--protocol --profile --rule.* --train --seed --micro-batch-size --side-by-side --storage --tracking.* --dry-run",
     "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
     "episodes": "MODEL SHARDS --ways --shots --queries --num-episodes --seed --storage --tracking.*",
     "models rank": "FOLDER --models --shots --per-class --by --convert-images --storage --tracking.*",
-    "evaluate": "--model --shards --config --name --batch-size --storage --tracking.*",
+    "evaluate": "--model --shards --config --labels --crop-size --name --batch-size --storage --tracking.*",
     "predict": "IMAGE --model --labels --crop-size --output --features --top-k --convert --batch-size --device "
     "--storage --tracking.*",
     "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "

@@ -143,6 +143,14 @@ def test_weights_without_a_head_give_features_and_say_so_when_asked_for_classes(
         load_model(tmp_path / "model.pth")
     with pytest.raises(ModelError, match="holds no head, wanted is one"):
         build_network(weights)
+    image = np.random.default_rng(0).integers(0, 256, (70, 80, 3), np.uint8)
+    save_npz(model, tmp_path / "nameless.npz")  # four classes without names
+    headless, nameless = (load_model(tmp_path / name, features_only=True) for name in ("model.pth", "nameless.npz"))
+    named = load_model(tmp_path / "nameless.npz", labels=["ant", "bee", "cow", "dog"])
+    views = named.view(image)[None]
+    expected = named.features_and_logits(views)[0]
+    assert torch.equal(headless.features_and_logits(views)[0], expected)
+    assert torch.equal(nameless.features_and_logits(views)[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["npz", "big_vision", "timm", "huggingface folder"])

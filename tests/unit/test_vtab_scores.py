@@ -79,6 +79,8 @@ def test_a_score_comes_back_and_another_setting_is_refused(tmp_path):
         ({"num_train": 0}, "num_train: 0; an integer of at least 1"),
         ({"side_by_side": -1}, "side_by_side: -1"),
         ({"subset_seed": -1}, "subset_seed: -1"),
+        ({"train": "heads"}, "train: 'heads'; accepted: all, head, "),
+        ({"train": "head"}, "train: head, but init is empty"),
     ],
 )
 def test_settings_that_cannot_work_are_one_line(changes, message):
