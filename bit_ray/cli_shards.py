@@ -90,8 +90,8 @@ class InspectConfig:
 class IdsConfig:
     """Ask any training step what it saw, or at which steps an image is used."""
 
-    shards: str = field(metadata=positional("SHARDS"))
-    """Folder of the shard set, or s3://... or gs://..."""
+    shards: str = field(default="", metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://...; with a run only if the set has moved since."""
     step: int | None = None
     """List the images of this step, by slot of the global batch."""
     image: str = ""
@@ -136,6 +136,8 @@ class IdsConfig:
                 )
         if self.run and self.shuffle != Shuffle():
             raise ConfigError("shuffle: given beside run; the run knows it; leave out one of the two")
+        if not self.run and not self.shards:
+            raise ConfigError("SHARDS: missing; a shard set; give it, or the run by --run STORAGE/NAME")
         if not self.run and self.global_batch_size is None:
             raise ConfigError("global_batch_size: missing; images per step; give it, or the run by --run STORAGE/NAME")
 
@@ -294,27 +296,27 @@ def ids(config: IdsConfig) -> None:
     from bit_ray.data.ids import StreamPlan, draw_views, read_plan, uses_in_step, uses_of_image
     from bit_ray.data.manifest import read_manifest
 
-    manifest = read_manifest(config.shards)
     if config.run:
-        plan = read_plan(config.run, config.shards, manifest)
+        plan, shards, manifest = read_plan(config.run, config.shards)
     else:
         assert config.global_batch_size is not None
+        shards, manifest = config.shards, read_manifest(config.shards)
         view = {"crop": "inception", "crop_size": config.crop_size or 224}
         plan = StreamPlan(
             seed=config.seed or 0, global_batch_size=config.global_batch_size, view=view, shuffle=config.shuffle
         )
     if config.step is not None:
-        uses = uses_in_step(config.shards, manifest, plan, config.step)
+        uses = uses_in_step(shards, manifest, plan, config.step)
         rows = [(f"{use.slot}", f"{use.epoch}", use.id, ", ".join(use.labels)) for use in uses]
         _print_lines(("slot", "epoch", "id", "labels"), rows)
     else:
         with follow("search") as progress:
-            uses = uses_of_image(config.shards, manifest, plan, config.image, config.epochs or 1, progress)
+            uses = uses_of_image(shards, manifest, plan, config.image, config.epochs or 1, progress)
         rows = [(f"{use.epoch}", f"{use.step}", f"{use.slot}", ", ".join(use.labels)) for use in uses]
         _print_lines(("epoch", "step", "slot", "labels"), rows)
     if config.sheet and uses:
         count = min(config.num_images, len(uses))
-        draw_views(config.shards, manifest, plan, [uses[i * len(uses) // count] for i in range(count)], config.sheet)
+        draw_views(shards, manifest, plan, [uses[i * len(uses) // count] for i in range(count)], config.sheet)
 
 
 def verify(config: VerifyConfig) -> None:

@@ -254,8 +254,8 @@ def rank(config: RankConfig) -> None:
         (str(i), row.uri, row.model, f"{row.ridge:.2%}", f"{row.knn:.2%}", f"{row.logme:.4f}", f"{row.seconds:.1f}")
         for i, row in enumerate(ranked, start=1)
     ]
-    header = ("", "model", "network", f"ridge, {config.shots} per class", "nearest neighbours", "LogME", "seconds")
+    header = ("", "model", "network", "ridge", "k-NN", "LogME", "seconds")
     if rows:
-        print_table(f"Models for {config.images}, by {config.by}", rows, header)
+        print_table(f"Models for {config.images}, by {config.by}; ridge from {config.shots} per class", rows, header)
     for uri, reason in broken:
         console.print(f"left out: {uri}: {reason}")

@@ -21,7 +21,11 @@ def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, 
     columns = header or ("",) * len(rows[0])
     for i, name in enumerate(columns):
         numeric = i > 0 and all(_is_number(row[i]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        longest = max((len(word) for row in rows for word in row[i].split()), default=0)
+        # Names are copied from tables: short ones are not broken.
+        table.add_column(
+            name, justify="right" if numeric else "left", overflow="fold", min_width=longest if longest <= 24 else None
+        )
     for row in rows:
         table.add_row(*row)
     console.print(table)

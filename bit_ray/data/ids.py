@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from bit_ray.config import from_dict
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError
-from bit_ray.data.manifest import Manifest
+from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.data.order import Order, Shuffle
 from bit_ray.data.shards import read_rows
 from bit_ray.data.sheet import Tile, write_sheet
@@ -64,16 +64,18 @@ class Use(NamedTuple):
     """Class names."""
 
 
-def read_plan(run_uri: str | Path, shards: str | Path, manifest: Manifest) -> StreamPlan:
+def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, Manifest]:
     """Read what the plan of a run says about its stream.
 
     Args:
         run_uri: Folder of the run, which holds ``plan.json``.
-        shards: Shard set that the run is said to have trained on.
-        manifest: Its manifest.
+        shards: Where the shard set that it trained on lies now; empty: where it lay then.
+
+    Returns:
+        The stream's plan, the shard set and its manifest.
 
     Raises:
-        DataError: no run there, its plan is damaged, or it trained on another set.
+        DataError: no run there, its plan is damaged, its set is gone, or the set given is another.
     """
     path = store.join(run_uri, PLAN_FILE)
     if not store.exists(path):
@@ -84,16 +86,18 @@ def read_plan(run_uri: str | Path, shards: str | Path, manifest: Manifest) -> St
         found = {f.name: plan[f.name] for f in fields(StreamPlan) if f.name != "num_steps"}
         result = from_dict(StreamPlan, {**found, "num_steps": plan["schedule"]["num_steps"]})
         digest = str(plan["manifest_digest"])
+        shards = shards or str(recorded["shards"])
     except KeyError as error:
         raise DataError(f"{path}: {error.args[0]}: missing; accepted: the plan of a run; restore the file") from None
     except (TypeError, ConfigError) as error:
         raise DataError(f"{path}: not the plan of a run ({error}); restore the file") from None
+    manifest = read_manifest(shards)
     if digest != manifest.digest:
         raise DataError(
             f"{shards}: has digest {manifest.digest[:12]}, the run {run_uri} trained on {digest[:12]}; "
             "give the set that it trained on"
         )
-    return result
+    return result, shards, manifest
 
 
 def uses_in_step(shards: str | Path, manifest: Manifest, plan: StreamPlan, step: int) -> list[Use]:

@@ -66,7 +66,7 @@ def run(shards, tmp_path_factory):
         shuffle=SHUFFLE,
     )
     directory = tmp_path_factory.mktemp("run")
-    (directory / "plan.json").write_text(json.dumps({"digest": plan.digest, "plan": to_dict(plan)}))
+    (directory / "plan.json").write_text(json.dumps({"digest": plan.digest, "shards": shards, "plan": to_dict(plan)}))
     return str(directory)
 
 
@@ -93,8 +93,8 @@ def same(shown, image, epoch, seed=SEED):
 
 
 def test_a_step_lists_its_examples_in_slot_order(shards, run):
-    manifest = read_manifest(shards)
-    plan = read_plan(run, shards, manifest)
+    plan, place, manifest = read_plan(run)
+    assert (place, manifest) == (shards, read_manifest(shards))
     assert plan == StreamPlan(
         seed=SEED,
         global_batch_size=BATCH,
@@ -115,8 +115,7 @@ def test_a_step_lists_its_examples_in_slot_order(shards, run):
 
 
 def test_steps_and_images_are_each_others_inverse(shards, run):
-    manifest = read_manifest(shards)
-    plan = read_plan(run, shards, manifest)
+    plan, _, manifest = read_plan(run)
     by_step = [use for step in range(NUM_STEPS) for use in uses_in_step(shards, manifest, plan, step)]
     assert len(by_step) == NUM_STEPS * BATCH
     for image in ("e00", "e31", "e59"):
@@ -132,7 +131,7 @@ def test_the_command_prints_a_step_and_an_image(shards, run, capfd):
     assert [int(line[0]) for line in lines[1:]] == list(range(BATCH))
     slot, epoch, image, label = lines[6]
     assert label == ["ant", "bee", "cat"][int(image[1:]) % 3]
-    status, uses, err = ask(capfd, shards, "--run", run, "--image", image)
+    status, uses, err = ask(capfd, "--run", run, "--image", image)
     assert (status, err) == (0, "")
     assert uses[0] == ["epoch", "step", "slot", "labels"]
     assert [epoch, "4", slot, label] in uses
@@ -218,6 +217,12 @@ def test_a_question_that_has_no_answer_is_refused_in_one_line(shards, run, capfd
     assert status == 2
     assert err.startswith(f"error: {message.replace('RUN', run).replace('SHARDS', shards)}")
     assert err.count("\n") == 1
+
+
+def test_without_a_run_the_set_is_needed(capfd):
+    status, _, err = ask(capfd, "--step", "1", "--global-batch-size", "4")
+    assert status == 2
+    assert err.startswith("error: SHARDS: missing; a shard set; give it, or the run by --run")
 
 
 @pytest.mark.parametrize(
