@@ -129,7 +129,6 @@ def test_the_cluster_counts_what_a_plain_loop_counts(glyphs, tmp_path):
     np.testing.assert_array_equal(rows[:, 1:].astype(int), confusion)
 
 
-@pytest.mark.parametrize("batch_size", [1, 11, 64])
 def test_weights_of_another_program_are_evaluated_on_a_set_of_their_classes(glyphs, tmp_path):
     shards, package = glyphs
     saved = load_model(package)
@@ -148,6 +147,7 @@ def test_weights_of_another_program_are_evaluated_on_a_set_of_their_classes(glyp
         evaluate(EvaluateConfig(model=str(package), labels="shards", shards=str(shards), storage=str(tmp_path)))
 
 
+@pytest.mark.parametrize("batch_size", [1, 11, 64])
 def test_neither_batches_nor_parts_change_the_result(glyphs, batch_size, monkeypatch):
     shards, package = glyphs
     classifier, manifest = load_model(package), read_manifest(shards)
