@@ -141,7 +141,7 @@ def main(config: Config) -> None:
     print(f"| --- | --- | --- |{' ---: |' * len(config.shots)}")
     panels = {}
     for model, table in tables.items():
-        for (method, size), rows in sorted(table.items(), key=lambda item: (item[0][0] == PROBE, item[0][0], item[0])):
+        for (method, size), rows in sorted(table.items(), key=lambda item: (SCRATCH, RULE, PROBE).index(item[0][0])):
             medians = (summarize(row.values) for row in rows)
             cells = (f"{s.median:.1%} ({100 * s.lowest:.0f}-{100 * s.highest:.0f})" for s in medians)
             print(f"| {model} | {method} | {size.upper() or '-'} | {' | '.join(cells)} |")
