@@ -85,10 +85,16 @@ def replay(config: ReplayConfig) -> Replayed:
         view=plan.view,
     )
     losses = {}
-    with cluster():
-        for batch in batches(spec, num_threads=num_local_cores()):
-            loss, _ = step_fn(batch.step, micro_batches(batch.images, batch.targets, micro), num_micro)
-            losses[batch.step] = loss.item()
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # as a worker, which has one CPU: another number rounds differently
+    try:
+        with cluster():
+            for batch in batches(spec, num_threads=num_local_cores()):
+                loss, _ = step_fn(batch.step, micro_batches(batch.images, batch.targets, micro), num_micro)
+                losses[batch.step] = loss.item()
+    finally:
+        torch.set_num_threads(threads)
     return Replayed(
         start_step=start,
         losses=losses,

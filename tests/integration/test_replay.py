@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from bit_ray.data.glyphs import GlyphSource
 from bit_ray.data.write import write_shards
@@ -46,7 +47,11 @@ def undisturbed(tmp_path_factory, shards, ray_local):
 
 def test_a_step_replayed_from_its_checkpoint_gives_the_recorded_loss(undisturbed):
     folder, _ = undisturbed
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     result = replay(ReplayConfig(run=str(folder / "undisturbed"), step=34))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
     assert result.start_step == 30
     assert (result.first_step, result.last_step) == (34, 34)
     assert sorted(result.losses) == [30, 31, 32, 33, 34]
