@@ -7,7 +7,7 @@ from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import RuleOverrides, parse_train
+from bit_ray.training.config import RuleOverrides, check_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,7 @@ class VtabConfig:
             raise ConfigError(
                 "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
             )
-        parse_train(self.train)
-        if not self.init and self.train != "all":
-            raise ConfigError(
-                f"train: {self.train}, but init is empty; all, or weights to start from; give one of them"
-            )
+        check_train(self.train, self.init)
         for name, least in (("num_train", 1), ("num_val", 1), ("seed", 0), ("subset_seed", 0), ("micro_batch_size", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")

@@ -41,6 +41,17 @@ def parse_train(train: str) -> tuple[str, int]:
     return name, int(number or 0)
 
 
+def check_train(train: str, init: str) -> None:
+    """Refuse what cannot be trained: an unknown part, or a part of a network that has no weights to start from.
+
+    Raises:
+        ConfigError: It is refused.
+    """
+    parse_train(train)
+    if not init and train != "all":
+        raise ConfigError(f"train: {train}, but init is empty; all, or weights to start from; give one of them")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """How a plan is carried out; none of it changes what is learnt, up to rounding."""

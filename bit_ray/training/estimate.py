@@ -12,7 +12,14 @@ from bit_ray.models.resnet import MIN_IMAGE_SIZE
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
+from bit_ray.training.step import (
+    TrainStep,
+    build_optimizer,
+    micro_batches,
+    resolve_precision,
+    to_channels_last,
+    worker_threads,
+)
 from bit_ray.training.trainable import set_trainable
 
 # What a CPU core trains in about two seconds per image; larger ones are judged by a network that it can.
@@ -61,19 +68,16 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
         model, crop = _STAND_IN, max(MIN_IMAGE_SIZE, min(crop, _STAND_IN_CROP))
         scale = multiply_adds(model, crop) / macs
         how = f", by {model} at {crop} pixels and the ratio of multiply-adds"
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
     state = torch.get_rng_state()
     try:
-        images_per_s, count = _measure(replace(plan, model=model), crop, precision, device, micro_batch_size)
+        with worker_threads(device):
+            images_per_s, count = _measure(replace(plan, model=model), crop, precision, device, micro_batch_size)
     except torch.OutOfMemoryError:
         raise ConfigError(
             f"runtime.micro_batch_size: {micro_batch_size} images of {crop} pixels do not fit into the memory of this "
             "GPU; lower it, results stay the same"
         ) from None
     finally:
-        torch.set_num_threads(threads)
         torch.set_rng_state(state)
     where = "one CPU thread" if device == "cpu" else torch.cuda.get_device_name()
     return Speed(images_per_s * scale, f"measured with {count} images a pass on {where}{how}")

@@ -22,7 +22,7 @@ from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.config import FinetuneConfig, RuleOverrides
+from bit_ray.training.config import FinetuneConfig, RuleOverrides, check_train
 from bit_ray.training.launch import Trained, TrainResult, register_result, train
 from bit_ray.training.plan import transfer_plan
 from bit_ray.training.preflight import preflight
@@ -138,8 +138,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         raise ConfigError(
             "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
         )
-    elif config.train != "all":
-        raise ConfigError(f"train: {config.train}, but init is empty; all, or weights to start from; give one of them")
+    check_train(config.train, config.init)
     model = init.model if init else config.model
     shards, subset = config.shards, ""
     image_size = manifest.median_image_size  # of the whole task, whatever is drawn from it

@@ -19,7 +19,14 @@ from bit_ray.training.checkpoint import TRAINING_FILE, load_checkpoint
 from bit_ray.training.config import ReplayConfig
 from bit_ray.training.loop import build_model
 from bit_ray.training.plan import TrainPlan, batch_split
-from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
+from bit_ray.training.step import (
+    TrainStep,
+    build_optimizer,
+    micro_batches,
+    resolve_precision,
+    to_channels_last,
+    worker_threads,
+)
 
 
 @dataclass(frozen=True)
@@ -85,16 +92,10 @@ def replay(config: ReplayConfig) -> Replayed:
         view=plan.view,
     )
     losses = {}
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # as a worker, which has one CPU: another number rounds differently
-    try:
-        with cluster():
-            for batch in batches(spec, num_threads=num_local_cores()):
-                loss, _ = step_fn(batch.step, micro_batches(batch.images, batch.targets, micro), num_micro)
-                losses[batch.step] = loss.item()
-    finally:
-        torch.set_num_threads(threads)
+    with cluster(), worker_threads(device.type):
+        for batch in batches(spec, num_threads=num_local_cores()):
+            loss, _ = step_fn(batch.step, micro_batches(batch.images, batch.targets, micro), num_micro)
+            losses[batch.step] = loss.item()
     return Replayed(
         start_step=start,
         losses=losses,

@@ -5,7 +5,7 @@ rounding: the loss is a mean over the *global* batch, however it is cut.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,22 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
         )
     use_bf16 = precision == "bf16" or (precision == "auto" and fast and device.type == "cuda")
     return torch.bfloat16 if use_bf16 else torch.float32
+
+
+@contextmanager
+def worker_threads(device: str) -> Iterator[None]:
+    """Compute on as many threads as a worker, which has one CPU: another number has another speed and rounding.
+
+    Args:
+        device: Type of the device, ``cpu`` or ``cuda``, where nothing changes.
+    """
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def normalize(images: torch.Tensor, device: torch.device) -> torch.Tensor:
