@@ -155,7 +155,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
                 return value
     if kind is float and (number := _float(value)) is not None:
         return number
-    if kind in (int, str, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+    if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str) and _is_unicode(value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -193,6 +195,15 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         except ConfigError:
             continue
     raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written: JSON's escapes can make half of a character, which no file or terminal takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _float(value: Any) -> float | None:
