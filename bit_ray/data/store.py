@@ -174,7 +174,7 @@ def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | No
     """
     try:
         return json.loads(read_bytes(uri), object_hook=object_hook)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
 
