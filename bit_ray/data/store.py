@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from bit_ray.errors import DataError
+from bit_ray.config import from_dict
+from bit_ray.errors import ConfigError, DataError
 
 _REMOTE = ("s3", "gs")
 _NUM_THREADS = 32
@@ -177,6 +178,18 @@ def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | No
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
+
+
+def read_record(cls: type[T], uri: str | Path, remedy: str = "restore the file") -> T:
+    """Return the dataclass that a JSON file holds; ``remedy`` is what to do where it does not.
+
+    Raises:
+        DataError: no such file, no JSON, or not the fields of this dataclass.
+    """
+    try:
+        return from_dict(cls, read_json(uri))
+    except ConfigError as error:
+        raise DataError(f"{uri}: {error}; {remedy}") from None
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:

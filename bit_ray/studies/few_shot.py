@@ -72,6 +72,15 @@ class _Trial:
         return digest({"plan": self.plan.digest, "chosen": self.chosen.tolist()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Score:
+    """The content of a trial's file."""
+
+    identity: str
+    test_digest: str
+    top_1: float
+
+
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     """Run the protocol, one Ray task per training, as many side by side as the cluster has places.
 
@@ -163,8 +172,8 @@ def _run(
             while pending:
                 [done], pending = ray.wait(pending)
                 trial, top_1 = trials[refs[done]], ray.get(done)
-                record = {"identity": trial.identity, "test_digest": test_digest, "top_1": top_1}
-                store.write_json(store.join(place, trial.file), record)
+                score = _Score(identity=trial.identity, test_digest=test_digest, top_1=top_1)
+                store.write_json(store.join(place, trial.file), asdict(score))
                 scores[refs[done]] = top_1
                 advance(1)
     except ray.exceptions.RayError as error:
@@ -178,9 +187,8 @@ def _run(
 def _recorded(uri: str, identity: str, test_digest: str) -> float | None:
     if not store.exists(uri):
         return None
-    record = store.read_json(uri)
-    same = isinstance(record, dict) and (record.get("identity"), record.get("test_digest")) == (identity, test_digest)
-    return float(record["top_1"]) if same else None
+    score = store.read_record(_Score, uri, "delete it to run the training again")
+    return score.top_1 if (score.identity, score.test_digest) == (identity, test_digest) else None
 
 
 def _train_and_test(
