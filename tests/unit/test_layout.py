@@ -28,7 +28,7 @@ from bit_ray.data.verify import verify_shards
 from bit_ray.data.write import write_shards
 
 PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-OLD = Path(__file__).parents[1] / "data" / "shards_format_1"
+OLD = Path(__file__).parents[1] / "assets" / "shards_format_1"
 
 
 def png(i):
