@@ -30,11 +30,10 @@ from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
+from bit_ray.training.device import normalize
 from bit_ray.training.finetune import given, read_init
 from bit_ray.training.fit import Examples, fit
-from bit_ray.training.loop import build_model
 from bit_ray.training.plan import TrainPlan, transfer_plan
-from bit_ray.training.step import normalize
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"
 
@@ -204,8 +203,7 @@ def _train_and_test(
     if device.type == "cpu":
         torch.set_num_threads(1)  # one place is one core: several trainings side by side
     manifest, test_manifest = read_manifest(shards, plan.manifest_digest), read_manifest(test_shards, test_digest)
-    model = build_model(plan, tensors).to(device)
-    fit(model, read_examples(shards, manifest, chosen, plan), plan)
+    model = fit(plan, read_examples(shards, manifest, chosen, plan), tensors, device=device)
     return top_1_on(model, test_shards, test_manifest, plan)
 
 

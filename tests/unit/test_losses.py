@@ -1,6 +1,7 @@
 """Every kind of run learns what it has always learned: its losses are on file, and a refactoring reproduces them.
 
-After a change that is meant to change them: ``python tests/unit/test_losses.py`` writes the file anew.
+After a change that is meant to change them, ``PYTHONPATH=tests/integration python tests/unit/test_losses.py`` writes
+the file anew.
 """
 
 import json
@@ -10,46 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_training import BATCH, MODEL, NUM_CLASSES, NUM_STEPS, numbers, pretrain_plan
 
-from bit_ray.data.augment import TrainView
 from bit_ray.recipes.hyperrule import hyperrule
-from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.fit import Examples, fit
-from bit_ray.training.loop import build_model
-from bit_ray.training.plan import TrainPlan, transfer_plan
-from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, to_channels_last
+from bit_ray.training.learner import Learner, build_model
+from bit_ray.training.plan import transfer_plan
 
 FILE = Path(__file__).parents[1] / "assets" / "losses.json"
-MODEL, NUM_CLASSES, NUM_STEPS, BATCH = "R1-1-1-1x0.5", 6, 10, 8
-
-
-def numbers(*shape, high=256, seed=0):
-    return np.random.Generator(np.random.Philox(seed)).integers(0, high, shape)
-
-
-def pretrain_plan(**changes):
-    plan = TrainPlan(
-        kind="pretrain",
-        model=MODEL,
-        num_classes=NUM_CLASSES,
-        manifest_digest="0" * 64,
-        num_examples=80,
-        view=TrainView(crop="inception", crop_size=32),
-        resize_mode="shorter_side",
-        resize_size=36,
-        loss="softmax",
-        schedule=Schedule(base_lr=0.03, num_steps=NUM_STEPS, warmup_steps=2, boundaries=(6,)),
-        global_batch_size=BATCH,
-        weight_decay=1e-4,
-    )
-    return replace(plan, **changes)
 
 
 def stepped(plan, micro_batch_size=BATCH):
     """The losses of steps on random images."""
-    model = build_model(plan, None)
-    to_channels_last(model)
-    step_fn = TrainStep(model, build_optimizer(model, plan), plan)
+    learner = Learner(plan, torch.device("cpu"), micro_batch_size=micro_batch_size)
     losses = []
     for step in range(NUM_STEPS):
         images = torch.from_numpy(numbers(BATCH, 32, 32, 3, seed=step).astype(np.uint8))
@@ -58,9 +32,9 @@ def stepped(plan, micro_batch_size=BATCH):
         if plan.loss == "sigmoid":
             targets = torch.nn.functional.one_hot(targets.clamp(min=0), NUM_CLASSES).to(torch.int8)
             targets[3] = -1
-        loss, _ = step_fn(step, micro_batches(images, targets, micro_batch_size), BATCH // micro_batch_size)
+        loss, _ = learner.step(step, images, targets)
         losses.append(loss.item())
-    step_fn.check()
+    learner.check()
     return losses
 
 
@@ -82,7 +56,7 @@ def transferred(train="all", **changes):
     examples = Examples(tuple(f"e{i}" for i in range(20)), images, numbers(20, high=NUM_CLASSES, seed=1))
     start = build_model(replace(plan, seed=5, train="all"), None).state_dict()
     losses = []
-    fit(build_model(plan, start), examples, plan, on_step=lambda _, loss: losses.append(loss))
+    fit(plan, examples, start, on_step=lambda _, loss: losses.append(loss))
     return losses
 
 
