@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-
 from fuzz.runner import Report, fuzz
 
 _REPORTS = pytest.StashKey[list[Report]]()

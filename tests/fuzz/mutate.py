@@ -1,5 +1,6 @@
 """Damage to valid input, decided by a random generator alone: of bytes, of JSON trees, and of the words in them."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -115,7 +116,7 @@ _DAMAGES: tuple[_Damage, ...] = (
 
 def damaged_json(rng: Rng, tree: Any, words: Sequence[Any] = ()) -> bytes:
     """Write a tree as JSON with a few of its places changed; ``words`` are values that mean something to its reader."""
-    tree = json.loads(json.dumps(tree))
+    tree = copy.deepcopy(tree)
     for _ in range(int(rng.geometric(0.7))):
         tree = _changed(rng, tree, words)
     text = json.dumps(tree, indent=pick(rng, (None, 1)))
@@ -136,7 +137,7 @@ def _changed(rng: Rng, tree: Any, words: Sequence[Any]) -> Any:
         holder[pick(rng, ("x", "", "__class__", str(pick(rng, places)[1])))] = holder.pop(key)
     elif action == 2:
         other, place = pick(rng, places)
-        holder[key] = json.loads(json.dumps(other[place]))
+        holder[key] = copy.deepcopy(other[place])
     elif action == 3 and isinstance(value, (int, float)):
         holder[key] = pick(rng, (value + 1, value - 1, -value, value * 10**9, value + 0.5, str(value)))
     elif action == 3 and isinstance(value, str):
@@ -147,7 +148,7 @@ def _changed(rng: Rng, tree: Any, words: Sequence[Any]) -> Any:
     elif action == 4:
         holder[key] = pick(rng, ([value], {"x": value}, [value] * 3))
     else:
-        holder[key] = pick(rng, words if words and chance(rng, 0.5) else VALUES)
+        holder[key] = copy.deepcopy(pick(rng, words if words and chance(rng, 0.5) else VALUES))
     return places[0][0][0]
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import psutil
+from fuzz.mutate import CANARY, Rng, generator
 
 import bit_ray
 from bit_ray.errors import BitRayError
-from fuzz.mutate import CANARY, Rng, generator
 
 _PACKAGE = os.path.dirname(bit_ray.__file__)
 

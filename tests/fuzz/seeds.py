@@ -65,6 +65,11 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**{**settings, **view, "recipe": {"steps": [1, 2]}, "provenance": {"parent": "x"}, **changes})
 
 
+def is_digest(text: str) -> bool:
+    """Whether a text is a SHA-256 in hex."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
 def tarred(files: Mapping[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar file."""
     buffer = io.BytesIO()

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzz.mutate import Rng, chance, damaged, pick
+from fuzz.runner import Attempt, Case
+from fuzz.seeds import encoded, flat_png, picture, png_chunk
 from PIL import Image
 
 from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
 from bit_ray.data.decode import MAX_PIXELS, decode_image
 from bit_ray.data.decoder import FAST_PATH, decode_train_view
 from bit_ray.data.jpeg import make_seekable
-from fuzz.mutate import Rng, chance, damaged, pick
-from fuzz.runner import Attempt, Case
-from fuzz.seeds import encoded, flat_png, picture, png_chunk
 
 if FAST_PATH:
     from bit_ray.data import _jpeg
@@ -103,7 +103,7 @@ class Kind:
         pixels = attempt(decode_image, data, convert=convert)
         if pixels is not None:
             height, width = pixels.shape[:2]
-            assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, "no 8-bit RGB"
+            assert (pixels.dtype, pixels.shape) == (np.uint8, (height, width, 3)), "no 8-bit RGB"
             assert 0 < height * width <= MAX_PIXELS, "more pixels than are taken"
         view, u = _VIEWS[seed % len(_VIEWS)], uniforms(seed, 0, example_keys(["x"]))[0]
         out = np.zeros((view.crop_size, view.crop_size, 3), np.uint8)

@@ -4,14 +4,15 @@ import json
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
+from fuzz.runner import Attempt, Case
+from fuzz.seeds import CLASSES, encoded, is_digest, picture
+
 from bit_ray.data.manifest import MANIFEST, SKIPPED, WRITING, read_manifest
 from bit_ray.data.order import Order
 from bit_ray.data.shards import read_rows
 from bit_ray.data.summary import inspect_shards
 from bit_ray.data.write import write_shards
-from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
-from fuzz.runner import Attempt, Case
-from fuzz.seeds import CLASSES, encoded, picture
 
 _OPTIONS = {"name": "x", "row_group_size": 2, "shard_examples": 4, "on_bad": "skip"}
 _WORDS = (
@@ -86,10 +87,11 @@ class Kind:
         manifest = read_manifest(uri)
         for number, shard in enumerate(manifest.shards):
             path = PurePosixPath(shard.path)
-            assert not path.is_absolute() and ".." not in path.parts, "a shard outside its set"
-            assert len(shard.sha256) == 64 and set(shard.sha256) <= set("0123456789abcdef"), "no digest"
+            assert not {"/", ".."} & set(path.parts), "a shard outside its set"
+            assert is_digest(shard.sha256), "no digest"
             assert manifest.row_groups(number) >= 0, "less than no row groups"
-        assert manifest.num_classes == len(manifest.class_names) and len(manifest.digest) == 64, "other numbers"
+        assert manifest.num_classes == len(manifest.class_names), "not a name for each class"
+        assert is_digest(manifest.digest), "no digest"
         order = attempt(
             Order,
             shard_sizes=[shard.num_examples for shard in manifest.shards],

@@ -4,18 +4,20 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from bit_ray.data import store
-from bit_ray.models.package import DESCRIPTION_FILE, WEIGHTS_FILE, file_digest, save_package
-from bit_ray.tracking.fetch import fetch
-from bit_ray.tracking.reference import parse_reference
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.runner import Attempt, Case
-from fuzz.seeds import network, spec
+from fuzz.seeds import is_digest, network, spec
+
+from bit_ray.data import store
+from bit_ray.models.package import DESCRIPTION_FILE, WEIGHTS_FILE, save_package
+from bit_ray.tracking.fetch import fetch
+from bit_ray.tracking.reference import parse_reference
 
 
 class Kind:
@@ -30,7 +32,7 @@ class Kind:
             self._shorten()
         self.data = (self.package / DESCRIPTION_FILE).read_bytes()
         digest = hashlib.sha256(self.data).hexdigest()
-        self.weights_digest = file_digest(self.package / WEIGHTS_FILE)
+        weights_digest = json.loads(self.data)["weights"]["sha256"]
         self.reference = {
             "name": "x",
             "package_uri": "s3://bucket/package",
@@ -39,18 +41,25 @@ class Kind:
         }
         # Where a path would lead that is made of what a reference says instead of a digest.
         self.canaries = {f"victim-{digest[:8]}/work.txt": b"x", f"home/cache/models/victim-{digest[:8]}/a": b"x"}
-        self.words = (
-            *(
+        digests = ("0" * 64, "A" * 64, "0" * 63, f"{weights_digest}/x", f"{weights_digest}\n")
+        self.words = {
+            "sha256": (
                 "@canary@/victim",
-                "../canary/victim",
-                "../../canary/victim",
-                f"../{'0' * 64}",
-                f"{self.weights_digest}/x",
+                "../../../canary/victim",
+                "../../../canary/home/cache/models/victim",
+                *digests,
             ),
-            *("file://@canary@/victim", "s3://bucket/hostile", "s3://bucket/../x", "s3://key:secret@bucket/package"),
-            *("s3://bucket/package?endpoint_override=127.0.0.1:9&scheme=http", "http://127.0.0.1:9/x", "ftp://x/y"),
-            *("R1000000-1-1-1x1", "../model.safetensors", "@canary@/project/a.txt", "0" * 64, "A" * 64, "0" * 63),
-        )
+            "description_sha256": (f"{digest[:8]}/../../../canary/project", *digests),
+            "file": ("../model.safetensors", "@canary@/project/a.txt", "model.json", "."),
+            "num_bytes": (0, -1, 2**63),
+            "package_uri": (
+                *("@canary@/victim", "file://@canary@/victim", "s3://bucket/hostile", "s3://bucket/../x", "s3://"),
+                *("s3://key:secret@bucket/package", "s3://bucket/package?endpoint_override=127.0.0.1:9&scheme=http"),
+                *("http://127.0.0.1:9/x", "ftp://x/y", "s3://bucket/package#x"),
+            ),
+            "name": ("../x", "a\nb"),
+        }
+        self.all_words = [word for words in self.words.values() for word in words]
         self.store = _Store(self.package)
         os.environ |= {
             "AWS_ENDPOINT_URL": self.store.url,
@@ -73,20 +82,22 @@ class Kind:
         if chance(rng, 0.3):
             reference["package_uri"] = "@canary@/../seeds/package"
         if chance(rng, 0.2):
-            hostile = damaged_json(rng, reference["description"], self.words)
+            hostile = damaged_json(rng, reference["description"], self.all_words)
             digest = hashlib.sha256(hostile).hexdigest()
             reference |= {"package_uri": "s3://bucket/hostile", "description_sha256": digest}
-            if chance(rng, 0.5):
-                try:
-                    reference["description"] = json.loads(hostile)
-                except (ValueError, RecursionError):
-                    pass
+            with suppress(ValueError, RecursionError):
+                reference["description"] = json.loads(hostile)
+            data = json.dumps(reference).encode()
+        elif chance(rng, 0.3):
+            name = pick(rng, list(self.words))
+            holder = reference if name in reference else reference["description"]["weights"]
+            holder[name] = pick(rng, self.words[name])
             data = json.dumps(reference).encode()
         elif chance(rng, 0.2):
             data = damaged(rng, json.dumps(reference).encode())
         else:
-            data = damaged_json(rng, reference, self.words)
-        return Case({"reference.json": data, "hostile.json": hostile}, partial(self._fetch))
+            data = damaged_json(rng, reference, self.all_words)
+        return Case({"reference.json": data, "hostile.json": hostile, "cache/kept": b"x"}, partial(self._fetch))
 
     def _fetch(self, place: Path, attempt: Attempt) -> None:
         self.store.hostile = (place / "hostile.json").read_bytes()
@@ -95,7 +106,7 @@ class Kind:
         assert local or not set("?#@") & set(reference.weights_uri), "an address with more than bucket and path"
         directory = fetch(reference, place / "cache")
         for digest in (reference.sha256, reference.description_sha256):
-            assert len(digest) == 64 and set(digest) <= set("0123456789abcdef"), "no digest"
+            assert is_digest(digest), "no digest"
         assert local or directory.parent == place / "cache", "outside the cache"
         assert (directory / WEIGHTS_FILE).read_bytes() == b"weights", "other weights"
 

@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fuzz.mutate import Rng, chance, damaged, pick
+from fuzz.runner import Attempt, Case
+from fuzz.seeds import CLASSES, encoded, picture
 
 from bit_ray.data.cache import CacheConfig
 from bit_ray.data.layout import footer_length
@@ -14,9 +17,6 @@ from bit_ray.data.read import ReadRequest, read, request_groups
 from bit_ray.data.shards import Example, count_rows, index_rows, read_rows, to_examples
 from bit_ray.data.verify import verify_shards
 from bit_ray.data.write import write_shards
-from fuzz.mutate import Rng, chance, damaged, pick
-from fuzz.runner import Attempt, Case
-from fuzz.seeds import CLASSES, encoded, picture
 
 _ROWS, _GROUP = 12, 4
 

@@ -1,19 +1,18 @@
 """Tables of paths and labels, and lists of class names, as users write them."""
 
 import io
-import json
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from bit_ray.data.sources import open_files
-from bit_ray.models.labels import label_names
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.runner import Attempt, Case
 from fuzz.seeds import CLASSES, encoded, picture
+
+from bit_ray.data.sources import open_files
+from bit_ray.models.labels import label_names
 
 _CELLS = (
     *(
@@ -98,7 +97,7 @@ class Kind:
 
     def _read_names(self, name: str, place: Path, attempt: Attempt) -> None:
         names = label_names(3, str(place / name), model="x")
-        assert len(names) == 3 and all(isinstance(name, str) for name in names), "no names"
+        assert [type(name) for name in names] == [str] * 3, "no names"
 
     def _open(self, name: str, classes: tuple[str, ...] | None, several: bool, place: Path, attempt: Attempt) -> None:
         source = open_files(place / name, class_names=classes, multi_label=several)
