@@ -5,8 +5,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, pick
-from fuzz.runner import Attempt, Case
 
 from bit_ray.errors import DataError
 

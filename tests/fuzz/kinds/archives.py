@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
-from fuzz.runner import Attempt, Case
 from fuzz.seeds import encoded, picture, tarred, zipped
 
 from bit_ray.data.datasets.archive import members, read_members

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
-from fuzz.runner import Attempt, Case
 
 from bit_ray.config import digest, from_dict, read_config, to_dict
 from bit_ray.data.augment import TrainView

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, pick
-from fuzz.runner import Attempt, Case
 from fuzz.seeds import encoded, flat_png, picture, png_chunk
 from PIL import Image
 

@@ -4,8 +4,8 @@ import json
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
-from fuzz.runner import Attempt, Case
 from fuzz.seeds import CLASSES, encoded, is_digest, picture
 
 from bit_ray.data.manifest import MANIFEST, SKIPPED, WRITING, read_manifest

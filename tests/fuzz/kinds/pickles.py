@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, pick
-from fuzz.runner import Attempt, Case
 
 from bit_ray.data.datasets.cifar import open_cifar
 from bit_ray.data.datasets.place import Place

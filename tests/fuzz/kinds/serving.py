@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import VALUES, Rng, chance, damaged, pick
-from fuzz.runner import Attempt, Case
 from fuzz.seeds import CLASSES, encoded, flat_png, network, picture, spec
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, pick
-from fuzz.runner import Attempt, Case
 from fuzz.seeds import CLASSES, encoded, picture
 
 from bit_ray.data.cache import CacheConfig

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
-from fuzz.runner import Attempt, Case
 from fuzz.seeds import CLASSES, network, spec, zipped
 from safetensors.torch import save
 
