@@ -103,7 +103,9 @@ class Kind:
         self.store.hostile = (place / "hostile.json").read_bytes()
         reference = parse_reference((place / "reference.json").read_bytes())
         local = store.is_local(reference.weights_uri)
-        assert local or not set("?#@") & set(reference.weights_uri), "an address with more than bucket and path"
+        bucket = urlsplit(reference.weights_uri).netloc
+        assert local or "?" not in reference.weights_uri, "an address with a query"
+        assert local or not {"@", ":"} & set(bucket), "an address with a user"
         directory = fetch(reference, place / "cache")
         for digest in (reference.sha256, reference.description_sha256):
             assert is_digest(digest), "no digest"
