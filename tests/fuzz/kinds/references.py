@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
-import threading
 from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
+from fuzz.object_store import ObjectStore
 from fuzz.seeds import is_digest, network, spec
 
 from bit_ray.data import store
@@ -60,14 +58,10 @@ class Kind:
             "name": ("../x", "a\nb"),
         }
         self.all_words = [word for words in self.words.values() for word in words]
-        self.store = _Store(self.package)
-        os.environ |= {
-            "AWS_ENDPOINT_URL": self.store.url,
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        self.store = ObjectStore()
+        for folder in ("package", "hostile"):
+            for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
+                self.store.objects[f"{folder}/{name}"] = (self.package / name).read_bytes()
 
     def _shorten(self) -> None:
         """Put a few bytes in place of the weights, which nobody reads here."""
@@ -100,7 +94,7 @@ class Kind:
         return Case({"reference.json": data, "hostile.json": hostile, "cache/kept": b"x"}, partial(self._fetch))
 
     def _fetch(self, place: Path, attempt: Attempt) -> None:
-        self.store.hostile = (place / "hostile.json").read_bytes()
+        self.store.objects[f"hostile/{DESCRIPTION_FILE}"] = (place / "hostile.json").read_bytes()
         reference = parse_reference((place / "reference.json").read_bytes())
         local = store.is_local(reference.weights_uri)
         bucket = urlsplit(reference.weights_uri).netloc
@@ -111,50 +105,3 @@ class Kind:
             assert is_digest(digest), "no digest"
         assert local or directory.parent == place / "cache", "outside the cache"
         assert (directory / WEIGHTS_FILE).read_bytes() == b"weights", "other weights"
-
-
-class _Store:
-    """An object store on loopback with the package in ``bucket/package``, and with a hostile one beside it."""
-
-    def __init__(self, package: Path) -> None:
-        self.hostile = b""
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                outer._answer(self, package)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def _answer(self, request: BaseHTTPRequestHandler, package: Path) -> None:
-        key = unquote(urlsplit(request.path).path)
-        found: dict[str, bytes] = {"/bucket": b"", "/bucket/": b""}
-        for folder in ("package", "hostile"):
-            found[f"/bucket/{folder}/{DESCRIPTION_FILE}"] = (package / DESCRIPTION_FILE).read_bytes()
-            found[f"/bucket/{folder}/{WEIGHTS_FILE}"] = (package / WEIGHTS_FILE).read_bytes()
-        found[f"/bucket/hostile/{DESCRIPTION_FILE}"] = self.hostile
-        body = found.get(key)
-        status = 404 if body is None else 200
-        body = b"<Error><Code>NoSuchKey</Code></Error>" if body is None else body
-        total = len(body)
-        if status == 200 and (wanted := request.headers.get("Range", "")).startswith("bytes="):
-            first, last = wanted.removeprefix("bytes=").split("-")
-            body, status = body[int(first) : int(last) + 1], 206
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
-        request.send_header("ETag", '"x"')
-        request.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-        if status == 206:
-            request.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{total}")
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
