@@ -1,6 +1,5 @@
 """Encoded images, and what decodes them: whole, the part under a view, and for packing."""
 
-import io
 import re
 from functools import partial
 from pathlib import Path
@@ -36,22 +35,18 @@ class Kind:
     def __init__(self, folder: Path) -> None:
         rgb = picture(90, 70)
         alpha = np.dstack([rgb, rgb[:, :, :1]])
-        jpegs = {"quality": 85}
-        self.files = [
-            *(encoded(rgb, subsampling=s, **jpegs) for s in (0, 1, 2)),
-            encoded(rgb, progressive=True, **jpegs),
-            encoded(rgb, restart_marker_blocks=3, **jpegs),
-            encoded(rgb, optimize=True, comment=b"x", exif=Image.Exif().tobytes() or b"", **jpegs),
-            encoded(rgb, mode="L", **jpegs),
-            encoded(rgb, mode="CMYK", **jpegs),
-            encoded(picture(190, 130), restart_marker_rows=1, **jpegs),
+        self.jpegs = [
+            *(encoded(rgb, quality=85, subsampling=s) for s in (0, 1, 2)),
+            encoded(rgb, progressive=True),
+            encoded(rgb, restart_marker_blocks=3),
+            encoded(rgb, optimize=True, comment=b"x", exif=Image.Exif().tobytes()),
+            encoded(rgb, mode="L"),
+            encoded(rgb, mode="CMYK"),
+            encoded(picture(190, 130), restart_marker_rows=1),
         ]
-        self.num_jpegs = len(self.files)
         if FAST_PATH:
-            packed = _jpeg.make_seekable(self.files[2])
-            self.files[0:0] = [packed]
-            self.num_jpegs += 1
-        self.files += [
+            self.jpegs.append(_jpeg.make_seekable(self.jpegs[2]))
+        self.others = [
             encoded(rgb, "PNG"),
             encoded(alpha, "PNG", "RGBA"),
             encoded(rgb, "PNG", "P", transparency=1),
@@ -66,37 +61,34 @@ class Kind:
             encoded(rgb[:, :, 0].astype(np.float32), "TIFF", "F"),
             encoded(rgb, "JPEG2000"),
         ]
-        # Large and flat: few bytes, many pixels.
-        self.large = Image.new("RGB", (3000, 3000), (200, 30, 30))
-        buffer = io.BytesIO()
-        self.large.save(buffer, "JPEG", progressive=True)
-        self.large_jpeg = buffer.getvalue()
+        # Few bytes, many pixels, in many scans.
+        self.flat = encoded(np.full((1500, 1500, 3), 99, np.uint8), progressive=True)
 
     def case(self, rng: Rng) -> Case:
         """Damage a file, or lie in its header, or call the extension with any numbers."""
         if FAST_PATH and chance(rng, 0.05):
             box, resized, window = (tuple(int(pick(rng, _NUMBERS)) for _ in range(n)) for n in (4, 2, 2))
-            data = self.files[int(rng.integers(self.num_jpegs))]
-            return Case({"image": data}, partial(self._call, box, resized, window))
-        data = self._image(rng)
+            return Case({"image": pick(rng, self.jpegs)}, partial(self._call, box, resized, window))
+        data = self._jpeg(rng) if chance(rng, 0.6) else self._other(rng)
         return Case({"image": data}, partial(self._decode, int(rng.integers(2**32)), chance(rng, 0.5)))
 
-    def _image(self, rng: Rng) -> bytes:
-        if chance(rng, 0.01):
-            return _with_scans(self.large_jpeg, pick(rng, (10, 100, 1000, 5000)))
-        if chance(rng, 0.005):
-            return flat_png(int(rng.integers(1, 5000)), int(rng.integers(1, 5000)))
-        jpeg = chance(rng, 0.6)
-        index = int(rng.integers(self.num_jpegs)) if jpeg else int(rng.integers(self.num_jpegs, len(self.files)))
-        data = self.files[index]
-        action = int(rng.integers(4))
-        if jpeg and action == 0:
+    def _jpeg(self, rng: Rng) -> bytes:
+        if chance(rng, 0.015):
+            return _with_scans(self.flat, pick(rng, (10, 100, 1000, 10_000)))
+        data, action = pick(rng, self.jpegs), int(rng.integers(4))
+        if action == 0:
             return _segments_changed(rng, data)
-        if jpeg and action == 1:
+        if action == 1:
             return _with_scans(data, pick(rng, (1, 2, 30, 300)))
-        if data[:4] == b"\x89PNG" and action < 2:
+        return damaged(rng, data, self.jpegs, 0, pick(rng, (len(data), 700, 64)))
+
+    def _other(self, rng: Rng) -> bytes:
+        if chance(rng, 0.01):
+            return flat_png(int(rng.integers(1, 3000)), int(rng.integers(1, 3000)))
+        data = pick(rng, self.others)
+        if data.startswith(b"\x89PNG") and chance(rng, 0.5):
             return _chunk_changed(rng, data)
-        return damaged(rng, data, self.files, 0, pick(rng, (len(data), 700, 64)))
+        return damaged(rng, data, [*self.jpegs, *self.others], 0, pick(rng, (len(data), 700, 64)))
 
     def _decode(self, seed: int, convert: bool, place: Path, attempt: Attempt) -> None:
         data = (place / "image").read_bytes()
