@@ -74,8 +74,8 @@ def _check(path: Path) -> None:
             f"{given}: was made by a newer MLflow (schema {revision}); install that one, or name another"
         )
     raise TrackingError(
-        f"{given}: was made by an older MLflow (schema {revision}, this one has {head}); stop what uses it, copy it, and "
-        f"upgrade it: cp {path} {path}.bak && mlflow db upgrade sqlite:///{path}"
+        f"{given}: was made by an older MLflow (schema {revision}, this one has {head}); stop what uses it, copy it, "
+        f"and upgrade it: cp {path} {path}.bak && mlflow db upgrade sqlite:///{path}"
     )
 
 
