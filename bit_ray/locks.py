@@ -24,6 +24,7 @@ from bit_ray.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_PARTIAL = ".partial"
 _LONGEST_PAUSE_S = 0.5
 _RECORD_BYTES = 4096
 # A file system that has no locks, as some cluster file systems are mounted.
@@ -69,13 +70,15 @@ def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterat
 def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
     """Make an empty file or directory beside ``target`` under another name, to be filled and renamed to it.
 
-    What has not been renamed is removed at the end, and after the death of this process by `remove_abandoned`.
+    What has not been renamed is removed at the end; after the death of this process, by whoever fills ``target`` next,
+    or by `remove_abandoned`.
 
     Raises:
         OSError: It cannot be made.
     """
-    path = target.with_name(f".{target.name[:80]}.{uuid.uuid4().hex}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name[:80]}."
+    remove_abandoned(target.parent, prefix)
+    path = target.with_name(f"{prefix}{uuid.uuid4().hex}{_PARTIAL}")
     while True:
         if directory:
             path.mkdir()
@@ -92,18 +95,20 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
         _release(descriptor)
 
 
-def remove_abandoned(directory: Path, pattern: str = ".*.partial") -> None:
+def remove_abandoned(directory: Path, prefix: str = ".") -> None:
     """Remove what `partial` made in ``directory`` for processes that are dead now; what is in use stays."""
-    with suppress(FileNotFoundError, PermissionError):
-        for path in directory.glob(pattern):
-            with suppress(OSError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if is_at(descriptor, path):
-                        _remove(path)
-                finally:
-                    _release(descriptor)
+    left: list[Path] = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        left += [Path(e.path) for e in entries if e.name.startswith(prefix) and e.name.endswith(_PARTIAL)]
+    for path in left:
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(descriptor, path):
+                    _remove(path)
+            finally:
+                _release(descriptor)
 
 
 def this_process() -> dict[str, Any]:

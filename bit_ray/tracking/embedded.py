@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from bit_ray.errors import TrackingError
-from bit_ray.locks import locked, partial, remove_abandoned
+from bit_ray.locks import locked, partial
 
 # Far more than making the store takes on a busy machine.
 WAIT_S = 120.0
@@ -43,7 +43,6 @@ def _holds_something(path: Path) -> bool:
 def _make(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    remove_abandoned(path.parent, f".{path.name}.*.partial")
     with partial(path, directory=True) as place:  # a directory, for SQLite has a second file beside the first
         store = SqlAlchemyStore(f"sqlite:///{place / path.name}", str(path.parent / "mlruns"))
         store.engine.dispose()
