@@ -24,9 +24,10 @@ from bit_ray.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_PARTIAL = ".partial"
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 _LONGEST_PAUSE_S = 0.5
 _RECORD_BYTES = 4096
+_ATTEMPTS = 100
 # A file system that has no locks, as some cluster file systems are mounted.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -78,7 +79,7 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
     """
     prefix = f".{target.name[:80]}."
     remove_abandoned(target.parent, prefix)
-    path = target.with_name(f"{prefix}{uuid.uuid4().hex}{_PARTIAL}")
+    path = target.with_name(f"{prefix}{uuid.uuid4().hex}.partial")
     while True:
         if directory:
             path.mkdir()
@@ -99,7 +100,7 @@ def remove_abandoned(directory: Path, prefix: str = ".") -> None:
     """Remove what `partial` made in ``directory`` for processes that are dead now; what is in use stays."""
     left: list[Path] = []
     with suppress(OSError), os.scandir(directory) as entries:
-        left += [Path(e.path) for e in entries if e.name.startswith(prefix) and e.name.endswith(_PARTIAL)]
+        left += [Path(e.path) for e in entries if e.name.startswith(prefix) and _PARTIAL.search(e.name)]
     for path in left:
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -150,11 +151,15 @@ def _acquire(path: Path, wait_s: float) -> int | None:
     """Return a descriptor that holds the lock, None where another holds it until the wait is over."""
     deadline = time.monotonic() + wait_s
     pause = _LONGEST_PAUSE_S / 16
+    attempts = 0
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # another holder has just removed the directory, which was empty
+        except (FileNotFoundError, FileExistsError):  # another holder has just removed the directory, which was empty
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -130,7 +130,9 @@ def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writ
     tmp_path: Path, kind: str
 ) -> None:
     target = tmp_path / "target"
-    os.mkfifo(tmp_path / ".pipe.partial")  # opening one to read it would wait for ever
+    pipe, foreign = tmp_path / f".pipe.{'0' * 32}.partial", tmp_path / ".kept.tar.partial"
+    os.mkfifo(pipe)  # opening one to read it would wait for ever
+    foreign.touch()
     with holder(target, kind) as (_, living):
         with holder(target, kind) as (killed, left):
             os.kill(killed.pid, signal.SIGKILL)
@@ -146,7 +148,15 @@ def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writ
             mine.rename(target)
     assert target.read_text() == "whole"
     remove_abandoned(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept.tar.partial", "target"]
+
+
+def test_whoever_writes_the_same_again_removes_what_was_left_of_it(tmp_path: Path) -> None:
+    left = [tmp_path / f".{name}.{'0' * 32}.partial" for name in ("target", "other")]
+    for path in left:
+        path.touch()
+    with partial(tmp_path / "target"):
+        assert [path.exists() for path in left] == [False, True]
 
 
 def test_nothing_is_left_of_a_partial_file_that_failed(tmp_path: Path) -> None:
