@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bit_ray.data import store
+from bit_ray.data.claim import CLAIM_FILE
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.classifier import Classifier
 from bit_ray.locks import partial
@@ -47,6 +48,16 @@ def check_output(output: str, features: bool) -> Literal["csv", "parquet", "fold
     if store.exists(output):
         raise ConfigError(f"output: {output} exists; a new file; choose another name, or delete it")
     return "csv" if name.endswith(".csv") else "parquet"
+
+
+def claim_of(output: str, kind: str) -> str:
+    """Return the place of the claim of an output: inside a folder, beside a file."""
+    if kind == "folder":
+        return store.join(store.absolute(output), CLAIM_FILE)
+    if store.is_local(output):
+        return f"{store.absolute(output)}.{CLAIM_FILE}"
+    name, mark, query = output.partition("?")
+    return f"{name}.{CLAIM_FILE}{mark}{query}"
 
 
 def prediction_schema(classifier: Classifier, top_k: int, features: bool) -> pa.Schema:
