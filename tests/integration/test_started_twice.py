@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -58,12 +59,18 @@ sys.stdin.read()
 PREPARE = """
 import sys
 from bit_ray.config import read_config
-from bit_ray.studies.vtab import prepare_shards
+from bit_ray.studies import vtab
 from bit_ray.studies.vtab_config import VtabConfig
-config = read_config(VtabConfig, sys.argv[1])
+config, write = read_config(VtabConfig, sys.argv[1]), vtab.write_shards
+
+def pause(*arguments, **options):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    return write(*arguments, **options)
+
+vtab.write_shards = pause if sys.argv[2] == "pause" else write
 print("ready", flush=True)
-sys.stdin.readline()
-print(prepare_shards(config.chosen[0], config)[1], flush=True)
+print(vtab.prepare_shards(config.chosen[0], config)[1], flush=True)
 """
 
 
@@ -222,14 +229,17 @@ def test_suites_of_two_names_share_the_shards_that_both_find_missing(made: Path,
         text = {"name": name, "model": NETWORK, "tasks": ["svhn"], "num_train": 20, "num_val": 4}
         text |= {"data_dir": str(tmp_path / "data"), "storage": str(tmp_path)}
         settings[-1].write_text(json.dumps(text))
-    with program(PREPARE, settings[0]) as first, program(PREPARE, settings[1]) as second:
-        assert (line(first), line(second)) == ("ready", "ready")
-        for process in (first, second):
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
+    with program(PREPARE, settings[0], "pause") as first, program(PREPARE, settings[1], "go") as second:
+        assert (line(first), line(first)) == ("ready", "writing")
+        assert line(second) == "ready"
+        assert second.stdout is not None
+        assert select.select([second.stdout], [], [], 8.0)[0] == []  # it waits
+        assert first.stdin is not None
+        first.stdin.write("\n\n")
+        first.stdin.flush()
+        assert line(first) == "writing"  # the other set of the task
         found = [line(first), line(second)]
-    assert found[0]
+    assert found[0].startswith("Index(")
     assert found[0] == found[1]
     root = tmp_path / "vtab" / "svhn"
     assert sorted(path.name for path in root.iterdir()) == ["index.json", "test", "train800val200"]
