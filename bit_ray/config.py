@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from bit_ray.errors import ConfigError
+from bit_ray.locks import partial
 
 T = TypeVar("T")
 
@@ -99,12 +100,11 @@ def write_config(config: Any, path: str | Path) -> None:
         text = json.dumps(to_dict(config), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     else:
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with partial(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 
 

@@ -7,9 +7,7 @@ import json
 import os
 import random
 import re
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from pyarrow import fs as pafs
 
 from bit_ray.config import from_dict
 from bit_ray.errors import ConfigError, DataError
+from bit_ray.locks import partial
 
 _REMOTE = ("s3", "gs")
 _NUM_THREADS = 32
@@ -230,14 +229,12 @@ def download_directory(uri: str | Path, local: str | Path) -> None:
     relative = list_files(uri)
     if not relative:
         raise DataError(f"{uri}: no such directory, or nothing in it; check the path")
-    partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(lambda name: download_file(join(uri, name), partial / name), relative))
-        with explained(local):
-            partial.replace(local)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with explained(local):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with partial(local, directory=True) as unfinished:
+            with ThreadPoolExecutor(_NUM_THREADS) as pool:
+                list(pool.map(lambda name: download_file(join(uri, name), unfinished / name), relative))
+            unfinished.replace(local)
 
 
 def list_files(uri: str | Path) -> list[str]:
@@ -351,13 +348,9 @@ def renamed(uri: str | Path, path: str) -> Iterator[str]:
         yield path
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with partial(Path(path)) as unfinished:
+        yield str(unfinished)
+        os.replace(unfinished, path)
 
 
 def _scheme(uri: str) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError, ModelError
+from bit_ray.locks import partial
 from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2
 from bit_ray.models.zoo import model_config
 
@@ -227,12 +228,9 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path`` that then takes its place, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial(path) as unfinished:
+        write(unfinished)
+        os.replace(unfinished, path)
 
 
 def file_digest(path: Path) -> str:

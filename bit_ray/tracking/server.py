@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from bit_ray.errors import TrackingError
+from bit_ray.errors import BitRayError, TrackingError
+from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
 
 # Creating the embedded store is no news to the user.
@@ -60,13 +61,20 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
 def connect(uri: str) -> MlflowClient:
     """Return a client of a server that answers now; at most about 10 seconds pass before it is found not to.
 
+    A SQLite file that is not there is made; see `bit_ray.tracking.embedded`.
+
     Raises:
         TrackingError: it cannot be reached, refuses the credentials, or is no MLflow server.
+        ConfigError: other processes have been making the SQLite file for minutes.
     """
     probe(uri)
     try:
+        if uri.startswith("sqlite:"):
+            prepare_store(sqlite_file(uri))
         client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)  # a store in a database is opened and, when new, set up by this
+        client.search_experiments(max_results=1)  # a database on a server is opened and, when new, set up by this
+    except BitRayError:
+        raise
     except Exception as error:
         raise TrackingError(f"tracking.uri: {shown(uri)}: cannot be used ({one_line(error)})") from None
     return client
