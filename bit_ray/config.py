@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from bit_ray.errors import ConfigError
+from bit_ray.uris import shown
 
 T = TypeVar("T")
 
@@ -265,9 +266,12 @@ def _join(where: str, name: Any) -> str:
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
-    given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    return ConfigError(f"{where or 'config'}: given {given} ({type(value).__name__}); accepted: {accepted}")
+    return ConfigError(f"{where or 'config'}: given {_shortened(value)} ({type(value).__name__}); accepted: {accepted}")
+
+
+def _shortened(value: Any) -> str:
+    given = shown(repr(value))  # before it is cut: half of a password would not be known for one
+    return given if len(given) <= 80 else f"{given[:77]}..."
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:

@@ -11,6 +11,7 @@ from bit_ray.errors import ModelError, TrackingError
 from bit_ray.models.package import ModelSpec, parse_description
 from bit_ray.tracking import server
 from bit_ray.tracking.server import one_line
+from bit_ray.uris import shown
 
 # isort: split
 from mlflow import MlflowClient
@@ -86,7 +87,7 @@ def log_reference(
         if isinstance(error, MlflowException):
             raise
         # Where the artifacts go past the server, this is the store's own kind of error.
-        place = server.shown(logged.artifact_location)
+        place = shown(logged.artifact_location)
         raise TrackingError(f"{name}: cannot be registered: {place}: {one_line(error)}") from None
     return str(logged.model_id)
 

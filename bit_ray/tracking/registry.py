@@ -27,6 +27,7 @@ from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download, fetch
 from bit_ray.tracking.reference import ModelReference, log_reference, read_reference
 from bit_ray.tracking.server import one_line
+from bit_ray.uris import shown
 
 # isort: split
 from mlflow import MlflowClient
@@ -196,7 +197,7 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
                 aliases.setdefault((model.name, str(number)), []).append(alias)
         versions = _all_pages(client.search_model_versions)
     except MlflowException as error:
-        raise TrackingError(f"{server.shown(client.tracking_uri)}: {one_line(error)}") from None
+        raise TrackingError(f"{shown(client.tracking_uri)}: {one_line(error)}") from None
     rows = [
         ListedModel(
             name=version.name,
@@ -284,7 +285,7 @@ def _registry_uri(tracking_uri: str | None) -> str:
     named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = server.tracking_uri(named or "", str(DEFAULT_STORE.parent))
     if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make one, to find it empty
-        given = f"{server.shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
+        given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
         raise TrackingError(
             f"tracking.uri: {given}; accepted: the registry's server or sqlite:///FILE; set MLFLOW_TRACKING_URI to it"
         )
