@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,8 +24,12 @@ import yaml
 
 from bit_ray.errors import ConfigError
 from bit_ray.locks import partial
+from bit_ray.uris import shown
 
 T = TypeVar("T")
+
+MAX_DOCUMENT_BYTES = 64_000_000
+"""Of a JSON document that is read whole; the description of a model with 21,843 named classes has 600,000."""
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
 # YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
@@ -51,6 +56,60 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     config = _read(cls, data, where)
     assert isinstance(config, cls)
     return config
+
+
+def from_json(cls: type[T], data: bytes) -> T:
+    """Build the dataclass ``cls`` from a JSON document that anybody may have written, of at most 64 MB.
+
+    Raises:
+        ConfigError: it is no such document; the text has at most about 300 characters, whatever is in the bytes.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(f"more than {MAX_DOCUMENT_BYTES:,} bytes")
+    try:
+        plain = json.loads(data)
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        return from_dict(cls, plain)
+    except RecursionError:
+        raise ConfigError("lists or mappings nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # ConfigError is one of them
+        text = str(error)
+        raise ConfigError(text if len(text) <= 300 else f"{text[:297]}...") from None
+
+
+def read_document(path: Path) -> bytes:
+    """Return the bytes of a local file; of one that is too large for `from_json`, no more than show that it is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(MAX_DOCUMENT_BYTES + 1)
+
+
+def check_digest(name: str, value: str) -> None:
+    """Refuse what is no SHA-256 as hashlib writes it; names of files are made of the digests in documents.
+
+    Raises:
+        ConfigError: it is none; ``name`` is what the message calls it.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        raise ConfigError(f"{name}: given {_shortened(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
+
+
+def check_num_bytes(name: str, value: int) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        ConfigError: it is none; ``name`` is what the message calls it.
+    """
+    if not 0 <= value < 2**63:
+        raise ConfigError(f"{name}: given {_shortened(value)}; accepted: the size of a file, 0 or more bytes")
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text has neither control characters, line ends among them, nor lone surrogates."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def read_config(cls: type[T], path: str | Path) -> T:
@@ -155,7 +214,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
                 return value
     if kind is float and (number := _float(value)) is not None:
         return number
-    if kind in (int, str, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+    if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str) and _is_unicode(value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -193,6 +254,15 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         except ConfigError:
             continue
     raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written: JSON's escapes can make half of a character, which no file or terminal takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _float(value: Any) -> float | None:
@@ -260,14 +330,17 @@ def _accepted(kind: Any) -> str:
 
 
 def _join(where: str, name: Any) -> str:
-    name = name if isinstance(name, str) and name.isprintable() else repr(name)
+    name = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else _shortened(name)
     return f"{where}.{name}" if where else name
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
-    given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    return ConfigError(f"{where or 'config'}: given {given} ({type(value).__name__}); accepted: {accepted}")
+    return ConfigError(f"{where or 'config'}: given {_shortened(value)} ({type(value).__name__}); accepted: {accepted}")
+
+
+def _shortened(value: Any) -> str:
+    given = shown(repr(value))  # before it is cut: half of a password would not be known for one
+    return given if len(given) <= 80 else f"{given[:77]}..."
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:

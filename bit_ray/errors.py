@@ -4,9 +4,17 @@ Every message is one line: the field, what was given, what is accepted, what to 
 it after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+from bit_ray.uris import shown
+
 
 class BitRayError(Exception):
-    """Base of all errors that a user can put right."""
+    """Base of all errors that a user can put right.
+
+    Whatever words of other programs or of a damaged file went into it, its text is one line and shows no password.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shown(_one_line(arg)) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(BitRayError, ValueError):
@@ -47,3 +55,8 @@ def root_cause(error: BaseException) -> BitRayError | None:
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
         pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
     return None
+
+
+def _one_line(text: str) -> str:
+    lines = text.splitlines()
+    return text if lines == [text] else " ".join(line.strip() for line in lines)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray.errors import ConfigError
+from bit_ray.uris import shown
 
 log = logging.getLogger(__name__)
 
@@ -206,5 +207,5 @@ def _read(path: Path) -> Any:
 
 def _command() -> str:
     """Return the command line, without credentials in URIs, shortened."""
-    words = [Path(sys.argv[0]).name, *(re.sub(r"//.*@", "//***@", word) for word in sys.argv[1:])]
+    words = [Path(sys.argv[0]).name, *map(shown, sys.argv[1:])]
     return " ".join(" ".join(words).split())[:200]

@@ -1,8 +1,8 @@
 """The shard format: Parquet files of encoded images, written and read a row group at a time.
 
 Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes as they came; ``labels`` list<int32>,
-class indices. Nothing is compressed again. The bytes of a shard are a pure function of its examples, so a shard may be
-built anywhere, and again after a failure.
+class indices; where the set has them, ``annotation`` and ``fingerprint``, binary. Nothing is compressed again. The
+bytes of a shard are a pure function of its examples, so a shard may be built anywhere, and again after a failure.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,13 +18,22 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
-from bit_ray.data.fetch import damaged, fetch_group
+from bit_ray.data.fetch import ShardFile, damaged, fetch_columns, local_shard
 from bit_ray.data.jpeg import make_seekable, shrink
-from bit_ray.data.layout import SCHEMA, LayoutError, group_chunks, value_extents
+from bit_ray.data.layout import (
+    OPTIONAL_COLUMNS,
+    SCHEMA,
+    LayoutError,
+    group_checksum,
+    read_columns,
+    shard_schema,
+    value_extents,
+)
 from bit_ray.data.manifest import Manifest, Shard
 from bit_ray.errors import DamagedShardError as DamagedShardError
 from bit_ray.errors import DataError
@@ -43,6 +51,10 @@ class Example:
     id: str
     image: bytes
     labels: tuple[int, ...]
+    annotation: bytes = b""
+    """What else is known of the image, such as boxes; for sets with this optional column."""
+    fingerprint: bytes = b""
+    """By which near-duplicates are found; for sets with this optional column."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,8 @@ class ShardPlan:
     row_group_size: int
     convert_images: bool
     on_bad: Literal["error", "skip"]
+    optional_columns: tuple[str, ...] = ()
+    """Those of `OPTIONAL_COLUMNS` that the set has, in that order."""
     seekable: bool = False
     """Whether JPEG files get restart markers, without loss."""
     shorter_side: int | None = None
@@ -136,8 +150,9 @@ def build_shard(
     num_seen = num_seekable = num_shrunk = 0
     with tempfile.TemporaryDirectory(prefix="bit-ray-shard-") as directory:
         local = Path(directory) / shard_name(index)
+        schema = shard_schema(plan.optional_columns)
         with pq.ParquetWriter(
-            local, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
+            local, schema, compression="none", use_dictionary=False, write_statistics=False
         ) as writer:
             rows: list[Example] = []
             for example in examples:
@@ -171,13 +186,13 @@ def build_shard(
                 sizes.append(pixels.shape[:2])
                 rows.append(example)
                 if len(rows) == plan.row_group_size:
-                    writer.write_table(_table(rows), row_group_size=plan.row_group_size)
+                    writer.write_table(_table(rows, schema), row_group_size=plan.row_group_size)
                     rows.clear()
                     if progress is not None:
                         progress(num_seen)
                         num_seen = 0
             if rows:
-                writer.write_table(_table(rows), row_group_size=plan.row_group_size)
+                writer.write_table(_table(rows, schema), row_group_size=plan.row_group_size)
         if progress is not None:
             progress(num_seen)
         shard = None
@@ -187,6 +202,7 @@ def build_shard(
                 num_examples=len(sizes),
                 num_bytes=local.stat().st_size,
                 sha256=file_sha256(local),
+                checksums=row_group_checksums(local),
             )
             store.upload_file(local, store.join(plan.output, shard.path))
     return ShardResult(
@@ -226,58 +242,52 @@ def read_rows(
 ) -> pa.Table:
     """Read row groups of one shard of the set at ``uri``, all of it or some of the columns.
 
+    Rows are checked against the manifest; with the images among the columns, against its checksums as well.
+
     Raises:
         DamagedShardError: the shard is missing, empty, truncated, or not what the manifest says.
         DataError: the store refuses or cannot be reached.
     """
     shard = manifest.shards[shard_index]
     path = store.join(uri, shard.path)
-    groups = list(row_group_indices)
-    assert all(0 <= group < manifest.row_groups(shard_index) for group in groups), groups
     size = manifest.row_group_size
-    num_rows = [min(size, shard.num_examples - group * size) for group in groups]
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
-    try:
-        if store.is_local(uri):
-            with pq.ParquetFile(store.filesystem(path)[1], pre_buffer=True) as parquet:
-                table = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
-        else:
-            files = [fetch_group(uri, shard, g, n, columns) for g, n in zip(groups, num_rows, strict=True)]
-            table = pa.concat_tables(
-                pq.read_table(pa.BufferReader(b"".join(file)), columns=list(columns), use_threads=False)
-                for file in files
-            )
-    except (OSError, pa.ArrowException, IndexError, EOFError) as error:
-        if isinstance(error, PermissionError):
-            raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
-        raise damaged(uri, path, damage(path, shard) or " ".join(str(error).split())) from None
-    if table.num_rows != sum(num_rows) or not table.schema.equals(schema):
-        raise damaged(uri, path, damage(path, shard) or "other rows than the manifest says")
-    return table
+    tables = []
+    for group in row_group_indices:
+        assert 0 <= group < manifest.row_groups(shard_index), group
+        num_rows = min(size, shard.num_examples - group * size)
+        table = fetch_columns(uri, shard, group, num_rows, columns)
+        if table.num_rows != num_rows:
+            raise damaged(uri, path, "other rows than the manifest says")
+        for row, problem in row_problems(table, manifest.num_classes, manifest.multi_label).items():
+            raise damaged(uri, path, f"row {group * size + row}: {problem}")
+        tables.append(table.select(list(columns)))
+    schema = shard_schema(manifest.optional_columns)
+    return pa.concat_tables(tables) if tables else pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
-def index_rows(path: str | Path, group: int) -> pa.Table:
+def index_rows(path: str | Path, group: int, expected_checksum: str = "") -> pa.Table:
     """Find the images of one row group of a local shard, so that each can be read without the others.
 
     Args:
         path: A shard, or what `bit_ray.data.cache` located in its place.
         group: Number of the row group in that file.
+        expected_checksum: Of the row group, from the manifest; empty for none.
 
     Returns:
         Columns id string, labels list<int32>, offset int64, length int64: the encoded image of a row is ``length``
-        bytes of the file from byte ``offset`` on.
+        bytes of the file from byte ``offset`` on. What the columns say is not checked: see `row_problems`.
 
     Raises:
         DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
     """
-    with _opened(path) as (file, metadata):
-        chunks = group_chunks(metadata, group)
-        images = chunks[SCHEMA.get_field_index("image")]
+    with _opened(path) as (file, shard):
+        found = shard.footer.group(group)
         if hasattr(os, "posix_fadvise"):  # whoever asks will read the images soon
-            os.posix_fadvise(file.fileno(), images.offset, images.length, os.POSIX_FADV_WILLNEED)
-        offsets, lengths = value_extents(lambda offset, n: os.pread(file.fileno(), n, offset), images)
-        parquet = pq.ParquetFile(pa.PythonFile(file, "r"), metadata=metadata)
-        table = parquet.read_row_group(group, columns=["id", "labels"], use_threads=False)
+            os.posix_fadvise(file.fileno(), found.start, found.stop - found.start, os.POSIX_FADV_WILLNEED)
+        if expected_checksum and group_checksum(shard.read_at, found) != expected_checksum:
+            raise LayoutError(f"row group {group} has other bytes than the manifest's checksum")
+        offsets, lengths = value_extents(shard.read_at, found.chunks[SCHEMA.get_field_index("image")])
+        table = read_columns(shard.read_at, shard.footer, found, ["id", "labels"])
         if len(table) != len(offsets):
             raise LayoutError("columns of different lengths")
     table = table.append_column("offset", pa.array(offsets, pa.int64()))
@@ -290,29 +300,60 @@ def count_rows(path: str | Path, group: int) -> int:
     Raises:
         DamagedShardError: the file is missing or damaged, or has no such row group.
     """
-    with _opened(path) as (_, metadata):
-        group_chunks(metadata, group)
-        return int(metadata.row_group(group).num_rows)
+    with _opened(path) as (_, shard):
+        return shard.footer.group(group).num_rows
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[FileIO, pq.FileMetaData]]:
+def _opened(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
     try:
-        with FileIO(path) as file:
-            status = os.fstat(file.fileno())
-            yield file, _footer(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
-    except PermissionError:
-        raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+        with local_shard(path) as opened:
+            yield opened
+    except (OSError, LayoutError) as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise DamagedShardError(
             f"{path}: {what}; restore the shard or write it again; a file of the node's cache may be deleted"
         ) from None
 
 
-@lru_cache(maxsize=64)
-def _footer(path: str, inode: int, mtime_ns: int, size: int) -> pq.FileMetaData:
-    return pq.read_metadata(path)
+def row_problems(table: pa.Table, num_classes: int, multi_label: bool) -> dict[int, str]:
+    """Say what is wrong with the ids and labels of a row group, by row: what is trained on must be what was written.
+
+    Args:
+        table: Rows with any of the columns of SCHEMA.
+        num_classes: Of the set.
+        multi_label: Whether a row may have any number of labels.
+    """
+    problems: dict[int, str] = {}
+    if "labels" in table.column_names:
+        labels = table.column("labels").combine_chunks()
+        counts = np.asarray(labels.value_lengths())
+        values = np.asarray(labels.flatten())
+        rows = np.repeat(np.arange(len(counts)), counts)
+        for i in np.flatnonzero((values < 0) | (values >= num_classes)).tolist():
+            problems[int(rows[i])] = f"label {values[i]}; accepted: 0 to {num_classes - 1}"
+        if not multi_label:
+            for row in np.flatnonzero(counts != 1).tolist():
+                problems[row] = f"{counts[row]} labels; accepted: one"
+    if "id" in table.column_names:
+        ids = table.column("id").cast(pa.binary()).combine_chunks()
+        for row in np.flatnonzero(np.asarray(pc.binary_length(ids)) == 0).tolist():
+            problems[row] = "id is empty"
+        try:
+            table.column("id").validate(full=True)
+        except pa.ArrowInvalid:
+            for row, data in enumerate(ids.to_pylist()):
+                if not _is_utf8(data):
+                    problems[row] = f"id is not UTF-8 text ({data[:80]!r})"
+    return problems
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "image", "labels")) -> Iterator[pa.Table]:
@@ -326,30 +367,11 @@ def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "i
             yield read_rows(uri, manifest, index, [group], columns)
 
 
-def damage(path: str, shard: Shard) -> str | None:
-    """Say what is wrong with a shard by its size alone, or None."""
-    size = store.file_sizes([path])[0]
-    if size is None:
-        return "is in the manifest but missing"
-    if size != shard.num_bytes:
-        return f"has {size} bytes, the manifest says {shard.num_bytes}"
-    return None
-
-
-@contextmanager
-def open_shard(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard for reading by row group, wherever it lies."""
-    files, inner = store.filesystem(path)
-    with store.explained(path):
-        stream = files.open_input_file(inner)
-    with stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
-        yield parquet
-
-
 def to_examples(table: pa.Table) -> list[Example]:
     """Return the rows of a table as examples."""
-    columns = (table.column(name).to_pylist() for name in SCHEMA.names)
-    return [Example(id, image, tuple(labels)) for id, image, labels in zip(*columns, strict=True)]
+    names = [name for name in (*SCHEMA.names, *OPTIONAL_COLUMNS) if name in table.column_names]
+    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    return [Example(id, image, tuple(labels), *more) for id, image, labels, *more in rows]
 
 
 def median_size(sizes: Sequence[tuple[int, int]], weights: Sequence[int]) -> tuple[int, int]:
@@ -372,8 +394,13 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _table(rows: Sequence[Example]) -> pa.Table:
-    columns = [[row.id for row in rows], [row.image for row in rows], [list(row.labels) for row in rows]]
+def row_group_checksums(path: str | Path) -> str:
+    """Return what `Shard.checksums` says of a local shard."""
+    with local_shard(path) as (_, shard):
+        return "".join(group_checksum(shard.read_at, group) for group in shard.footer.groups)
+
+
+def _table(rows: Sequence[Example], schema: pa.Schema) -> pa.Table:
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+        [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema], schema=schema
     )

@@ -14,16 +14,23 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from bit_ray.errors import DataError
+from bit_ray.config import from_dict
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.locks import partial
+from bit_ray.uris import MASK
 
 _REMOTE = ("s3", "gs")
+_PUBLIC = "anonymous@"
+"""Before a bucket of Google's: without any key."""
+_GIVE_KEYS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
+}
 _NUM_THREADS = 32
 _COPY_BYTES = 16 * 2**20
 T = TypeVar("T")
@@ -47,30 +54,65 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     An S3 endpoint comes from ``AWS_ENDPOINT_URL`` or from the URI (``s3://bucket/key?endpoint_override=host:port``).
 
     Raises:
-        DataError: the scheme is not one of file, s3 and gs, or the bucket is not named.
+        DataError: the scheme is not one of file, s3 and gs, the bucket is not named, or there is a key in the URI.
     """
     text = str(uri)
-    if _scheme(text) == "file":
+    check_uri(text)
+    scheme = _scheme(text)
+    if scheme == "file":
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
-    scheme, _, rest = text.partition("://")
-    rest, _, query = rest.partition("?")
+    rest, _, query = text.partition("://")[2].partition("?")
     path = rest.strip("/")
     if not path:
         raise DataError(f"{text}: names no bucket; accepted: {scheme}://bucket/path; add the bucket")
     if scheme == "s3":
+        _check_endpoint()
         # Stores older than AWS's trailing checksums (Ceph, MinIO, rclone) answer them with HTTP 411.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     elif "retry_limit_seconds" not in query:
         query = "&".join(filter(None, (query, "retry_limit_seconds=60")))  # the library's own limit is 15 minutes
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "STORAGE_"))))
-    bucket = path.split("/", 1)[0]
     with explained(text):
-        return _remote(scheme, bucket.rpartition("@")[2], bucket, query, environment), path.rpartition("@")[2]
+        return _remote(scheme, path.split("/", 1)[0], query, environment), path.removeprefix(_PUBLIC)
+
+
+def check_uri(uri: str | Path) -> None:
+    """Refuse a URI with a key or a password in it: it would be recorded, logged and shown with all that it is part of.
+
+    Raises:
+        DataError: there is one, or the scheme is not one of file, s3 and gs.
+    """
+    text = str(uri)
+    scheme = _scheme(text)
+    if scheme == "file":
+        return
+    rest, _, query = text.partition("://")[2].partition("?")
+    bucket = rest.strip("/").split("/", 1)[0]
+    if re.search("[@:]", bucket.removeprefix(_PUBLIC) if scheme == "gs" else bucket) or "@" in query:
+        given = f"{scheme}://{MASK}" + (f"@{text.rpartition('@')[2]}" if "@" in text else "")
+        raise DataError(
+            f"{given}: a key or a password in a URI, where it would be recorded; accepted: {scheme}://bucket/path; "
+            f"{_GIVE_KEYS[scheme]}"
+        )
+
+
+def _check_endpoint() -> None:
+    """Refuse an endpoint with a password in it, which no store takes and every message of the library repeats."""
+    endpoint = _endpoint()
+    if "@" in endpoint:
+        raise DataError(
+            f"AWS_ENDPOINT_URL: {MASK}@{endpoint.rpartition('@')[2]}: a user in it; accepted: http(s)://host:port; "
+            f"{_GIVE_KEYS['s3']}"
+        )
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 @lru_cache(maxsize=64)
-def _remote(scheme: str, bucket: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
+def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
     # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
@@ -89,7 +131,12 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def absolute(uri: str | Path) -> str:
-    """Return the URI in a form that means the same in a process with another working directory."""
+    """Return the URI in a form that means the same in a process with another working directory.
+
+    Raises:
+        DataError: the scheme is not one of file, s3 and gs, or there is a key in the URI.
+    """
+    check_uri(uri)
     return filesystem(uri)[1] if is_local(uri) else str(uri).rstrip("/")
 
 
@@ -173,9 +220,21 @@ def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | No
     """
     try:
         return json.loads(read_bytes(uri), object_hook=object_hook)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
+
+
+def read_record(cls: type[T], uri: str | Path, remedy: str = "restore the file") -> T:
+    """Return the dataclass that a JSON file holds; ``remedy`` is what to do where it does not.
+
+    Raises:
+        DataError: no such file, no JSON, or not the fields of this dataclass.
+    """
+    try:
+        return from_dict(cls, read_json(uri))
+    except ConfigError as error:
+        raise DataError(f"{uri}: {error}; {remedy}") from None
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
@@ -289,7 +348,7 @@ def explained(uri: str | Path) -> Iterator[None]:
 
 def _explanation(error: OSError) -> str:
     text = " ".join(str(error).split())
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the store"
+    endpoint = _endpoint() or "the store"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         return "no such bucket; create it or correct the name"
     if isinstance(error, FileNotFoundError):
@@ -341,7 +400,7 @@ def renamed(uri: str | Path, path: str) -> Iterator[str]:
 
 
 def _scheme(uri: str) -> str:
-    scheme = urlsplit(uri).scheme if "://" in uri else "file"
+    scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
     if scheme not in ("file", *_REMOTE):
         raise DataError(f"{uri}: scheme {scheme}://; accepted: a local path, file://, s3:// or gs://; correct the path")
     return scheme

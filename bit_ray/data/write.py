@@ -269,6 +269,7 @@ def _manifest(
         median_image_size=median_size([result.median_image_size for result in results], counts),
         num_examples=sum(counts),
         shards=shards,
+        optional_columns=plan.optional_columns,
         convert_images=plan.convert_images,
         plan_digest=plan_digest,
     )

@@ -18,7 +18,7 @@ from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError, DataError, ModelError
 from bit_ray.locks import partial, remove_abandoned
-from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description, read_spec
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, cached_path, load_package, parse_description, read_spec
 from bit_ray.models.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import create_model
@@ -285,9 +285,8 @@ def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec, str]:
     except DataError as error:
         raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
     _, weights = parse_description(description, store.join(uri, DESCRIPTION_FILE))
-    # By the description as well as the weights: class names may change without them. Named as in tracking/fetch.py.
     folder = Path(os.environ.get("BIT_RAY_CACHE", "~/.cache/bit_ray")).expanduser() / "models"
-    cached = folder / f"{weights.sha256}-{sha256(description).hexdigest()[:8]}"
+    cached = cached_path(folder, weights.sha256, sha256(description).hexdigest())
     if cached.is_dir():
         try:
             return *load_package(cached), weights.sha256

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 
+from bit_ray.config import read_document
 from bit_ray.errors import BitRayError
 from bit_ray.evaluation.classifier import Classifier
 from bit_ray.models.package import load_package
@@ -79,7 +80,7 @@ def _load_pyfunc(path: str) -> ServedClassifier:
     Raises:
         ModelError: Its package is gone, or is not what was registered.
     """
-    reference = parse_reference(Path(path).read_bytes())
+    reference = parse_reference(read_document(Path(path)))
     model, spec = load_package(fetch(reference))
     device = os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     return ServedClassifier(Classifier(model.to(device), spec, reference.sha256))

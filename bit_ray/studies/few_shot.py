@@ -31,11 +31,10 @@ from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
+from bit_ray.training.device import normalize
 from bit_ray.training.finetune import InitialWeights, given, read_init
 from bit_ray.training.fit import Examples, fit
-from bit_ray.training.loop import build_model
 from bit_ray.training.plan import TrainPlan, transfer_plan
-from bit_ray.training.step import normalize
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"
 
@@ -71,6 +70,15 @@ class _Trial:
     def identity(self) -> str:
         """Digest of what it learns, and from which examples."""
         return digest({"plan": self.plan.digest, "chosen": self.chosen.tolist()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Score:
+    """The content of a trial's file."""
+
+    identity: str
+    test_digest: str
+    top_1: float
 
 
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
@@ -169,8 +177,8 @@ def _run(
             while pending:
                 [done], pending = ray.wait(pending)
                 trial, top_1 = trials[refs[done]], ray.get(done)
-                record = {"identity": trial.identity, "test_digest": test_digest, "top_1": top_1}
-                store.write_json(store.join(place, trial.file), record)
+                score = _Score(identity=trial.identity, test_digest=test_digest, top_1=top_1)
+                store.write_json(store.join(place, trial.file), asdict(score))
                 scores[refs[done]] = top_1
                 advance(1)
     except ray.exceptions.RayError as error:
@@ -184,9 +192,8 @@ def _run(
 def _recorded(uri: str, identity: str, test_digest: str) -> float | None:
     if not store.exists(uri):
         return None
-    record = store.read_json(uri)
-    same = isinstance(record, dict) and (record.get("identity"), record.get("test_digest")) == (identity, test_digest)
-    return float(record["top_1"]) if same else None
+    score = store.read_record(_Score, uri, "delete it to run the training again")
+    return score.top_1 if (score.identity, score.test_digest) == (identity, test_digest) else None
 
 
 def _train_and_test(
@@ -202,8 +209,7 @@ def _train_and_test(
     if device.type == "cpu":
         torch.set_num_threads(1)  # one place is one core: several trainings side by side
     manifest, test_manifest = read_manifest(shards, plan.manifest_digest), read_manifest(test_shards, test_digest)
-    model = build_model(plan, tensors).to(device)
-    fit(model, read_examples(shards, manifest, chosen, plan), plan)
+    model = fit(plan, read_examples(shards, manifest, chosen, plan), tensors, device=device)
     return top_1_on(model, test_shards, test_manifest, plan)
 
 

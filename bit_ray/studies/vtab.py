@@ -46,7 +46,6 @@ from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.finetune import given, read_init
 from bit_ray.training.fit import fit
-from bit_ray.training.loop import build_model
 from bit_ray.training.plan import transfer_plan
 
 log = logging.getLogger(__name__)
@@ -332,8 +331,8 @@ def _train_and_test(
         seed=config.seed,
         train=config.train,
     )
-    model = build_model(plan, start.tensors).to(device)
-    fit(model, read_examples(uris[0], manifest, None, plan), plan, micro_batch_size=config.micro_batch_size)
+    examples = read_examples(uris[0], manifest, None, plan)
+    model = fit(plan, examples, start.tensors, device=device, micro_batch_size=config.micro_batch_size)
     top_1 = top_1_on(model, uris[1], test_manifest, plan)
     return TaskScore(
         task=task.name,

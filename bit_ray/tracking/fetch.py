@@ -6,9 +6,10 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from bit_ray.config import read_document
 from bit_ray.data import store
 from bit_ray.errors import DataError, ModelError
-from bit_ray.models.package import DESCRIPTION_FILE, Weights, parse_description, verify_weights
+from bit_ray.models.package import DESCRIPTION_FILE, Weights, cached_path, parse_description, verify_weights
 from bit_ray.tracking.reference import ModelReference
 from bit_ray.tracking.server import one_line
 from bit_ray.tracking.spool import cache_directory
@@ -29,7 +30,7 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
         _check(directory, reference)
         return directory
     cache = cache_dir or cache_directory() / "models"
-    directory = cache / f"{reference.sha256}-{reference.description_sha256[:8]}"
+    directory = cached_path(cache, reference.sha256, reference.description_sha256)
     if directory.exists():
         with suppress(ModelError):
             _check(directory, reference)
@@ -56,7 +57,7 @@ def _check(directory: Path, reference: ModelReference) -> None:
 
 def _described(path: Path, reference: ModelReference) -> Weights:
     """Return what the description says of the weights, having checked that it is the registered description."""
-    data = path.read_bytes()
+    data = read_document(path)
     where = f"{reference.uri}: {reference.weights_uri}"
     remedy = "restore it, or register what is there now"
     _, weights = parse_description(data, where)

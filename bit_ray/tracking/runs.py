@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bit_ray.config import digest
+from bit_ray.data import store
 from bit_ray.errors import TrackingError
 from bit_ray.locks import locked, user_name
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.sending import send
-from bit_ray.tracking.server import connect, experiment_id, one_line, shown, tracking_uri
+from bit_ray.tracking.server import connect, experiment_id, one_line, tracking_uri
 from bit_ray.tracking.spool import Operation, Spool, spool_directory
+from bit_ray.uris import shown, shown_in
 
 # isort: split
 from mlflow import MlflowClient
@@ -71,20 +73,25 @@ class TrackedRun:
         """Continue the run of this name and kind in the experiment, or start it; the server is asked at once.
 
         ``params`` is the nested config: MLflow gets it flattened to dotted names, and whole as ``config.json``.
-        ``storage`` is the folder or URI of the runs, which also holds the queue when it is local.
+        ``storage`` is the folder or URI of the runs, which also holds the queue when it is local. Of the URIs in params
+        and tags no password is recorded.
 
         Raises:
             TrackingError: the server does not answer within about 10 seconds, or refuses.
             ConfigError: another process records the run.
+            DataError: ``storage`` has a key or a password in it.
         """
         if not run_name or re.search(r"[\"`\\\n]", run_name):
             raise TrackingError(
                 f"run_name: {run_name!r}; accepted: text without quotes and backslashes; rename the run"
             )
+        store.check_uri(storage)
         uri = tracking_uri(config.uri, storage)
         client = connect(uri)
         experiment = experiment_id(client, config.experiment, storage)
-        tags = {"bit_ray.run_name": run_name, "bit_ray.kind": kind, "bit_ray.code_revision": code_revision(), **tags}
+        params = shown_in(params)
+        known = {"bit_ray.run_name": run_name, "bit_ray.kind": kind, "bit_ray.code_revision": code_revision()}
+        tags = {**known, **shown_in(tags)}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
         opening = spool_directory(storage, f".{digest([uri, experiment, run_name, kind])[:16]}.lock")
@@ -117,7 +124,7 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, the last value of each counting."""
-        self._queue({"tags": {name: str(value) for name, value in tags.items()}})
+        self._queue({"tags": {name: shown(str(value)) for name, value in tags.items()}})
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Record a file or directory, as it is now, below ``folder`` of the run's artifacts."""

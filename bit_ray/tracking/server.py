@@ -24,6 +24,7 @@ from mlflow.utils.rest_utils import http_request
 from bit_ray.errors import BitRayError, TrackingError
 from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
+from bit_ray.uris import MASK, shown
 
 # Creating the embedded store is no news to the user.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -50,7 +51,20 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
                 f"{storage}); accepted: {_ACCEPTED}; set tracking.uri or MLFLOW_TRACKING_URI"
             )
         return f"sqlite:///{folder / 'mlflow.db'}"
-    kind = urlsplit(uri).scheme.split("+")[0]
+    if f"://{MASK}@" in uri:
+        raise TrackingError(
+            f"tracking.uri: {uri}: recorded without its user and password; accepted: {_ACCEPTED}; give it whole, or "
+            f"leave {MASK}@ out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # which is only read now
+    except ValueError:
+        raise TrackingError(
+            f"tracking.uri: {shown(uri)}: not a URI; accepted: {_ACCEPTED}; write what is special in a password as %2F "
+            "and the like, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ) from None
+    kind = parts.scheme.split("+")[0]
     if kind == "sqlite":
         return f"sqlite:///{sqlite_file(uri)}"
     if kind not in ("http", "https", *_PORTS):
@@ -132,11 +146,6 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
 def sqlite_file(uri: str) -> Path:
     """Return the absolute path of the file of a ``sqlite:///FILE`` URI."""
     return Path(uri.split(":///", 1)[1] if ":///" in uri else "").absolute()
-
-
-def shown(uri: str) -> str:
-    """Return a URI fit for a message: without a password."""
-    return re.sub(r"//[^/@\s]*@", "//***@", uri)
 
 
 def one_line(error: BaseException) -> str:

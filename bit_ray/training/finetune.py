@@ -21,6 +21,7 @@ from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, rea
 from bit_ray.evaluation.run import evaluate_model, record
 from bit_ray.models.read import read_weights
 from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
@@ -127,6 +128,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         BitRayError: Anything the user can put right.
     """
     check_name(config.register.name or config.name, config.register.alias)
+    check_package_uri(store.absolute(config.storage), "storage")
     manifest = read_manifest(config.shards)
     test_manifest = read_manifest(config.test_shards) if config.test_shards else None
     if test_manifest is not None:

@@ -36,9 +36,10 @@ from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.checkpoint_probes import CheckpointProbes, check_room
 from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
-from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.plan import TrainPlan
 from bit_ray.training.preflight import choose_workers
 from bit_ray.training.reports import Listener, report_queue
+from bit_ray.training.shares import share_out
 
 RESULT_FILE = "result.json"
 BAD_IMAGES_FILE = "bad_images.json"
@@ -143,7 +144,7 @@ def train(
     probe(tracking_uri(tracking.uri, storage))  # before Ray starts, which takes longer
     with cluster() as resources:
         num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
-        batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+        share_out(plan, runtime, num_workers)
         if probe_task is not None:
             check_room(probe_task, resources, num_workers)
         described = f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes"

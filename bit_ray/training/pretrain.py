@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from bit_ray.config import to_dict
+from bit_ray.data import store
 from bit_ray.data.augment import TrainView
 from bit_ray.data.claim import claimed_run
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.evaluation.probing import probe_task
+from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.training.config import PretrainConfig
 from bit_ray.training.launch import Trained, register_result, train
@@ -58,6 +60,7 @@ def pretrain(config: PretrainConfig) -> Trained | None:
         BitRayError: Anything the user can put right.
     """
     check_name(config.register.name or config.name, config.register.alias)
+    check_package_uri(store.absolute(config.storage), "storage")
     manifest = read_manifest(config.shards)
     plan = pretrain_plan(config, manifest)
     task = probe_task(config.probe) if config.probe.shards else None

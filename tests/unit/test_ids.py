@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from shard_sets import vouch_for
 
 from bit_ray.cli import main
 from bit_ray.config import to_dict
@@ -169,7 +170,7 @@ def test_an_image_that_cannot_be_decoded_is_a_white_tile(tmp_path):
     at = data.index(png(2))
     data[at : at + 8] = bytes(8)
     path.write_bytes(data)
-    manifest = read_manifest(tmp_path / "set")
+    manifest = vouch_for(tmp_path / "set")
     plan = StreamPlan(seed=0, global_batch_size=4, view={"crop": "resize", "crop_size": SIZE})
     uses = uses_in_step(tmp_path / "set", manifest, plan, 0)
     draw_views(tmp_path / "set", manifest, plan, uses, tmp_path / "sheet.png")
