@@ -262,6 +262,15 @@ def test_a_damaged_cache_is_fetched_again(package, bucket, tmp_path, classifier)
     load_package(cached)
 
 
+def test_what_a_killed_process_had_fetched_is_removed_from_the_cache(package, bucket, tmp_path):
+    _upload(package, f"{bucket}/one")
+    left = tmp_path / "cache" / "models" / f".another.{'0' * 32}.partial"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    load_model(f"{bucket}/one")
+    assert [path.name.startswith(".") for path in left.parent.iterdir()] == [False]
+
+
 def test_a_remote_package_that_is_missing_or_damaged_leaves_no_cache(package, bucket, tmp_path):
     with pytest.raises(ModelError, match=r"s3://.+/absent/model.json: no such .+; a saved model holds a model.json"):
         load_model(f"{bucket}/absent")

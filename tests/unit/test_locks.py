@@ -6,14 +6,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from bit_ray.config import write_config
+from bit_ray.data import store
 from bit_ray.errors import ConfigError
+from bit_ray.evaluation.plots import save_figure
 from bit_ray.locks import describe, locked, partial, remove_abandoned
+from bit_ray.models.npz import save_npz
+from bit_ray.models.package import write_whole
+from bit_ray.models.zoo import create_model
+from bit_ray.tracking.config import TrackingConfig
 
 HOLD = """
 import sys
@@ -164,3 +172,25 @@ def test_nothing_is_left_of_a_partial_file_that_failed(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError), partial(tmp_path / "target", directory=directory):
             raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def save_small_npz(path: Path) -> None:
+    save_npz(create_model("R1-1-1-1x0.5", 2), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.json", lambda path: write_config(TrackingConfig(), path)),
+        ("a.bin", lambda path: store.write_bytes(path, b"whole")),
+        ("a.npz", save_small_npz),
+        ("a.safetensors", lambda path: write_whole(path, lambda unfinished: unfinished.write_bytes(b"whole"))),
+        ("a.png", lambda path: save_figure(Figure(figsize=(1, 1)), path)),
+    ],
+)
+def test_every_writer_removes_what_a_killed_one_has_left(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    (tmp_path / f".{name}.{'0' * 32}.partial").write_bytes(b"half")
+    write(tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
