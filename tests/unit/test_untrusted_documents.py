@@ -287,7 +287,8 @@ def test_any_document_is_read_as_what_it_should_be_or_refused_in_one_line(kind: 
     refusal(document, choice.draw(documents(document.valid)))
 
 
-@pytest.mark.parametrize("kind", DOCUMENTS)
+# The manifest of a set of 300 million images has more bytes than that.
+@pytest.mark.parametrize("kind", [kind for kind in DOCUMENTS if "manifest" not in kind])
 def test_a_document_that_is_too_large_is_refused_before_it_is_parsed(kind: str) -> None:
     document = DOCUMENTS[kind]
     data = json.dumps(document.valid).encode()
