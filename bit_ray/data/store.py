@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from bit_ray.config import from_dict
+from bit_ray.config import from_json
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.locks import partial
 from bit_ray.uris import MASK
@@ -232,7 +232,7 @@ def read_record(cls: type[T], uri: str | Path, remedy: str = "restore the file")
         DataError: no such file, no JSON, or not the fields of this dataclass.
     """
     try:
-        return from_dict(cls, read_json(uri))
+        return from_json(cls, read_bytes(uri))
     except ConfigError as error:
         raise DataError(f"{uri}: {error}; {remedy}") from None
 

@@ -231,7 +231,7 @@ def test_without_a_run_the_set_is_needed(capfd):
     [
         (lambda plan: plan["plan"].pop("seed"), "plan.json: seed: missing"),
         (lambda plan: plan["plan"].update(global_batch_size="16"), "global_batch_size: given '16' (str)"),
-        (lambda plan: plan.update(plan=[]), "plan.json: not the plan of a run"),
+        (lambda plan: plan.update(plan=[]), "plan.json: plan: given [] (list); accepted: a mapping; restore the file"),
         (lambda plan: plan["plan"].update(manifest_digest="f" * 64), "trained on ffffffffffff; give the set that it"),
     ],
 )
