@@ -72,7 +72,7 @@ def from_json(cls: type[T], data: bytes) -> T:
         return from_dict(cls, plain)
     except RecursionError:
         raise ConfigError("lists or mappings nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # ConfigError is one of them
+    except ValueError as error:  # ConfigError is one of them
         text = str(error)
         raise ConfigError(text if len(text) <= 300 else f"{text[:297]}...") from None
 

@@ -8,13 +8,10 @@ from bit_ray.uris import shown
 
 
 class BitRayError(Exception):
-    """Base of all errors that a user can put right.
-
-    Whatever words of other programs or of a damaged file went into it, its text is one line and shows no password.
-    """
+    """Base of all errors that a user can put right; whatever words went into one, it shows no password of a URI."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(shown(_one_line(arg)) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(BitRayError, ValueError):
@@ -55,8 +52,3 @@ def root_cause(error: BaseException) -> BitRayError | None:
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
         pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
     return None
-
-
-def _one_line(text: str) -> str:
-    lines = text.splitlines()
-    return text if lines == [text] else " ".join(line.strip() for line in lines)
