@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, brief
 
 T = TypeVar("T")
 
@@ -265,9 +265,7 @@ def _join(where: str, name: Any) -> str:
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
-    given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    return ConfigError(f"{where or 'config'}: given {given} ({type(value).__name__}); accepted: {accepted}")
+    return ConfigError(f"{where or 'config'}: given {brief(value)} ({type(value).__name__}); accepted: {accepted}")
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
