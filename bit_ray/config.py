@@ -22,9 +22,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, brief
 from bit_ray.locks import partial
-from bit_ray.uris import shown
 
 T = TypeVar("T")
 
@@ -94,7 +93,7 @@ def check_digest(name: str, value: str) -> None:
         ConfigError: it is none; ``name`` is what the message calls it.
     """
     if not re.fullmatch("[0-9a-f]{64}", value):
-        raise ConfigError(f"{name}: given {_shortened(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
+        raise ConfigError(f"{name}: given {brief(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
 
 
 def check_num_bytes(name: str, value: int) -> None:
@@ -104,7 +103,7 @@ def check_num_bytes(name: str, value: int) -> None:
         ConfigError: it is none; ``name`` is what the message calls it.
     """
     if not 0 <= value < 2**63:
-        raise ConfigError(f"{name}: given {_shortened(value)}; accepted: the size of a file, 0 or more bytes")
+        raise ConfigError(f"{name}: given {brief(value)}; accepted: the size of a file, 0 or more bytes")
 
 
 def is_plain(text: str) -> bool:
@@ -330,17 +329,12 @@ def _accepted(kind: Any) -> str:
 
 
 def _join(where: str, name: Any) -> str:
-    name = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else _shortened(name)
+    name = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else brief(name)
     return f"{where}.{name}" if where else name
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
-    return ConfigError(f"{where or 'config'}: given {_shortened(value)} ({type(value).__name__}); accepted: {accepted}")
-
-
-def _shortened(value: Any) -> str:
-    given = shown(repr(value))  # before it is cut: half of a password would not be known for one
-    return given if len(given) <= 80 else f"{given[:77]}..."
+    return ConfigError(f"{where or 'config'}: given {brief(value)} ({type(value).__name__}); accepted: {accepted}")
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:

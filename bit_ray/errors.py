@@ -34,6 +34,15 @@ class TrackingError(BitRayError):
     """The MLflow server cannot be reached or refuses what was sent."""
 
 
+def brief(value: object) -> str:
+    """What a message shows of a value that was given: its repr, at most 80 characters of it."""
+    try:
+        text = shown(repr(value))  # before it is cut: half of a password would not be known for one
+    except Exception:  # an int of thousands of digits, say
+        text = f"some {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def root_cause(error: BaseException) -> BitRayError | None:
     """The user's error inside what Ray wrapped around it on the way from another process, or None."""
     seen: set[int] = set()
