@@ -1,6 +1,5 @@
 """One MLflow run per training run, kept by a queue on disk that outlives the server's outages."""
 
-import getpass
 import json
 import logging
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bit_ray.errors import TrackingError
+from bit_ray.locks import user_name
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.sending import send
@@ -86,7 +86,7 @@ class TrackedRun:
         try:
             run = _find_run(client, experiment, run_name, kind)
             if run is None:
-                run = client.create_run(experiment, tags={"mlflow.user": _user(), **tags}, run_name=run_name)
+                run = client.create_run(experiment, tags={"mlflow.user": user_name(), **tags}, run_name=run_name)
             _log_params(client, run, flatten(params))
         except MlflowException as error:
             raise TrackingError(
@@ -261,13 +261,6 @@ def _last_steps(run: Run, spool: Spool) -> dict[str, int]:
 def _metric_name(name: str) -> str:
     """Return the name with an underscore for every character that MLflow refuses."""
     return re.sub(r"[^\w./: -]", "_", name)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user id without a name
-        return "unknown"
 
 
 def _now() -> int:
