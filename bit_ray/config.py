@@ -28,6 +28,7 @@ T = TypeVar("T")
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
 # YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_MAX_NAME_BYTES = 200  # file systems take 255, and a folder that is being made has a longer name
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -132,6 +133,22 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
             parent = parent[part]
         parent[middle[-1]] = to_dict(value) if _is_config(value) else value
     return from_dict(type(config), data)
+
+
+def check_folder_name(name: str) -> None:
+    """Make sure that a run's name can be that of its folder: one step below the storage, on a disk or in a bucket.
+
+    Raises:
+        ConfigError: It is empty, ``.`` or ``..``, too long, or has a separator or a character that cannot be printed.
+    """
+    # A question mark begins the query of a URI.
+    if name.strip() and name.isprintable() and not set(name) & set("/\\?") and name not in (".", ".."):
+        if len(name.encode()) <= _MAX_NAME_BYTES:
+            return
+        accepted = f"at most {_MAX_NAME_BYTES} bytes, this has {len(name.encode()):,}"
+    else:
+        accepted = "text that can name a folder, without / \\ ? and control characters"
+    raise ConfigError(f"name: given {_shortened(name)}; accepted: {accepted}; choose another name")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -276,9 +293,12 @@ def _join(where: str, name: Any) -> str:
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
+    return ConfigError(f"{where or 'config'}: given {_shortened(value)} ({type(value).__name__}); accepted: {accepted}")
+
+
+def _shortened(value: Any) -> str:
     given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    return ConfigError(f"{where or 'config'}: given {given} ({type(value).__name__}); accepted: {accepted}")
+    return given if len(given) <= 80 else f"{given[:77]}..."
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
