@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from bit_ray.config import from_dict
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.errors import ConfigError, DataError, StoreError
 
 _REMOTE = ("s3", "gs")
 _NUM_THREADS = 32
@@ -147,7 +147,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
 
     Raises:
         FileNotFoundError: no such file, at once.
-        DataError: the store refuses, at once; or it still fails when the patience is at its end.
+        StoreError: the store refuses, at once; or it still fails when the patience is at its end.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
     start = time.monotonic()
@@ -162,7 +162,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             elapsed = time.monotonic() - start
             if is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
                 tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
-                raise DataError(f"{uri}: {_explanation(error)}{tried}") from error
+                raise StoreError(f"{uri}: {_explanation(error)}{tried}") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
         time.sleep(pause)
 
@@ -294,11 +294,14 @@ def delete_empty_directory(uri: str | Path) -> None:
 
 @contextmanager
 def explained(uri: str | Path) -> Iterator[None]:
-    """Turn what a file system raises about ``uri`` into a DataError of one line with the remedy."""
+    """Turn what a file system raises about ``uri`` into a StoreError of one line with the remedy.
+
+    Of a malformed URI into a DataError.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(f"{uri}: {_explanation(error)}") from error
+        raise StoreError(f"{uri}: {_explanation(error)}") from error
     except ValueError as error:  # pyarrow's ArrowInvalid: a malformed URI, an empty key
         raise DataError(f"{uri}: {' '.join(str(error).split())}; correct the path") from error
 
