@@ -174,7 +174,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return number
     if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, str) and _is_unicode(value):
+    if kind is str and isinstance(value, str) and is_unicode(value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -214,8 +214,8 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether text can be written: JSON's escapes can make half of a character, which no file or terminal takes."""
+def is_unicode(text: str) -> bool:
+    """Return whether text can be written: half of a character, which JSON and file names can hold, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -39,7 +39,7 @@ from bit_ray.errors import DamagedShardError as DamagedShardError
 from bit_ray.errors import DataError
 
 # Parquet addresses the values of a page by 32-bit offsets.
-_MAX_IMAGE_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**28
 # The network's stride, and so its smallest input; smaller images are trained on enlarged.
 SMALL_SIDE = 32
 
@@ -167,8 +167,8 @@ def build_shard(
                     )
                 ids.add(example.id)
                 try:
-                    if len(example.image) > _MAX_IMAGE_BYTES:
-                        raise ImageError(f"{len(example.image)} bytes; accepted: at most {_MAX_IMAGE_BYTES}")
+                    if len(example.image) > MAX_IMAGE_BYTES:
+                        raise ImageError(f"{len(example.image)} bytes; accepted: at most {MAX_IMAGE_BYTES}")
                     pixels = decode_image(example.image, convert=plan.convert_images)
                 except ImageError as error:
                     bad.append((example.id, error.reason))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bit_ray.data.datasets.archive import read_members
+from bit_ray.data.datasets.archive import as_text, read_members
 from bit_ray.data.datasets.pickled import read_pickle
 from bit_ray.data.datasets.place import Download, Place
 from bit_ray.data.shards import Example
@@ -127,7 +127,7 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
         class_names = _python_names(files[layout.names], f"{path}: {layout.names}")
         read = {name: _python_batch(files[name], f"{path}: {name}") for name in batches}
     else:
-        class_names = tuple(files[layout.names].decode().split())
+        class_names = tuple(as_text(files[layout.names], f"{path}: {layout.names}").split())
         fine = place.dataset == "cifar100"
         read = {name: _binary_batch(files[name], fine, f"{path}: {name}") for name in batches}
     ids, counts = [], dict.fromkeys(splits, 0)

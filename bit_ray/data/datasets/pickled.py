@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# A batch of 50,000 CIFAR images has 320,000.
+# A batch of 50,000 CIFAR images has 250,000.
 _MAX_OPCODES = 2_000_000
 _MAX_DIMENSIONS = 4
 
