@@ -1,5 +1,6 @@
 """Labels as they are given - names, indices, ids, one or several per image - to class indices and class names."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,14 +99,14 @@ def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
     """Raise DataError if the class list is empty, or has a name twice or one that is none."""
     if not classes:
         raise DataError(f"{uri}: the class list is empty; accepted: {accepted}; check the path")
-    if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise DataError(f"{uri}: class {twice!r} comes twice in the class list; accepted: unique names; remove one")
     for i, name in enumerate(classes):
         if not isinstance(name, str) or not name.strip() or not is_unicode(name):
             raise DataError(
                 f"{uri}: class {i} is called {name!r}; accepted: text in UTF-8 that is not empty; name the class"
             )
+    if len(set(classes)) < len(classes):
+        twice = next(name for name, count in Counter(classes).items() if count > 1)
+        raise DataError(f"{uri}: class {twice!r} comes twice in the class list; accepted: unique names; remove one")
 
 
 def outside(place: str, label: str, classes: tuple[str, ...]) -> str:
