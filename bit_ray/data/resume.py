@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bit_ray.config import digest, from_dict
+from bit_ray.config import digest
 from bit_ray.data import store
 from bit_ray.data.manifest import MANIFEST, SKIPPED, WRITING, Manifest, read_manifest
 from bit_ray.data.shards import ShardResult, shard_name
@@ -209,10 +209,7 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
 
 def _done(output: str, plan: dict[str, Any], on_bad: str) -> dict[int, ShardResult]:
     path = store.join(output, WRITING)
-    try:
-        record = from_dict(_Record, store.read_json(path))
-    except ConfigError as error:
-        raise DataError(f"{path}: {error}; delete {output} and write the set again") from None
+    record = store.read_record(_Record, path, f"delete {output} and write the set again")
     if digest(record.plan) != digest(plan):
         changed = sorted(key for key in {*record.plan, *plan} if record.plan.get(key) != plan.get(key))
         was = "; ".join(f"{key} was {record.plan.get(key)}, now {plan.get(key)}" for key in changed)
