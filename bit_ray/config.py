@@ -33,6 +33,7 @@ MAX_DOCUMENT_BYTES = 64_000_000
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
 # YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_MAX_NAME_BYTES = 200  # file systems take 255, and a folder that is being made has a longer name
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -192,6 +193,22 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
     return from_dict(type(config), data)
 
 
+def check_folder_name(name: str) -> None:
+    """Make sure that a run's name can be that of its folder: one step below the storage, on a disk or in a bucket.
+
+    Raises:
+        ConfigError: It is empty, ``.`` or ``..``, too long, or has a separator or a character that cannot be printed.
+    """
+    # A question mark begins the query of a URI.
+    if name.strip() and name.isprintable() and not set(name) & set("/\\?") and name not in (".", ".."):
+        if len(name.encode()) <= _MAX_NAME_BYTES:
+            return
+        accepted = f"at most {_MAX_NAME_BYTES} bytes, this has {len(name.encode()):,}"
+    else:
+        accepted = "text that can name a folder, without / \\ ? and control characters"
+    raise ConfigError(f"name: given {brief(name)}; accepted: {accepted}; choose another name")
+
+
 def _read(kind: Any, value: Any, where: str) -> Any:
     """Return ``value``, plain or already built, as the declared ``kind``."""
     origin, arguments = get_origin(kind), get_args(kind)
@@ -215,7 +232,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return number
     if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, str) and _is_unicode(value):
+    if kind is str and isinstance(value, str) and is_unicode(value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -255,8 +272,8 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether text can be written: JSON's escapes can make half of a character, which no file or terminal takes."""
+def is_unicode(text: str) -> bool:
+    """Return whether text can be written: half of a character, which JSON and file names can hold, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

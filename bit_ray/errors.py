@@ -13,6 +13,11 @@ class BitRayError(Exception):
     def __init__(self, *args: object) -> None:
         super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
 
+    def __str__(self) -> str:
+        """Return one line that can be shown: names of files and classes in it may hold line breaks and worse."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(map(_shown, text))
+
 
 class ConfigError(BitRayError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
@@ -20,6 +25,10 @@ class ConfigError(BitRayError, ValueError):
 
 class DataError(BitRayError):
     """A data set, shard, image or label that is missing, damaged or out of range."""
+
+
+class StoreError(DataError):
+    """A disk or object store that fails, is full, refuses or cannot be reached: the data themselves may be sound."""
 
 
 class DamagedShardError(DataError):
@@ -55,9 +64,13 @@ def root_cause(error: BaseException) -> BitRayError | None:
         # Ray also makes classes at run time that inherit from the cause's class but print a remote traceback.
         if isinstance(e, BitRayError) and type(e).__module__.startswith("bit_ray."):
             # Our messages have one line; Ray Data appends advice on its retries.
-            e.args = (str(e).partition("\n")[0], *e.args[1:])
+            e.args = (Exception.__str__(e).partition("\n")[0], *e.args[1:])
             return e
         failures = getattr(e, "worker_failures", None) or {}
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
         pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
     return None
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
