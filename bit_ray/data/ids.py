@@ -3,7 +3,7 @@
 All of it follows from the order (`bit_ray.data.order`) and the shard set; nothing is recorded while a run trains.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -86,7 +86,7 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
         found = {f.name: plan[f.name] for f in fields(StreamPlan) if f.name != "num_steps"}
         result = from_dict(StreamPlan, {**found, "num_steps": plan["schedule"]["num_steps"]})
         digest = str(plan["manifest_digest"])
-        shards = shards or str(recorded["shards"])
+        shards = shards or recorded_shards(path, recorded)
     except KeyError as error:
         raise DataError(f"{path}: {error.args[0]}: missing; accepted: the plan of a run; restore the file") from None
     except (TypeError, ConfigError) as error:
@@ -98,6 +98,24 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
             "give the set that it trained on"
         )
     return result, shards, manifest
+
+
+def recorded_shards(place: str, recorded: Mapping[str, Any]) -> str:
+    """Return where the shard set lay when a run trained on it.
+
+    Args:
+        place: The run's ``plan.json``, for messages.
+        recorded: Its content.
+
+    Raises:
+        DataError: it was recorded with keys in its URI, which is not read any more.
+    """
+    shards = str(recorded["shards"])
+    try:
+        store.check_uri(shards)
+    except DataError as error:
+        raise DataError(f"{place}: shards: {error}, and give the shard set's place anew (SHARDS, --shards)") from None
+    return shards
 
 
 def uses_in_step(shards: str | Path, manifest: Manifest, plan: StreamPlan, step: int) -> list[Use]:

@@ -11,7 +11,7 @@ import torch
 from bit_ray.cluster import cluster, num_local_cores
 from bit_ray.config import from_dict
 from bit_ray.data import store
-from bit_ray.data.ids import PLAN_FILE
+from bit_ray.data.ids import PLAN_FILE, recorded_shards
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.tracking.runs import recorded_metric
@@ -81,7 +81,7 @@ def replay(config: ReplayConfig) -> Replayed:
     step_fn = TrainStep(model, optimizer, plan, dtype=resolve_precision("auto", device))
     micro, num_micro = batch_split(plan.global_batch_size, 1, config.micro_batch_size, pairs=plan.mixup_alpha > 0)
     spec = StreamSpec(
-        shards=config.shards or written["shards"],
+        shards=config.shards or recorded_shards(place, written),
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
         slots=range(plan.global_batch_size),
