@@ -10,6 +10,7 @@ import torch
 
 from bit_ray.cluster import cluster, num_local_cores
 from bit_ray.data import store
+from bit_ray.data.ids import recorded_shards
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.tracking.runs import recorded_metric
@@ -65,7 +66,7 @@ def replay(config: ReplayConfig) -> Replayed:
             store.download_directory(checkpoint, directory)
             load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     spec = StreamSpec(
-        shards=config.shards or shards,
+        shards=config.shards or recorded_shards(config.run, shards),
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
         slots=learner.slots,
