@@ -182,11 +182,14 @@ def _read_table(uri: str) -> pa.Table:
         with store.open_file(uri) as stream:
             if uri.endswith(".parquet"):
                 table = pq.read_table(stream)
-                table.validate(full=True)  # that text is UTF-8, which nobody has looked at yet
-                return table
-            text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
-            return pa.csv.read_csv(stream, convert_options=text)
-    except pa.ArrowException as error:
+            else:
+                text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
+                table = pa.csv.read_csv(stream, convert_options=text)
+            # That text and names are UTF-8 nobody has looked at yet.
+            table.validate(full=True)
+            _ = table.column_names
+            return table
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not readable as a table ({' '.join(str(error).split())}); correct the file") from None
 
 

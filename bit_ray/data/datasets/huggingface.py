@@ -133,7 +133,9 @@ def image_columns(schema: pa.Schema) -> list[str]:
 def read_schema(uri: str) -> pa.Schema:
     """Read the schema of a Parquet file."""
     with _opened(uri) as parquet:
-        return parquet.schema_arrow
+        schema = parquet.schema_arrow
+        image_columns(schema)  # looks at the names, which need not be UTF-8
+        return schema
 
 
 def open_parquet(pattern: str, *, label: str = "", class_names: Sequence[str] | None = None) -> ParquetSource:
@@ -242,5 +244,5 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
         with store.open_file(uri) as stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
             _check_size(parquet.metadata, stream.size())
             yield parquet
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not readable as Parquet ({' '.join(str(error).split())}); fetch it again") from None

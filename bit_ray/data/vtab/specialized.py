@@ -32,7 +32,7 @@ GRAHAM_RADIUS = 300
 """Radius to which an eye is scaled, pixels (tensorflow_datasets: diabetic_retinopathy_detection/btgraham-300)."""
 _KEPT_RADIUS = 0.9
 _JPEG_QUALITY = 72
-_MAX_CHUNK_BYTES = 2**30
+_MAX_CHUNK_BYTES = 2**28
 
 
 def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
