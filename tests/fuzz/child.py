@@ -45,12 +45,12 @@ def work(module: str, folder: Path, saved: Path, seed: int, seconds: float, numb
     for number in numbers:
         if state[SPENT] >= seconds:
             break
-        case = kind.case(generator(seed, number))
-        place = sandbox.lay(number, case.files)
         for file in (log, trace):
             os.ftruncate(file, 0)
         state[CPU], state[WALL] = time.process_time(), time.monotonic()
         state[NUMBER] = number
+        case = kind.case(generator(seed, number))
+        place = sandbox.lay(number, case.files)
         attempt = Attempt()
         cause, message, text = _tried(case, place, attempt)
         if _peak() > most:
