@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bit_ray.config import from_dict
+from bit_ray.config import check_digest, from_dict
 from bit_ray.data import store
 from bit_ray.data.layout import CHECKSUM_DIGITS, OPTIONAL_COLUMNS
 from bit_ray.errors import ConfigError, DataError
@@ -27,7 +27,6 @@ SKIPPED = "skipped.json"
 FORMATS = (1, 2)
 
 _FILE_NAME = re.compile(r"\w[\w.-]{0,254}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHECKSUMS = re.compile(rf"(?:[0-9a-f]{{{CHECKSUM_DIGITS}}})*")
 # Far above any set: what they keep away is a small file that asks for all of a machine's memory.
 _MAX_SHARD_BYTES = 2**50
@@ -50,9 +49,8 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not _FILE_NAME.fullmatch(self.path):
-            raise ConfigError(f"path: {self.path!r}; accepted: the name of a file in the directory of the set")
-        if not _SHA256.fullmatch(self.sha256):
-            raise ConfigError(f"sha256: {self.sha256!r}; accepted: 64 hex digits")
+            raise ConfigError(f"path: {self.path[:80]!r}; accepted: the name of a file in the directory of the set")
+        check_digest("sha256", self.sha256)
         if not _CHECKSUMS.fullmatch(self.checksums):
             raise ConfigError(f"checksums: {self.checksums[:80]!r}; accepted: {CHECKSUM_DIGITS} hex digits a row group")
         if not 0 < self.num_bytes <= _MAX_SHARD_BYTES:
@@ -173,7 +171,7 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
         else:
             manifest = from_dict(Manifest, data)  # says what is wrong
     except ConfigError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {str(error)[:300]}") from None
     total = sum(shard.num_examples for shard in manifest.shards)
     if total != manifest.num_examples or not manifest.shards:
         raise DataError(

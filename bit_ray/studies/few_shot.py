@@ -17,6 +17,7 @@ from bit_ray.cluster import Resources, cluster
 from bit_ray.config import digest, to_dict
 from bit_ray.data import store
 from bit_ray.data.augment import eval_view, resize
+from bit_ray.data.claim import claimed_run
 from bit_ray.data.manifest import Manifest, check_same_classes, read_manifest
 from bit_ray.data.views import read_views, row_groups, single_labels
 from bit_ray.errors import root_cause
@@ -31,7 +32,7 @@ from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.device import normalize
-from bit_ray.training.finetune import given, read_init
+from bit_ray.training.finetune import InitialWeights, given, read_init
 from bit_ray.training.fit import Examples, fit
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
@@ -92,6 +93,11 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     check_single_label(manifest, config.shards)
     check_same_classes(manifest, test_manifest, config.test_shards)
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
+    with claimed_run(config.storage, config.name):
+        return _suite(config, manifest, test_manifest, init)
+
+
+def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, init: InitialWeights) -> FewShotReport:
     place = store.join(store.absolute(config.storage), config.name)
     saved = store.join(place, "subsets")
     draws = draw_subsets(config.shards, manifest, config.shots, config.num_subsets, saved=saved, given=config.subsets)

@@ -18,9 +18,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from bit_ray.cluster import Resources, cluster
-from bit_ray.config import from_dict, to_dict
+from bit_ray.config import to_dict
 from bit_ray.data import store
-from bit_ray.data.ids import PLAN_FILE
+from bit_ray.data.ids import PLAN_FILE, RunRecord
 from bit_ray.data.manifest import Manifest
 from bit_ray.data.read import BadExample
 from bit_ray.errors import ConfigError, ModelError, root_cause
@@ -82,15 +82,15 @@ def _finished(run_uri: str, plan: TrainPlan) -> TrainResult | None:
     place = store.join(run_uri, PLAN_FILE)
     if not store.exists(place):
         return None
-    recorded = store.read_json(place)
-    if recorded.get("digest") != plan.digest:
-        field, old, new = _first_difference(recorded.get("plan", {}), to_dict(plan))
+    recorded = store.read_record(RunRecord, place)
+    if recorded.digest != plan.digest:
+        field, old, new = _first_difference(recorded.plan, to_dict(plan))
         raise ConfigError(
             f"name: {run_uri} holds a run whose {field} is {old}, here it is {new}; "
             "a run continues with the settings it began with; choose another name or restore the setting"
         )
     result = store.join(run_uri, RESULT_FILE)
-    return from_dict(TrainResult, store.read_json(result)) if store.exists(result) else None
+    return store.read_record(TrainResult, result) if store.exists(result) else None
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
@@ -165,8 +165,8 @@ def train(
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             # From here on the name belongs to this plan.
-            written = {"digest": plan.digest, "shards": shards, "plan": to_dict(plan)}
-            store.write_json(store.join(run_uri, PLAN_FILE), written)
+            record = RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))
+            store.write_json(store.join(run_uri, PLAN_FILE), to_dict(record))
             spec = ModelSpec(
                 model=plan.model,
                 num_classes=plan.num_classes,

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from bit_ray.cluster import cluster, num_local_cores
-from bit_ray.config import from_dict
 from bit_ray.data import store
-from bit_ray.data.ids import PLAN_FILE
+from bit_ray.data.ids import recorded_shards
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.tracking.runs import recorded_metric
@@ -20,6 +19,7 @@ from bit_ray.training.config import ReplayConfig
 from bit_ray.training.device import worker_threads
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.run import recorded_plan
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,7 @@ def replay(config: ReplayConfig) -> Replayed:
     Raises:
         ModelError: There is no such run or step, or no checkpoint before it is left.
     """
-    place = store.join(config.run, PLAN_FILE)
-    if not store.exists(place):
-        raise ModelError(f"{config.run}: holds no {PLAN_FILE}; accepted: the folder of a run, STORAGE/NAME; correct it")
-    written = store.read_json(place)
-    plan = from_dict(TrainPlan, written["plan"])
+    plan, shards = recorded_plan(config.run)
     storage, _, name = config.run.rstrip("/").rpartition("/")
     history = recorded_metric(config.tracking, storage or ".", name, plan.kind, "train/loss")
     done = [step for step, _ in history if step > config.step]
@@ -70,7 +66,7 @@ def replay(config: ReplayConfig) -> Replayed:
             store.download_directory(checkpoint, directory)
             load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     spec = StreamSpec(
-        shards=config.shards or written["shards"],
+        shards=config.shards or recorded_shards(config.run, shards),
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
         slots=learner.slots,

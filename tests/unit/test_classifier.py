@@ -163,6 +163,11 @@ def _cut_off_pillow_image():
         (lambda: np.zeros((40, 40, 3), np.float32), "array [40, 40, 3] float32"),
         (lambda: np.zeros((0, 40, 3), np.uint8), "array [0, 40, 3]"),
         (lambda: 7, "int; accepted: a path, bytes, a Pillow image or a numpy array"),
+        (lambda: None, "NoneType; accepted: a path, bytes, a Pillow image or a numpy array"),
+        (lambda: "a\0b", "('a\\x00b'): not a path; a readable image file"),
+        (lambda: "two\nlines", "('two\\nlines'): No such file or directory"),
+        (lambda: "a" * 5000, "aaa...): File name too long"),
+        (lambda: "\ud800", "('\\ud800'): not a path"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(classifier, image, said):
@@ -172,6 +177,29 @@ def test_an_image_that_cannot_be_used_is_named(classifier, image, said):
     assert message.startswith("images[1]")
     assert said in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("images", [None, 7, 1.5])
+def test_what_is_neither_an_image_nor_several_is_named(classifier, images):
+    with pytest.raises(DataError, match=rf"^images\[0\]: {type(images).__name__}; accepted: a path, bytes, "):
+        classifier.predict(images)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("top_k", "x"), ("top_k", None), ("top_k", 2.5), ("batch_size", True)])
+def test_what_is_no_count_is_refused(classifier, setting, value):
+    with pytest.raises(ConfigError, match=f"^{setting}: {value!r}; at least 1, a whole number; for example"):
+        classifier.predict(_image(), **{setting: value})
+
+
+def test_a_convert_that_is_neither_true_nor_false_is_refused(classifier):
+    with pytest.raises(ConfigError, match="^convert: 'no'; true or false; for example convert=True"):
+        classifier.predict(_image(), convert="no")
+
+
+def test_max_pixels_limits_what_is_decoded(classifier):
+    classifier.predict(_encoded(_image(50, 60)), max_pixels=3000)
+    with pytest.raises(DataError, match=r"^images\[0\]: 60 x 50 pixels, a decompression bomb; accepted: at most 2999"):
+        classifier.predict(_encoded(_image(50, 60)), max_pixels=2999)
 
 
 def test_convert_takes_a_gray_image_as_three_equal_channels(classifier):
@@ -260,6 +288,15 @@ def test_a_damaged_cache_is_fetched_again(package, bucket, tmp_path, classifier)
     (cached / "model.safetensors").write_bytes(b"rot")
     assert load_model(f"{bucket}/one").predict(_image()) == classifier.predict(_image())
     load_package(cached)
+
+
+def test_what_a_killed_process_had_fetched_is_removed_from_the_cache(package, bucket, tmp_path):
+    _upload(package, f"{bucket}/one")
+    left = tmp_path / "cache" / "models" / f".another.{'0' * 32}.partial"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    load_model(f"{bucket}/one")
+    assert [path.name.startswith(".") for path in left.parent.iterdir()] == [False]
 
 
 def test_a_remote_package_that_is_missing_or_damaged_leaves_no_cache(package, bucket, tmp_path):

@@ -120,9 +120,9 @@ def with_shard(**changes):
         ({"manifest.json": with_shard(path="")}, "shards[1].path: ''"),
         (
             {"manifest.json": with_shard(sha256="/home/me/notes")},
-            "shards[1].sha256: '/home/me/notes'; accepted: 64 hex",
+            "shards[1].sha256: given '/home/me/notes'; accepted: a SHA",
         ),
-        ({"manifest.json": with_shard(sha256="../" * 30)}, "shards[1].sha256: '../"),
+        ({"manifest.json": with_shard(sha256="../" * 30)}, "shards[1].sha256: given '../"),
         ({"manifest.json": with_shard(checksums="0123ABCD" * 3)}, "shards[1].checksums: '0123ABCD"),
         ({"manifest.json": with_shard(num_examples=-10)}, "shards[1].num_examples: -10; accepted: 1 or more"),
         ({"manifest.json": with_shard(num_examples=10**18)}, "shards[1].num_examples: 1000000000000000000; accepted"),

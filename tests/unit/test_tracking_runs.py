@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from bit_ray.errors import ConfigError, TrackingError
+from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun, flatten, send_spool
@@ -213,9 +213,34 @@ def test_a_web_server_that_is_not_mlflow_is_told(tmp_path: Path):
         web.shutdown()
 
 
+def test_no_password_of_a_uri_is_recorded(storage: str):
+    told = "postgresql://me:PLANTED/half@host/db"
+    params = {"tracking": {"uri": told}, "shards": [told], "init": "models:/up@champion"}
+    run = open_run(storage, "secret", params=params, tags={"bit_ray.parent": told})
+    run.set_tags({"bit_ray.weights_uri": told})
+    assert run.close() == 0
+    recorded = MlflowClient(tracking_uri=run.tracking_uri).get_run(run.run_id).data
+    assert recorded.params["tracking.uri"] == "postgresql://***@host/db"
+    assert recorded.params["init"] == "models:/up@champion"
+    assert {recorded.tags[f"bit_ray.{name}"] for name in ("parent", "weights_uri")} == {"postgresql://***@host/db"}
+    written = [path for path in Path(storage).rglob("*") if path.is_file()]
+    assert {"config.json", "mlflow.db"} <= {path.name for path in written}
+    assert [path for path in written if b"PLANTED" in path.read_bytes() or b"half@" in path.read_bytes()] == []
+
+
+def test_a_storage_with_keys_in_it_is_refused_before_the_server_is_asked():
+    with pytest.raises(DataError, match=r"^s3://\*\*\*@bucket/runs: a key or a password in a URI"):
+        open_at("http://127.0.0.1:1", "s3://AK:SECRET@bucket/runs")
+
+
 @pytest.mark.parametrize(
     ("uri", "storage", "message"),
     [
+        ("http://***@host:5000", "runs", r"tracking.uri: http://\*\*\*@host:5000: recorded without its user"),
+        ("postgresql://me:se/cret@127.0.0.1/db", "runs", r"tracking.uri: postgresql://\*\*\*@127.0.0.1/db: not a URI"),
+        ("http://me:se/cret@127.0.0.1", "runs", r"tracking.uri: http://\*\*\*@127.0.0.1: not a URI.*%2F"),
+        ("http://[me:secret@host", "runs", r"tracking.uri: http://\*\*\*@host: not a URI"),
+        ("ftp://me:secret word@host", "runs", r"tracking.uri: ftp://\*\*\*@host; accepted: http"),
         (
             "",
             "s3://bucket/runs",
@@ -235,6 +260,7 @@ def test_a_tracking_uri_that_cannot_work_is_refused_in_one_line(uri: str, storag
         open_at(uri, storage)
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
+    assert "cret" not in str(error.value)
 
 
 def test_a_run_name_with_quotes_and_an_empty_experiment_are_refused(tmp_path: Path):
