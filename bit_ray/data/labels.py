@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bit_ray.config import is_unicode
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, brief
 
 
 def to_indices(
@@ -102,7 +102,7 @@ def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
     for i, name in enumerate(classes):
         if not isinstance(name, str) or not name.strip() or not is_unicode(name):
             raise DataError(
-                f"{uri}: class {i} is called {name!r}; accepted: text in UTF-8 that is not empty; name the class"
+                f"{uri}: class {i} is called {brief(name)}; accepted: text in UTF-8 that is not empty; name the class"
             )
     if len(set(classes)) < len(classes):
         twice = next(name for name, count in Counter(classes).items() if count > 1)

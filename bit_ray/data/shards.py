@@ -37,7 +37,7 @@ from bit_ray.data.layout import (
 )
 from bit_ray.data.manifest import Manifest, Shard
 from bit_ray.errors import DamagedShardError as DamagedShardError
-from bit_ray.errors import DataError, StoreError
+from bit_ray.errors import DataError, StoreError, brief
 from bit_ray.locks import partial
 
 # Parquet addresses the values of a page by 32-bit offsets.
@@ -267,17 +267,19 @@ def check_example(example: Example, num_classes: int, multi_label: bool) -> None
     if not isinstance(example, Example):
         raise DataError(f"source: gave {type(example).__name__}; accepted: Example(id, image, labels); convert it")
     if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):
-        raise DataError(f"id: {example.id!r}; accepted: text in UTF-8 that is not empty; give every example an id")
+        raise DataError(f"id: {brief(example.id)}; accepted: text in UTF-8 that is not empty; give every example an id")
     if not isinstance(example.image, bytes):
         raise DataError(
             f"{example.id}: image: {type(example.image).__name__}; accepted: the bytes of its file; give them"
         )
     if not isinstance(example.labels, (tuple, list, np.ndarray)):
-        raise DataError(f"{example.id}: labels: {example.labels!r:.80}; accepted: a tuple of class indices; convert it")
+        raise DataError(
+            f"{example.id}: labels: {brief(example.labels)}; accepted: a tuple of class indices; convert it"
+        )
     for label in example.labels:
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
             raise DataError(
-                f"{example.id}: label {label!r:.80}; accepted: whole numbers, the indices of class names; convert it"
+                f"{example.id}: label {brief(label)}; accepted: whole numbers, the indices of class names; convert it"
             )
         if not 0 <= label < num_classes:
             raise DataError(

@@ -45,7 +45,7 @@ class FilePart:
         try:
             return Example(self.ids[i], store.read_bytes(uri, MAX_IMAGE_BYTES), self.labels[i])
         except store.UnfitFileError as error:
-            return Unreadable(self.ids[i], str(error).removeprefix(f"{uri}: "))
+            return Unreadable(self.ids[i], error.reason)
         except DataError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return Unreadable(self.ids[i], "no such file")

@@ -47,6 +47,13 @@ _ATTEMPTS = 9
 class UnfitFileError(DataError):
     """A file that is there but is not to be read: a pipe, a device, or larger than what is accepted."""
 
+    def __init__(self, uri: str | Path, reason: str) -> None:
+        self.uri, self.reason = uri, reason
+        super().__init__(f"{uri}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UnfitFileError, (self.uri, self.reason)
+
 
 def is_local(uri: str | Path) -> bool:
     """Return whether the URI is a path on this machine, with or without ``file://``."""
@@ -168,7 +175,7 @@ def check_file(uri: str | Path) -> None:
         return
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
-        raise UnfitFileError(f"{uri}: {kinds.get(stat.S_IFMT(mode), 'a device')}; accepted: a file; correct the path")
+        raise UnfitFileError(uri, f"{kinds.get(stat.S_IFMT(mode), 'a device')}; accepted: a file; correct the path")
 
 
 def open_file(uri: str | Path) -> pa.NativeFile:
@@ -198,7 +205,7 @@ def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
         with files.open_input_file(path) as stream:
             size = stream.size()
             if max_bytes is not None and size > max_bytes:
-                raise UnfitFileError(f"{uri}: {size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
+                raise UnfitFileError(uri, f"{size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
             return bytes(read_range(stream, 0, size))
 
     with explained(uri):

@@ -36,6 +36,10 @@ SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
+RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab"]
+"""The command that a run belongs to: commands of one name never share a run."""
+
+
 class TrackedRun:
     """An open MLflow run: what is logged is queued on disk at once and sent by a thread: logging never waits or fails.
 
@@ -67,7 +71,7 @@ class TrackedRun:
         storage: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        kind: Literal["pretrain", "finetune", "evaluate"],
+        kind: RunKind,
         parent_run_id: str | None = None,
     ) -> "TrackedRun":
         """Continue the run of this name and kind in the experiment, or start it; the server is asked at once.

@@ -101,8 +101,14 @@ def test_a_pipe_in_place_of_a_source_is_named(tmp_path, name):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-python.tar.gz/data"])
-def test_a_pipe_in_place_of_an_archive_is_named(tmp_path, name):
+def test_a_pipe_in_place_of_a_class_list_is_named(photos, capfd):
+    os.mkfifo(photos / "names.txt")
+    assert main(["shards", "write", f"{photos}/list.csv", f"{photos}/set", "--class-names", f"{photos}/names.txt"]) == 2
+    assert capfd.readouterr().err == f"error: {photos}/names.txt: a pipe; accepted: a file; correct the path\n"
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_an_archive_is_named(tmp_path):
     os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
     message = refused(write_shards, "cifar10:test", tmp_path / "set", data_dir=tmp_path, **SMALL)
     assert message.startswith(f"{tmp_path}/cifar-10-python.tar.gz: a pipe")

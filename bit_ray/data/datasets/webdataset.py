@@ -19,13 +19,13 @@ from bit_ray.data.datasets.archive import Member, tar_members
 from bit_ray.data.datasets.pattern import matching_files, short_names
 from bit_ray.data.datasets.source import ArchiveSource, Items
 from bit_ray.data.labels import to_indices
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, brief
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff")
 LABELS = ("cls", "json")
 _NUM_READERS = 8
 _MAX_LABEL_BYTES = 2**24
-_MAX_KEYS_SHOWN, _MAX_SHOWN = 20, 80
+_MAX_KEYS_SHOWN = 20
 
 
 def open_webdataset(
@@ -127,7 +127,7 @@ def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str)
     for one in values:
         if not isinstance(one, (int, str)) or isinstance(one, bool) or one == "" or not is_unicode(str(one)):
             raise DataError(
-                f"{place}: label {repr(one)[:_MAX_SHOWN]}; accepted: an index or a name"
+                f"{place}: label {brief(one)}; accepted: an index or a name"
                 + ("" if multi_label else ", or lists with --multi-label (multi_label)")
                 + "; correct it"
             )
