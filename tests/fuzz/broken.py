@@ -13,6 +13,11 @@ from bit_ray.errors import DataError
 WAYS = ("value", "refusal", "lines", "exception", "assertion", "abort", "spin", "wait", "grow", "delete", "create")
 
 
+class _TwoLines(DataError):
+    def __str__(self) -> str:
+        return "input: wrong\naccepted: another"
+
+
 class Kind:
     """One byte string, which is taken, or refused, or worse."""
 
@@ -32,7 +37,7 @@ class Kind:
             case "refusal":
                 raise DataError("input: wrong; accepted: another; correct it")
             case "lines":
-                raise DataError("input: wrong\naccepted: another")
+                raise _TwoLines
             case "exception":
                 {}["no such key"]
             case "assertion":

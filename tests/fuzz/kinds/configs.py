@@ -57,7 +57,9 @@ class Kind:
     cpu_s, memory, canaries = 8.0, 2**29, {}
 
     def __init__(self, folder: Path) -> None:
-        shards = (Shard(path="shard-00000.parquet", num_examples=8, num_bytes=1, sha256="0" * 64),)
+        shards = (
+            Shard(path="shard-00000.parquet", num_examples=8, num_bytes=999, sha256="0" * 64, checksums="0" * 16),
+        )
         self.manifest = Manifest(
             name="x",
             class_names=("a", "b"),
