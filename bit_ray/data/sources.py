@@ -110,7 +110,13 @@ def open_files(
     if not store.exists(uri):
         raise DataError(f"{uri}: no such path; accepted: a folder of class folders, or a .csv or .parquet table")
     if uri.endswith(_TABLES):
-        return _open_table(uri, root, class_names, multi_label)
+        # Any column may be of any kind, and pyarrow may find fault with it wherever it is used; OSError is what it says
+        # of Parquet files that are damaged.
+        try:
+            return _open_table(uri, root, class_names, multi_label)
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(f"{uri}: not readable as a table ({reason}); correct the file") from None
     if root is not None or multi_label:
         option = "root" if root is not None else "multi_label"
         raise DataError(
@@ -178,19 +184,16 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
 
 
 def _read_table(uri: str) -> pa.Table:
-    try:
-        with store.open_file(uri) as stream:
-            if uri.endswith(".parquet"):
-                table = pq.read_table(stream)
-            else:
-                text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
-                table = pa.csv.read_csv(stream, convert_options=text)
-            # That text and names are UTF-8 nobody has looked at yet.
-            table.validate(full=True)
-            _ = table.column_names
-            return table
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{uri}: not readable as a table ({' '.join(str(error).split())}); correct the file") from None
+    with store.open_file(uri) as stream:
+        if uri.endswith(".parquet"):
+            table = pq.read_table(stream)
+        else:
+            text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
+            table = pa.csv.read_csv(stream, convert_options=text)
+        # That text and names are UTF-8 nobody has looked at yet.
+        table.validate(full=True)
+        _ = table.column_names
+        return table
 
 
 def _without_image(classes: tuple[str, ...], labels: npt.NDArray[np.integer[Any]]) -> tuple[str, ...]:
