@@ -2,7 +2,8 @@
 
 MLflow finds this module by the ``loader_module`` of the MLmodel file that registering writes, and hands it the
 ``reference.json`` beside that file. So ``mlflow.pyfunc.load_model("models:/NAME@ALIAS")``, ``mlflow models serve`` and
-``mlflow models predict`` work wherever bit_ray is installed and the weights can be read; nothing is unpickled.
+``mlflow models predict`` work wherever bit_ray is installed and the weights can be read. Nothing is unpickled; but
+MLflow imports whatever module an MLmodel file names, so who may write to the registry may run code on its servers.
 """
 
 import base64
@@ -30,7 +31,7 @@ class Limits:
     """What one request may ask for; each is set by ``BIT_RAY_SERVING_`` and its name, in capitals."""
 
     max_pixels: int = 25_000_000
-    """Pixels of an image: a photograph of 24 megapixels passes, and decoding never takes more than some 0.6 GB."""
+    """Pixels of an image: a photograph of 24 megapixels passes, and decoding takes 0.6 GB, 1 GB where made to."""
     max_images: int = 100
     """Images of a request."""
     max_image_bytes: int = 20_000_000
