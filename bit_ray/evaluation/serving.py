@@ -33,7 +33,7 @@ class Limits:
     """What one request may ask for; each is set by ``BIT_RAY_SERVING_`` and its name, in capitals."""
 
     max_pixels: int = 25_000_000
-    """Pixels of an image: a photograph of 24 megapixels passes, and decoding never takes more than some 0.6 GB."""
+    """Pixels of an image: a photograph of 24 megapixels passes, and decoding takes 0.6 GB, 1 GB where made to."""
     max_images: int = 100
     """Images of a request."""
     max_image_bytes: int = 20_000_000
