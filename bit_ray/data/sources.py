@@ -146,6 +146,9 @@ def _open_folder(uri: str, class_names: Sequence[str] | None) -> FileSource:
 
 def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, multi_label: bool) -> FileSource:
     table = _read_table(uri)
+    for name in ("path", "label", "id"):
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{uri}: column {name!r} comes twice; accepted: once; rename one")
     for name in ("path", "label"):
         if name not in table.column_names:
             raise DataError(
