@@ -38,13 +38,12 @@ from bit_ray.data.layout import (
 from bit_ray.data.manifest import Manifest, Shard
 from bit_ray.errors import DamagedShardError as DamagedShardError
 from bit_ray.errors import DataError, StoreError, brief
-from bit_ray.locks import partial
+from bit_ray.locks import scratch_directory
 
 # Parquet addresses the values of a page by 32-bit offsets.
 MAX_IMAGE_BYTES = 2**28
 # The network's stride, and so its smallest input; smaller images are trained on enlarged.
 SMALL_SIDE = 32
-_SCRATCH = "bit-ray-shard"
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def build_shard(
     sizes: list[tuple[int, int]] = []
     ids: set[str] = set()
     num_seen = num_seekable = num_shrunk = 0
-    with _scratch_file(shard_name(index)) as local:
+    with scratch_file(shard_name(index)) as local:
         schema = shard_schema(plan.optional_columns)
         with _row_group_writer(local, schema, plan.row_group_size) as write:
             rows: list[Example] = []
@@ -220,13 +219,11 @@ def build_shard(
 
 
 @contextmanager
-def _scratch_file(name: str) -> Iterator[Path]:
+def scratch_file(name: str) -> Iterator[Path]:
     """Yield where a file may be written meanwhile; what processes that were killed have left there is removed."""
-    folder = Path(tempfile.gettempdir())
     with ExitStack() as stack:
         with _tmpdir_explained():
-            directory = stack.enter_context(partial(folder / _SCRATCH, directory=True))
-            directory.chmod(0o700)
+            directory = stack.enter_context(scratch_directory())
         yield directory / name
 
 
