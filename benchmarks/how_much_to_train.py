@@ -24,10 +24,12 @@ from bit_ray.data.decode import decode_image
 from bit_ray.evaluation.fewshot import few_shot_subset
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule
+from bit_ray.training.device import normalize, to_channels_last
 from bit_ray.training.fit import Examples, fit
-from bit_ray.training.loop import build_model
+from bit_ray.training.learner import build_model
+from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan, transfer_plan
-from bit_ray.training.step import TrainStep, build_optimizer, normalize, to_channels_last
+from bit_ray.training.step import TrainStep
 from bit_ray.training.trainable import count_parameters
 
 SIZE = 32
@@ -88,9 +90,8 @@ def pretrained(config: Config, examples: Examples) -> dict[str, torch.Tensor]:
         global_batch_size=128,
         weight_decay=1e-4,
     )
-    model = build_model(plan, None)
     losses: list[float] = []
-    fit(model, examples, plan, on_step=lambda step, loss: losses.append(loss))
+    model = fit(plan, examples, on_step=lambda step, loss: losses.append(loss))
     print(f"pre-trained, loss {np.mean(losses[:5]):.2f} to {np.mean(losses[-5:]):.2f}", file=sys.stderr)
     return model.state_dict()
 
@@ -120,8 +121,7 @@ def plan_of(config: Config, train: str, lr: float, num_examples: int, seed: int)
 
 def accuracy(plan: TrainPlan, tensors: dict[str, torch.Tensor], examples: Examples, test: Examples) -> float:
     torch.set_num_threads(1)
-    model = build_model(plan, tensors)
-    fit(model, examples, plan)
+    model = fit(plan, examples, tensors)
     with torch.inference_mode():
         logits = model(normalize(torch.from_numpy(np.stack(test.images)), torch.device("cpu")))
     return float((logits.argmax(1).numpy() == test.labels).mean())

@@ -46,8 +46,9 @@ from bit_ray.models.zoo import create_model, model_config
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.fit import Examples, fit
+from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan, transfer_plan
-from bit_ray.training.step import TrainStep, build_optimizer
+from bit_ray.training.step import TrainStep
 
 NUM_EXAMPLES = 5120  # more than the default windows hold, so that the stream reads as it does from a large set
 NUM_PHOTOS = 1024  # different ones; each stands under five names
@@ -356,7 +357,7 @@ def finetune_rows(setting: Setting, config: Config) -> Iterator[str]:
             raise StopIteration
 
     with contextlib.suppress(StopIteration):
-        fit(create_model(setting.model, NUM_CLASSES), examples, plan, on_step=take_turns)
+        fit(plan, examples, on_step=take_turns)
     ours, timm, same = (
         Measured(batch_size, *(statistics.median(c) for c in zip(*column[1:], strict=True))) for column in times
     )

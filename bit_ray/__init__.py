@@ -1,28 +1,122 @@
 """bit_ray: Big Transfer (BiT) pre-training at scale on Ray, and transfer to any downstream task.
 
-The names below are loaded on first use, so that ``import bit_ray`` needs neither Ray nor MLflow.
+Every public name is here: other modules may move. Names are loaded on first use, so that ``import bit_ray`` needs
+neither Ray nor MLflow nor PyTorch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bit_ray.data.datasets.named import open_dataset
+    from bit_ray.data.manifest import Manifest, read_manifest
+    from bit_ray.data.order import Shuffle
+    from bit_ray.data.shards import Example
+    from bit_ray.data.verify import verify_shards
+    from bit_ray.data.write import write_shards
+    from bit_ray.errors import BitRayError
     from bit_ray.evaluation.classifier import load_model
+    from bit_ray.evaluation.config import EvaluateConfig, ProbeConfig
     from bit_ray.evaluation.predict import predict_folder
+    from bit_ray.evaluation.probing import probe, probe_task
+    from bit_ray.evaluation.rank import rank_models
+    from bit_ray.evaluation.run import evaluate
+    from bit_ray.models.export import load_exported
     from bit_ray.models.npz import load_npz, save_npz
+    from bit_ray.models.read import build_network, read_weights
+    from bit_ray.models.write import write_weights
     from bit_ray.models.zoo import create_model
     from bit_ray.recipes.hyperrule import hyperrule
+    from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
+    from bit_ray.studies.config import FewShotConfig
+    from bit_ray.studies.few_shot import fewshot_suite
+    from bit_ray.studies.vtab import vtab_suite
+    from bit_ray.studies.vtab_config import VtabConfig
+    from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides, Runtime
+    from bit_ray.training.finetune import finetune
+    from bit_ray.training.pretrain import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "hyperrule", "load_model", "load_npz", "predict_folder", "save_npz"]
+__all__ = [
+    "BitRayError",
+    "EvaluateConfig",
+    "Example",
+    "FewShotConfig",
+    "FinetuneConfig",
+    "Manifest",
+    "PretrainConfig",
+    "ProbeConfig",
+    "RuleOverrides",
+    "Runtime",
+    "Shuffle",
+    "UpstreamRecipe",
+    "VtabConfig",
+    "bit_l",
+    "bit_m",
+    "bit_s",
+    "build_network",
+    "create_model",
+    "evaluate",
+    "fewshot_suite",
+    "finetune",
+    "hyperrule",
+    "load_exported",
+    "load_model",
+    "load_npz",
+    "open_dataset",
+    "predict_folder",
+    "pretrain",
+    "probe",
+    "probe_task",
+    "rank_models",
+    "read_manifest",
+    "read_weights",
+    "save_npz",
+    "verify_shards",
+    "vtab_suite",
+    "write_shards",
+    "write_weights",
+]
 
 _HOMES = {
+    "BitRayError": "bit_ray.errors",
+    "EvaluateConfig": "bit_ray.evaluation.config",
+    "Example": "bit_ray.data.shards",
+    "FewShotConfig": "bit_ray.studies.config",
+    "FinetuneConfig": "bit_ray.training.config",
+    "Manifest": "bit_ray.data.manifest",
+    "PretrainConfig": "bit_ray.training.config",
+    "ProbeConfig": "bit_ray.evaluation.config",
+    "RuleOverrides": "bit_ray.training.config",
+    "Runtime": "bit_ray.training.config",
+    "Shuffle": "bit_ray.data.order",
+    "UpstreamRecipe": "bit_ray.recipes.upstream",
+    "VtabConfig": "bit_ray.studies.vtab_config",
+    "bit_l": "bit_ray.recipes.upstream",
+    "bit_m": "bit_ray.recipes.upstream",
+    "bit_s": "bit_ray.recipes.upstream",
+    "build_network": "bit_ray.models.read",
     "create_model": "bit_ray.models.zoo",
+    "evaluate": "bit_ray.evaluation.run",
+    "fewshot_suite": "bit_ray.studies.few_shot",
+    "finetune": "bit_ray.training.finetune",
     "hyperrule": "bit_ray.recipes.hyperrule",
+    "load_exported": "bit_ray.models.export",
     "load_model": "bit_ray.evaluation.classifier",
     "load_npz": "bit_ray.models.npz",
+    "open_dataset": "bit_ray.data.datasets.named",
     "predict_folder": "bit_ray.evaluation.predict",
+    "pretrain": "bit_ray.training.pretrain",
+    "probe": "bit_ray.evaluation.probing",
+    "probe_task": "bit_ray.evaluation.probing",
+    "rank_models": "bit_ray.evaluation.rank",
+    "read_manifest": "bit_ray.data.manifest",
+    "read_weights": "bit_ray.models.read",
     "save_npz": "bit_ray.models.npz",
+    "verify_shards": "bit_ray.data.verify",
+    "vtab_suite": "bit_ray.studies.vtab",
+    "write_shards": "bit_ray.data.write",
+    "write_weights": "bit_ray.models.write",
 }
 
 

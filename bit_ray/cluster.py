@@ -1,14 +1,28 @@
-"""The Ray cluster a command runs on: the one it was submitted to, or one of its own on this machine."""
+"""The Ray cluster a command runs on: the one it was submitted to, or one of its own on this machine.
+
+Whoever reaches a Ray cluster runs code on it. One's own is for this user alone: it listens on 127.0.0.1 only, wants a
+token that only this user can read, and has its sockets and logs in a folder that only this user can enter.
+"""
 
 import logging
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import Config  # type: ignore[attr-defined]
+
+from bit_ray.errors import ConfigError
+from bit_ray.locks import locked
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
+# Ray adds up to 64 characters for its sockets, whose paths may have 107.
+_LONGEST_FOLDER = 40
 _started_here = False
 
 
@@ -53,21 +67,123 @@ def cluster() -> Iterator[Resources]:
             ray.shutdown()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        # Training workers and readers share the cores: Ray's CPUs are places to run, and each kind needs its own.
-        num_cpus=2 * num_local_cores() + 1,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    _started_here = True
+    _make_token()
+    with _token_wanted():
+        with _loopback_only():
+            ray.init(
+                address="local",
+                # Training workers and readers share the cores: Ray's CPUs are places to run, and each kind needs its
+                # own.
+                num_cpus=2 * num_local_cores() + 1,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=_private_folder(),
+            )
+        _started_here = True
+        try:
+            yield _resources(local=True)
+        finally:
+            _started_here = False
+            ray.shutdown()
+
+
+@contextmanager
+def _token_wanted() -> Iterator[None]:
+    """Have a cluster ask for the token, whatever ``RAY_AUTH_MODE`` says of the clusters that others run."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "token"
+    Config.initialize("")  # Ray read the variable when it was imported
     try:
-        yield _resources(local=True)
+        yield
     finally:
-        _started_here = False
-        ray.shutdown()
+        del os.environ["RAY_AUTH_MODE"]
+        if before is not None:
+            os.environ["RAY_AUTH_MODE"] = before
+        Config.initialize("")
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have a new cluster listen on 127.0.0.1, and nowhere else: a switch of Ray's, by default on for Windows and macOS.
+
+    The address alone would not do: Ray takes the machine's outer one for it.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _make_token() -> None:
+    """Make the token file, which Ray would leave to everyone to read; take one that Ray has made out of their sight.
+
+    Raises:
+        ConfigError: It cannot be read or written.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        if not named:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _size(path):
+                lock = path.with_name(".auth_token.lock")
+                with locked(lock, f"{path}: is being made", remedy="wait for it", wait_s=10):
+                    if not _size(path):
+                        path.unlink(missing_ok=True)
+                        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                            file.write(secrets.token_hex(32))
+            _withdraw(path.parent, 0o022)  # who may write there may put another token in its place
+        elif not path.stat().st_size:
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH: {path} is empty; accepted: a file with a token; unset it")
+        _withdraw(path, 0o077)
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_AUTH_TOKEN_PATH: {path} cannot be used ({error.strerror or error}); accepted: a file with a token "
+            "that you can read; set it to one, or set HOME to a folder that you can write to"
+        ) from None
+
+
+def _private_folder() -> str:
+    """Return a folder for Ray's sockets, logs and spilled objects, in one that only this user can enter.
+
+    Ray opens its own folders to everyone, so the mode of the one around them counts.
+
+    Raises:
+        ConfigError: Another user has taken its name.
+    """
+    name = f"bit_ray-{os.getuid()}"
+    places = [os.environ.get("RAY_TMPDIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]
+    folders = [Path(place, name).absolute() for place in places if place]
+    folder = next((f for f in folders if len(os.fsencode(f / "ray")) <= _LONGEST_FOLDER), folders[-1])
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(0, "belongs to another user")
+        _withdraw(folder, 0o077)
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_TMPDIR: {folder} cannot be used ({error.strerror or error}); accepted: a folder with a short path in "
+            "which you can write; set it to one of your own"
+        ) from None
+    return str(folder / "ray")
+
+
+def _withdraw(path: Path, mode: int) -> None:
+    """Take rights away from others, where the file is this user's."""
+    found = path.stat()
+    if found.st_uid == os.getuid() and found.st_mode & mode:
+        path.chmod(stat.S_IMODE(found.st_mode) & ~mode)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _resources(*, local: bool) -> Resources:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,12 +23,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from bit_ray.errors import ConfigError, brief
+from bit_ray.locks import partial
 
 T = TypeVar("T")
+
+MAX_DOCUMENT_BYTES = 64_000_000
+"""Of a JSON document that is read whole; the description of a model with 21,843 named classes has 600,000."""
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
 # YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_MAX_NAME_BYTES = 200  # file systems take 255, and a folder that is being made has a longer name
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -50,6 +56,60 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     config = _read(cls, data, where)
     assert isinstance(config, cls)
     return config
+
+
+def from_json(cls: type[T], data: bytes) -> T:
+    """Build the dataclass ``cls`` from a JSON document that anybody may have written, of at most 64 MB.
+
+    Raises:
+        ConfigError: it is no such document; the text has at most about 300 characters, whatever is in the bytes.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(f"more than {MAX_DOCUMENT_BYTES:,} bytes")
+    try:
+        plain = json.loads(data)
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        return from_dict(cls, plain)
+    except RecursionError:
+        raise ConfigError("lists or mappings nested too deeply") from None
+    except ValueError as error:  # ConfigError is one of them
+        text = str(error)
+        raise ConfigError(text if len(text) <= 300 else f"{text[:297]}...") from None
+
+
+def read_document(path: Path) -> bytes:
+    """Return the bytes of a local file; of one that is too large for `from_json`, no more than show that it is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(MAX_DOCUMENT_BYTES + 1)
+
+
+def check_digest(name: str, value: str) -> None:
+    """Refuse what is no SHA-256 as hashlib writes it; names of files are made of the digests in documents.
+
+    Raises:
+        ConfigError: it is none; ``name`` is what the message calls it.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        raise ConfigError(f"{name}: given {brief(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
+
+
+def check_num_bytes(name: str, value: int) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        ConfigError: it is none; ``name`` is what the message calls it.
+    """
+    if not 0 <= value < 2**63:
+        raise ConfigError(f"{name}: given {brief(value)}; accepted: the size of a file, 0 or more bytes")
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text has neither control characters, line ends among them, nor lone surrogates."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def read_config(cls: type[T], path: str | Path) -> T:
@@ -99,12 +159,11 @@ def write_config(config: Any, path: str | Path) -> None:
         text = json.dumps(to_dict(config), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     else:
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with partial(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 
 
@@ -134,6 +193,22 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
     return from_dict(type(config), data)
 
 
+def check_folder_name(name: str) -> None:
+    """Make sure that a run's name can be that of its folder: one step below the storage, on a disk or in a bucket.
+
+    Raises:
+        ConfigError: It is empty, ``.`` or ``..``, too long, or has a separator or a character that cannot be printed.
+    """
+    # A question mark begins the query of a URI.
+    if name.strip() and name.isprintable() and not set(name) & set("/\\?") and name not in (".", ".."):
+        if len(name.encode()) <= _MAX_NAME_BYTES:
+            return
+        accepted = f"at most {_MAX_NAME_BYTES} bytes, this has {len(name.encode()):,}"
+    else:
+        accepted = "text that can name a folder, without / \\ ? and control characters"
+    raise ConfigError(f"name: given {brief(name)}; accepted: {accepted}; choose another name")
+
+
 def _read(kind: Any, value: Any, where: str) -> Any:
     """Return ``value``, plain or already built, as the declared ``kind``."""
     origin, arguments = get_origin(kind), get_args(kind)
@@ -155,7 +230,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
                 return value
     if kind is float and (number := _float(value)) is not None:
         return number
-    if kind in (int, str, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+    if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str) and is_unicode(value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -193,6 +270,15 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         except ConfigError:
             continue
     raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether text can be written: half of a character, which JSON and file names can hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _float(value: Any) -> float | None:
@@ -260,7 +346,7 @@ def _accepted(kind: Any) -> str:
 
 
 def _join(where: str, name: Any) -> str:
-    name = name if isinstance(name, str) and name.isprintable() else repr(name)
+    name = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else brief(name)
     return f"{where}.{name}" if where else name
 
 

@@ -4,9 +4,19 @@ Every message is one line: the field, what was given, what is accepted, what to 
 it after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+from bit_ray.uris import shown
+
 
 class BitRayError(Exception):
-    """Base of all errors that a user can put right."""
+    """Base of all errors that a user can put right; whatever words went into one, it shows no password of a URI."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
+
+    def __str__(self) -> str:
+        """Return one line that can be shown: names of files and classes in it may hold line breaks and worse."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(map(_shown, text))
 
 
 class ConfigError(BitRayError, ValueError):
@@ -15,6 +25,10 @@ class ConfigError(BitRayError, ValueError):
 
 class DataError(BitRayError):
     """A data set, shard, image or label that is missing, damaged or out of range."""
+
+
+class StoreError(DataError):
+    """A disk or object store that fails, is full, refuses or cannot be reached: the data themselves may be sound."""
 
 
 class DamagedShardError(DataError):
@@ -32,7 +46,7 @@ class TrackingError(BitRayError):
 def brief(value: object) -> str:
     """What a message shows of a value that was given: its repr, at most 80 characters of it."""
     try:
-        text = repr(value)
+        text = shown(repr(value))  # before it is cut: half of a password would not be known for one
     except Exception:  # an int of thousands of digits, say
         text = f"some {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -50,9 +64,13 @@ def root_cause(error: BaseException) -> BitRayError | None:
         # Ray also makes classes at run time that inherit from the cause's class but print a remote traceback.
         if isinstance(e, BitRayError) and type(e).__module__.startswith("bit_ray."):
             # Our messages have one line; Ray Data appends advice on its retries.
-            e.args = (str(e).partition("\n")[0], *e.args[1:])
+            e.args = (Exception.__str__(e).partition("\n")[0], *e.args[1:])
             return e
         failures = getattr(e, "worker_failures", None) or {}
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
         pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
     return None
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

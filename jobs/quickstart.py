@@ -33,6 +33,7 @@ from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides
 from bit_ray.training.finetune import finetune
 from bit_ray.training.pretrain import pretrain
+from bit_ray.uris import shown
 
 # BiT's recipe at a laptop's size. Characters have a right way round: no flips, and crops that keep most of them.
 RECIPE = UpstreamRecipe(
@@ -156,7 +157,7 @@ def main(config: QuickstartConfig) -> None:
     print_table("Time", [*times, ("in all", f"{marks[-1][1] - marks[0][1]:.0f}")], ("stage", "seconds"))
     place = Path(config.storage).resolve()
     console.print(f"Pictures: {place}/few_shot.png, {place}/predictions.png")
-    console.print(f"MLflow:   mlflow ui --backend-store-uri {tracking_uri('', config.storage)}")
+    console.print(f"MLflow:   mlflow ui --backend-store-uri {shown(tracking_uri('', config.storage))}")
 
 
 def _shards(name: str, storage: str) -> str:

@@ -125,6 +125,8 @@ def _read(
         request = ReadRequest(
             shards=uri,
             manifest_digest=manifest.digest,
+            num_classes=manifest.num_classes,
+            multi_label=manifest.multi_label,
             row_group_size=manifest.row_group_size,
             groups=groups,
             group=np.repeat(np.arange(len(groups)), counts),

@@ -7,18 +7,21 @@ section 4.1). Other sets give way, the least recently used first, but none that 
 no room passes through: it is written for its reader, and for neighbours that ask soon, and is not kept.
 
 Below the directory, each file a Parquet file of one row group:
-  sets/<manifest digest>/<shard>-<group>.parquet   kept entries; their bytes together stand in ``usage``
-  passing/<shard>-<group>.parquet                  the latest that were not kept, up to a small share of the bound
-  passing/<shard>-<group>.parquet.<time>-<number>  a reader's own hard link to one, which it unlinks after opening
-  partial/<shard>-<group>.parquet                  being fetched: whoever holds its flock fetches, others wait for it
+  sets/<set>/<set>-<shard>-<group>.parquet               kept entries; their bytes together stand in ``usage``
+  passing/<set>-<shard>-<group>.parquet                  the latest that were not kept, up to a small share of the bound
+  passing/<set>-<shard>-<group>.parquet.<time>-<number>  a reader's own hard link to one, unlinked after opening
+  partial/<set>-<shard>-<group>.parquet                  being fetched: whoever holds its flock fetches, others wait
+A set is known by its URI and its manifest's digest together, so that no set is given what another one claims to hold.
 Files get their final names when they are whole, and a lock dies with its holder, so a process may be killed at any
 moment.
 """
 
 import errno
 import fcntl
+import hashlib
 import math
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -30,8 +33,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bit_ray.data import store
-from bit_ray.data.fetch import Pieces, damaged, fetch_group
-from bit_ray.data.layout import MAGIC
+from bit_ray.data.fetch import damaged, fetch_group
+from bit_ray.data.layout import MAGIC, Pieces
 from bit_ray.data.manifest import Shard
 from bit_ray.data.shards import count_rows
 from bit_ray.errors import ConfigError, DataError
@@ -110,8 +113,9 @@ class NodeCache:
         """
         if store.is_local(set_uri):
             return _locate_local(set_uri, shard, group, row_group_size)
-        name = f"{shard.sha256[:32]}-{group:05d}.parquet"
-        kept = self._sets / set_key[:32] / name
+        of_set = hashlib.sha256(f"{set_key} {set_uri}".encode()).hexdigest()[:32]
+        name = f"{of_set}-{shard.sha256[:32]}-{group:05d}.parquet"
+        kept = self._sets / of_set / name
         with self._explained():
             self._prepare()
             self._use(kept.parent)
@@ -126,6 +130,15 @@ class NodeCache:
                 num_rows = _rows(shard, group, row_group_size)
                 pieces = fetch_group(set_uri, shard, group, num_rows)
                 return self._keep(kept, partial, pieces)
+
+    def discard(self, found: Located) -> None:
+        """Delete an entry that is damaged on this node's disk, so that the next to locate it fetches it again."""
+        path = Path(found.path)
+        if self.directory in path.parents:
+            with self._explained():
+                path.unlink(missing_ok=True)
+                with self._usage() as usage:
+                    usage.counted = 0.0  # it may have been counted
 
     def _keep(self, kept: Path, partial: int, pieces: Pieces) -> Located:
         """Write what was fetched and give it its final name, among the kept entries if there is room."""
@@ -239,10 +252,10 @@ class NodeCache:
     def _prepare(self) -> None:
         """Make the directories and, once in each process, remove what dead processes left behind."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._is_default:
+            _check_private(self.directory)
         for directory in (self._sets, self._passing, self._partial):
             directory.mkdir(exist_ok=True)
-        if self._is_default and self.directory.stat().st_uid != os.getuid():
-            raise PermissionError(errno.EPERM, "belongs to another user")
         with _prepared_lock:
             if self.directory in _prepared:
                 return
@@ -328,6 +341,17 @@ class _Usage:
 
 _prepared: set[Path] = set()
 _prepared_lock = threading.Lock()
+
+
+def _check_private(directory: Path) -> None:
+    """Raise PermissionError unless nobody else can put files there; the default's name is known to every user."""
+    status = os.lstat(directory)
+    if stat.S_ISLNK(status.st_mode):
+        raise PermissionError(errno.EPERM, "is a symbolic link")
+    if status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, "can be written by other users")
 
 
 def _locate_local(set_uri: str, shard: Shard, group: int, row_group_size: int) -> Located:

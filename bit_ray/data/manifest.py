@@ -3,23 +3,36 @@
 ``manifest.json`` is written last, so a directory that has one holds a whole set; a directory that has only
 ``_writing.json`` is half-written. A reader never lists a bucket and opens no footer to plan an epoch: every row group
 of a shard has exactly ``row_group_size`` rows, but the shard's last, which has what is left.
+
+Format 2 adds a checksum of every row group and the names of optional columns; sets of format 1 are read as before. A
+manifest may come from anywhere: its dataclasses check every field when they are made.
 """
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bit_ray.config import from_dict
+from bit_ray.config import check_digest, from_dict
 from bit_ray.data import store
+from bit_ray.data.layout import CHECKSUM_DIGITS, OPTIONAL_COLUMNS
 from bit_ray.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
 WRITING = "_writing.json"
 SKIPPED = "skipped.json"
-FORMAT = 1
+FORMATS = (1, 2)
+
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}")
+_CHECKSUMS = re.compile(rf"(?:[0-9a-f]{{{CHECKSUM_DIGITS}}})*")
+# Far above any set: what they keep away is a small file that asks for all of a machine's memory.
+_MAX_SHARD_BYTES = 2**50
+_MAX_GROUP_ROWS = 2**20
+_MAX_GROUPS = 2**26
+_MAX_IMAGE_SIDE = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,13 +40,31 @@ class Shard:
     """One Parquet file of a set."""
 
     path: str
-    """Relative to the directory of the set."""
+    """Name of the file in the directory of the set."""
     num_examples: int
     num_bytes: int
     sha256: str
+    checksums: str = ""
+    """Eight hex digits for each row group, `bit_ray.data.layout.checksum`; empty in format 1."""
+
+    def __post_init__(self) -> None:
+        if not _FILE_NAME.fullmatch(self.path):
+            raise ConfigError(f"path: {self.path[:80]!r}; accepted: the name of a file in the directory of the set")
+        check_digest("sha256", self.sha256)
+        if not _CHECKSUMS.fullmatch(self.checksums):
+            raise ConfigError(f"checksums: {self.checksums[:80]!r}; accepted: {CHECKSUM_DIGITS} hex digits a row group")
+        if not 0 < self.num_bytes <= _MAX_SHARD_BYTES:
+            raise ConfigError(f"num_bytes: {self.num_bytes}; accepted: 1 to {_MAX_SHARD_BYTES}")
+        if not 0 < self.num_examples <= self.num_bytes:
+            raise ConfigError(f"num_examples: {self.num_examples}; accepted: 1 or more, at most one a byte")
+
+    def checksum(self, group: int) -> str:
+        """Return the checksum of a row group, empty where the manifest has none."""
+        return self.checksums[group * CHECKSUM_DIGITS : (group + 1) * CHECKSUM_DIGITS]
 
 
 _KINDS = get_type_hints(Shard)
+_KINDS_1 = {name: kind for name, kind in _KINDS.items() if name != "checksums"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +85,35 @@ class Manifest:
     """Whether readers convert what is not 8-bit RGB (``decode_image(..., convert=True)``) or refuse it."""
     plan_digest: str = ""
     """SHA-256 of the plan that wrote the set (source and options); empty for a set written from an iterator."""
-    format: int = FORMAT
+    optional_columns: tuple[str, ...] = ()
+    """Those of `bit_ray.data.layout.OPTIONAL_COLUMNS` that its shards have, in that order."""
+    format: int = FORMATS[-1]
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            accepted = ", ".join(map(str, FORMATS))
+            raise ConfigError(f"format: {self.format}; accepted: {accepted}; use the version that wrote it")
+        if not self.class_names:
+            raise ConfigError("class_names: none; accepted: at least one")
+        if not 1 <= self.row_group_size <= _MAX_GROUP_ROWS:
+            raise ConfigError(f"row_group_size: {self.row_group_size}; accepted: 1 to {_MAX_GROUP_ROWS}")
+        if not all(1 <= side <= _MAX_IMAGE_SIDE for side in self.median_image_size):
+            raise ConfigError(f"median_image_size: {self.median_image_size}; accepted: 1 to {_MAX_IMAGE_SIDE} pixels")
+        if self.optional_columns != tuple(name for name in OPTIONAL_COLUMNS if name in self.optional_columns):
+            raise ConfigError(
+                f"optional_columns: {self.optional_columns}; accepted: any of {', '.join(OPTIONAL_COLUMNS)}, in order"
+            )
+        if len({shard.path for shard in self.shards}) < len(self.shards):
+            raise ConfigError("shards: one comes twice; accepted: each once")
+        num_groups = [-(-shard.num_examples // self.row_group_size) for shard in self.shards]
+        if sum(num_groups) > _MAX_GROUPS:
+            raise ConfigError(f"shards: {sum(num_groups)} row groups; accepted: at most {_MAX_GROUPS}")
+        if self.format == 1 and (self.optional_columns or any(shard.checksums for shard in self.shards)):
+            raise ConfigError("format: 1; accepted: 2 for a set with checksums or optional columns")
+        if self.format > 1:
+            for i, (shard, n) in enumerate(zip(self.shards, num_groups, strict=True)):
+                if len(shard.checksums) != n * CHECKSUM_DIGITS:
+                    raise ConfigError(f"shards[{i}].checksums: accepted: one for each of its {n} row groups")
 
     @property
     def num_classes(self) -> int:
@@ -77,6 +136,8 @@ class Manifest:
             "shards": [[shard.sha256, shard.num_examples] for shard in self.shards],
         }
         # `bit_ray.config.digest` without its walk through what is plain already, which takes half a second.
+        if self.optional_columns:
+            content["optional_columns"] = list(self.optional_columns)
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def row_groups(self, shard_index: int) -> int:
@@ -100,8 +161,9 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
     data = store.read_json(path, _read_shard)
     if not isinstance(data, dict):
         raise DataError(f"{path}: not a manifest; accepted: what `bit-ray shards write` makes; write the set again")
-    if data.get("format") != FORMAT:
-        raise DataError(f"{path}: format: {data.get('format')}; accepted: {FORMAT}; use the version that wrote it")
+    if data.get("format") not in FORMATS:  # before what a newer version has added is called unknown
+        given, accepted = repr(data.get("format"))[:80], ", ".join(map(str, FORMATS))
+        raise DataError(f"{path}: format: {given}; accepted: {accepted}; use the version that wrote it")
     try:
         shards = data.get("shards")
         if isinstance(shards, list) and all(type(shard) is Shard for shard in shards):
@@ -109,9 +171,9 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
         else:
             manifest = from_dict(Manifest, data)  # says what is wrong
     except ConfigError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {str(error)[:300]}") from None
     total = sum(shard.num_examples for shard in manifest.shards)
-    if total != manifest.num_examples or not manifest.shards or manifest.row_group_size < 1:
+    if total != manifest.num_examples or not manifest.shards:
         raise DataError(
             f"{path}: num_examples: {manifest.num_examples}, but its {len(manifest.shards)} shards have {total}; "
             "the manifest is damaged, restore it or write the set again"
@@ -132,7 +194,12 @@ def write_manifest(uri: str | Path, manifest: Manifest) -> None:
 def to_json(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as plain data, its shards one flat record each."""
     data = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
-    return {**data, "shards": [asdict(shard) for shard in manifest.shards]}
+    shards = [asdict(shard) for shard in manifest.shards]
+    if manifest.format == 1:
+        del data["optional_columns"]
+        for shard in shards:
+            del shard["checksums"]
+    return {**data, "shards": shards}
 
 
 def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards: str) -> None:
@@ -157,7 +224,12 @@ def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards:
 
 def _read_shard(record: dict[str, Any]) -> Any:
     """Make a JSON object a Shard if it is one to the letter, while it is read: a large set has 100,000 of them."""
-    return Shard(**record) if {name: type(value) for name, value in record.items()} == _KINDS else record
+    if {name: type(value) for name, value in record.items()} not in (_KINDS, _KINDS_1):
+        return record
+    try:
+        return Shard(**record)
+    except ConfigError:
+        return record  # is read again, for the error that names its place
 
 
 def _why_no_manifest(uri: str | Path) -> str:

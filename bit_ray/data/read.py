@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from bit_ray.data.cache import CacheConfig, NodeCache
+from bit_ray.data import store
+from bit_ray.data.cache import CacheConfig, Located, NodeCache
 from bit_ray.data.manifest import Shard
-from bit_ray.data.shards import DamagedShardError, index_rows
+from bit_ray.data.shards import DamagedShardError, index_rows, row_problems
 
 # Requests to an object store that are under way at a time; one of them brings tens of megabytes per second.
 _MOST_THREADS = 16
@@ -30,9 +31,9 @@ PLACES = pa.schema(
         pa.field("fetched_bytes", pa.int64()),
     ]
 )
-"""One row per example asked for, in that order. ``problem`` says why a row cannot be read, and then all else is null;
-``transient`` files are not kept in the cache, whoever opens one unlinks it; ``fetched_bytes`` stands at the first row
-of a row group, and is null in the others."""
+"""One row per example asked for, in that order. ``problem`` says why a row cannot be used, and then ``labels`` is null,
+and all else too where the row group cannot be read; ``transient`` files are not kept in the cache, whoever opens one
+unlinks it; ``fetched_bytes`` stands at the first row of a row group, and is null in the others."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class ReadRequest:
     """URI of the shard set."""
     manifest_digest: str
     """What the cache knows the set by."""
+    num_classes: int
+    multi_label: bool
     row_group_size: int
     groups: tuple[tuple[Shard, int], ...]
     """Row groups to read: shard and number of the group in it."""
@@ -81,19 +84,23 @@ def read(request: ReadRequest) -> pa.Table:
         shard, group = request.groups[place]
         rows = request.row[request.group == place]
         try:
-            found = cache.locate(request.shards, request.manifest_digest, shard, group, request.row_group_size)
-            table = index_rows(found.path, found.group).take(rows)
+            found, table = _index(cache, request, shard, group)
         except DamagedShardError as error:
             return _unreadable(len(rows), str(error))
-        n = len(rows)
+        wrong = row_problems(table, request.num_classes, request.multi_label)
+        problems = [wrong.get(row) for row in rows.tolist()]
+        ids, labels = table["id"], table["labels"].cast(PLACES.field("labels").type)
+        if wrong:
+            ids, labels = _without(table, wrong)
+        table, n = table.take(rows), len(rows)
         return pa.table(
             [
-                table["id"],
-                table["labels"].cast(PLACES.field("labels").type),
+                ids.take(rows),
+                labels.take(rows),
                 pa.array([found.path] * n, pa.string()),
                 table["offset"],
                 table["length"],
-                pa.nulls(n, pa.string()),
+                pa.array(problems, pa.string()),
                 pa.array([found.transient] * n, pa.bool_()),
                 pa.array([found.fetched_bytes] + [None] * (n - 1), pa.int64()),
             ],
@@ -105,6 +112,28 @@ def read(request: ReadRequest) -> pa.Table:
     # The tables stand in the order of the groups; back into the order of the request.
     back = np.argsort(np.argsort(request.group, kind="stable"), kind="stable")
     return pa.concat_tables(tables).take(back)
+
+
+def _index(cache: NodeCache, request: ReadRequest, shard: Shard, group: int) -> tuple[Located, pa.Table]:
+    """Locate a row group and index it; a copy that has been damaged on this node's disk is fetched again, once."""
+    key = request.shards, request.manifest_digest, shard, group, request.row_group_size
+    found = cache.locate(*key)
+    checksum = shard.checksum(group)
+    try:
+        return found, index_rows(found.path, found.group, checksum)
+    except DamagedShardError:
+        if store.is_local(request.shards) or not found.hit:
+            raise
+    cache.discard(found)
+    found = cache.locate(*key)
+    return found, index_rows(found.path, found.group, checksum)
+
+
+def _without(table: pa.Table, wrong: dict[int, str]) -> tuple[pa.Array, pa.Array]:
+    """Ids and labels of a row group some of whose rows are not to be used: ids that can be shown, no labels."""
+    ids = [id.decode(errors="replace") for id in table["id"].cast(pa.binary()).to_pylist()]
+    labels = [None if row in wrong else labels for row, labels in enumerate(table["labels"].to_pylist())]
+    return pa.array(ids, pa.string()), pa.array(labels, PLACES.field("labels").type)
 
 
 def _unreadable(count: int, problem: str) -> pa.Table:

@@ -1,17 +1,16 @@
 """The shard format: Parquet files of encoded images, written and read a row group at a time.
 
 Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes as they came; ``labels`` list<int32>,
-class indices. Nothing is compressed again. The bytes of a shard are a pure function of its examples, so a shard may be
-built anywhere, and again after a failure.
+class indices; where the set has them, ``annotation`` and ``fingerprint``, binary. Nothing is compressed again. The
+bytes of a shard are a pure function of its examples, so a shard may be built anywhere, and again after a failure.
 """
 
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,21 +18,33 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bit_ray.config import is_unicode
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
-from bit_ray.data.fetch import damaged, fetch_group
+from bit_ray.data.fetch import ShardFile, damaged, fetch_columns, local_shard
 from bit_ray.data.jpeg import make_seekable, shrink
-from bit_ray.data.layout import SCHEMA, LayoutError, group_chunks, value_extents
+from bit_ray.data.layout import (
+    OPTIONAL_COLUMNS,
+    SCHEMA,
+    LayoutError,
+    group_checksum,
+    read_columns,
+    shard_schema,
+    value_extents,
+)
 from bit_ray.data.manifest import Manifest, Shard
 from bit_ray.errors import DamagedShardError as DamagedShardError
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, StoreError, brief
+from bit_ray.locks import partial
 
 # Parquet addresses the values of a page by 32-bit offsets.
-_MAX_IMAGE_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**28
 # The network's stride, and so its smallest input; smaller images are trained on enlarged.
 SMALL_SIDE = 32
+_SCRATCH = "bit-ray-shard"
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,10 @@ class Example:
     id: str
     image: bytes
     labels: tuple[int, ...]
+    annotation: bytes = b""
+    """What else is known of the image, such as boxes; for sets with this optional column."""
+    fingerprint: bytes = b""
+    """By which near-duplicates are found; for sets with this optional column."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,8 @@ class ShardPlan:
     row_group_size: int
     convert_images: bool
     on_bad: Literal["error", "skip"]
+    optional_columns: tuple[str, ...] = ()
+    """Those of `OPTIONAL_COLUMNS` that the set has, in that order."""
     seekable: bool = False
     """Whether JPEG files get restart markers, without loss."""
     shorter_side: int | None = None
@@ -128,17 +145,16 @@ def build_shard(
     Raises:
         DataError: a label that is out of range or of the wrong count, an id that is empty or comes twice.
         ConfigError: ``seekable`` where the JPEG extension is missing.
+        StoreError: TMPDIR or the output is full, or cannot be written to.
     """
     bad: list[tuple[str, str]] = []
     convertible = False
     sizes: list[tuple[int, int]] = []
     ids: set[str] = set()
     num_seen = num_seekable = num_shrunk = 0
-    with tempfile.TemporaryDirectory(prefix="bit-ray-shard-") as directory:
-        local = Path(directory) / shard_name(index)
-        with pq.ParquetWriter(
-            local, SCHEMA, compression="none", use_dictionary=False, write_statistics=False
-        ) as writer:
+    with _scratch_file(shard_name(index)) as local:
+        schema = shard_schema(plan.optional_columns)
+        with _row_group_writer(local, schema, plan.row_group_size) as write:
             rows: list[Example] = []
             for example in examples:
                 num_seen += 1
@@ -152,8 +168,8 @@ def build_shard(
                     )
                 ids.add(example.id)
                 try:
-                    if len(example.image) > _MAX_IMAGE_BYTES:
-                        raise ImageError(f"{len(example.image)} bytes; accepted: at most {_MAX_IMAGE_BYTES}")
+                    if len(example.image) > MAX_IMAGE_BYTES:
+                        raise ImageError(f"{len(example.image)} bytes; accepted: at most {MAX_IMAGE_BYTES}")
                     pixels = decode_image(example.image, convert=plan.convert_images)
                 except ImageError as error:
                     bad.append((example.id, error.reason))
@@ -171,23 +187,25 @@ def build_shard(
                 sizes.append(pixels.shape[:2])
                 rows.append(example)
                 if len(rows) == plan.row_group_size:
-                    writer.write_table(_table(rows), row_group_size=plan.row_group_size)
+                    write(_table(rows, schema))
                     rows.clear()
                     if progress is not None:
                         progress(num_seen)
                         num_seen = 0
             if rows:
-                writer.write_table(_table(rows), row_group_size=plan.row_group_size)
+                write(_table(rows, schema))
         if progress is not None:
             progress(num_seen)
         shard = None
         if sizes and not (bad and plan.on_bad == "error"):
-            shard = Shard(
-                path=shard_name(index),
-                num_examples=len(sizes),
-                num_bytes=local.stat().st_size,
-                sha256=file_sha256(local),
-            )
+            with _tmpdir_explained():
+                shard = Shard(
+                    path=shard_name(index),
+                    num_examples=len(sizes),
+                    num_bytes=local.stat().st_size,
+                    sha256=file_sha256(local),
+                    checksums=row_group_checksums(local),
+                )
             store.upload_file(local, store.join(plan.output, shard.path))
     return ShardResult(
         index=index,
@@ -201,13 +219,68 @@ def build_shard(
     )
 
 
+@contextmanager
+def _scratch_file(name: str) -> Iterator[Path]:
+    """Yield where a file may be written meanwhile; what processes that were killed have left there is removed."""
+    folder = Path(tempfile.gettempdir())
+    with ExitStack() as stack:
+        with _tmpdir_explained():
+            directory = stack.enter_context(partial(folder / _SCRATCH, directory=True))
+            directory.chmod(0o700)
+        yield directory / name
+
+
+@contextmanager
+def _row_group_writer(path: Path, schema: pa.Schema, row_group_size: int) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that adds row groups to a new Parquet file, which is closed at the end."""
+
+    def write(table: pa.Table) -> None:
+        with _tmpdir_explained():
+            writer.write_table(table, row_group_size=row_group_size)
+
+    with _tmpdir_explained():
+        writer = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False)
+    try:
+        yield write
+    except BaseException:
+        with suppress(OSError):
+            writer.close()
+        raise
+    with _tmpdir_explained():
+        writer.close()
+
+
+@contextmanager
+def _tmpdir_explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"TMPDIR: {tempfile.gettempdir()}: a shard cannot be written there ({reason}); accepted: a folder with "
+            "room for one shard per process; make room, or set TMPDIR to another folder"
+        ) from None
+
+
 def check_example(example: Example, num_classes: int, multi_label: bool) -> None:
     """Raise DataError unless id and labels of the example fit a set of ``num_classes``."""
     if not isinstance(example, Example):
         raise DataError(f"source: gave {type(example).__name__}; accepted: Example(id, image, labels); convert it")
-    if not isinstance(example.id, str) or not example.id:
-        raise DataError(f"id: {example.id!r}; accepted: text that is not empty; give every example an id")
+    if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):
+        raise DataError(f"id: {brief(example.id)}; accepted: text in UTF-8 that is not empty; give every example an id")
+    if not isinstance(example.image, bytes):
+        raise DataError(
+            f"{example.id}: image: {type(example.image).__name__}; accepted: the bytes of its file; give them"
+        )
+    if not isinstance(example.labels, (tuple, list, np.ndarray)):
+        raise DataError(
+            f"{example.id}: labels: {brief(example.labels)}; accepted: a tuple of class indices; convert it"
+        )
     for label in example.labels:
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+            raise DataError(
+                f"{example.id}: label {brief(label)}; accepted: whole numbers, the indices of class names; convert it"
+            )
         if not 0 <= label < num_classes:
             raise DataError(
                 f"{example.id}: label {label}; accepted: 0 to {num_classes - 1}, the index of a class name; "
@@ -226,58 +299,52 @@ def read_rows(
 ) -> pa.Table:
     """Read row groups of one shard of the set at ``uri``, all of it or some of the columns.
 
+    Rows are checked against the manifest; with the images among the columns, against its checksums as well.
+
     Raises:
         DamagedShardError: the shard is missing, empty, truncated, or not what the manifest says.
         DataError: the store refuses or cannot be reached.
     """
     shard = manifest.shards[shard_index]
     path = store.join(uri, shard.path)
-    groups = list(row_group_indices)
-    assert all(0 <= group < manifest.row_groups(shard_index) for group in groups), groups
     size = manifest.row_group_size
-    num_rows = [min(size, shard.num_examples - group * size) for group in groups]
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
-    try:
-        if store.is_local(uri):
-            with pq.ParquetFile(store.filesystem(path)[1], pre_buffer=True) as parquet:
-                table = parquet.read_row_groups(groups, columns=list(columns), use_threads=False)
-        else:
-            files = [fetch_group(uri, shard, g, n, columns) for g, n in zip(groups, num_rows, strict=True)]
-            table = pa.concat_tables(
-                pq.read_table(pa.BufferReader(b"".join(file)), columns=list(columns), use_threads=False)
-                for file in files
-            )
-    except (OSError, pa.ArrowException, IndexError, EOFError) as error:
-        if isinstance(error, PermissionError):
-            raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
-        raise damaged(uri, path, damage(path, shard) or " ".join(str(error).split())) from None
-    if table.num_rows != sum(num_rows) or not table.schema.equals(schema):
-        raise damaged(uri, path, damage(path, shard) or "other rows than the manifest says")
-    return table
+    tables = []
+    for group in row_group_indices:
+        assert 0 <= group < manifest.row_groups(shard_index), group
+        num_rows = min(size, shard.num_examples - group * size)
+        table = fetch_columns(uri, shard, group, num_rows, columns)
+        if table.num_rows != num_rows:
+            raise damaged(uri, path, "other rows than the manifest says")
+        for row, problem in row_problems(table, manifest.num_classes, manifest.multi_label).items():
+            raise damaged(uri, path, f"row {group * size + row}: {problem}")
+        tables.append(table.select(list(columns)))
+    schema = shard_schema(manifest.optional_columns)
+    return pa.concat_tables(tables) if tables else pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
-def index_rows(path: str | Path, group: int) -> pa.Table:
+def index_rows(path: str | Path, group: int, expected_checksum: str = "") -> pa.Table:
     """Find the images of one row group of a local shard, so that each can be read without the others.
 
     Args:
         path: A shard, or what `bit_ray.data.cache` located in its place.
         group: Number of the row group in that file.
+        expected_checksum: Of the row group, from the manifest; empty for none.
 
     Returns:
         Columns id string, labels list<int32>, offset int64, length int64: the encoded image of a row is ``length``
-        bytes of the file from byte ``offset`` on.
+        bytes of the file from byte ``offset`` on. What the columns say is not checked: see `row_problems`.
 
     Raises:
         DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
     """
-    with _opened(path) as (file, metadata):
-        chunks = group_chunks(metadata, group)
-        images = chunks[SCHEMA.get_field_index("image")]
+    with _opened(path) as (file, shard):
+        found = shard.footer.group(group)
         if hasattr(os, "posix_fadvise"):  # whoever asks will read the images soon
-            os.posix_fadvise(file.fileno(), images.offset, images.length, os.POSIX_FADV_WILLNEED)
-        offsets, lengths = value_extents(lambda offset, n: os.pread(file.fileno(), n, offset), images)
-        parquet = pq.ParquetFile(pa.PythonFile(file, "r"), metadata=metadata)
-        table = parquet.read_row_group(group, columns=["id", "labels"], use_threads=False)
+            os.posix_fadvise(file.fileno(), found.start, found.stop - found.start, os.POSIX_FADV_WILLNEED)
+        if expected_checksum and group_checksum(shard.read_at, found) != expected_checksum:
+            raise LayoutError(f"row group {group} has other bytes than the manifest's checksum")
+        offsets, lengths = value_extents(shard.read_at, found.chunks[SCHEMA.get_field_index("image")])
+        table = read_columns(shard.read_at, shard.footer, found, ["id", "labels"])
         if len(table) != len(offsets):
             raise LayoutError("columns of different lengths")
     table = table.append_column("offset", pa.array(offsets, pa.int64()))
@@ -290,29 +357,60 @@ def count_rows(path: str | Path, group: int) -> int:
     Raises:
         DamagedShardError: the file is missing or damaged, or has no such row group.
     """
-    with _opened(path) as (_, metadata):
-        group_chunks(metadata, group)
-        return int(metadata.row_group(group).num_rows)
+    with _opened(path) as (_, shard):
+        return shard.footer.group(group).num_rows
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[FileIO, pq.FileMetaData]]:
+def _opened(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
     try:
-        with FileIO(path) as file:
-            status = os.fstat(file.fileno())
-            yield file, _footer(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
-    except PermissionError:
-        raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+        with local_shard(path) as opened:
+            yield opened
+    except (OSError, LayoutError) as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise DamagedShardError(
             f"{path}: {what}; restore the shard or write it again; a file of the node's cache may be deleted"
         ) from None
 
 
-@lru_cache(maxsize=64)
-def _footer(path: str, inode: int, mtime_ns: int, size: int) -> pq.FileMetaData:
-    return pq.read_metadata(path)
+def row_problems(table: pa.Table, num_classes: int, multi_label: bool) -> dict[int, str]:
+    """Say what is wrong with the ids and labels of a row group, by row: what is trained on must be what was written.
+
+    Args:
+        table: Rows with any of the columns of SCHEMA.
+        num_classes: Of the set.
+        multi_label: Whether a row may have any number of labels.
+    """
+    problems: dict[int, str] = {}
+    if "labels" in table.column_names:
+        labels = table.column("labels").combine_chunks()
+        counts = np.asarray(labels.value_lengths())
+        values = np.asarray(labels.flatten())
+        rows = np.repeat(np.arange(len(counts)), counts)
+        for i in np.flatnonzero((values < 0) | (values >= num_classes)).tolist():
+            problems[int(rows[i])] = f"label {values[i]}; accepted: 0 to {num_classes - 1}"
+        if not multi_label:
+            for row in np.flatnonzero(counts != 1).tolist():
+                problems[row] = f"{counts[row]} labels; accepted: one"
+    if "id" in table.column_names:
+        ids = table.column("id").cast(pa.binary()).combine_chunks()
+        for row in np.flatnonzero(np.asarray(pc.binary_length(ids)) == 0).tolist():
+            problems[row] = "id is empty"
+        try:
+            table.column("id").validate(full=True)
+        except pa.ArrowInvalid:
+            for row, data in enumerate(ids.to_pylist()):
+                if not _is_utf8(data):
+                    problems[row] = f"id is not UTF-8 text ({data[:80]!r})"
+    return problems
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "image", "labels")) -> Iterator[pa.Table]:
@@ -326,30 +424,11 @@ def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "i
             yield read_rows(uri, manifest, index, [group], columns)
 
 
-def damage(path: str, shard: Shard) -> str | None:
-    """Say what is wrong with a shard by its size alone, or None."""
-    size = store.file_sizes([path])[0]
-    if size is None:
-        return "is in the manifest but missing"
-    if size != shard.num_bytes:
-        return f"has {size} bytes, the manifest says {shard.num_bytes}"
-    return None
-
-
-@contextmanager
-def open_shard(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard for reading by row group, wherever it lies."""
-    files, inner = store.filesystem(path)
-    with store.explained(path):
-        stream = files.open_input_file(inner)
-    with stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
-        yield parquet
-
-
 def to_examples(table: pa.Table) -> list[Example]:
     """Return the rows of a table as examples."""
-    columns = (table.column(name).to_pylist() for name in SCHEMA.names)
-    return [Example(id, image, tuple(labels)) for id, image, labels in zip(*columns, strict=True)]
+    names = [name for name in (*SCHEMA.names, *OPTIONAL_COLUMNS) if name in table.column_names]
+    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    return [Example(id, image, tuple(labels), *more) for id, image, labels, *more in rows]
 
 
 def median_size(sizes: Sequence[tuple[int, int]], weights: Sequence[int]) -> tuple[int, int]:
@@ -372,8 +451,13 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _table(rows: Sequence[Example]) -> pa.Table:
-    columns = [[row.id for row in rows], [row.image for row in rows], [list(row.labels) for row in rows]]
+def row_group_checksums(path: str | Path) -> str:
+    """Return what `Shard.checksums` says of a local shard."""
+    with local_shard(path) as (_, shard):
+        return "".join(group_checksum(shard.read_at, group) for group in shard.footer.groups)
+
+
+def _table(rows: Sequence[Example], schema: pa.Schema) -> pa.Table:
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+        [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema], schema=schema
     )

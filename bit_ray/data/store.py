@@ -7,24 +7,31 @@ import json
 import os
 import random
 import re
-import shutil
+import stat
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from bit_ray.errors import DataError
+from bit_ray.config import from_dict
+from bit_ray.errors import DataError, StoreError
+from bit_ray.locks import partial
+from bit_ray.uris import MASK
 
 _REMOTE = ("s3", "gs")
+_PUBLIC = "anonymous@"
+"""Before a bucket of Google's: without any key."""
+_GIVE_KEYS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
+}
 _NUM_THREADS = 32
 _COPY_BYTES = 16 * 2**20
 T = TypeVar("T")
@@ -35,6 +42,17 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 # Each single request is tried this often, 25 ms to 3 s apart: at 20 % failures one in 2,000,000 fails for good, and a
 # store that is not there is given up after 6 s.
 _ATTEMPTS = 9
+
+
+class UnfitFileError(DataError):
+    """A file that is there but is not to be read: a pipe, a device, or larger than what is accepted."""
+
+    def __init__(self, uri: str | Path, reason: str) -> None:
+        self.uri, self.reason = uri, reason
+        super().__init__(f"{uri}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UnfitFileError, (self.uri, self.reason)
 
 
 def is_local(uri: str | Path) -> bool:
@@ -48,30 +66,65 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     An S3 endpoint comes from ``AWS_ENDPOINT_URL`` or from the URI (``s3://bucket/key?endpoint_override=host:port``).
 
     Raises:
-        DataError: the scheme is not one of file, s3 and gs, or the bucket is not named.
+        DataError: the scheme is not one of file, s3 and gs, the bucket is not named, or there is a key in the URI.
     """
     text = str(uri)
-    if _scheme(text) == "file":
+    check_uri(text)
+    scheme = _scheme(text)
+    if scheme == "file":
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
-    scheme, _, rest = text.partition("://")
-    rest, _, query = rest.partition("?")
+    rest, _, query = text.partition("://")[2].partition("?")
     path = rest.strip("/")
     if not path:
         raise DataError(f"{text}: names no bucket; accepted: {scheme}://bucket/path; add the bucket")
     if scheme == "s3":
+        _check_endpoint()
         # Stores older than AWS's trailing checksums (Ceph, MinIO, rclone) answer them with HTTP 411.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     elif "retry_limit_seconds" not in query:
         query = "&".join(filter(None, (query, "retry_limit_seconds=60")))  # the library's own limit is 15 minutes
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "STORAGE_"))))
-    bucket = path.split("/", 1)[0]
     with explained(text):
-        return _remote(scheme, bucket.rpartition("@")[2], bucket, query, environment), path.rpartition("@")[2]
+        return _remote(scheme, path.split("/", 1)[0], query, environment), path.removeprefix(_PUBLIC)
+
+
+def check_uri(uri: str | Path) -> None:
+    """Refuse a URI with a key or a password in it: it would be recorded, logged and shown with all that it is part of.
+
+    Raises:
+        DataError: there is one, or the scheme is not one of file, s3 and gs.
+    """
+    text = str(uri)
+    scheme = _scheme(text)
+    if scheme == "file":
+        return
+    rest, _, query = text.partition("://")[2].partition("?")
+    bucket = rest.strip("/").split("/", 1)[0]
+    if re.search("[@:]", bucket.removeprefix(_PUBLIC) if scheme == "gs" else bucket) or "@" in query:
+        given = f"{scheme}://{MASK}" + (f"@{text.rpartition('@')[2]}" if "@" in text else "")
+        raise DataError(
+            f"{given}: a key or a password in a URI, where it would be recorded; accepted: {scheme}://bucket/path; "
+            f"{_GIVE_KEYS[scheme]}"
+        )
+
+
+def _check_endpoint() -> None:
+    """Refuse an endpoint with a password in it, which no store takes and every message of the library repeats."""
+    endpoint = _endpoint()
+    if "@" in endpoint:
+        raise DataError(
+            f"AWS_ENDPOINT_URL: {MASK}@{endpoint.rpartition('@')[2]}: a user in it; accepted: http(s)://host:port; "
+            f"{_GIVE_KEYS['s3']}"
+        )
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 @lru_cache(maxsize=64)
-def _remote(scheme: str, bucket: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
+def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
     # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
@@ -90,7 +143,12 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def absolute(uri: str | Path) -> str:
-    """Return the URI in a form that means the same in a process with another working directory."""
+    """Return the URI in a form that means the same in a process with another working directory.
+
+    Raises:
+        DataError: the scheme is not one of file, s3 and gs, or there is a key in the URI.
+    """
+    check_uri(uri)
     return filesystem(uri)[1] if is_local(uri) else str(uri).rstrip("/")
 
 
@@ -101,17 +159,54 @@ def exists(uri: str | Path) -> bool:
         return bool(files.get_file_info(path).type != pafs.FileType.NotFound)
 
 
-def read_bytes(uri: str | Path) -> bytes:
-    """Return the whole content of a file.
+def check_file(uri: str | Path) -> None:
+    """Make sure that what is opened next is a file: opening a pipe or a device may wait or go on for ever.
+
+    Symbolic links are followed; an object is always one. What is not there is left to who opens it.
 
     Raises:
-        DataError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is a pipe, a socket, a device or a directory.
+    """
+    if not is_local(uri):
+        return
+    try:
+        mode = os.stat(filesystem(uri)[1]).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
+        raise UnfitFileError(uri, f"{kinds.get(stat.S_IFMT(mode), 'a device')}; accepted: a file; correct the path")
+
+
+def open_file(uri: str | Path) -> pa.NativeFile:
+    """Open a file for reading.
+
+    Raises:
+        StoreError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is no regular file.
     """
     files, path = filesystem(uri)
+    check_file(uri)
+    with explained(uri):
+        return files.open_input_file(path)
+
+
+def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
+    """Return the whole content of a file, of at most ``max_bytes``.
+
+    Raises:
+        StoreError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is no regular file, or a larger one; nothing of that is read.
+    """
+    files, path = filesystem(uri)
+    check_file(uri)
 
     def read() -> bytes:
         with files.open_input_file(path) as stream:
-            return bytes(read_range(stream, 0, stream.size()))
+            size = stream.size()
+            if max_bytes is not None and size > max_bytes:
+                raise UnfitFileError(uri, f"{size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
+            return bytes(read_range(stream, 0, size))
 
     with explained(uri):
         return patiently(uri, read, patience_s=5.0)
@@ -146,7 +241,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
 
     Raises:
         FileNotFoundError: no such file, at once.
-        DataError: the store refuses, at once; or it still fails when the patience is at its end.
+        StoreError: the store refuses, at once; or it still fails when the patience is at its end.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
     start = time.monotonic()
@@ -161,7 +256,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             elapsed = time.monotonic() - start
             if is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
                 tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
-                raise DataError(f"{uri}: {_explanation(error)}{tried}") from error
+                raise StoreError(f"{uri}: {_explanation(error)}{tried}") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
         time.sleep(pause)
 
@@ -174,9 +269,24 @@ def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | No
     """
     try:
         return json.loads(read_bytes(uri), object_hook=object_hook)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
+
+
+def read_record(cls: type[T], uri: str | Path, remedy: str = "restore the file") -> T:
+    """Return the dataclass that a JSON file holds; ``remedy`` is what to do where it does not.
+
+    Raises:
+        DataError: no such file, no JSON, or not the fields of this dataclass.
+    """
+    plain = read_json(uri)
+    try:
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        return from_dict(cls, plain)
+    except (ValueError, RecursionError) as error:  # ConfigError is one of them
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{uri}: {reason}; {remedy}") from None
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
@@ -201,6 +311,7 @@ def upload_file(local: str | Path, uri: str | Path) -> None:
 def download_file(uri: str | Path, local: str | Path) -> None:
     """Copy a file to a local path, whole or not at all."""
     files, path = filesystem(uri)
+    check_file(uri)
     with explained(uri), renamed(local, os.path.abspath(local)) as target:
         pafs.copy_files(path, target, files, pafs.LocalFileSystem(), chunk_size=_COPY_BYTES)
 
@@ -217,14 +328,12 @@ def download_directory(uri: str | Path, local: str | Path) -> None:
     relative = list_files(uri)
     if not relative:
         raise DataError(f"{uri}: no such directory, or nothing in it; check the path")
-    partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(lambda name: download_file(join(uri, name), partial / name), relative))
-        with explained(local):
-            partial.replace(local)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with explained(local):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with partial(local, directory=True) as unfinished:
+            with ThreadPoolExecutor(_NUM_THREADS) as pool:
+                list(pool.map(lambda name: download_file(join(uri, name), unfinished / name), relative))
+            unfinished.replace(local)
 
 
 def list_files(uri: str | Path) -> list[str]:
@@ -233,13 +342,24 @@ def list_files(uri: str | Path) -> list[str]:
 
 
 def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """Return the files (relative path, bytes) and the directories below ``uri``, each sorted."""
+    """Return the files (relative path, bytes) and the directories below ``uri``, each sorted.
+
+    Pipes and devices count as files of no bytes, so that who opens one is told.
+
+    Raises:
+        DataError: a name that is not UTF-8.
+    """
     files, path = filesystem(uri)
     with explained(uri):
         infos = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    found = [(info.path[len(path) :].strip("/"), info) for info in infos]
+    try:
+        found = [(info.path[len(path) :].strip("/"), info) for info in infos]
+    except UnicodeDecodeError as error:
+        name = os.fsdecode(error.object)
+        raise DataError(f"{name}: its name is not UTF-8; accepted: names in UTF-8; rename it") from None
+    is_file = (pafs.FileType.File, pafs.FileType.Unknown)
     return (
-        sorted((name, int(info.size)) for name, info in found if info.type == pafs.FileType.File),
+        sorted((name, int(info.size or 0)) for name, info in found if info.type in is_file),
         sorted(name for name, info in found if info.type == pafs.FileType.Directory and name),
     )
 
@@ -281,18 +401,21 @@ def delete_empty_directory(uri: str | Path) -> None:
 
 @contextmanager
 def explained(uri: str | Path) -> Iterator[None]:
-    """Turn what a file system raises about ``uri`` into a DataError of one line with the remedy."""
+    """Turn what a file system raises about ``uri`` into a StoreError of one line with the remedy.
+
+    Of a malformed URI into a DataError.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(f"{uri}: {_explanation(error)}") from error
+        raise StoreError(f"{uri}: {_explanation(error)}") from error
     except ValueError as error:  # pyarrow's ArrowInvalid: a malformed URI, an empty key
         raise DataError(f"{uri}: {' '.join(str(error).split())}; correct the path") from error
 
 
 def _explanation(error: OSError) -> str:
     text = " ".join(str(error).split())
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the store"
+    endpoint = _endpoint() or "the store"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         return "no such bucket; create it or correct the name"
     if isinstance(error, FileNotFoundError):
@@ -338,17 +461,13 @@ def renamed(uri: str | Path, path: str) -> Iterator[str]:
         yield path
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with partial(Path(path)) as unfinished:
+        yield str(unfinished)
+        os.replace(unfinished, path)
 
 
 def _scheme(uri: str) -> str:
-    scheme = urlsplit(uri).scheme if "://" in uri else "file"
+    scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
     if scheme not in ("file", *_REMOTE):
         raise DataError(f"{uri}: scheme {scheme}://; accepted: a local path, file://, s3:// or gs://; correct the path")
     return scheme

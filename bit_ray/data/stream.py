@@ -234,6 +234,8 @@ class _Stream:
                 ReadRequest(
                     shards=spec.shards,
                     manifest_digest=spec.manifest_digest,
+                    num_classes=self.manifest.num_classes,
+                    multi_label=self.manifest.multi_label,
                     row_group_size=self.manifest.row_group_size,
                     groups=groups,
                     group=group,
@@ -301,9 +303,11 @@ class _Stream:
                 tasks.append(self.decoders.submit(self.decode, window, rows[part], slots[part], images.numpy()))
             for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
                 ids[slot] = window.ids[row]
+                if window.problems[row] is not None:
+                    continue  # becomes a hole
                 if self.manifest.multi_label:
-                    targets[slot, window.labels[row] or []] = 1
-                elif window.problems[row] is None:
+                    targets[slot, window.labels[row]] = 1
+                else:
                     targets[slot] = window.labels[row][0]
         self.decoding.append((Batch(step, images, targets, tuple(ids), ()), tasks))
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bit_ray.data import store
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.data.shards import Example, open_shard, read_rows, to_examples
+from bit_ray.data.shards import Example, read_rows, to_examples
 from bit_ray.data.sheet import COLORS, Tile, write_sheet
 from bit_ray.errors import ConfigError
 
@@ -93,9 +92,8 @@ def contact_sheet(
 
 
 def _count_labels(uri: str, manifest: Manifest, index: int) -> tuple[npt.NDArray[np.int64], int]:
-    path = store.join(uri, manifest.shards[index].path)
-    with open_shard(path) as parquet:
-        labels = parquet.read(columns=["labels"], use_threads=False).column("labels").combine_chunks()
+    groups = range(manifest.row_groups(index))
+    labels = read_rows(uri, manifest, index, groups, ["labels"]).column("labels").combine_chunks()
     return np.bincount(np.asarray(labels.flatten()), minlength=manifest.num_classes), len(labels)
 
 

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
-from bit_ray.data.layout import SCHEMA
+from bit_ray.data.fetch import local_shard
+from bit_ray.data.layout import SCHEMA, Footer, group_checksum, read_columns
 from bit_ray.data.manifest import Manifest, Shard, read_manifest
 from bit_ray.data.parallel import each
-from bit_ray.data.shards import check_example, damage, file_sha256, open_shard, to_examples
+from bit_ray.data.shards import check_example, file_sha256, read_rows, to_examples
 from bit_ray.errors import DataError
 
 MAX_LISTED = 100
@@ -30,7 +29,7 @@ class Problem:
     """One thing that is wrong: of which kind, in which shard, with which example if it is one."""
 
     kind: str
-    """missing, size, checksum, parquet, rows, row_groups, label, image or duplicate_id."""
+    """missing, size, checksum, parquet, rows, row_groups, columns, label, id, image or duplicate_id."""
     shard: str
     id: str
     detail: str
@@ -94,7 +93,14 @@ def verify_shards(
     problems: list[Problem] = []
     hashes: list[npt.NDArray[np.uint64]] = []
     num_examples = 0
-    check = partial(_check_shard, uri, manifest.num_classes, manifest.multi_label, manifest.row_group_size)
+    check = partial(
+        _check_shard,
+        uri,
+        manifest.num_classes,
+        manifest.multi_label,
+        manifest.row_group_size,
+        manifest.optional_columns,
+    )
     tasks = ((shard, decode, manifest.convert_images) for shard in manifest.shards)
     with closing(each(check, tasks, num_workers)) as checks:
         for checked in checks:
@@ -138,6 +144,7 @@ def _check_shard(
     num_classes: int,
     multi_label: bool,
     row_group_size: int,
+    optional_columns: tuple[str, ...],
     shard: Shard,
     decode: bool,
     convert: bool,
@@ -152,7 +159,7 @@ def _check_shard(
             problems.append(Problem(kind, shard.path, id, detail))
 
     path = store.join(uri, shard.path)
-    wrong = damage(path, shard)
+    wrong = _size_problem(path, shard)
     if wrong is not None:
         report("missing" if "missing" in wrong else "size", wrong)
     if wrong is None or "missing" not in wrong:
@@ -160,10 +167,13 @@ def _check_shard(
             if wrong is None and file_sha256(local) != shard.sha256:
                 report("checksum", "other bytes than the manifest's SHA-256")
             try:
-                with pq.ParquetFile(local) as parquet:
-                    _check_layout(parquet, shard, row_group_size, report)
-                    for group in range(parquet.num_row_groups):
-                        table = parquet.read_row_group(group, columns=SCHEMA.names, use_threads=False)
+                with local_shard(local) as (_, file):
+                    _check_layout(file.footer, shard, row_group_size, optional_columns, report)
+                    for number, group in enumerate(file.footer.groups):
+                        expected = shard.checksum(number)
+                        if expected and group_checksum(file.read_at, group) != expected:
+                            report("checksum", f"row group {number} has other bytes than the manifest's checksum")
+                        table = read_columns(file.read_at, file.footer, group, SCHEMA.names)
                         for example in to_examples(table):
                             ids.append(example.id)
                             try:
@@ -175,7 +185,7 @@ def _check_shard(
                                     decode_image(example.image, convert=convert)
                                 except ImageError as error:
                                     report("image", error.reason, example.id)
-            except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 report("parquet", f"not readable as a shard ({' '.join(str(error).split())})")
     return _Checked(
         num_examples=len(ids),
@@ -186,15 +196,30 @@ def _check_shard(
 
 
 def _check_layout(
-    parquet: pq.ParquetFile, shard: Shard, row_group_size: int, report: Callable[[str, str], None]
+    footer: Footer,
+    shard: Shard,
+    row_group_size: int,
+    optional_columns: tuple[str, ...],
+    report: Callable[[str, str], None],
 ) -> None:
-    num_rows = parquet.metadata.num_rows
+    groups = [group.num_rows for group in footer.groups]
+    num_rows = sum(groups)
     if num_rows != shard.num_examples:
         report("rows", f"has {num_rows} rows, the manifest says {shard.num_examples}")
-    groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     expected = [min(row_group_size, num_rows - start) for start in range(0, num_rows, row_group_size)]
     if groups != expected:
         report("row_groups", f"row groups are not {row_group_size} rows each; write the set again")
+    if footer.columns != (*SCHEMA.names, *optional_columns):
+        report("columns", f"columns {', '.join(footer.columns)} are not those that the manifest says")
+
+
+def _size_problem(path: str, shard: Shard) -> str | None:
+    size = store.file_sizes([path])[0]
+    if size is None:
+        return "is in the manifest but missing"
+    if size != shard.num_bytes:
+        return f"has {size} bytes, the manifest says {shard.num_bytes}"
+    return None
 
 
 @contextmanager
@@ -209,11 +234,10 @@ def _local_copy(path: str) -> Iterator[Path]:
 
 
 def _read_ids(uri: str, manifest: Manifest) -> Iterator[list[str]]:
-    for shard in manifest.shards:
+    for index in range(len(manifest.shards)):
         try:
-            with open_shard(store.join(uri, shard.path)) as parquet:
-                yield parquet.read(columns=["id"], use_threads=False).column("id").to_pylist()
-        except (OSError, pa.ArrowException, DataError):
+            yield read_rows(uri, manifest, index, range(manifest.row_groups(index)), ["id"])["id"].to_pylist()
+        except DataError:
             continue
 
 

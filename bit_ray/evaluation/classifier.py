@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
@@ -18,7 +17,8 @@ from bit_ray.data import store
 from bit_ray.data.augment import eval_view
 from bit_ray.data.decode import MAX_PIXELS, ImageError, decode_image
 from bit_ray.errors import ConfigError, DataError, ModelError, brief
-from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, load_package, parse_description, read_spec
+from bit_ray.locks import partial, remove_abandoned
+from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, cached_path, load_package, parse_description, read_spec
 from bit_ray.models.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import create_model
@@ -295,26 +295,25 @@ def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec, str]:
     except DataError as error:
         raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
     _, weights = parse_description(description, store.join(uri, DESCRIPTION_FILE))
-    # By the description as well as the weights: class names may change without them. Named as in tracking/fetch.py.
     folder = Path(os.environ.get("BIT_RAY_CACHE", "~/.cache/bit_ray")).expanduser() / "models"
-    cached = folder / f"{weights.sha256}-{sha256(description).hexdigest()[:8]}"
+    cached = cached_path(folder, weights.sha256, sha256(description).hexdigest())
     if cached.is_dir():
         try:
             return *load_package(cached), weights.sha256
         except ModelError:  # damaged on this disk: fetch it again
             shutil.rmtree(cached, ignore_errors=True)
-    partial = folder / f".{cached.name[:40]}.{uuid.uuid4().hex}.partial"
+    remove_abandoned(folder)  # gigabytes that a process was fetching when it was killed
     try:
-        store.download_file(store.join(uri, weights.file), partial / weights.file)
-        store.write_bytes(partial / DESCRIPTION_FILE, description)
-        loaded = load_package(partial)
-        try:
-            partial.replace(cached)
-        except OSError:
-            if not cached.is_dir():  # where it is, another process was faster
-                raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial(cached, directory=True) as unfinished:
+            store.download_file(store.join(uri, weights.file), unfinished / weights.file)
+            store.write_bytes(unfinished / DESCRIPTION_FILE, description)
+            loaded = load_package(unfinished)
+            try:
+                unfinished.replace(cached)
+            except OSError:
+                if not cached.is_dir():  # where it is, another process was faster
+                    raise
         return *loaded, weights.sha256
     except (ModelError, DataError, OSError) as error:
         raise ModelError(f"{uri}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

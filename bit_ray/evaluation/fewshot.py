@@ -8,16 +8,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from bit_ray.config import check_digest
 from bit_ray.data import store
 from bit_ray.data.manifest import Manifest
 from bit_ray.data.shards import read_tables
 from bit_ray.errors import ConfigError, DataError
-
-_FORMAT = 1
 
 
 def few_shot_subset(
@@ -81,11 +81,17 @@ class Subset:
     """Seed of the draw."""
     ids: tuple[str, ...]
     """Ids of the chosen examples, in the order of the data set."""
+    format: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        check_digest("manifest_digest", self.manifest_digest)
+        if self.k < 1 or not self.ids or len(self.ids) % self.k or len(set(self.ids)) < len(self.ids):
+            raise ConfigError(f"ids: {len(self.ids)} entries; accepted: k ({self.k}) different ids per class")
 
 
 def save_subset(subset: Subset, uri: str | Path) -> None:
     """Write the index file of a subset, JSON, whole or not at all."""
-    store.write_json(uri, {"format": _FORMAT, **asdict(subset)})
+    store.write_json(uri, asdict(subset))
 
 
 def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
@@ -94,23 +100,14 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
     Raises:
         DataError: no such file, not an index file, or one made for another data set.
     """
-    data = store.read_json(uri)
     remedy = "draw the subset again"
-    if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise DataError(f"{uri}: not an index file of format {_FORMAT}; one written by save_subset; {remedy}")
-    kinds = {"manifest_digest": str, "k": int, "seed": int, "ids": list}
-    for name, kind in kinds.items():
-        if type(data.get(name)) is not kind:
-            raise DataError(f"{uri}: {name}: {data.get(name)!r}; accepted: {kind.__name__}; {remedy}")
-    ids, k = data["ids"], data["k"]
-    if k < 1 or not ids or len(ids) % k or not all(isinstance(i, str) for i in ids) or len(set(ids)) < len(ids):
-        raise DataError(f"{uri}: ids: {len(ids)} entries; k ({k}) different ids per class; {remedy}")
-    if data["manifest_digest"] != manifest_digest:
+    subset = store.read_record(Subset, uri, remedy)
+    if subset.manifest_digest != manifest_digest:
         raise DataError(
-            f"{uri}: made for the data set {data['manifest_digest'][:12]}; this one is {manifest_digest[:12]}; "
+            f"{uri}: made for the data set {subset.manifest_digest[:12]}; this one is {manifest_digest[:12]}; "
             f"{remedy} or point to the data set that it was made for"
         )
-    return Subset(manifest_digest=manifest_digest, k=k, seed=data["seed"], ids=tuple(ids))
+    return subset
 
 
 def subset_file(folder: str | Path, k: int, seed: int) -> str:

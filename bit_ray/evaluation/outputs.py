@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bit_ray.data import store
+from bit_ray.data.claim import CLAIM_FILE
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.classifier import Classifier
+from bit_ray.locks import partial
 
 SUMMARY_FILE = "_predictions.json"
 """Last file of a folder of parts."""
@@ -47,6 +48,16 @@ def check_output(output: str, features: bool) -> Literal["csv", "parquet", "fold
     if store.exists(output):
         raise ConfigError(f"output: {output} exists; a new file; choose another name, or delete it")
     return "csv" if name.endswith(".csv") else "parquet"
+
+
+def claim_of(output: str, kind: str) -> str:
+    """Return the place of the claim of an output: inside a folder, beside a file."""
+    if kind == "folder":
+        return store.join(store.absolute(output), CLAIM_FILE)
+    if store.is_local(output):
+        return f"{store.absolute(output)}.{CLAIM_FILE}"
+    name, mark, query = output.partition("?")
+    return f"{name}.{CLAIM_FILE}{mark}{query}"
 
 
 def prediction_schema(classifier: Classifier, top_k: int, features: bool) -> pa.Schema:
@@ -140,14 +151,12 @@ def _whole(output: str) -> Iterator[str]:
             store.upload_file(path, output)
         return
     target = Path(store.filesystem(output)[1])
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield str(partial)
-        os.replace(partial, target)
+        with partial(target) as unfinished:
+            yield str(unfinished)
+            os.replace(unfinished, target)
     except OSError as error:
         if type(error).__module__.startswith("ray."):  # Ray gives its errors the class of their cause as well
             raise
         raise DataError(f"{output}: cannot be written ({error.strerror or error}); choose a writable folder") from None
-    finally:
-        partial.unlink(missing_ok=True)

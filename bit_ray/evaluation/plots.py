@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from bit_ray.errors import ConfigError
+from bit_ray.locks import partial
 
 if TYPE_CHECKING:  # PyTorch comes with it
     from bit_ray.evaluation.metrics import Calibration
@@ -391,12 +392,11 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
         # A class name in a script without a font is drawn as a box; that is no news for whoever reads the log.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(content, format=path.suffix[1:], dpi=dpi, facecolor="white")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content.getvalue())
-        os.replace(partial, path)
+        with partial(path) as unfinished:
+            unfinished.write_bytes(content.getvalue())
+            os.replace(unfinished, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 
 

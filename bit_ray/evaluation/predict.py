@@ -24,6 +24,7 @@ import torch
 from bit_ray.cluster import Resources, cluster
 from bit_ray.config import digest
 from bit_ray.data import store
+from bit_ray.data.claim import CLAIM_FILE, claimed
 from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError, root_cause
 from bit_ray.evaluation.classifier import Classifier, load_model
@@ -31,6 +32,7 @@ from bit_ray.evaluation.inputs import FileImage, Images, ShardImage, ahead, open
 from bit_ray.evaluation.outputs import (
     SUMMARY_FILE,
     check_output,
+    claim_of,
     prediction_schema,
     prediction_table,
     read_errors,
@@ -113,7 +115,7 @@ def predict_folder(
         progress: Told (images done, images in all).
 
     Raises:
-        ConfigError: A setting that cannot work; the output exists or has an unknown ending.
+        ConfigError: A setting that cannot work; the output exists, has an unknown ending, or is being written.
         DataError: No image; a store that cannot be reached; a damaged shard.
         ModelError: There is no such model.
     """
@@ -124,36 +126,38 @@ def predict_folder(
         if value < 1:
             raise ConfigError(f"{name}: {value}; at least 1; for example {name}=5")
     opened = open_images([str(images)] if isinstance(images, (str, os.PathLike)) else [str(image) for image in images])
-    classifier = model if isinstance(model, Classifier) else load_model(model, tracking_uri=tracking_uri)
-    convert = convert or opened.convert
-    folder = store.absolute(output) if kind == "folder" else ""
-    settings = _Settings(
-        top_k=top_k, convert=convert, features=features, batch_size=batch_size, num_threads=1, folder=folder
-    )
-    if kind == "folder":
-        _begin_folder(folder, opened, classifier, settings)
-    tally = _Tally(len(opened), progress)
-    with cluster() as resources:
-        tables = _tables(classifier, opened, settings, resources, device)
+    remedy = "wait for it, stop it, or choose another output"
+    with claimed(claim_of(output, kind), f"output: {output} is being written", remedy=remedy):
+        classifier = model if isinstance(model, Classifier) else load_model(model, tracking_uri=tracking_uri)
+        convert = convert or opened.convert
+        folder = store.absolute(output) if kind == "folder" else ""
+        settings = _Settings(
+            top_k=top_k, convert=convert, features=features, batch_size=batch_size, num_threads=1, folder=folder
+        )
         if kind == "folder":
-            for table in tables:
-                tally.add(table)
-        else:
-            write_file(output, kind, map(tally.add, tables), prediction_schema(classifier, top_k, features))
-    report = PredictReport(
-        output=output,
-        num_images=tally.done,
-        num_unreadable=sum(tally.reasons.values()),
-        reasons=tuple(tally.reasons.most_common(_NUM_REASONS)),
-        num_others=opened.num_others,
-        num_features=classifier.model.num_features if features else 0,
-        seconds=time.monotonic() - start,
-    )
-    assert report.num_images == len(opened)
-    if kind == "folder":
-        summary = {"num_images": report.num_images, "num_unreadable": report.num_unreadable}
-        store.write_json(store.join(folder, SUMMARY_FILE), {**summary, "num_parts": opened.num_parts})
-    return report
+            _begin_folder(folder, opened, classifier, settings)
+        tally = _Tally(len(opened), progress)
+        with cluster() as resources:
+            tables = _tables(classifier, opened, settings, resources, device)
+            if kind == "folder":
+                for table in tables:
+                    tally.add(table)
+            else:
+                write_file(output, kind, map(tally.add, tables), prediction_schema(classifier, top_k, features))
+        report = PredictReport(
+            output=output,
+            num_images=tally.done,
+            num_unreadable=sum(tally.reasons.values()),
+            reasons=tuple(tally.reasons.most_common(_NUM_REASONS)),
+            num_others=opened.num_others,
+            num_features=classifier.model.num_features if features else 0,
+            seconds=time.monotonic() - start,
+        )
+        assert report.num_images == len(opened)
+        if kind == "folder":
+            summary = {"num_images": report.num_images, "num_unreadable": report.num_unreadable}
+            store.write_json(store.join(folder, SUMMARY_FILE), {**summary, "num_parts": opened.num_parts})
+        return report
 
 
 def _begin_folder(folder: str, images: Images, classifier: Classifier, settings: _Settings) -> None:
@@ -175,7 +179,7 @@ def _begin_folder(folder: str, images: Images, classifier: Classifier, settings:
                 f"output: {folder} was begun with other {', '.join(changed)}; the same call continues it; choose "
                 f"another folder"
             )
-    elif store.list_files(folder):
+    elif [name for name in store.list_files(folder) if name != CLAIM_FILE]:
         raise ConfigError(f"output: {folder} is not empty; a new or empty folder; choose another")
     else:
         store.write_json(path, plan)

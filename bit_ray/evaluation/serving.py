@@ -3,7 +3,8 @@
 MLflow finds this module by the ``loader_module`` of the MLmodel file that registering writes, and hands it the
 ``reference.json`` beside that file. So ``mlflow.pyfunc.load_model("models:/NAME@ALIAS")``, ``mlflow models serve`` and
 ``mlflow models predict`` work wherever bit_ray is installed and the weights can be read. Nothing is unpickled; but
-MLflow imports whatever module an MLmodel file names, so who may write to the registry may run code on its servers.
+MLflow executes whatever module an MLmodel file names, so it should serve from a registry that is trusted
+(docs/serving.md).
 """
 
 import base64
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 
+from bit_ray.config import read_document
 from bit_ray.errors import BitRayError, ConfigError, DataError, brief
 from bit_ray.evaluation.classifier import Classifier
 from bit_ray.models.package import load_package
@@ -150,7 +152,7 @@ def _load_pyfunc(path: str) -> ServedClassifier:
         ConfigError: A limit that the environment sets is no number.
     """
     limits = Limits.from_environment()
-    reference = parse_reference(Path(path).read_bytes())
+    reference = parse_reference(read_document(Path(path)))
     model, spec = load_package(fetch(reference))
     device = os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     return ServedClassifier(Classifier(model.to(device), spec, reference.sha256), limits)

@@ -9,7 +9,6 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bit_ray.errors import ModelError, brief
+from bit_ray.locks import partial
 from bit_ray.models.naming import NAMINGS, to_theirs, weight_names
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_name
@@ -108,16 +108,13 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
         tensor = parameters[ours].detach().cpu()
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         arrays[theirs] = to_theirs(NAMINGS["npz"], ours, tensor).numpy()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(partial, path)
+        with partial(path) as unfinished:
+            with unfinished.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            os.replace(unfinished, path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def _npz_names(model: ResNetV2) -> dict[str, str]:

@@ -17,13 +17,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bit_ray.config import from_dict, to_dict
+from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document, to_dict
 from bit_ray.errors import ConfigError, ModelError
+from bit_ray.locks import partial
 from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2
 from bit_ray.models.zoo import model_config
 
 DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
+
+MAX_IMAGE_SIZE = 16384
+"""Side of the views that a network may ask for, pixels: such a view takes 0.8 GB."""
+MAX_INPUT = 1000.0
+"""What a pixel may become, either way; the widest range in use is 0 to 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,7 @@ class ModelSpec:
     num_classes: int
     """Outputs of the classifier."""
     class_names: tuple[str, ...]
-    """One name for each output, in order."""
+    """One name for each output, in order; two may have the same, as some of ImageNet-21k do."""
     multi_label: bool
     """Scores are independent (sigmoid) rather than one distribution (softmax)."""
     resize_mode: Literal["square", "shorter_side"]
@@ -52,11 +58,18 @@ class ModelSpec:
     """Digests and names that tie the weights to their origin: manifest_digest, config_digest, code_revision, parent."""
 
     def __post_init__(self) -> None:
+        for name in ("crop_size", "resize_size"):
+            if getattr(self, name) > MAX_IMAGE_SIZE:
+                raise ConfigError(f"{name}: {getattr(self, name)}; at most {MAX_IMAGE_SIZE} pixels; correct it")
         model_config(self.model, self.num_classes)
         if len(self.class_names) != self.num_classes:
             raise ConfigError(
                 f"class_names: {len(self.class_names)} names for a head of {self.num_classes} classes; one name for "
                 f"each class; correct num_classes or class_names"
+            )
+        if not all(self.class_names):
+            raise ConfigError(
+                f"class_names: name {self.class_names.index('')} is empty; a name for each class; give it"
             )
         if self.crop_size < MIN_IMAGE_SIZE:
             raise ConfigError(
@@ -68,8 +81,12 @@ class ModelSpec:
                 f"resize_size: {self.resize_size}; at least crop_size ({self.crop_size}); a crop cannot exceed the "
                 f"image"
             )
-        if not self.input_range[0] < self.input_range[1]:
-            raise ConfigError(f"input_range: {self.input_range}; low < high; for example (-1.0, 1.0)")
+        low, high = self.input_range
+        if not -MAX_INPUT <= low < high <= MAX_INPUT:
+            raise ConfigError(
+                f"input_range: {self.input_range}; low < high, both from {-MAX_INPUT:g} to {MAX_INPUT:g}; for example "
+                f"(-1.0, 1.0)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +101,15 @@ class Weights:
     """Its size, bytes."""
 
     def __post_init__(self) -> None:
-        if not self.file or Path(self.file).name != self.file:
-            raise ConfigError(f"file: {self.file!r}; a plain file name inside the package; write the package again")
+        check_digest("sha256", self.sha256)
+        check_num_bytes("num_bytes", self.num_bytes)
+        name = self.file
+        if name in ("", ".", "..") or {"/", "\\"} & {*name} or len(name) > 255 or not is_plain(name):
+            raise ConfigError(f"file: {name[:80]!r}; a plain file name inside the package; write the package again")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Description:
+class Description:
     """The content of ``model.json``."""
 
     format: Literal[1] = 1
@@ -110,7 +130,10 @@ def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: Model
             f"{directory}: the description says {spec.model} with {spec.num_classes} classes, the model is "
             f"{model.config}; pass the spec of this model"
         )
-    to_dict(spec)  # refuses what JSON cannot hold before anything is touched
+    try:  # what JSON or UTF-8 cannot hold is refused before anything is touched
+        json.dumps(to_dict(spec), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"spec: {error}; accepted: text that UTF-8 can hold; correct it") from None
     # Contiguous: safetensors refuses the strides of channels_last.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
@@ -120,7 +143,7 @@ def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: Model
         description.unlink(missing_ok=True)
         write_whole(weights_path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
         weights = Weights(file=WEIGHTS_FILE, sha256=file_digest(weights_path), num_bytes=weights_path.stat().st_size)
-        text = json.dumps(to_dict(_Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(to_dict(Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
         write_whole(description, lambda partial: partial.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
@@ -134,11 +157,24 @@ def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
         ModelError: they are not a description this version reads.
     """
     try:
-        description = from_dict(_Description, json.loads(data))
-    except (ValueError, RecursionError) as error:  # ConfigError is one of them
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{where}: not a model description ({reason}); save the model again") from None
+        description = from_json(Description, data)
+    except ConfigError as error:
+        raise ModelError(f"{where}: not a model description ({error}); save the model again") from None
     return description.spec, description.weights
+
+
+def cached_path(cache: Path, weights: str, description: str) -> Path:
+    """Return where a package lies in a cache, by the digests of its weights and of its description.
+
+    The class names may change without the weights, so both are in the name.
+
+    Raises:
+        ModelError: the digests name a place outside the cache, whose old content the caller would delete.
+    """
+    path = cache / f"{weights}-{description[:8]}"
+    if path.parent != cache:
+        raise ModelError(f"{path}: outside the cache {cache}; accepted: a package named by SHA-256; save it again")
+    return path
 
 
 def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
@@ -152,7 +188,7 @@ def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
         raise ModelError(f"{directory}: no such directory; a saved model; check the path")
     path = directory / DESCRIPTION_FILE
     try:
-        data = path.read_bytes()
+        data = read_document(path)
     except FileNotFoundError:
         raise ModelError(
             f"{directory}: no {DESCRIPTION_FILE} in it; the directory of a saved model; check the path"
@@ -227,12 +263,9 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path`` that then takes its place, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial(path) as unfinished:
+        write(unfinished)
+        os.replace(unfinished, path)
 
 
 def file_digest(path: Path) -> str:

@@ -17,6 +17,7 @@ from bit_ray.cluster import Resources, cluster
 from bit_ray.config import digest, to_dict
 from bit_ray.data import store
 from bit_ray.data.augment import eval_view, resize
+from bit_ray.data.claim import claimed_run
 from bit_ray.data.manifest import Manifest, check_same_classes, read_manifest
 from bit_ray.data.views import read_views, row_groups, single_labels
 from bit_ray.errors import root_cause
@@ -30,11 +31,10 @@ from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.finetune import given, read_init
+from bit_ray.training.device import normalize
+from bit_ray.training.finetune import InitialWeights, given, read_init
 from bit_ray.training.fit import Examples, fit
-from bit_ray.training.loop import build_model
 from bit_ray.training.plan import TrainPlan, transfer_plan
-from bit_ray.training.step import normalize
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"
 
@@ -72,6 +72,15 @@ class _Trial:
         return digest({"plan": self.plan.digest, "chosen": self.chosen.tolist()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Score:
+    """The content of a trial's file."""
+
+    identity: str
+    test_digest: str
+    top_1: float
+
+
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     """Run the protocol, one Ray task per training, as many side by side as the cluster has places.
 
@@ -84,6 +93,11 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     check_single_label(manifest, config.shards)
     check_same_classes(manifest, test_manifest, config.test_shards)
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
+    with claimed_run(config.storage, config.name):
+        return _suite(config, manifest, test_manifest, init)
+
+
+def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, init: InitialWeights) -> FewShotReport:
     place = store.join(store.absolute(config.storage), config.name)
     saved = store.join(place, "subsets")
     draws = draw_subsets(config.shards, manifest, config.shots, config.num_subsets, saved=saved, given=config.subsets)
@@ -117,7 +131,7 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
         storage=config.storage,
         params=to_dict(config),
         tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": init.digest},
-        kind="evaluate",
+        kind="fewshot",
     )
     try:
         with cluster() as resources:
@@ -163,8 +177,8 @@ def _run(
             while pending:
                 [done], pending = ray.wait(pending)
                 trial, top_1 = trials[refs[done]], ray.get(done)
-                record = {"identity": trial.identity, "test_digest": test_digest, "top_1": top_1}
-                store.write_json(store.join(place, trial.file), record)
+                score = _Score(identity=trial.identity, test_digest=test_digest, top_1=top_1)
+                store.write_json(store.join(place, trial.file), asdict(score))
                 scores[refs[done]] = top_1
                 advance(1)
     except ray.exceptions.RayError as error:
@@ -178,9 +192,8 @@ def _run(
 def _recorded(uri: str, identity: str, test_digest: str) -> float | None:
     if not store.exists(uri):
         return None
-    record = store.read_json(uri)
-    same = isinstance(record, dict) and (record.get("identity"), record.get("test_digest")) == (identity, test_digest)
-    return float(record["top_1"]) if same else None
+    score = store.read_record(_Score, uri, "delete it to run the training again")
+    return score.top_1 if (score.identity, score.test_digest) == (identity, test_digest) else None
 
 
 def _train_and_test(
@@ -196,8 +209,7 @@ def _train_and_test(
     if device.type == "cpu":
         torch.set_num_threads(1)  # one place is one core: several trainings side by side
     manifest, test_manifest = read_manifest(shards, plan.manifest_digest), read_manifest(test_shards, test_digest)
-    model = build_model(plan, tensors).to(device)
-    fit(model, read_examples(shards, manifest, chosen, plan), plan)
+    model = fit(plan, read_examples(shards, manifest, chosen, plan), tensors, device=device)
     return top_1_on(model, test_shards, test_manifest, plan)
 
 

@@ -17,6 +17,7 @@ import torch
 from bit_ray.cluster import Resources, cluster, num_local_cores
 from bit_ray.config import digest, replace, to_dict
 from bit_ray.data import store
+from bit_ray.data.claim import CLAIM_FILE, claimed, claimed_run
 from bit_ray.data.decode import decode_image
 from bit_ray.data.manifest import MANIFEST, read_manifest
 from bit_ray.data.shards import Example
@@ -45,10 +46,12 @@ from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.finetune import given, read_init
 from bit_ray.training.fit import fit
-from bit_ray.training.loop import build_model
 from bit_ray.training.plan import transfer_plan
 
 log = logging.getLogger(__name__)
+
+# The largest task's shards are written in hours.
+_WAIT_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
     """
     config = _with_absolute_paths(config)
     start = _read_start(config)
+    with claimed_run(config.storage, config.name):
+        return _suite(config, start)
+
+
+def _suite(config: VtabConfig, start: _Start) -> VtabReport:
     settings = _settings(config, start)
     place = store.join(config.storage, config.name, "scores")
     done = {task.name: load_score(store.join(place, f"{task.name}.json"), settings) for task in config.chosen}
@@ -91,7 +99,7 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
         storage=config.storage,
         params=to_dict(config),
         tags={"bit_ray.weights_sha256": start.digest},
-        kind="evaluate",
+        kind="vtab",
     )
     try:
         problems: dict[str, str] = {}
@@ -255,10 +263,21 @@ def _outcome(
 def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Index]:
     """Return the shard sets to learn from and to score, written where they are missing, and the index they follow.
 
+    Suites that share a folder of shards wait for each other here.
+
     Raises:
         DataError: data are missing or damaged, an index does not fit, or the shards follow another one.
+        ConfigError: another suite has been writing them for a day.
     """
     root = _shards(task, config)
+    if all(store.exists(store.join(root, name, MANIFEST)) for name in _splits(config)):
+        return _prepare_shards(task, config, root)
+    busy = f"{task.name}: {root} is being written"
+    with claimed(store.join(root, CLAIM_FILE), busy, remedy="wait for it, or choose other shards", wait_s=_WAIT_S):
+        return _prepare_shards(task, config, root)
+
+
+def _prepare_shards(task: Task, config: VtabConfig, root: str) -> tuple[tuple[str, str], Index]:
     index_uri = store.join(root, "index.json")
     uris = [store.join(root, name) for name in _splits(config)]
     listed = read_index(config.index, task) if config.index else None
@@ -312,8 +331,8 @@ def _train_and_test(
         seed=config.seed,
         train=config.train,
     )
-    model = build_model(plan, start.tensors).to(device)
-    fit(model, read_examples(uris[0], manifest, None, plan), plan, micro_batch_size=config.micro_batch_size)
+    examples = read_examples(uris[0], manifest, None, plan)
+    model = fit(plan, examples, start.tensors, device=device, micro_batch_size=config.micro_batch_size)
     top_1 = top_1_on(model, uris[1], test_manifest, plan)
     return TaskScore(
         task=task.name,

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bit_ray.data import store
 from bit_ray.data.vtab.tasks import GROUPS, TASKS
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.errors import ConfigError
 
-_FORMAT = 1
 OVERALL = "all 19"
 
 # Top-1, per cent. The re-runs are those of big_transfer:README, BiT-M weights, and are not the models of the paper.
@@ -66,6 +65,7 @@ class TaskScore:
     """Time of training and test, without the writing of shards."""
     settings_digest: str
     """Digest of all that decides the score."""
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def save_score(score: TaskScore, uri: str) -> None:
     """Write the score of a task, JSON, whole or not at all."""
-    store.write_json(uri, {"format": _FORMAT, **asdict(score)})
+    store.write_json(uri, asdict(score))
 
 
 def load_score(uri: str, settings_digest: str) -> TaskScore | None:
@@ -145,14 +145,7 @@ def load_score(uri: str, settings_digest: str) -> TaskScore | None:
     """
     if not store.exists(uri):
         return None
-    found = store.read_json(uri)
-    try:
-        if found.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        score = TaskScore(**found)
-        assert isinstance(score.top_1, float)
-    except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
-        raise DataError(f"{uri}: not a score of this version ({error}); delete it to run the task again") from None
+    score = store.read_record(TaskScore, uri, "delete it to run the task again")
     if score.settings_digest != settings_digest:
         raise ConfigError(
             f"name: {score.task} was run under this name with other settings or weights; accepted: the same; "

@@ -6,9 +6,11 @@ card, and what was not recorded is said to be missing rather than made up. The h
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bit_ray.models.package import ModelSpec, Weights
+from bit_ray.uris import shown_in
 
 CARD_FILE = "README.md"
 MARK = "<!-- model card by bit_ray -->"
@@ -47,7 +49,8 @@ def model_card(
         params: Params of its MLflow run, of which ``shards``, ``test_shards`` and ``init`` are used.
         metrics: Last metrics of its MLflow run, of which ``test/...`` and ``train/...`` are used.
     """
-    params, metrics = params or {}, metrics or {}
+    params, metrics = shown_in(params or {}), metrics or {}
+    spec = replace(spec, recipe=shown_in(spec.recipe), provenance=shown_in(spec.provenance))
     sections = {
         "Intended input": _input(spec),
         "Data": _data(spec, params, metrics),

@@ -10,7 +10,8 @@ class TrackingConfig:
     """Where a run is recorded."""
 
     uri: str = ""
-    """MLflow tracking URI; empty: ``MLFLOW_TRACKING_URI``, or else a SQLite file in the run storage."""
+    """MLflow tracking URI; empty: ``MLFLOW_TRACKING_URI``, or else a SQLite file in the run storage. Give a user and a
+    password by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: other users of the machine can read flags."""
     experiment: str = "bit_ray"
     """MLflow experiment that the run belongs to; made when there is none."""
 
@@ -24,4 +25,5 @@ class RegistryConfig:
     """Where registered models are looked up."""
 
     uri: str = ""
-    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage."""
+    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage. Give a user and a
+    password by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: other users of the machine can read flags."""

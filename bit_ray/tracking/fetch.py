@@ -2,13 +2,14 @@
 
 import hashlib
 import shutil
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from bit_ray.config import read_document
 from bit_ray.data import store
 from bit_ray.errors import DataError, ModelError
-from bit_ray.models.package import DESCRIPTION_FILE, Weights, parse_description, verify_weights
+from bit_ray.locks import partial, remove_abandoned
+from bit_ray.models.package import DESCRIPTION_FILE, Weights, cached_path, parse_description, verify_weights
 from bit_ray.tracking.reference import ModelReference
 from bit_ray.tracking.server import one_line
 from bit_ray.tracking.spool import cache_directory
@@ -29,12 +30,13 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
         _check(directory, reference)
         return directory
     cache = cache_dir or cache_directory() / "models"
-    directory = cache / f"{reference.sha256}-{reference.description_sha256[:8]}"
+    directory = cached_path(cache, reference.sha256, reference.description_sha256)
     if directory.exists():
         with suppress(ModelError):
             _check(directory, reference)
             return directory
         shutil.rmtree(directory, ignore_errors=True)
+    remove_abandoned(cache)  # gigabytes that a process was fetching when it was killed
     download(reference, directory)
     return directory
 
@@ -56,7 +58,7 @@ def _check(directory: Path, reference: ModelReference) -> None:
 
 def _described(path: Path, reference: ModelReference) -> Weights:
     """Return what the description says of the weights, having checked that it is the registered description."""
-    data = path.read_bytes()
+    data = read_document(path)
     where = f"{reference.uri}: {reference.weights_uri}"
     remedy = "restore it, or register what is there now"
     _, weights = parse_description(data, where)
@@ -79,19 +81,17 @@ def download(reference: ModelReference, directory: Path) -> None:
     Raises:
         ModelError: the package cannot be read, or is not what was registered.
     """
-    partial = directory.with_name(f".{directory.name[:40]}.{uuid.uuid4().hex}.partial")
-    try:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with partial(directory, directory=True) as unfinished:
         try:
-            store.download_file(store.join(reference.weights_uri, DESCRIPTION_FILE), partial / DESCRIPTION_FILE)
-            weights = _described(partial / DESCRIPTION_FILE, reference)  # before gigabytes travel
-            store.download_file(store.join(reference.weights_uri, weights.file), partial / weights.file)
+            store.download_file(store.join(reference.weights_uri, DESCRIPTION_FILE), unfinished / DESCRIPTION_FILE)
+            weights = _described(unfinished / DESCRIPTION_FILE, reference)  # before gigabytes travel
+            store.download_file(store.join(reference.weights_uri, weights.file), unfinished / weights.file)
         except DataError as error:
             raise ModelError(f"{reference.uri}: its package cannot be read: {one_line(error)}") from None
-        verify_weights(partial / weights.file, weights)
+        verify_weights(unfinished / weights.file, weights)
         try:
-            partial.replace(directory)
+            unfinished.replace(directory)
         except OSError:
             if not (directory / DESCRIPTION_FILE).exists():  # else another process was first
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -1,16 +1,20 @@
 """What the registry holds in place of a model: ``reference.json``, in an MLflow logged model of a few kilobytes."""
 
 import json
+import re
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_ray.errors import ModelError, TrackingError
-from bit_ray.models.package import ModelSpec, parse_description
+from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document
+from bit_ray.data import store
+from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
+from bit_ray.models.package import Description, ModelSpec
 from bit_ray.tracking import server
 from bit_ray.tracking.server import one_line
+from bit_ray.uris import shown
 
 # isort: split
 from mlflow import MlflowClient
@@ -26,6 +30,10 @@ REFERENCE_FILE = "reference.json"
 PYFUNC_LOADER = "bit_ray.evaluation.serving"
 """Module that makes an MLflow ``python_function`` of the reference; imported by MLflow, where a model is to serve."""
 
+_MAX_URI = 4096  # what Linux takes for a path; a store takes a key of 1,024 bytes
+
+_MAX_URI = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReference:
@@ -39,10 +47,62 @@ class ModelReference:
     description_sha256: str
     spec: ModelSpec
 
+    def __post_init__(self) -> None:
+        check_digest("sha256", self.sha256)
+        check_digest("description_sha256", self.description_sha256)
+        check_num_bytes("num_bytes", self.num_bytes)
+        check_package_uri(self.weights_uri)
+
     @property
     def uri(self) -> str:
         """What messages call it."""
         return f"models:/{self.name}/{self.version}" if self.version else f"models:/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """The content of ``reference.json``."""
+
+    name: str = "unnamed"
+    package_uri: str
+    description_sha256: str
+    description: Description
+
+    def __post_init__(self) -> None:
+        # What MLflow refuses in the name of a model, and what would not stand in one line of a message.
+        if not self.name.strip() or {"/", ":"} & {*self.name} or len(self.name) > 256 or not is_plain(self.name):
+            raise ConfigError(f"name: given {self.name[:80]!r}; accepted: the name of a registered model")
+
+
+def check_package_uri(uri: str, field: str = "package_uri") -> None:
+    """Refuse what may not stand in a registry as the place of a package; ``field`` is what the message calls it.
+
+    Whoever loads a version goes where it says, with keys of his own. So it has no keys in it, for all to read, and no
+    query, which could say which server to send them to.
+
+    Raises:
+        ConfigError: it is neither an absolute local path nor a bucket and a path in it, or has more in it.
+    """
+    if len(uri) > _MAX_URI:
+        raise ConfigError(f"{field}: of {len(uri):,} characters; accepted: at most {_MAX_URI:,}")
+    given = f"{field}: given {shown(uri)!r}"
+    if not is_plain(uri):
+        raise ConfigError(f"{given}; accepted: text without control characters")
+    if uri.startswith(("/", "file:///")):
+        return
+    match = re.fullmatch(r"(?:s3|gs)://([^/?]+)(?:/[^?]*)?(\?.*)?", uri)
+    if match is None:
+        raise ConfigError(f"{given}; accepted: an absolute local path, s3://bucket/path or gs://bucket/path")
+    try:
+        store.check_uri(uri)
+    except DataError as error:
+        raise ConfigError(f"{field}: {error}") from None
+    if match[2]:
+        raise ConfigError(
+            f"{given}; accepted in the registry: a URI without a query; leave it out and set AWS_ENDPOINT_URL instead"
+        )
+    if not re.fullmatch(r"(?:anonymous@)?[\w.-]+", match[1], re.ASCII):
+        raise ConfigError(f"{given}; accepted: the name of a bucket, of letters, digits, . _ and -")
 
 
 def log_reference(
@@ -86,7 +146,7 @@ def log_reference(
         if isinstance(error, MlflowException):
             raise
         # Where the artifacts go past the server, this is the store's own kind of error.
-        place = server.shown(logged.artifact_location)
+        place = shown(logged.artifact_location)
         raise TrackingError(f"{name}: cannot be registered: {place}: {one_line(error)}") from None
     return str(logged.model_id)
 
@@ -102,12 +162,15 @@ def read_reference(client: MlflowClient, name: str, version: str) -> ModelRefere
         with tempfile.TemporaryDirectory() as directory:
             source = f"{location.rstrip('/')}/{REFERENCE_FILE}"
             path = download_artifacts(source, dst_path=directory, tracking_uri=client.tracking_uri)
-            data = Path(path).read_bytes()
+            data = read_document(Path(path))
         return parse_reference(data, name, int(version))
     except Exception as error:  # where artifacts do not come through the server, it is their store's own kind of error
         if isinstance(error, ModelError):
             raise
-        raise _unreadable(f"models:/{name}/{version}", error) from None
+        raise ModelError(
+            f"models:/{name}/{version}: has no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that "
+            f"bit_ray registered; load others with mlflow"
+        ) from None
 
 
 def parse_reference(data: bytes, name: str = "", version: int = 0) -> ModelReference:
@@ -117,29 +180,22 @@ def parse_reference(data: bytes, name: str = "", version: int = 0) -> ModelRefer
         ModelError: they are none.
     """
     try:
-        reference = json.loads(data)
-        name = name or str(reference.get("name", "unnamed"))
-        package_uri, digest = str(reference["package_uri"]), str(reference["description_sha256"])
-        description = json.dumps(reference["description"]).encode()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(f"models:/{name}/{version}", error) from None
-    spec, weights = parse_description(description, f"models:/{name}/{version}")
-    return ModelReference(
-        name=name,
-        version=version,
-        weights_uri=package_uri,
-        sha256=weights.sha256,
-        num_bytes=weights.num_bytes,
-        description_sha256=digest,
-        spec=spec,
-    )
-
-
-def _unreadable(uri: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"{uri}: has no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that bit_ray registered; load "
-        f"others with mlflow"
-    )
+        document = from_json(_Document, data)
+        name = name or document.name
+        return ModelReference(
+            name=name,
+            version=version,
+            weights_uri=document.package_uri,
+            sha256=document.description.weights.sha256,
+            num_bytes=document.description.weights.num_bytes,
+            description_sha256=document.description_sha256,
+            spec=document.description.spec,
+        )
+    except ConfigError as error:
+        raise ModelError(
+            f"models:/{name}/{version}: {REFERENCE_FILE} is not what bit_ray writes ({one_line(error)}); register the "
+            "model again"
+        ) from None
 
 
 def _signature() -> ModelSignature:

@@ -25,8 +25,9 @@ from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_d
 from bit_ray.tracking import server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download, fetch
-from bit_ray.tracking.reference import ModelReference, log_reference, read_reference
+from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
+from bit_ray.uris import shown, shown_in
 
 # isort: split
 from mlflow import MlflowClient
@@ -105,19 +106,21 @@ def register(
     version; the alias moves to the one that there is.
 
     Raises:
+        ConfigError: MLflow would refuse the name or alias, or the URI may not stand in a registry.
         ModelError: there is no whole package at ``package_uri``.
         TrackingError: the server cannot be reached or refuses.
     """
     check_name(name, alias)
     uri = server.tracking_uri(tracking_uri)
-    package_uri = store.filesystem(package_uri)[1] if store.is_local(package_uri) else package_uri.rstrip("/")
+    package_uri = store.absolute(package_uri)
+    check_package_uri(package_uri)
     if uri.startswith("http") and store.is_local(package_uri):
         log.warning("%s is a local path: models:/%s@%s will load on this machine only", package_uri, name, alias)
     data, spec, weights = _read_package(package_uri)
     client = server.connect(uri)
     digest = hashlib.sha256(data).hexdigest()
     tags = {
-        **{f"bit_ray.{key}": str(value) for key, value in spec.provenance.items()},
+        **{f"bit_ray.{key}": shown(value) for key, value in spec.provenance.items()},
         "bit_ray.weights_uri": package_uri,
         "bit_ray.sha256": weights.sha256,
         "bit_ray.num_bytes": str(weights.num_bytes),
@@ -133,7 +136,7 @@ def register(
                 "name": name,
                 "package_uri": package_uri,
                 "description_sha256": digest,
-                "description": json.loads(data),
+                "description": _shown_description(data),
             }
             model_id = log_reference(client, name, spec, reference, run_id)
             version = _create_version(client, name, model_id, tags, run_id, description(card))
@@ -160,7 +163,7 @@ def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
         ModelError: no such name, alias or version, or one that bit_ray did not register.
         TrackingError: the server cannot be reached, or none is named.
     """
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))?", uri)
+    match = re.fullmatch(r"models:/([^/:@]+)(?:@([^/@]+)|/([0-9]{1,18}))?", uri)
     if match is None:
         raise ModelError(f"{uri}: accepted: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME; correct it")
     name, alias, number = match.groups()
@@ -196,22 +199,30 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
                 aliases.setdefault((model.name, str(number)), []).append(alias)
         versions = _all_pages(client.search_model_versions)
     except MlflowException as error:
-        raise TrackingError(f"{server.shown(client.tracking_uri)}: {one_line(error)}") from None
-    rows = [
-        ListedModel(
-            name=version.name,
-            version=int(version.version),
-            aliases=tuple(sorted(aliases.get((version.name, str(version.version)), ()))),
-            model=version.tags["bit_ray.model"],
-            num_classes=int(version.tags["bit_ray.num_classes"]),
-            num_bytes=int(version.tags["bit_ray.num_bytes"]),
-            parent=version.tags.get("bit_ray.parent", ""),
-            created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-            weights_uri=version.tags["bit_ray.weights_uri"],
-        )
-        for version in versions
-        if "bit_ray.weights_uri" in version.tags
-    ]
+        raise TrackingError(f"{shown(client.tracking_uri)}: {one_line(error)}") from None
+    rows = []
+    for version in versions:
+        tags = version.tags
+        if "bit_ray.weights_uri" not in tags:
+            continue
+        try:
+            row = ListedModel(
+                name=version.name,
+                version=int(version.version),
+                aliases=tuple(sorted(aliases.get((version.name, str(version.version)), ()))),
+                model=tags["bit_ray.model"],
+                num_classes=int(tags["bit_ray.num_classes"]),
+                num_bytes=int(tags["bit_ray.num_bytes"]),
+                parent=tags.get("bit_ray.parent", ""),
+                created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+                weights_uri=tags["bit_ray.weights_uri"],
+            )
+        except (KeyError, ValueError) as error:
+            log.warning(
+                "models:/%s/%s: its tags are damaged and it is left out: %s", version.name, version.version, error
+            )
+        else:
+            rows.append(row)
     return sorted(rows, key=lambda row: (row.name, -row.version))
 
 
@@ -230,6 +241,14 @@ def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
             f"{package_uri}: {weights.file}: {found}; {weights.num_bytes} bytes in {DESCRIPTION_FILE}; save it again"
         )
     return data, spec, weights
+
+
+def _shown_description(data: bytes) -> dict[str, Any]:
+    """Return what ``model.json`` says, without the passwords of URIs in it."""
+    description: dict[str, Any] = json.loads(data)
+    spec = description["spec"]
+    told = {name: shown_in(spec[name]) for name in ("recipe", "provenance") if name in spec}
+    return {**description, "spec": {**spec, **told}}
 
 
 def _find_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str | None:
@@ -284,7 +303,7 @@ def _registry_uri(tracking_uri: str | None) -> str:
     named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = server.tracking_uri(named or "", str(DEFAULT_STORE.parent))
     if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make one, to find it empty
-        given = f"{server.shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
+        given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
         raise TrackingError(
             f"tracking.uri: {given}; accepted: the registry's server or sqlite:///FILE; set MLFLOW_TRACKING_URI to it"
         )
@@ -295,16 +314,17 @@ def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, numbe
     """Return the number of the version that is meant, or say which there are."""
     try:
         aliases: dict[str, Any] = client.get_registered_model(name).aliases
+        if alias is not None:
+            if alias not in aliases:
+                raise ModelError(f"{uri}: no such alias; {_choices(alias, list(aliases))}")
+            return str(aliases[alias])
+        quote = '"' if "'" in name else "'"
+        versions: list[ModelVersion] = _all_pages(client.search_model_versions, f"name={quote}{name}{quote}")
     except MlflowException as error:
         if error.error_code not in _MISSING:
             raise ModelError(f"{uri}: {one_line(error)}") from None
         names = [model.name for model in _all_pages(client.search_registered_models)]
         raise ModelError(f"{uri}: no model of that name; {_choices(name, names)}") from None
-    if alias is not None:
-        if alias not in aliases:
-            raise ModelError(f"{uri}: no such alias; {_choices(alias, list(aliases))}")
-        return str(aliases[alias])
-    versions: list[ModelVersion] = _all_pages(client.search_model_versions, f"name='{name}'")
     numbers = sorted((str(version.version) for version in versions), key=int, reverse=True)
     if not numbers or (number is not None and str(int(number)) not in numbers):
         raise ModelError(f"{uri}: no such version; {_choices('', numbers)}")

@@ -1,6 +1,5 @@
 """One MLflow run per training run, kept by a queue on disk that outlives the server's outages."""
 
-import getpass
 import json
 import logging
 import re
@@ -8,15 +7,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bit_ray.config import digest
+from bit_ray.data import store
 from bit_ray.errors import TrackingError
+from bit_ray.locks import locked, user_name
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.sending import send
-from bit_ray.tracking.server import connect, experiment_id, one_line, shown, tracking_uri
+from bit_ray.tracking.server import connect, experiment_id, one_line, tracking_uri
 from bit_ray.tracking.spool import Operation, Spool, spool_directory
+from bit_ray.uris import shown, shown_in
 
 # isort: split
 from mlflow import MlflowClient
@@ -32,19 +36,24 @@ SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
+RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab"]
+"""The command that a run belongs to: commands of one name never share a run."""
+
+
 class TrackedRun:
     """An open MLflow run: what is logged is queued on disk at once and sent by a thread: logging never waits or fails.
 
     A value is recorded once: a continued run leaves out the steps that the earlier process recorded already.
     """
 
-    def __init__(self, client: MlflowClient, run: Run, spool: Spool, last_steps: Mapping[str, int]):
-        """Start sending for a run that exists; use ``TrackedRun.open``."""
+    def __init__(self, client: MlflowClient, run: Run, spool: Spool, last_steps: Mapping[str, int], held: ExitStack):
+        """Start sending for a run that exists, whose queue is ``held`` by this process; use ``TrackedRun.open``."""
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.tracking_uri: str = client.tracking_uri
         self._client = client
         self._spool = spool
+        self._held = held
         self._last_steps = dict(last_steps)
         self._outage = ""
         self._disk_failed = False
@@ -62,38 +71,49 @@ class TrackedRun:
         storage: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        kind: Literal["pretrain", "finetune", "evaluate"],
+        kind: RunKind,
         parent_run_id: str | None = None,
     ) -> "TrackedRun":
         """Continue the run of this name and kind in the experiment, or start it; the server is asked at once.
 
         ``params`` is the nested config: MLflow gets it flattened to dotted names, and whole as ``config.json``.
-        ``storage`` is the folder or URI of the runs, which also holds the queue when it is local.
+        ``storage`` is the folder or URI of the runs, which also holds the queue when it is local. Of the URIs in params
+        and tags no password is recorded.
 
         Raises:
             TrackingError: the server does not answer within about 10 seconds, or refuses.
+            ConfigError: another process records the run.
+            DataError: ``storage`` has a key or a password in it.
         """
         if not run_name or re.search(r"[\"`\\\n]", run_name):
             raise TrackingError(
                 f"run_name: {run_name!r}; accepted: text without quotes and backslashes; rename the run"
             )
+        store.check_uri(storage)
         uri = tracking_uri(config.uri, storage)
         client = connect(uri)
         experiment = experiment_id(client, config.experiment, storage)
-        tags = {"bit_ray.run_name": run_name, "bit_ray.kind": kind, "bit_ray.code_revision": code_revision(), **tags}
+        params = shown_in(params)
+        known = {"bit_ray.run_name": run_name, "bit_ray.kind": kind, "bit_ray.code_revision": code_revision()}
+        tags = {**known, **shown_in(tags)}
         if parent_run_id is not None:
             tags["mlflow.parentRunId"] = parent_run_id
-        try:
-            run = _find_run(client, experiment, run_name, kind)
-            if run is None:
-                run = client.create_run(experiment, tags={"mlflow.user": _user(), **tags}, run_name=run_name)
-            _log_params(client, run, flatten(params))
-        except MlflowException as error:
-            raise TrackingError(
-                f"tracking.uri: {shown(uri)}: refuses the run {run_name!r} ({one_line(error)})"
-            ) from None
-        spool = Spool(spool_directory(storage, run.info.run_id))
-        tracked = cls(client, run, spool, _last_steps(run, spool))
+        opening = spool_directory(storage, f".{digest([uri, experiment, run_name, kind])[:16]}.lock")
+        with ExitStack() as held:
+            try:
+                with locked(opening, f"run_name: {run_name!r} is being begun", remedy="wait for it", wait_s=60.0):
+                    run = _find_run(client, experiment, run_name, kind)
+                    if run is None:
+                        user = user_name()
+                        run = client.create_run(experiment, tags={"mlflow.user": user, **tags}, run_name=run_name)
+                    spool = Spool(spool_directory(storage, run.info.run_id))
+                    held.enter_context(_lock(spool, f"run_name: {run_name!r}"))
+                _log_params(client, run, flatten(params))
+            except MlflowException as error:
+                raise TrackingError(
+                    f"tracking.uri: {shown(uri)}: refuses the run {run_name!r} ({one_line(error)})"
+                ) from None
+            tracked = cls(client, run, spool, _last_steps(run, spool), held.pop_all())
         tracked._queue({"status": "RUNNING"})
         tracked.set_tags(tags)
         tracked.log_text(json.dumps(params, indent=2, default=str) + "\n", "config.json")
@@ -108,7 +128,7 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, the last value of each counting."""
-        self._queue({"tags": {name: str(value) for name, value in tags.items()}})
+        self._queue({"tags": {name: shown(str(value)) for name, value in tags.items()}})
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Record a file or directory, as it is now, below ``folder`` of the run's artifacts."""
@@ -150,6 +170,7 @@ class TrackedRun:
             )
         else:
             self._spool.remove_if_empty()
+        self._held.close()
         return unsent
 
     def _queue(self, operation: Operation) -> None:
@@ -194,15 +215,18 @@ def send_spool(path: str | Path, *, uri: str = "") -> int:
 
     Raises:
         TrackingError: there is no such directory, or the server does not answer.
+        ConfigError: the run is still going on.
     """
     spool = Spool(Path(path).absolute())
     if not spool.directory.is_dir():
         raise TrackingError(f"{path}: no such directory; accepted: a run's queue, .../spool/RUN_ID; check the path")
-    failure = send(connect(tracking_uri(uri)), spool.directory.name, spool)
-    if failure:
-        log.warning("%s: not all could be sent: %s", path, failure)
-    spool.remove_if_empty()
-    return len(spool.waiting())
+    client = connect(tracking_uri(uri))
+    with _lock(spool, str(path)):
+        failure = send(client, spool.directory.name, spool)
+        if failure:
+            log.warning("%s: not all could be sent: %s", path, failure)
+        spool.remove_if_empty()
+        return len(spool.waiting())
 
 
 def recorded_metric(
@@ -233,6 +257,11 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _lock(spool: Spool, what: str) -> AbstractContextManager[None]:
+    """Hold a queue, so that no other process records the same run meanwhile."""
+    return locked(spool.directory / ".lock", f"{what} is being recorded", remedy="wait for it, or choose another name")
+
+
 def _find_run(client: MlflowClient, experiment: str, run_name: str, kind: str) -> Run | None:
     query = f'tags.`bit_ray.run_name` = "{run_name}" and tags.`bit_ray.kind` = "{kind}"'
     runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
@@ -261,13 +290,6 @@ def _last_steps(run: Run, spool: Spool) -> dict[str, int]:
 def _metric_name(name: str) -> str:
     """Return the name with an underscore for every character that MLflow refuses."""
     return re.sub(r"[^\w./: -]", "_", name)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user id without a name
-        return "unknown"
 
 
 def _now() -> int:

@@ -21,8 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from bit_ray.errors import TrackingError
+from bit_ray.errors import BitRayError, TrackingError
+from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
+from bit_ray.uris import MASK, shown
 
 # Creating the embedded store is no news to the user.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -49,7 +51,20 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
                 f"{storage}); accepted: {_ACCEPTED}; set tracking.uri or MLFLOW_TRACKING_URI"
             )
         return f"sqlite:///{folder / 'mlflow.db'}"
-    kind = urlsplit(uri).scheme.split("+")[0]
+    if f"://{MASK}@" in uri:
+        raise TrackingError(
+            f"tracking.uri: {uri}: recorded without its user and password; accepted: {_ACCEPTED}; give it whole, or "
+            f"leave {MASK}@ out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # which is only read now
+    except ValueError:
+        raise TrackingError(
+            f"tracking.uri: {shown(uri)}: not a URI; accepted: {_ACCEPTED}; write what is special in a password as %2F "
+            "and the like, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ) from None
+    kind = parts.scheme.split("+")[0]
     if kind == "sqlite":
         return f"sqlite:///{sqlite_file(uri)}"
     if kind not in ("http", "https", *_PORTS):
@@ -60,13 +75,20 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
 def connect(uri: str) -> MlflowClient:
     """Return a client of a server that answers now; at most about 10 seconds pass before it is found not to.
 
+    A SQLite file that is not there is made; see `bit_ray.tracking.embedded`.
+
     Raises:
         TrackingError: it cannot be reached, refuses the credentials, or is no MLflow server.
+        ConfigError: other processes have been making the SQLite file for minutes.
     """
     probe(uri)
     try:
+        if uri.startswith("sqlite:"):
+            prepare_store(sqlite_file(uri))
         client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)  # a store in a database is opened and, when new, set up by this
+        client.search_experiments(max_results=1)  # a database on a server is opened and, when new, set up by this
+    except BitRayError:
+        raise
     except Exception as error:
         raise TrackingError(f"tracking.uri: {shown(uri)}: cannot be used ({one_line(error)})") from None
     return client
@@ -124,11 +146,6 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
 def sqlite_file(uri: str) -> Path:
     """Return the absolute path of the file of a ``sqlite:///FILE`` URI."""
     return Path(uri.split(":///", 1)[1] if ":///" in uri else "").absolute()
-
-
-def shown(uri: str) -> str:
-    """Return a URI fit for a message: without a password."""
-    return re.sub(r"//[^/@\s]*@", "//***@", uri)
 
 
 def one_line(error: BaseException) -> str:

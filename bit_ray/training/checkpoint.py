@@ -9,13 +9,14 @@ views and MixUp are functions of (seed, step).
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 
-from bit_ray.config import from_dict, to_dict
+from bit_ray.config import from_json, read_document, to_dict
 from bit_ray.data.read import BadExample
-from bit_ray.errors import ModelError
+from bit_ray.errors import ConfigError, ModelError
 from bit_ray.models.package import ModelSpec, load_package, save_package
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.training.plan import TrainPlan
@@ -37,6 +38,16 @@ class Progress:
     """Images that could not be read so far."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """The content of ``training.json``."""
+
+    format: Literal[1] = 1
+    progress: Progress
+    plan_digest: str
+    plan: dict[str, Any]
+
+
 def save_checkpoint(
     directory: Path,
     model: ResNetV2,
@@ -50,9 +61,24 @@ def save_checkpoint(
     tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
-    training = {"format": 1, "progress": to_dict(progress), "plan_digest": plan.digest, "plan": to_dict(plan)}
-    (directory / TRAINING_FILE).write_text(json.dumps(training, indent=1))
+    training = CheckpointRecord(progress=progress, plan_digest=plan.digest, plan=to_dict(plan))
+    (directory / TRAINING_FILE).write_text(json.dumps(to_dict(training), indent=1))
     save_package(directory, merged(model), spec)
+
+
+def read_checkpoint_record(directory: Path) -> CheckpointRecord:
+    """Read what a checkpoint says of the run.
+
+    Raises:
+        ModelError: There is no checkpoint, or its record is damaged.
+    """
+    try:
+        return from_json(CheckpointRecord, read_document(directory / TRAINING_FILE))
+    except (OSError, ConfigError) as error:
+        raise ModelError(
+            f"{directory}: not a training checkpoint ({error}); accepted: a directory with {TRAINING_FILE}; "
+            "start from another one"
+        ) from None
 
 
 def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Progress:
@@ -61,17 +87,10 @@ def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Opt
     Raises:
         ModelError: The checkpoint belongs to another plan, or is damaged.
     """
-    try:
-        training = json.loads((directory / TRAINING_FILE).read_text())
-        plan_digest, progress = str(training["plan_digest"]), from_dict(Progress, training["progress"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    training = read_checkpoint_record(directory)
+    if training.plan_digest != plan.digest:
         raise ModelError(
-            f"{directory}: not a training checkpoint ({error}); accepted: a directory with {TRAINING_FILE}; "
-            "start from another one"
-        ) from None
-    if plan_digest != plan.digest:
-        raise ModelError(
-            f"{directory}: written by plan {plan_digest[:12]}, this run's is {plan.digest[:12]}; "
+            f"{directory}: written by plan {training.plan_digest[:12]}, this run's is {plan.digest[:12]}; "
             "a run continues with the settings it began with; use another name for other settings"
         )
     path = directory / OPTIMIZER_FILE
@@ -86,7 +105,7 @@ def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Opt
     for name, buffer in momentum.items():
         buffer.copy_(tensors[name])
     torch.set_rng_state(tensors["rng.torch"])
-    return progress
+    return training.progress
 
 
 def _momentum(model: ResNetV2, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

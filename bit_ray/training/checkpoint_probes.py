@@ -24,6 +24,7 @@ from bit_ray.evaluation.probing import ProbeTask, probe, probe_metrics
 from bit_ray.models.package import DESCRIPTION_FILE
 from bit_ray.progress import console
 from bit_ray.tracking.runs import TrackedRun
+from bit_ray.uris import shown
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class CheckpointProbes(threading.Thread):
                 found = ray.get(self._running)
             except Exception as error:  # a probe that fails must not end a training
                 if not self._cancelled:
-                    reason = str(root_cause(error) or error).strip().splitlines()[-1]
+                    reason = shown(str(root_cause(error) or error).strip().splitlines()[-1])
                     log.warning("probe of the checkpoint of step %d failed: %s; training goes on", step, reason)
                 continue
             finally:

@@ -9,7 +9,8 @@ from bit_ray.models.zoo import PUBLISHED
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.training.config import Runtime
 from bit_ray.training.estimate import Speed, as_duration, measure_speed
-from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.shares import share_out
 from bit_ray.training.trainable import count_parameters
 
 _SECONDS_FOR_A_PLACE = 120.0
@@ -19,9 +20,9 @@ def worker_speed(plan: TrainPlan, runtime: Runtime, num_workers: int, use_gpu: b
     """Speed of one worker, measured in this process, or on the running cluster; None if that has no place free soon.
 
     Raises:
-        ConfigError: The batch does not divide, or a micro-batch does not fit into a GPU.
+        ConfigError: The batch cannot be shared out, or a micro-batch does not fit into a GPU.
     """
-    micro, _ = batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+    _, micro = share_out(plan, runtime, num_workers)
     arguments = plan, runtime.precision, "cuda" if use_gpu else "cpu", micro
     if local:
         return measure_speed(*arguments)
@@ -50,11 +51,9 @@ def describe(
         subset: What is drawn from the shards, where not all of them is trained on.
 
     Raises:
-        ConfigError: The batch does not divide over workers and micro-batches.
+        ConfigError: The batch cannot be shared out over the workers.
     """
-    micro, num_micro = batch_split(
-        plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0
-    )
+    shares, micro = share_out(plan, runtime, num_workers)
     schedule = plan.schedule
     saves = -(-schedule.num_steps // runtime.checkpoint_every_steps)
     num_images = schedule.num_steps * plan.global_batch_size
@@ -91,7 +90,7 @@ def describe(
             f"SGD, momentum {plan.momentum:g}, weight decay {plan.weight_decay:g} on kernels"
             + (f", gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else ""),
         ),
-        ("batch split", f"{num_workers} workers x {num_micro} micro-batches x {micro} images"),
+        ("batch split", _split([len(share) for share in shares], micro)),
         ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
         ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),
         (
@@ -113,6 +112,15 @@ def _rule(rule: HyperRule) -> str:
         f"profile {rule.profile}, {rule.regime} regime: N = {rule.num_examples:,}, images of about "
         f"{height} x {width} pixels{replaced}"
     )
+
+
+def _split(shares: list[int], micro: int) -> str:
+    least, most = min(shares), max(shares)
+    if least < most:
+        return f"{len(shares)} workers x {least} or {most} images, micro-batches of at most {micro}"
+    num_micro = -(-most // micro)
+    each = f"{micro} images" if most % micro == 0 else f"at most {micro} images"
+    return f"{len(shares)} workers x {num_micro} micro-batches x {each}"
 
 
 def _view(plan: TrainPlan) -> str:

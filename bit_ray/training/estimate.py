@@ -11,16 +11,9 @@ from bit_ray.errors import ConfigError
 from bit_ray.models.resnet import MIN_IMAGE_SIZE
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
+from bit_ray.training.device import worker_threads
+from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import (
-    TrainStep,
-    build_optimizer,
-    micro_batches,
-    resolve_precision,
-    to_channels_last,
-    worker_threads,
-)
-from bit_ray.training.trainable import set_trainable
 
 # What a CPU core trains in about two seconds per image; larger ones are judged by a network that it can.
 _MOST_MACS_ON_CPU = 25e9
@@ -85,21 +78,15 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
 
 def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most: int) -> tuple[float, int]:
     """Images per second, and the number of images per pass."""
-    network = create_model(plan.model, plan.num_classes)
-    set_trainable(network, plan.train)
-    network.to(device)
-    to_channels_last(network)
-    step_fn = TrainStep(
-        network, build_optimizer(network, plan), plan, dtype=resolve_precision(precision, torch.device(device))
-    )
+    learner = Learner(plan, torch.device(device), precision=precision)
 
     def step(count: int) -> float:
         images = torch.randint(256, (count, crop, crop, 3), dtype=torch.uint8)
         shape = (count,) if plan.loss == "softmax" else (count, plan.num_classes)
         targets = torch.zeros(shape, dtype=torch.int64)
         started = time.perf_counter()
-        step_fn(0, micro_batches(images, targets, count), 1)
-        step_fn.check()  # waits for the device
+        learner.step(0, images, targets)
+        learner.check()  # waits for the device
         return time.perf_counter() - started
 
     count = min(2, most)  # two, because MixUp mixes pairs

@@ -1,6 +1,7 @@
 """Transfer: BiT-HyperRule meets a shard set and pre-trained weights."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from bit_ray.cluster import Resources
 from bit_ray.config import to_dict
 from bit_ray.data import store
+from bit_ray.data.claim import claimed_run
 from bit_ray.data.manifest import MANIFEST, Manifest, check_same_classes, read_manifest
 from bit_ray.data.shards import Example, read_tables, to_examples
 from bit_ray.data.write import write_shards
@@ -19,6 +21,7 @@ from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, rea
 from bit_ray.evaluation.run import evaluate_model, record
 from bit_ray.models.read import read_weights
 from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
@@ -125,6 +128,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
         BitRayError: Anything the user can put right.
     """
     check_name(config.register.name or config.name, config.register.alias)
+    check_package_uri(store.absolute(config.storage), "storage")
     manifest = read_manifest(config.shards)
     test_manifest = read_manifest(config.test_shards) if config.test_shards else None
     if test_manifest is not None:
@@ -139,6 +143,13 @@ def finetune(config: FinetuneConfig) -> Trained | None:
             "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
         )
     check_train(config.train, config.init)
+    with nullcontext() if config.dry_run else claimed_run(config.storage, config.name):
+        return _finetune(config, manifest, test_manifest, init)
+
+
+def _finetune(
+    config: FinetuneConfig, manifest: Manifest, test_manifest: Manifest | None, init: InitialWeights | None
+) -> Trained | None:
     model = init.model if init else config.model
     shards, subset = config.shards, ""
     image_size = manifest.median_image_size  # of the whole task, whatever is drawn from it

@@ -3,7 +3,7 @@
 It follows the same plan, order, views and step as a run on the cluster.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from bit_ray.data.augment import eval_view, example_keys, train_view, uniforms
 from bit_ray.data.order import Order
 from bit_ray.models.resnet import ResNetV2
-from bit_ray.training.plan import TrainPlan, batch_split
-from bit_ray.training.step import TrainStep, build_optimizer, micro_batches, resolve_precision, to_channels_last
+from bit_ray.training.learner import Learner
+from bit_ray.training.plan import TrainPlan
 from bit_ray.training.trainable import merge_adapters
 
 
@@ -35,31 +35,32 @@ class Examples:
 
 
 def fit(
-    model: ResNetV2,
-    examples: Examples,
     plan: TrainPlan,
+    examples: Examples,
+    init_weights: Mapping[str, torch.Tensor] | None = None,
     *,
+    device: str | torch.device = "cpu",
     micro_batch_size: int = 0,
     on_step: Callable[[int, float], None] | None = None,
-) -> None:
-    """Train a model in place to the last step of a plan.
+) -> ResNetV2:
+    """Train to the last step of a plan.
 
     Args:
-        model: From `bit_ray.training.loop.build_model`, on the device where it is to be trained.
-        examples: Single-label training examples.
         plan: What to learn; its ``num_examples`` is that of ``examples``.
+        examples: Single-label training examples.
+        init_weights: Initial tensors by name, without the head; None: from scratch.
+        device: Where to train.
         micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
         on_step: Called with the step's number and loss.
+
+    Returns:
+        The trained network, in evaluation mode.
 
     Raises:
         NonFiniteError: The loss or its gradient is not finite.
     """
     assert plan.num_examples == len(examples.ids) == len(examples.labels)
-    assert plan.train == "all" or not all(p.requires_grad for p in model.parameters()), "not from build_model"
-    micro, num_micro = batch_split(plan.global_batch_size, 1, micro_batch_size, pairs=plan.mixup_alpha > 0)
-    device = next(model.parameters()).device
-    to_channels_last(model)
-    step_fn = TrainStep(model, build_optimizer(model, plan), plan, dtype=resolve_precision("auto", device))
+    learner = Learner(plan, torch.device(device), init_weights=init_weights, micro_batch_size=micro_batch_size)
     order = Order(
         shard_sizes=(plan.num_examples,),
         row_group_size=1,  # nothing is read in groups here, so the shuffle is as good as it gets
@@ -74,7 +75,6 @@ def fit(
     keys = example_keys(examples.ids)
     slots = range(plan.global_batch_size)
     pixels = np.empty((plan.global_batch_size, size, size, 3), np.uint8)
-    model.train()
     rows = np.empty((0, 3), np.int64)  # (step, epoch, row) not trained on yet
     units = iter(order.unit_range(slots, 0, plan.schedule.num_steps))
     for step in range(plan.schedule.num_steps):
@@ -88,10 +88,9 @@ def fit(
         u = uniforms(plan.seed, epochs, keys[picked])
         for slot, index in enumerate(picked):
             pixels[slot] = train_view(images[index], view, u[slot])
-        batch = torch.from_numpy(pixels), torch.from_numpy(examples.labels[picked])
-        loss, _ = step_fn(step, micro_batches(*batch, micro), num_micro)
+        loss, _ = learner.step(step, torch.from_numpy(pixels), torch.from_numpy(examples.labels[picked]))
         if on_step is not None:
             on_step(step, loss.item())
-    step_fn.check()
-    merge_adapters(model)
-    model.eval()
+    learner.check()
+    merge_adapters(learner.model)
+    return learner.model.eval()

@@ -18,9 +18,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from bit_ray.cluster import Resources, cluster
-from bit_ray.config import from_dict, to_dict
+from bit_ray.config import to_dict
 from bit_ray.data import store
-from bit_ray.data.ids import PLAN_FILE
+from bit_ray.data.ids import PLAN_FILE, RunRecord
 from bit_ray.data.manifest import Manifest
 from bit_ray.data.read import BadExample
 from bit_ray.errors import ConfigError, ModelError, root_cause
@@ -36,9 +36,10 @@ from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.checkpoint_probes import CheckpointProbes, check_room
 from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.loop import WorkerConfig, train_worker
-from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.plan import TrainPlan
 from bit_ray.training.preflight import choose_workers
 from bit_ray.training.reports import Listener, report_queue
+from bit_ray.training.shares import share_out
 
 RESULT_FILE = "result.json"
 BAD_IMAGES_FILE = "bad_images.json"
@@ -81,15 +82,15 @@ def _finished(run_uri: str, plan: TrainPlan) -> TrainResult | None:
     place = store.join(run_uri, PLAN_FILE)
     if not store.exists(place):
         return None
-    recorded = store.read_json(place)
-    if recorded.get("digest") != plan.digest:
-        field, old, new = _first_difference(recorded.get("plan", {}), to_dict(plan))
+    recorded = store.read_record(RunRecord, place)
+    if recorded.digest != plan.digest:
+        field, old, new = _first_difference(recorded.plan, to_dict(plan))
         raise ConfigError(
             f"name: {run_uri} holds a run whose {field} is {old}, here it is {new}; "
             "a run continues with the settings it began with; choose another name or restore the setting"
         )
     result = store.join(run_uri, RESULT_FILE)
-    return from_dict(TrainResult, store.read_json(result)) if store.exists(result) else None
+    return store.read_record(TrainResult, result) if store.exists(result) else None
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
@@ -143,7 +144,7 @@ def train(
     probe(tracking_uri(tracking.uri, storage))  # before Ray starts, which takes longer
     with cluster() as resources:
         num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
-        batch_split(plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+        share_out(plan, runtime, num_workers)
         if probe_task is not None:
             check_room(probe_task, resources, num_workers)
         described = f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes"
@@ -164,8 +165,8 @@ def train(
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             # From here on the name belongs to this plan.
-            written = {"digest": plan.digest, "shards": shards, "plan": to_dict(plan)}
-            store.write_json(store.join(run_uri, PLAN_FILE), written)
+            record = RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))
+            store.write_json(store.join(run_uri, PLAN_FILE), to_dict(record))
             spec = ModelSpec(
                 model=plan.model,
                 num_classes=plan.num_classes,

@@ -1,6 +1,5 @@
 """What runs in each Ray Train worker: the order of events of a training run, and nothing else."""
 
-import logging
 import math
 import tempfile
 import time
@@ -14,31 +13,20 @@ import torch
 import torch.distributed as dist
 from ray.util.queue import Queue
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bit_ray.cluster import num_local_cores
 from bit_ray.data import store
 from bit_ray.data.stream import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.models.package import ModelSpec
-from bit_ray.models.resnet import ResNetV2
-from bit_ray.models.zoo import create_model
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bit_ray.training.config import Runtime
-from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.device import keep_freed_memory
+from bit_ray.training.learner import Learner
+from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
-from bit_ray.training.step import (
-    NonFiniteError,
-    TrainStep,
-    build_optimizer,
-    micro_batches,
-    resolve_precision,
-    to_channels_last,
-)
-from bit_ray.training.trainable import set_trainable
-
-logger = logging.getLogger(__name__)
+from bit_ray.training.step import NonFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,26 +47,6 @@ class WorkerConfig:
     """Where rank 0 sends metrics."""
 
 
-def build_model(plan: TrainPlan, init_weights: dict[str, torch.Tensor] | None) -> ResNetV2:
-    """The network at step 0, seeded, or the given trunk under a zero head; frozen where the plan does not train it.
-
-    Args:
-        plan: Names the architecture, the seed and the head's initial bias.
-        init_weights: Tensors by name; the head's are left out.
-    """
-    torch.manual_seed(plan.seed)
-    model = create_model(plan.model, plan.num_classes)
-    if init_weights is not None:
-        trunk = {name: tensor for name, tensor in init_weights.items() if not name.startswith("head.")}
-        missing, unexpected = model.load_state_dict(trunk, strict=False)
-        assert sorted(missing) == ["head.bias", "head.weight"], missing
-        assert not unexpected, unexpected
-    if plan.head_bias:
-        nn.init.constant_(model.head.bias, plan.head_bias)
-    set_trainable(model, plan.train)
-    return model
-
-
 def train_worker(config: dict[str, WorkerConfig]) -> None:
     """Train until the plan's last step, from the latest checkpoint of the run if there is one."""
     worker = config["worker"]
@@ -88,36 +56,32 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    dtype = resolve_precision(runtime.precision, device)
-    micro, num_micro = batch_split(
-        plan.global_batch_size, num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0
-    )
-
-    # Rank 0 brings the weights; DistributedDataParallel sends them to the others.
+    else:
+        keep_freed_memory()
+    # Rank 0 brings the weights; the others get them from it.
     needs_init = worker.init_weights is not None and rank == 0
-    model = build_model(plan, ray.get(worker.init_weights) if needs_init else None)
-    model = model.to(device)
-    to_channels_last(model)
-    optimizer = build_optimizer(model, plan)
+    learner = Learner(
+        plan,
+        device,
+        precision=runtime.precision,
+        init_weights=ray.get(worker.init_weights) if needs_init else None,
+        micro_batch_size=runtime.micro_batch_size,
+        rank=rank,
+        num_workers=num_workers,
+    )
     progress = Progress()
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
-            progress = load_checkpoint(Path(directory), model, optimizer, plan)
+            progress = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     if progress.next_step >= plan.schedule.num_steps:
         return
-    wrapped: nn.Module = model
-    if num_workers > 1:
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    if runtime.compile:
-        wrapped = torch.compile(wrapped)  # type: ignore[assignment]
-    step_fn = TrainStep(wrapped, optimizer, plan, dtype=dtype, num_workers=num_workers)
+    learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
 
-    share = plan.global_batch_size // num_workers
     stream = StreamSpec(
         shards=worker.shards,
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
-        slots=range(rank * share, (rank + 1) * share),
+        slots=learner.slots,
         start_step=progress.next_step,
         stop_step=plan.schedule.num_steps,
         seed=plan.seed,
@@ -149,7 +113,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         waited += time.perf_counter() - wait_from
         quarantine.meet(bad)
         try:
-            loss, grad_norm = step_fn(step, micro_batches(images, targets, micro), num_micro)
+            loss, grad_norm = learner.step(step, images, targets)
             loss_since += loss
             steps_since += 1
             done = step + 1
@@ -157,16 +121,16 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             save = last or done % runtime.checkpoint_every_steps == 0
             log = save or done % runtime.log_every_steps == 0
             if log:
-                step_fn.check()
+                learner.check()
                 # Overflowed weights fail the next step for certain, and must not get into a checkpoint before.
-                weight_norm = _kernel_norm(model)
+                weight_norm = _kernel_norm(learner.model)
                 if not math.isfinite(weight_norm):
                     raise NonFiniteError(done)
         except NonFiniteError as error:
             place = store.join(worker.run_uri, f"nonfinite-step-{error.step:08d}")
             if rank == 0:
                 with tempfile.TemporaryDirectory() as local:
-                    save_checkpoint(Path(local), model, worker.spec, optimizer, plan, now(error.step))
+                    save_checkpoint(Path(local), learner.model, worker.spec, learner.optimizer, plan, now(error.step))
                     for file in Path(local).iterdir():
                         store.upload_file(file, store.join(place, file.name))
             if num_workers > 1:
@@ -197,7 +161,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
             if save:
                 name = f"step-{done:08d}"
-                _report_checkpoint(rank, name, metrics, model, worker.spec, optimizer, plan, now(done))
+                _report_checkpoint(rank, name, metrics, learner, worker.spec, plan, now(done))
                 if rank == 0:
                     worker.reports.put_nowait({"step": done, "checkpoint": name})
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
@@ -228,9 +192,8 @@ def _report_checkpoint(
     rank: int,
     name: str,
     metrics: dict[str, Any],
-    model: ResNetV2,
+    learner: Learner,
     spec: ModelSpec,
-    optimizer: torch.optim.Optimizer,
     plan: TrainPlan,
     progress: Progress,
 ) -> None:
@@ -238,7 +201,7 @@ def _report_checkpoint(
         ray.train.report(metrics, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory() as local:
-        save_checkpoint(Path(local), model, spec, optimizer, plan, progress)
+        save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, progress)
         ray.train.report(
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(local),

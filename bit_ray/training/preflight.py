@@ -13,7 +13,8 @@ from bit_ray.models.zoo import model_config
 from bit_ray.progress import console, print_table
 from bit_ray.training.config import Runtime
 from bit_ray.training.dry_run import describe, worker_speed
-from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.shares import share_out
 
 _MOST_SHARDS_LOOKED_AT = 1000
 
@@ -21,8 +22,8 @@ _MOST_SHARDS_LOOKED_AT = 1000
 def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: int) -> tuple[int, bool]:
     """Number of training workers, and whether each gets a GPU.
 
-    Left to us, it is the most that divide the global batch: one per GPU, or without GPUs one per core of this machine,
-    or half the CPUs of a cluster, whose other half then reads and decodes.
+    Left to us, it is one per GPU, or without GPUs one per core of this machine, or half the CPUs of a cluster, whose
+    other half then reads and decodes; never more than there are pairs of images in a batch.
 
     Raises:
         ConfigError: CUDA is asked for and there is none, or no CPU would be left for readers on this machine.
@@ -41,8 +42,7 @@ def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: in
         most = resources.num_gpus
     else:
         most = num_local_cores() if resources.local else resources.num_cpus // 2
-    most = max(1, min(most, global_batch_size))
-    return next(n for n in range(most, 0, -1) if global_batch_size % n == 0), use_gpu
+    return max(1, min(most, global_batch_size // 2)), use_gpu
 
 
 def preflight(
@@ -62,12 +62,12 @@ def preflight(
         Whether to go on.
 
     Raises:
-        BitRayError: There is no such network, the batch does not divide, or more images than the run may leave out are
-            in shards that are missing or cut short.
+        BitRayError: There is no such network, the batch cannot be shared out, or more images than the run may leave
+            out are in shards that are missing or cut short.
     """
     model_config(plan.model, plan.num_classes)
     if runtime.num_workers:
-        batch_split(plan.global_batch_size, runtime.num_workers, runtime.micro_batch_size, pairs=plan.mixup_alpha > 0)
+        share_out(plan, runtime, runtime.num_workers)
     # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
     checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
     sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])

@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 from bit_ray.config import to_dict
+from bit_ray.data import store
 from bit_ray.data.augment import TrainView
+from bit_ray.data.claim import claimed_run
 from bit_ray.data.manifest import Manifest, read_manifest
 from bit_ray.evaluation.probing import probe_task
+from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.training.config import PretrainConfig
 from bit_ray.training.launch import Trained, register_result, train
@@ -57,20 +60,22 @@ def pretrain(config: PretrainConfig) -> Trained | None:
         BitRayError: Anything the user can put right.
     """
     check_name(config.register.name or config.name, config.register.alias)
+    check_package_uri(store.absolute(config.storage), "storage")
     manifest = read_manifest(config.shards)
     plan = pretrain_plan(config, manifest)
     task = probe_task(config.probe) if config.probe.shards else None
     if not preflight(plan, config.shards, manifest, config.runtime, dry_run=config.dry_run):
         return None
-    result = train(
-        plan,
-        name=config.name,
-        storage=config.storage,
-        shards=config.shards,
-        manifest=manifest,
-        runtime=config.runtime,
-        tracking=config.tracking,
-        config=to_dict(replace(config, dry_run=False)),
-        probe_task=task,
-    )
-    return register_result(result, config.name, config.register, config.tracking, config.storage)
+    with claimed_run(config.storage, config.name):
+        result = train(
+            plan,
+            name=config.name,
+            storage=config.storage,
+            shards=config.shards,
+            manifest=manifest,
+            runtime=config.runtime,
+            tracking=config.tracking,
+            config=to_dict(replace(config, dry_run=False)),
+            probe_task=task,
+        )
+        return register_result(result, config.name, config.register, config.tracking, config.storage)

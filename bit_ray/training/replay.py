@@ -9,24 +9,17 @@ import numpy as np
 import torch
 
 from bit_ray.cluster import cluster, num_local_cores
-from bit_ray.config import from_dict
 from bit_ray.data import store
-from bit_ray.data.ids import PLAN_FILE
+from bit_ray.data.ids import recorded_shards
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.tracking.runs import recorded_metric
 from bit_ray.training.checkpoint import TRAINING_FILE, load_checkpoint
 from bit_ray.training.config import ReplayConfig
-from bit_ray.training.loop import build_model
-from bit_ray.training.plan import TrainPlan, batch_split
-from bit_ray.training.step import (
-    TrainStep,
-    build_optimizer,
-    micro_batches,
-    resolve_precision,
-    to_channels_last,
-    worker_threads,
-)
+from bit_ray.training.device import worker_threads
+from bit_ray.training.learner import Learner
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.run import recorded_plan
 
 
 @dataclass(frozen=True)
@@ -55,11 +48,7 @@ def replay(config: ReplayConfig) -> Replayed:
     Raises:
         ModelError: There is no such run or step, or no checkpoint before it is left.
     """
-    place = store.join(config.run, PLAN_FILE)
-    if not store.exists(place):
-        raise ModelError(f"{config.run}: holds no {PLAN_FILE}; accepted: the folder of a run, STORAGE/NAME; correct it")
-    written = store.read_json(place)
-    plan = from_dict(TrainPlan, written["plan"])
+    plan, shards = recorded_plan(config.run)
     storage, _, name = config.run.rstrip("/").rpartition("/")
     history = recorded_metric(config.tracking, storage or ".", name, plan.kind, "train/loss")
     done = [step for step, _ in history if step > config.step]
@@ -71,20 +60,16 @@ def replay(config: ReplayConfig) -> Replayed:
     start, checkpoint = _checkpoint_before(config.run, begin, plan)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(plan, None).to(device)
-    to_channels_last(model)
-    optimizer = build_optimizer(model, plan)
+    learner = Learner(plan, device, micro_batch_size=config.micro_batch_size)
     if checkpoint:
         with tempfile.TemporaryDirectory() as directory:
             store.download_directory(checkpoint, directory)
-            load_checkpoint(Path(directory), model, optimizer, plan)
-    step_fn = TrainStep(model, optimizer, plan, dtype=resolve_precision("auto", device))
-    micro, num_micro = batch_split(plan.global_batch_size, 1, config.micro_batch_size, pairs=plan.mixup_alpha > 0)
+            load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     spec = StreamSpec(
-        shards=config.shards or written["shards"],
+        shards=config.shards or recorded_shards(config.run, shards),
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
-        slots=range(plan.global_batch_size),
+        slots=learner.slots,
         start_step=start,
         stop_step=stop,
         seed=plan.seed,
@@ -94,7 +79,7 @@ def replay(config: ReplayConfig) -> Replayed:
     losses = {}
     with cluster(), worker_threads(device.type):
         for batch in batches(spec, num_threads=num_local_cores()):
-            loss, _ = step_fn(batch.step, micro_batches(batch.images, batch.targets, micro), num_micro)
+            loss, _ = learner.step(batch.step, batch.images, batch.targets)
             losses[batch.step] = loss.item()
     return Replayed(
         start_step=start,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from faulty_s3 import FaultyS3
-from s3_server import Bucket, S3Server
+from s3_server import ACCESS_KEY, SECRET_KEY, Bucket, S3Server
 from servers import mlflow_server  # noqa: F401  # a fixture
 
 
@@ -43,20 +43,23 @@ def faulty_s3(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One Ray of this process, 6 CPUs by name, for all tests that ask for it."""
+    """One Ray of this process, 6 CPUs by name, for all tests that ask for it; its workers have the store's keys."""
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=6,
-        num_gpus=0,
-        object_store_memory=300 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        # Not 127.0.0.1, for which Ray would take the machine's outer address.
-        _node_ip_address="127.0.0.2",
-    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        ray.init(
+            address="local",
+            num_cpus=6,
+            num_gpus=0,
+            object_store_memory=300 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+            # Not 127.0.0.1, for which Ray would take the machine's outer address.
+            _node_ip_address="127.0.0.2",
+        )
     yield
     ray.shutdown()

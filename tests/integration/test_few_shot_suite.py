@@ -26,7 +26,6 @@ from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
 from bit_ray.training.config import RuleOverrides
 from bit_ray.training.fit import Examples, fit
-from bit_ray.training.loop import build_model
 from bit_ray.training.plan import transfer_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
@@ -95,8 +94,7 @@ def trained_here(folder, k, seed, train="all"):
         rule, model=MODEL, num_classes=10, manifest_digest=read_manifest(folder / "train").digest, init="any",
         init_digest="any", seed=seed, train=train,
     )  # fmt: skip
-    model = build_model(plan, weights)
-    fit(model, learnt.subset(chosen), plan)
+    model = fit(plan, learnt.subset(chosen), weights)
     views = [eval_view(i, resize_mode="square", resize_size=0, crop_size=32) for i in test.images]
     with torch.inference_mode():
         x = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) / 127.5 - 1

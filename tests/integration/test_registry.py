@@ -247,6 +247,17 @@ def test_a_damaged_cache_is_filled_again(mlflow_server: MlflowServer, s3: Bucket
     load_package(directory)  # verifies the digest
 
 
+def test_what_a_killed_process_had_fetched_is_removed_from_the_cache(
+    mlflow_server: MlflowServer, s3: Bucket, package: Path, tmp_path: Path
+):
+    register(upload(package, s3.uri("runs/e")), name="fetched", alias="best", tracking_uri=mlflow_server.uri)
+    left = tmp_path / "cache" / "models" / f".another.{'0' * 32}.partial"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    directory = fetch(resolve("models:/fetched", mlflow_server.uri))
+    assert list(left.parent.iterdir()) == [directory]
+
+
 def test_a_pulled_model_is_a_whole_package(mlflow_server: MlflowServer, s3: Bucket, package: Path, tmp_path: Path):
     register(upload(package, s3.uri("runs/d")), name="pulled", alias="best", tracking_uri=mlflow_server.uri)
     directory = pull("models:/pulled@best", tmp_path / "copies" / "model", mlflow_server.uri)

@@ -2,15 +2,19 @@ import gc
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from shard_sets import vouch_for
 
 import bit_ray.data.stream
 from bit_ray.cluster import cluster
 from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
 from bit_ray.data.bench import bench_shards
 from bit_ray.data.decode import decode_image
+from bit_ray.data.fetch import local_shard
 from bit_ray.data.glyphs import GlyphSource
 from bit_ray.data.manifest import read_manifest
 from bit_ray.data.order import Shuffle
@@ -255,18 +259,61 @@ def test_a_truncated_shard_leaves_holes(tmp_path):
     }
 
 
-def test_an_image_that_went_bad_is_one_hole_with_its_id(tmp_path):
+def test_an_image_that_was_written_bad_is_one_hole_with_its_id(tmp_path):
     stream = glyph_shards(tmp_path, examples_per_class=1)
     path = tmp_path / "shard-00000.parquet"
     data = path.read_bytes()
     # The pixels of the first image, damaged in place: sizes and footers stay as they are.
     start = data.index(b"IDAT") + 8
     path.write_bytes(data[:start] + bytes(40) + data[start + 40 :])
-    found = holes_of(stream)
+    found = holes_of(replace(stream, manifest_digest=vouch_for(tmp_path).digest))
     [(place, bad)] = found.items()
     assert place == ("shard-00000.parquet", 0)
     assert bad.id == read_rows(str(tmp_path), read_manifest(tmp_path), 0, [0])["id"][0].as_py()
     assert bad.reason
+
+
+@pytest.mark.parametrize("part", ["id", "image", "labels"])
+def test_a_bit_that_has_flipped_is_never_trained_on(tmp_path, part):
+    stream = glyph_shards(tmp_path, examples_per_class=1)
+    manifest = read_manifest(tmp_path)
+    path = tmp_path / "shard-00000.parquet"
+    with local_shard(path) as (_, file):
+        group = file.footer.group(0)
+        chunk = group.chunks[file.footer.columns.index(part)]
+    data = bytearray(path.read_bytes())
+    data[chunk.offset + chunk.length // 2] ^= 1
+    path.write_bytes(data)
+    found = holes_of(stream)
+    assert sorted(found) == [("shard-00000.parquet", row) for row in range(group.num_rows)]
+    assert {bad.reason.partition(";")[0] for bad in found.values()} == {
+        f"{path}: row group 0 has other bytes than the manifest's checksum"
+    }
+    with pytest.raises(DataError, match="row group 0 has other bytes than the manifest's checksum"):
+        read_rows(str(tmp_path), manifest, 0, [0])
+
+
+def test_a_label_or_an_id_that_cannot_be_is_one_hole(tmp_path):
+    stream = glyph_shards(tmp_path, examples_per_class=1)
+    manifest = read_manifest(tmp_path)
+    path = tmp_path / "shard-00000.parquet"
+    table = pq.read_table(path)
+    labels, ids = table["labels"].to_pylist(), [id.encode() for id in table["id"].to_pylist()]
+    labels[0], labels[1], labels[2], ids[3] = [manifest.num_classes], [-1], [0, 0], b"\xff" + ids[3]
+    wrong = [pa.array(ids, pa.binary()).view(pa.string()), table["image"], pa.array(labels, table["labels"].type)]
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table(wrong, schema=table.schema), path, row_group_size=manifest.row_group_size, **plain)
+    found = holes_of(replace(stream, manifest_digest=vouch_for(tmp_path).digest))
+    assert {row: bad.reason for (_, row), bad in found.items()} == {
+        0: f"label {manifest.num_classes}; accepted: 0 to {manifest.num_classes - 1}",
+        1: f"label -1; accepted: 0 to {manifest.num_classes - 1}",
+        2: "2 labels; accepted: one",
+        3: f"id is not UTF-8 text ({ids[3]!r})",
+    }
+    assert found["shard-00000.parquet", 0].id == ids[0].decode()
+    with pytest.raises(DataError, match="row 0: label") as caught:
+        read_rows(str(tmp_path), read_manifest(tmp_path), 0, [0])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_set_that_was_written_anew_is_refused(tmp_path):

@@ -28,7 +28,7 @@ from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, RegisterAs, RuleOverrides, Runtime
 from bit_ray.training.finetune import finetune
-from bit_ray.training.loop import build_model
+from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

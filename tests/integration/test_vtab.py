@@ -16,15 +16,14 @@ from bit_ray.data.vtab.splits import draw_index, open_task
 from bit_ray.data.vtab.tasks import find_task
 from bit_ray.data.write import write_shards
 from bit_ray.errors import ConfigError, DataError
-from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import RuleOverrides
+from bit_ray.training.device import normalize
 from bit_ray.training.fit import Examples, fit
 from bit_ray.training.plan import transfer_plan
-from bit_ray.training.step import normalize
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
 NAME = "R1-1-1-1x0.5"
@@ -78,10 +77,8 @@ def plain_top_1(data, name):
     plan = transfer_plan(
         rule, model=NAME, num_classes=task.num_classes, manifest_digest="", init="", init_digest="", seed=0
     )
-    torch.manual_seed(0)
-    model = create_model(NAME, task.num_classes)
     # The order of the examples in memory decides which step sees which: that of the shards.
-    return plan, model, train, test
+    return plan, train, test
 
 
 def in_order(examples, ids):
@@ -116,10 +113,10 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, c
     assert statements["eurosat"].endswith("; 20 of 5,400 test images")
 
     # The same by a plain loop, without shards and Ray.
-    plan, model, train, test = plain_top_1(data, "svhn")
+    plan, train, test = plain_top_1(data, "svhn")
     train = in_order(train, shard_ids(tmp_path / "vtab" / "svhn" / "train800val200"))
     torch.set_num_threads(2)
-    fit(model, train, plan)
+    model = fit(plan, train)
     right = 0
     with torch.inference_mode():
         for image, label in zip(test.images, test.labels, strict=True):

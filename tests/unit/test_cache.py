@@ -4,6 +4,7 @@ import os
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,8 @@ from bit_ray.data import cache, fetch, store
 from bit_ray.data.cache import CacheConfig, NodeCache
 from bit_ray.data.layout import SCHEMA
 from bit_ray.data.manifest import Manifest, Shard
-from bit_ray.data.shards import file_sha256, index_rows, read_rows
+from bit_ray.data.read import ReadRequest, read
+from bit_ray.data.shards import file_sha256, index_rows, read_rows, row_group_checksums
 from bit_ray.errors import ConfigError, DamagedShardError, DataError
 
 ROWS = 8
@@ -78,11 +80,11 @@ def flip_image_length(data):
     ("harm", "message"),
     [
         (lambda data: data[:-20], "magic"),
-        (lambda data: b"", "size is 0"),
+        (lambda data: b"", "magic"),
         (lambda data: bytes(len(data)), "magic"),
         (flip_page_header, "thrift"),
         (flip_image_length, "a page has fewer values than its header says|do not fill it"),
-        (lambda data: data[:2000] + data[9000:], "page"),
+        (lambda data: data[:2000] + data[9000:], "its footer is damaged"),
     ],
 )
 def test_a_damaged_shard_is_named_in_one_line(tmp_path, harm, message):
@@ -127,7 +129,7 @@ def bucket(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_set(directory, num_shards=2, num_rows=20, size=10_000):
+def make_set(directory, num_shards=2, num_rows=20, size=10_000, format=1):
     """A shard set without a manifest file; its digest stands for its name."""
     directory.mkdir()
     shards = []
@@ -135,7 +137,13 @@ def make_set(directory, num_shards=2, num_rows=20, size=10_000):
         path = directory / f"shard-{i}.parquet"
         write(path, make_table(num_rows, [size], seed=sum(directory.name.encode()) * 100 + i))
         shards.append(
-            Shard(path=path.name, num_examples=num_rows, num_bytes=path.stat().st_size, sha256=file_sha256(path))
+            Shard(
+                path=path.name,
+                num_examples=num_rows,
+                num_bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+                checksums=row_group_checksums(path) if format == 2 else "",
+            )
         )
     return Manifest(
         name=directory.name,
@@ -145,6 +153,7 @@ def make_set(directory, num_shards=2, num_rows=20, size=10_000):
         median_image_size=(1, 1),
         num_examples=num_shards * num_rows,
         shards=tuple(shards),
+        format=format,
     )
 
 
@@ -155,6 +164,21 @@ def groups_of(manifest):
 def locate(node, manifest, shard, group):
     uri = f"s3://{manifest.name}"
     return node.locate(uri, manifest.digest, manifest.shards[shard], group, manifest.row_group_size)
+
+
+def request_for(manifest, config, shard, group):
+    rows = min(ROWS, manifest.shards[shard].num_examples - group * ROWS)
+    return ReadRequest(
+        shards=f"s3://{manifest.name}",
+        manifest_digest=manifest.digest,
+        num_classes=manifest.num_classes,
+        multi_label=manifest.multi_label,
+        row_group_size=ROWS,
+        groups=((manifest.shards[shard], group),),
+        group=np.zeros(rows, np.int64),
+        row=np.arange(rows),
+        cache=config,
+    )
 
 
 def bytes_under(directory):
@@ -220,21 +244,22 @@ def test_a_set_larger_than_the_cache_keeps_what_fits_and_never_evicts_itself(buc
 def test_other_sets_give_way_the_least_recently_used_first_and_none_that_is_in_use(bucket, tmp_path):
     old, older, running, new = (make_set(bucket / name, num_rows=16) for name in ("old", "older", "running", "new"))
     node = NodeCache(CacheConfig(directory=str(tmp_path / "cache"), max_gb=16 * 82_000 * 8 / 7 / 1e9))
+    kept = {}
     for manifest in (old, older, running):
         for shard, group in groups_of(manifest):
-            assert not locate(node, manifest, shard, group).transient
-    kept = {
-        manifest.name: tmp_path / "cache" / "sets" / manifest.digest[:32] for manifest in (old, older, running, new)
-    }
+            place = locate(node, manifest, shard, group)
+            assert not place.transient
+            kept[manifest.name] = Path(place.path).parent
     for name, age in (("old", 2000), ("older", 3000), ("running", 10)):
         os.utime(kept[name], (time.time() - age,) * 2)
 
     def counts():
         return [len(list(kept[name].glob("*"))) for name in ("old", "older", "running", "new")]
 
-    assert counts() == [4, 4, 4, 0]
     for shard, group in groups_of(new):
-        assert not locate(node, new, shard, group).transient
+        place = locate(node, new, shard, group)
+        assert not place.transient
+        kept["new"] = Path(place.path).parent
     assert counts() == [4, 4, 4, 4]
     more = make_set(bucket / "more", num_shards=6, num_rows=16)
     transient = []
@@ -281,8 +306,9 @@ def test_what_a_killed_process_left_is_not_taken_for_whole_and_is_removed(bucket
     directory = tmp_path / "cache"
     node = NodeCache(CacheConfig(directory=str(directory)))
     whole = locate(node, manifest, 0, 0).path
-    name = os.path.basename(locate(node, manifest, 0, 1).path)
-    os.unlink(directory / "sets" / manifest.digest[:32] / name)
+    lost = locate(node, manifest, 0, 1).path
+    name = os.path.basename(lost)
+    os.unlink(lost)
     (directory / "partial" / name).write_bytes(b"PAR1 half")
     (directory / "partial" / "dead").write_bytes(b"PAR1 half")
     held = open(directory / "partial" / "alive", "wb")  # noqa: SIM115
@@ -382,6 +408,81 @@ def test_a_local_shard_is_read_where_it_is(tmp_path):
     for shard, message in zip(manifest.shards, ("has 1000 bytes, the manifest says", "is in the manifest but missing")):  # noqa: B905
         with pytest.raises(DamagedShardError, match=message):
             node.locate(uri, manifest.digest, shard, 0, ROWS)
+
+
+@pytest.mark.parametrize("part", ["id", "image", "labels"])
+def test_a_copy_that_rots_on_the_nodes_disk_is_fetched_again(bucket, tmp_path, part):
+    manifest = make_set(bucket / "set", format=2)
+    config = CacheConfig(directory=str(tmp_path / "cache"))
+    place = locate(NodeCache(config), manifest, 1, 2)
+    expected = index_rows(place.path, place.group, manifest.shards[1].checksum(2))
+    data = bytearray(Path(place.path).read_bytes())
+    with fetch.local_shard(place.path) as (_, file):
+        chunk = file.footer.groups[0].chunks[file.footer.columns.index(part)]
+    data[chunk.offset + chunk.length - 1] ^= 4
+    Path(place.path).write_bytes(data)
+    with pytest.raises(DamagedShardError, match="has other bytes than the manifest's checksum"):
+        index_rows(place.path, place.group, manifest.shards[1].checksum(2))
+    table = read(request_for(manifest, config, 1, 2))
+    assert table["problem"].null_count == len(table) == 4
+    for name in ("id", "labels", "offset", "length"):
+        assert table[name].to_pylist() == expected[name].to_pylist()
+    assert table["fetched_bytes"][0].as_py() == len(data)
+
+
+def test_a_row_group_with_other_bytes_than_its_checksum_is_not_kept(bucket, tmp_path):
+    manifest = make_set(bucket / "set", format=2)
+    path = bucket / "set" / manifest.shards[0].path
+    data = bytearray(path.read_bytes())
+    data[50_000] ^= 1  # in an image: the pages can still be walked
+    path.write_bytes(data)
+    with pytest.raises(DamagedShardError, match="row group 0 has other bytes than the manifest's checksum"):
+        locate(NodeCache(CacheConfig(directory=str(tmp_path / "cache"))), manifest, 0, 0)
+    assert bytes_under(tmp_path / "cache") == 0
+    with pytest.raises(DamagedShardError, match="row group 0 has other bytes than the manifest's checksum"):
+        read_rows("s3://set", manifest, 0, [0])
+    with pytest.raises(DamagedShardError, match="row group 0 has other bytes than the manifest's checksum"):
+        read_rows("s3://set", manifest, 0, [0], ["id", "image"])
+
+
+def test_no_set_is_given_what_another_set_claims_to_hold(bucket, tmp_path):
+    good = make_set(bucket / "good", num_shards=1)
+    hostile = make_set(bucket / "hostile", num_shards=1)
+    # The hostile set's manifest says that its shard is the good set's.
+    size = hostile.shards[0].num_bytes
+    assert size == good.shards[0].num_bytes
+    claims = dataclasses.replace(good, name="hostile")
+    assert claims.digest == good.digest
+    for max_gb in (1.0, 0.0):  # kept, and passing through
+        node = NodeCache(CacheConfig(directory=str(tmp_path / f"cache-{max_gb}"), max_gb=max_gb))
+        assert not locate(node, claims, 0, 0).hit
+        place = locate(node, good, 0, 0)
+        assert not place.hit
+        assert (
+            index_rows(place.path, 0)["id"][0].as_py()
+            == pq.read_table(bucket / "good/shard-0.parquet")["id"][0].as_py()
+        )
+
+
+def test_the_default_directory_is_one_that_nobody_else_can_write(bucket, tmp_path, monkeypatch):
+    manifest = make_set(bucket / "set")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    default = tmp_path / f"bit_ray_cache-{os.getuid()}"
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "partial").mkdir(parents=True)
+    (elsewhere / "partial" / "notes").write_text("mine")
+    default.symlink_to(elsewhere)
+    with pytest.raises(DataError, match="runtime.cache.directory: .*: cannot be written .is a symbolic link"):
+        locate(NodeCache(CacheConfig()), manifest, 0, 0)
+    assert (elsewhere / "partial" / "notes").read_text() == "mine"
+    assert [entry.name for entry in elsewhere.iterdir()] == ["partial"]
+    default.unlink()
+    default.mkdir()
+    default.chmod(0o777)
+    with pytest.raises(DataError, match="can be written by other users"):
+        locate(NodeCache(CacheConfig()), manifest, 0, 0)
+    default.chmod(0o700)
+    assert locate(NodeCache(CacheConfig()), manifest, 0, 0).path.startswith(str(default))
 
 
 def test_a_directory_that_cannot_be_written_and_a_bound_that_cannot_be(bucket, tmp_path):

@@ -108,6 +108,15 @@ def test_class_names_mean_nothing_to_markdown_and_many_are_counted() -> None:
     assert "sigmoid" in card
 
 
+def test_no_password_of_a_uri_is_in_the_card() -> None:
+    told = "s3://AK:PLAN/TED@bucket/x"
+    spec = replace(SPEC, recipe={"init": told, "more": [told]}, provenance={"parent": told, "data": told})
+    card = model_card("pets", spec, WEIGHTS, params={"shards": told, "test_shards": told}, metrics=METRICS)
+    assert "PLAN" not in card
+    assert "TED" not in card
+    assert "Training shards: `s3://***@bucket/x`." in card
+
+
 @pytest.mark.parametrize("length", [10, 4000, 6000])
 def test_the_description_has_room_in_mlflow(length: int) -> None:
     card = model_card("pets", replace(SPEC, recipe={f"setting {i}": "x" * 20 for i in range(length // 30)}), WEIGHTS)

@@ -14,8 +14,9 @@ from bit_ray.models.package import ModelSpec, load_package
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import TrainStep, build_optimizer
+from bit_ray.training.step import TrainStep
 
 NUM_CLASSES = 7
 PLAN = TrainPlan(

@@ -9,9 +9,11 @@ import torch
 from bit_ray.data.augment import TrainView
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training import estimate
+from bit_ray.training.device import to_channels_last
 from bit_ray.training.estimate import as_duration, measure_speed, multiply_adds
+from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import TrainStep, build_optimizer, to_channels_last
+from bit_ray.training.step import TrainStep
 from bit_ray.training.trainable import set_trainable
 
 

@@ -2,9 +2,9 @@ import json
 import statistics
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
+from bit_ray.data import shards
 from bit_ray.data.digits import DigitsSource
 from bit_ray.data.manifest import read_manifest
 from bit_ray.data.write import write_shards
@@ -111,15 +111,15 @@ def test_index_file_of_another_data_set_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "not an index file of format 1"),
-        ({"ids": ["x/1", "x/1"]}, "ids: 2 entries; k .2. different ids"),
+        ({"format": 2}, "format: given 2"),
+        ({"ids": ["x/1", "x/1"]}, "ids: 2 entries; accepted: k .2. different ids"),
         ({"ids": ["x/1", "x/2", "y/3"]}, "ids: 3 entries"),
         ({"ids": []}, "ids: 0 entries"),
-        ({"ids": [1, 2]}, "ids: 2 entries"),
-        ({"ids": "x"}, "ids: 'x'; accepted: list"),
-        ({"k": "2"}, "k: '2'; accepted: int"),
-        ({"k": 0}, "ids: 4 entries; k .0."),
-        ({"seed": None}, "seed: None; accepted: int"),
+        ({"ids": [1, 2]}, "ids"),
+        ({"ids": "x"}, "ids: given 'x'"),
+        ({"k": "2"}, "k: given '2'"),
+        ({"k": 0}, "ids: 4 entries; accepted: k .0."),
+        ({"seed": None}, "seed: given None"),
     ],
 )
 def test_damaged_index_file_is_refused(tmp_path, changes, message):
@@ -161,12 +161,8 @@ def digits(tmp_path_factory):
 def test_a_draw_reads_ids_and_labels_but_no_image(digits, monkeypatch):
     uri, manifest = digits
     asked = []
-    read = pq.ParquetFile.read_row_groups
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_groups",
-        lambda *args, **named: (asked.append(named["columns"]), read(*args, **named))[1],
-    )
+    read = shards.fetch_columns
+    monkeypatch.setattr(shards, "fetch_columns", lambda *args: (asked.append(args[-1]), read(*args))[1])
     ids, labels = read_labels(uri, manifest)
     truth = {e.id: e.labels[0] for e in DigitsSource("train").part(np.arange(997))}
     assert dict(zip(ids, labels.tolist(), strict=True)) == truth

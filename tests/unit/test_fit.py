@@ -5,7 +5,6 @@ import torch
 from bit_ray.data.augment import TrainView
 from bit_ray.data.decode import decode_image
 from bit_ray.data.glyphs import GlyphSource
-from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.training.fit import Examples, fit
 from bit_ray.training.plan import transfer_plan
@@ -35,10 +34,8 @@ def plan_for(examples, **changes):
 
 
 def trained(examples, plan, micro_batch_size=0):
-    torch.manual_seed(0)
-    model = create_model(MODEL, 6)
     losses = []
-    fit(model, examples, plan, micro_batch_size=micro_batch_size, on_step=lambda step, loss: losses.append(loss))
+    model = fit(plan, examples, micro_batch_size=micro_batch_size, on_step=lambda step, loss: losses.append(loss))
     return model, losses
 
 

@@ -1,11 +1,13 @@
 import io
 import json
+import re
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from shard_sets import vouch_for
 
 from bit_ray.cli import main
 from bit_ray.config import to_dict
@@ -169,7 +171,7 @@ def test_an_image_that_cannot_be_decoded_is_a_white_tile(tmp_path):
     at = data.index(png(2))
     data[at : at + 8] = bytes(8)
     path.write_bytes(data)
-    manifest = read_manifest(tmp_path / "set")
+    manifest = vouch_for(tmp_path / "set")
     plan = StreamPlan(seed=0, global_batch_size=4, view={"crop": "resize", "crop_size": SIZE})
     uses = uses_in_step(tmp_path / "set", manifest, plan, 0)
     draw_views(tmp_path / "set", manifest, plan, uses, tmp_path / "sheet.png")
@@ -230,7 +232,7 @@ def test_without_a_run_the_set_is_needed(capfd):
     [
         (lambda plan: plan["plan"].pop("seed"), "plan.json: seed: missing"),
         (lambda plan: plan["plan"].update(global_batch_size="16"), "global_batch_size: given '16' (str)"),
-        (lambda plan: plan.update(plan=[]), "plan.json: not the plan of a run"),
+        (lambda plan: plan.update(plan=[]), "plan.json: plan: given [] (list); accepted: a mapping; restore the file"),
         (lambda plan: plan["plan"].update(manifest_digest="f" * 64), "trained on ffffffffffff; give the set that it"),
     ],
 )
@@ -243,6 +245,18 @@ def test_a_damaged_plan_and_another_set_are_refused(shards, run, tmp_path, capfd
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_set_that_was_recorded_with_keys_is_asked_for_anew(shards, run, tmp_path, capfd):
+    with open(f"{run}/plan.json") as file:
+        plan = json.load(file)
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "shards": "s3://AK:PLANTED@bucket/set"}))
+    asked = ["--run", str(tmp_path), "--step", "0"]
+    assert main(["shards", "ids", *asked]) == 2
+    err = capfd.readouterr().err
+    assert re.search(r"plan.json: shards: s3://\*\*\*@bucket/set: a key .* give the shard set's place anew", err)
+    assert "PLANTED" not in err
+    assert ask(capfd, shards, *asked)[0] == 0
 
 
 def test_an_augmented_sheet_shows_three_views_beside_each_image(shards, tmp_path):

@@ -8,8 +8,10 @@ from bit_ray.data.manifest import Manifest, Shard, read_manifest, to_json, write
 from bit_ray.errors import DataError
 
 SHARDS = tuple(
-    Shard(path=f"shard-{i:05d}.parquet", num_examples=n, num_bytes=100 * n, sha256=f"{i:064x}")
-    for i, n in enumerate((10, 10, 3))
+    Shard(
+        path=f"shard-{i:05d}.parquet", num_examples=n, num_bytes=100 * n, sha256=f"{i:064x}", checksums=g * "0123abcd"
+    )
+    for i, (n, g) in enumerate(((10, 3), (10, 3), (3, 1)))
 )
 MANIFEST = Manifest(
     name="test",
@@ -31,6 +33,18 @@ def test_a_manifest_comes_back(tmp_path):
     assert [read.row_groups(i) for i in range(3)] == [3, 3, 1]
 
 
+def test_a_manifest_of_format_1_comes_back_as_it_was(tmp_path):
+    shards = tuple(dataclasses.replace(shard, checksums="") for shard in SHARDS)
+    old = dataclasses.replace(MANIFEST, format=1, shards=shards)
+    write_manifest(tmp_path, old)
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    assert set(record["shards"][0]) == {"path", "num_examples", "num_bytes", "sha256"}
+    assert "optional_columns" not in record
+    assert read_manifest(tmp_path) == old
+    assert read_manifest(tmp_path).digest == MANIFEST.digest
+    assert [SHARDS[0].checksum(2), old.shards[0].checksum(2)] == ["0123abcd", ""]
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
@@ -40,7 +54,12 @@ def test_a_manifest_comes_back(tmp_path):
         ({"shards": tuple(dataclasses.replace(s, path="x" + s.path) for s in SHARDS)}, True),
         ({"class_names": ("bee", "ant")}, False),
         ({"multi_label": True}, False),
-        ({"row_group_size": 5}, False),
+        (
+            {"format": 1, "row_group_size": 5, "shards": tuple(dataclasses.replace(s, checksums="") for s in SHARDS)},
+            False,
+        ),
+        ({"format": 1, "shards": tuple(dataclasses.replace(s, checksums="") for s in SHARDS)}, True),
+        ({"optional_columns": ("annotation",)}, False),
         ({"convert_images": True}, False),
         ({"shards": SHARDS[::-1]}, False),
         ({"shards": (dataclasses.replace(SHARDS[0], sha256="f" * 64), *SHARDS[1:])}, False),
@@ -75,7 +94,44 @@ def with_shard(**changes):
         ({"manifest.json": changed()[:200]}, "manifest.json: not valid JSON"),
         ({"manifest.json": ""}, "manifest.json: not valid JSON"),
         ({"manifest.json": "[]"}, "manifest.json: not a manifest"),
-        ({"manifest.json": changed(format=2)}, "manifest.json: format: 2; accepted: 1"),
+        (
+            {"manifest.json": changed(format=3)},
+            "manifest.json: format: 3; accepted: 1, 2; use the version that wrote it",
+        ),
+        ({"manifest.json": changed(format="2" * 9999)}, "manifest.json: format: '222"),
+        ({"manifest.json": changed(format=1)}, "format: 1; accepted: 2 for a set with checksums or optional columns"),
+        ({"manifest.json": changed(class_names=[])}, "manifest.json: class_names: none; accepted: at least one"),
+        ({"manifest.json": changed(row_group_size=0)}, "row_group_size: 0; accepted: 1 to"),
+        ({"manifest.json": changed(row_group_size=2**40)}, "row_group_size: 1099511627776; accepted: 1 to"),
+        (
+            {"manifest.json": changed(row_group_size=5)},
+            "shards[0].checksums: accepted: one for each of its 2 row groups",
+        ),
+        ({"manifest.json": changed(median_image_size=[0, 5])}, "median_image_size: (0, 5); accepted: 1 to"),
+        (
+            {"manifest.json": changed(optional_columns=["boxes"])},
+            "optional_columns: ('boxes',); accepted: any of annot",
+        ),
+        ({"manifest.json": changed(optional_columns=["fingerprint", "annotation"])}, "in order"),
+        ({"manifest.json": changed(shards=[dataclasses.asdict(SHARDS[0])] * 2)}, "shards: one comes twice"),
+        ({"manifest.json": with_shard(path="../shard-00001.parquet")}, "shards[1].path: '../shard-00001.parquet'; acc"),
+        ({"manifest.json": with_shard(path="/etc/passwd")}, "shards[1].path: '/etc/passwd'; accepted: the name of a"),
+        ({"manifest.json": with_shard(path="a?endpoint_override=h")}, "shards[1].path: 'a?endpoint_override=h'"),
+        ({"manifest.json": with_shard(path="")}, "shards[1].path: ''"),
+        (
+            {"manifest.json": with_shard(sha256="/home/me/notes")},
+            "shards[1].sha256: given '/home/me/notes'; accepted: a SHA",
+        ),
+        ({"manifest.json": with_shard(sha256="../" * 30)}, "shards[1].sha256: given '../"),
+        ({"manifest.json": with_shard(checksums="0123ABCD" * 3)}, "shards[1].checksums: '0123ABCD"),
+        ({"manifest.json": with_shard(num_examples=-10)}, "shards[1].num_examples: -10; accepted: 1 or more"),
+        ({"manifest.json": with_shard(num_examples=10**18)}, "shards[1].num_examples: 1000000000000000000; accepted"),
+        (
+            {"manifest.json": with_shard(num_examples=10**18, num_bytes=10**19)},
+            "shards[1].num_bytes: 1000000000000000000",
+        ),
+        ({"manifest.json": "[" * 100_000}, "manifest.json: not valid JSON"),
+        ({"manifest.json": changed(name="\ud800")}, "manifest.json: name: given '\\ud800'"),
         ({"manifest.json": changed(num_examples=24)}, "num_examples: 24, but its 3 shards have 23"),
         ({"manifest.json": changed(shards=[], num_examples=0)}, "the manifest is damaged"),
         ({"manifest.json": changed(extra=1)}, "manifest.json: extra"),
@@ -88,6 +144,7 @@ def with_shard(**changes):
         ({"manifest.json": changed(shards=[dataclasses.asdict(SHARDS[0]), 3])}, "shards[1]: given 3 (int)"),
         ({"manifest.json": changed(shards={"a": 1})}, "manifest.json: shards: given {'a': 1} (dict)"),
         ({"manifest.json": json.dumps({"format": 1, "shards": []})}, "manifest.json: name: missing"),
+        ({"manifest.json": json.dumps({"format": 2, "shards": []})}, "manifest.json: name: missing"),
         ({"manifest.json": json.dumps(dataclasses.asdict(SHARDS[0]))}, "manifest.json: not a manifest"),
     ],
 )

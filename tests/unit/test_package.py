@@ -152,6 +152,7 @@ def test_a_description_that_cannot_be_read_is_refused(package, content):
         (lambda d: d["spec"].update(model="R51x1"), "unknown name 'R51x1'"),
         (lambda d: d["spec"].update(crop_sise=1), "crop_sise"),
         (lambda d: d["weights"].update(file="../model.safetensors"), "a plain file name inside the package"),
+        (lambda d: d["weights"].update(file="a\0b"), "a plain file name inside the package"),
         (lambda d: d["weights"].pop("sha256"), "weights.sha256: missing"),
         (lambda d: d.update(format=2), "format: given 2"),
     ],
@@ -200,6 +201,19 @@ def test_a_spec_of_another_model_is_not_saved(tmp_path, model):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_name_that_no_file_can_hold_touches_nothing(package, model):
+    before = {path.name: path.read_bytes() for path in package.iterdir()}
+    for changes in ({"class_names": ("a", "b", "\ud800")}, {"recipe": {"by": "\udfff"}}):
+        with pytest.raises(ConfigError, match="surrogates not allowed; accepted: text that UTF-8 can hold"):
+            save_package(package, model, _spec(**changes))
+    assert {path.name: path.read_bytes() for path in package.iterdir()} == before
+
+
+def test_two_classes_may_have_one_name(tmp_path, model):
+    save_package(tmp_path / "twice", model, _spec(class_names=("crane", "crane", "flip")))
+    assert load_package(tmp_path / "twice")[1].class_names == ("crane", "crane", "flip")
+
+
 def test_a_recipe_that_json_cannot_hold_touches_nothing(package, model):
     before = {path.name: path.read_bytes() for path in package.iterdir()}
     with pytest.raises(ConfigError):
@@ -214,6 +228,10 @@ def test_a_recipe_that_json_cannot_hold_touches_nothing(package, model):
         ({"crop_size": 16}, "crop_size: 16; at least 32"),
         ({"resize_mode": "shorter_side", "resize_size": 100}, "resize_size: 100; at least crop_size"),
         ({"input_range": (1.0, -1.0)}, "input_range: (1.0, -1.0); low < high"),
+        ({"input_range": (-1e308, 1e308)}, "both from -1000 to 1000"),
+        ({"crop_size": 10**9, "resize_size": 10**9}, "crop_size: 1000000000; at most 16384"),
+        ({"resize_size": 16385}, "resize_size: 16385; at most 16384"),
+        ({"class_names": ("a", "", "b")}, "class_names: name 1 is empty"),
     ],
 )
 def test_a_spec_that_cannot_work_is_refused(changes, said):

@@ -10,7 +10,7 @@ from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.config import Runtime
-from bit_ray.training.plan import TrainPlan, batch_split
+from bit_ray.training.plan import TrainPlan
 
 PLAN = TrainPlan(
     kind="pretrain",
@@ -121,52 +121,6 @@ def test_mixup_needs_an_even_batch():
     with pytest.raises(ConfigError, match="^global_batch_size: 127; an even number, because MixUp mixes pairs"):
         replace(PLAN, {"mixup_alpha": 0.1, "global_batch_size": 127})
     assert replace(PLAN, {"global_batch_size": 127}).global_batch_size == 127
-
-
-@pytest.mark.parametrize(
-    ("batch", "workers", "micro", "expected"),
-    [(64, 1, 0, (64, 1)), (64, 2, 0, (32, 1)), (64, 2, 8, (8, 4)), (64, 1, 16, (16, 4)), (4096, 256, 4, (4, 4))],
-)
-def test_a_batch_is_split_over_workers_and_micro_batches(batch, workers, micro, expected):
-    assert batch_split(batch, workers, micro) == expected
-
-
-@pytest.mark.parametrize(
-    ("batch", "workers", "micro", "pairs", "message"),
-    [
-        (64, 3, 0, False, "global_batch_size: 64 is not divisible by num_workers 3; use a global batch of 63 or 66"),
-        (2, 3, 0, False, "global_batch_size: 2 is not divisible by num_workers 3; use a global batch of 3"),
-        (
-            64,
-            2,
-            7,
-            False,
-            "runtime.micro_batch_size: 7 does not divide a worker's share of 32 (64 over 2 workers); "
-            "use one of 2, 4, 8, or 0",
-        ),
-        (
-            64,
-            2,
-            100,
-            False,
-            "runtime.micro_batch_size: 100 does not divide a worker's share of 32 (64 over 2 workers); "
-            "use one of 8, 16, 32, or 0",
-        ),
-        (6, 2, 0, True, "runtime.micro_batch_size: 3; an even number, because MixUp mixes pairs of neighbours"),
-        (18, 1, 9, True, "runtime.micro_batch_size: 9; an even number, because MixUp mixes pairs of neighbours"),
-    ],
-)
-def test_a_batch_that_does_not_divide_is_refused_with_numbers_that_do(batch, workers, micro, pairs, message):
-    with pytest.raises(ConfigError) as caught:
-        batch_split(batch, workers, micro, pairs=pairs)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_suggested_micro_batch_is_accepted():
-    for workers, micro in ((2, 2), (2, 4), (2, 8)):
-        size, count = batch_split(64, workers, micro)
-        assert size * count * workers == 64
 
 
 @pytest.mark.parametrize(

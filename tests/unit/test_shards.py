@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bit_ray.data.manifest import read_manifest, write_manifest
-from bit_ray.data.shards import Example, read_rows, to_examples
+from bit_ray.data.shards import Example, read_rows, row_group_checksums, to_examples
 from bit_ray.data.summary import contact_sheet, inspect_shards
 from bit_ray.data.verify import verify_shards
 from bit_ray.data.write import write_shards
@@ -331,14 +331,19 @@ def test_a_directory_with_other_things_is_not_written_into(folder, tmp_path):
     assert os.listdir(tmp_path / "set") == ["thesis.tex"]
 
 
-def test_a_failing_iterator_leaves_nothing(tmp_path):
-    def broken():
-        yield from examples(20)
+def test_what_an_iterator_raises_keeps_the_shards_that_are_finished_if_any(tmp_path):
+    def broken(n):
+        yield from examples(n)
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        write_shards(broken(), tmp_path / "set", class_names=CLASSES, **SMALL)
+        write_shards(broken(10), tmp_path / "set", class_names=CLASSES, **SMALL)
     assert not (tmp_path / "set").exists()
+    with pytest.raises(Interrupted):
+        write_shards(broken(30), tmp_path / "set", class_names=CLASSES, **SMALL)
+    assert sorted(os.listdir(tmp_path / "set")) == ["_writing.json", "shard-00000.parquet", "shard-00001.parquet"]
+    assert write_shards(examples(), tmp_path / "set", class_names=CLASSES, **SMALL).num_resumed == 2
+    assert read_all(tmp_path / "set") == examples()
 
 
 @pytest.mark.parametrize(
@@ -466,9 +471,11 @@ def replace_shard(directory, index, table, row_group_size=4):
     """Put another table in place of a shard, with the manifest made to fit."""
     manifest = read_manifest(directory)
     path = directory / manifest.shards[index].path
-    pq.write_table(table, path, row_group_size=row_group_size, compression="none")
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, path, row_group_size=row_group_size, **plain)
     changed = dataclasses.replace(
         manifest.shards[index],
+        checksums=row_group_checksums(path)[: 8 * manifest.row_groups(index)],
         num_bytes=path.stat().st_size,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
@@ -503,6 +510,7 @@ def test_verify_finds_each_kind_of_damage(written):
         "shard-00000.parquet: has ",
         "shard-00000.parquet: not readable as a shard",
         "shard-00001.parquet: other bytes than the manifest's SHA-256",
+        "shard-00001.parquet: row group 1 has other bytes than the manifest's checksum",
         "shard-00002.parquet: e025: zero bytes",
         "shard-00002.parquet: e029: grayscale",
         "shard-00002.parquet: e035: label 7; accepted: 0 to 2",
@@ -510,7 +518,7 @@ def test_verify_finds_each_kind_of_damage(written):
         "shard-00004.parquet: row groups are not 4 rows each",
     ):
         assert any(line.startswith(expected) for line in lines), (expected, lines)
-    wanted = {"size": 1, "parquet": 1, "checksum": 1, "label": 1, "missing": 1, "row_groups": 1}
+    wanted = {"size": 1, "parquet": 1, "label": 1, "missing": 1, "row_groups": 1}
     assert report.counts.items() >= wanted.items()
     assert report.counts["image"] >= 2
 
@@ -529,7 +537,9 @@ def test_verify_lists_a_hundred_problems_and_counts_all(tmp_path):
     write_manifest(tmp_path / "set", dataclasses.replace(manifest, class_names=("only",)))
     report = verify_shards(tmp_path / "set", decode=False)
     assert report.counts == {"label": 130 - 44}
-    write_manifest(tmp_path / "set", dataclasses.replace(manifest, multi_label=True, class_names=()))
+    write_manifest(tmp_path / "set", dataclasses.replace(manifest, class_names=CLASSES * 2))
+    table = pq.read_table(tmp_path / "set" / "shard-00000.parquet")
+    replace_shard(tmp_path / "set", 0, change_column(table, "labels", [[6]] * 130), row_group_size=64)
     report = verify_shards(tmp_path / "set", decode=False)
     assert report.counts == {"label": 130}
     assert len(report.problems) == 100

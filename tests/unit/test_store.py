@@ -77,6 +77,54 @@ def test_a_uri_that_cannot_work_is_named(uri, message):
     assert str(caught.value).startswith(f"{uri}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("uri", "given"),
+    [
+        ("s3://AK:PLANTED@bucket/x", "s3://***@bucket/x"),
+        ("s3://AK:PLAN/TED@bucket/x", "s3://***@bucket/x"),
+        ("s3://AK:PLANTED/bucket", "s3://***"),
+        ("s3://PLANTED@bucket", "s3://***@bucket"),
+        ("S3://AK: PLANTED@bucket", "s3://***@bucket"),
+        ("gs://me:PLANTED@bucket/x", "gs://***@bucket/x"),
+        ("s3://bucket/x?endpoint_override=me:PLANTED@host&scheme=http", "s3://***@host&scheme=http"),
+        ("http://me:PLANTED@host/x", "http://***@host/x"),
+    ],
+)
+def test_a_uri_with_a_key_is_refused_before_anybody_is_asked_and_not_shown(uri, given):
+    for refused in (store.filesystem, store.absolute, store.read_bytes, store.exists, store.check_uri):
+        with pytest.raises(DataError) as caught:
+            refused(uri)
+        assert str(caught.value).startswith(f"{given}: ")
+        assert "PLAN" not in str(caught.value)
+        assert "TED" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_keys_of_objects_may_hold_any_sign(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    query = "?endpoint_override=127.0.0.1:9&scheme=http"
+    for key in ("sets@v2/a", "a:b@c", "a#b", "50%"):
+        assert store.filesystem(f"s3://bucket/{key}{query}")[1] == f"bucket/{key}"
+    assert store.filesystem("gs://anonymous@public-bucket/a@b")[1] == "public-bucket/a@b"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://me:PLANTED@127.0.0.1:9", "http://me:PLAN/TED@127.0.0.1:9", "me:PLANTED@h"]
+)
+def test_an_endpoint_with_a_password_is_refused_and_not_shown(monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(DataError, match=r"^AWS_ENDPOINT_URL: \*\*\*@.*: a user in it; accepted: http") as caught:
+        store.read_bytes("s3://bucket/x")
+    assert "TED" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_what_is_secret_in_a_query_is_not_shown():
+    with pytest.raises(DataError) as caught:
+        store.read_bytes("s3://bucket/x?secret_key=PLANTED&X-Amz-Signature=PLANTED")
+    assert "PLANTED" not in str(caught.value)
+
+
 def test_missing_and_forbidden_files_are_one_line(tmp_path):
     with pytest.raises(DataError, match="none: no such file, directory or bucket; check the path$"):
         store.read_bytes(tmp_path / "none")

@@ -8,14 +8,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from mlflow import MlflowClient
 
-from bit_ray.errors import ConfigError, TrackingError
+from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import TrackedRun, flatten, send_spool
+from bit_ray.tracking.runs import RunKind, TrackedRun, flatten, send_spool
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
@@ -213,9 +214,34 @@ def test_a_web_server_that_is_not_mlflow_is_told(tmp_path: Path):
         web.shutdown()
 
 
+def test_no_password_of_a_uri_is_recorded(storage: str):
+    told = "postgresql://me:PLANTED/half@host/db"
+    params = {"tracking": {"uri": told}, "shards": [told], "init": "models:/up@champion"}
+    run = open_run(storage, "secret", params=params, tags={"bit_ray.parent": told})
+    run.set_tags({"bit_ray.weights_uri": told})
+    assert run.close() == 0
+    recorded = MlflowClient(tracking_uri=run.tracking_uri).get_run(run.run_id).data
+    assert recorded.params["tracking.uri"] == "postgresql://***@host/db"
+    assert recorded.params["init"] == "models:/up@champion"
+    assert {recorded.tags[f"bit_ray.{name}"] for name in ("parent", "weights_uri")} == {"postgresql://***@host/db"}
+    written = [path for path in Path(storage).rglob("*") if path.is_file()]
+    assert {"config.json", "mlflow.db"} <= {path.name for path in written}
+    assert [path for path in written if b"PLANTED" in path.read_bytes() or b"half@" in path.read_bytes()] == []
+
+
+def test_a_storage_with_keys_in_it_is_refused_before_the_server_is_asked():
+    with pytest.raises(DataError, match=r"^s3://\*\*\*@bucket/runs: a key or a password in a URI"):
+        open_at("http://127.0.0.1:1", "s3://AK:SECRET@bucket/runs")
+
+
 @pytest.mark.parametrize(
     ("uri", "storage", "message"),
     [
+        ("http://***@host:5000", "runs", r"tracking.uri: http://\*\*\*@host:5000: recorded without its user"),
+        ("postgresql://me:se/cret@127.0.0.1/db", "runs", r"tracking.uri: postgresql://\*\*\*@127.0.0.1/db: not a URI"),
+        ("http://me:se/cret@127.0.0.1", "runs", r"tracking.uri: http://\*\*\*@127.0.0.1: not a URI.*%2F"),
+        ("http://[me:secret@host", "runs", r"tracking.uri: http://\*\*\*@host: not a URI"),
+        ("ftp://me:secret word@host", "runs", r"tracking.uri: ftp://\*\*\*@host; accepted: http"),
         (
             "",
             "s3://bucket/runs",
@@ -235,6 +261,7 @@ def test_a_tracking_uri_that_cannot_work_is_refused_in_one_line(uri: str, storag
         open_at(uri, storage)
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
+    assert "cret" not in str(error.value)
 
 
 def test_a_run_name_with_quotes_and_an_empty_experiment_are_refused(tmp_path: Path):
@@ -301,3 +328,14 @@ def test_importing_the_trackers_switches_usage_reports_off(tmp_path: Path):
 def open_at(uri: str, storage: str | Path) -> TrackedRun:
     config = TrackingConfig(uri=uri)
     return TrackedRun.open(config, run_name="a", storage=str(storage), params={}, tags={}, kind="pretrain")
+
+
+def test_commands_of_one_name_never_share_a_run(tmp_path: Path):
+    settings = {"run_name": "digits", "storage": str(tmp_path), "params": {}, "tags": {}}
+    ids = []
+    for kind in (*get_args(RunKind), "fewshot"):
+        run = TrackedRun.open(TrackingConfig(), **settings, kind=kind)
+        ids.append(run.run_id)
+        run.close()
+    assert len(set(ids)) == len(get_args(RunKind))
+    assert ids[-1] == ids[get_args(RunKind).index("fewshot")]

@@ -13,8 +13,10 @@ from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bit_ray.training.config import FinetuneConfig, parse_train
+from bit_ray.training.device import to_channels_last
+from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import TrainStep, build_optimizer, to_channels_last
+from bit_ray.training.step import TrainStep
 from bit_ray.training.trainable import count_parameters, merge_adapters, merged, set_trainable
 
 NAME, NUM_CLASSES = "R1-1-2-1x0.5", 5

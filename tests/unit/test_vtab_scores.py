@@ -66,7 +66,10 @@ def test_a_score_comes_back_and_another_setting_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=f"svhn was run under this name with other settings.*delete {re.escape(uri)}"):
         load_score(uri, "other")
     (tmp_path / "svhn.json").write_text('{"format": 1, "task": "svhn"}')
-    with pytest.raises(DataError, match="not a score of this version"):
+    with pytest.raises(DataError, match="top_1: missing; .*; delete it to run the task again"):
+        load_score(uri, "d")
+    (tmp_path / "svhn.json").write_text("[]")
+    with pytest.raises(DataError, match="delete it to run the task again"):
         load_score(uri, "d")
 
 

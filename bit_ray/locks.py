@@ -1,0 +1,211 @@
+"""Who holds a place on this machine, and what processes that were killed have left half-written.
+
+A lock is an flock: the kernel gives it back when its holder ends, however it ends, so no lock is ever stale.
+"""
+
+import errno
+import fcntl
+import getpass
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bit_ray.errors import ConfigError
+from bit_ray.uris import shown
+
+log = logging.getLogger(__name__)
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+_LONGEST_PAUSE_S = 0.5
+_RECORD_BYTES = 4096
+_ATTEMPTS = 100
+# A file system that has no locks, as some cluster file systems are mounted.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@contextmanager
+def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file ``path``, made with the directories above it; at the end it goes, and they if they are empty.
+
+    Args:
+        path: The lock file; it says who holds it.
+        busy: Start of the error, such as ``name: RUN is being trained``.
+        remedy: Its end, such as ``wait for it, or choose another name``.
+        wait_s: How long to wait for another holder, seconds.
+
+    Raises:
+        ConfigError: Another process or thread holds it, with its name; or it cannot be made.
+    """
+    made = [directory for directory in path.parents if not directory.exists()]
+    try:
+        descriptor = _acquire(path, wait_s)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+        raise ConfigError(f"{path}: {reason}; accepted: a writable folder; choose another") from None
+    if descriptor is None:
+        waited = f" (waited for {wait_s:.0f} s)" if wait_s else ""
+        raise ConfigError(f"{busy} by {describe(_read(path))}{waited}; {remedy}")
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(this_process()).encode(), 0)
+        yield
+    finally:
+        with suppress(OSError):  # while it is held: whoever waits for it sees that, and makes a new one
+            path.unlink()
+        _release(descriptor)
+        for directory in made:
+            with suppress(OSError):
+                directory.rmdir()
+
+
+@contextmanager
+def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
+    """Make an empty file or directory beside ``target`` under another name, to be filled and renamed to it.
+
+    What has not been renamed is removed at the end; after the death of this process, by whoever fills ``target`` next,
+    or by `remove_abandoned`.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    prefix = f".{target.name[:80]}."
+    remove_abandoned(target.parent, prefix)
+    path = target.with_name(f"{prefix}{uuid.uuid4().hex}.partial")
+    while True:
+        if directory:
+            path.mkdir()
+        descriptor = os.open(path, os.O_RDONLY | (0 if directory else os.O_CREAT), 0o666)
+        with suppress(OSError):  # without locks nobody else takes it for abandoned either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if is_at(descriptor, path):
+            break
+        _release(descriptor)  # swept away before it was locked
+    try:
+        yield path
+    finally:
+        _remove(path)
+        _release(descriptor)
+
+
+def remove_abandoned(directory: Path, prefix: str = ".") -> None:
+    """Remove what `partial` made in ``directory`` for processes that are dead now; what is in use stays."""
+    left: list[Path] = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        left += [Path(e.path) for e in entries if e.name.startswith(prefix) and _PARTIAL.search(e.name)]
+    for path in left:
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(descriptor, path):
+                    _remove(path)
+            finally:
+                _release(descriptor)
+
+
+def this_process() -> dict[str, Any]:
+    """Return who this process is, as plain data for `describe`."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "user": user_name(),
+        "command": _command(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def describe(record: Any) -> str:
+    """Return in words who a record of `this_process` means; whatever the record is, the words are one line."""
+    if not isinstance(record, dict) or not {"pid", "host", "user", "command", "since"} <= record.keys():
+        return "another process"
+    known = {name: "".join(c for c in str(value) if c.isprintable())[:200] for name, value in record.items()}
+    return "PID {pid} of {user} on {host} since {since} ({command})".format(**known)
+
+
+def user_name() -> str:
+    """Return the name of the user of this process, or the number of one that has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return whether the open file is the one that the path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(path: Path, wait_s: float) -> int | None:
+    """Return a descriptor that holds the lock, None where another holds it until the wait is over."""
+    deadline = time.monotonic() + wait_s
+    pause = _LONGEST_PAUSE_S / 16
+    attempts = 0
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except (FileNotFoundError, FileExistsError):  # another holder has just removed the directory, which was empty
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+            log.warning("%s: its file system has no locks; nothing keeps a second start away", path.parent)
+            held = True
+        if held and is_at(descriptor, path):
+            return descriptor
+        _release(descriptor)
+        if held:  # its holder removed it meanwhile
+            continue
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _release(descriptor: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold a copy of the descriptor
+    os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return json.loads(file.read(_RECORD_BYTES))
+    except (OSError, ValueError):  # it ended meanwhile, or has not written it yet
+        return None
+
+
+def _command() -> str:
+    """Return the command line, without credentials in URIs, shortened."""
+    words = [Path(sys.argv[0]).name, *map(shown, sys.argv[1:])]
+    return " ".join(" ".join(words).split())[:200]

@@ -1,0 +1,93 @@
+"""The device that trains: precision, threads, memory and layout. PyTorch only."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bit_ray.errors import ConfigError
+from bit_ray.training.config import Precision
+
+# Numbers of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of the convolutions.
+
+    ``auto`` takes bfloat16 on GPUs with tensor cores for it and float32 elsewhere: on a CPU without AMX or AVX512-BF16
+    bfloat16 convolutions are an order of magnitude slower than float32, and with them the networks small enough to
+    train on a CPU gain little.
+
+    Raises:
+        ConfigError: bfloat16 is asked for on a device that has no fast path for it.
+    """
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    if precision == "bf16" and not fast:
+        raise ConfigError(
+            f"runtime.precision: bf16 has no fast path on this {device.type} device (needs CUDA compute capability 8, "
+            "AMX or AVX512-BF16); use auto or fp32"
+        )
+    use_bf16 = precision == "bf16" or (precision == "auto" and fast and device.type == "cuda")
+    return torch.bfloat16 if use_bf16 else torch.float32
+
+
+@contextmanager
+def worker_threads(device: str) -> Iterator[None]:
+    """Compute on as many threads as a worker, which has one CPU: another number has another speed and rounding.
+
+    Args:
+        device: Type of the device, ``cpu`` or ``cuda``, where nothing changes.
+    """
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, for good.
+
+    By default glibc gives a large block back to the kernel and asks for it again, thousands of page faults in every
+    step of a network on a CPU. Does nothing where the C library is another one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def normalize(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pixels as the network takes them.
+
+    Args:
+        images: ``[B, H, W, 3] uint8``.
+        device: Where the network is.
+
+    Returns:
+        ``[B, 3, H, W] float32`` in [-1, 1], channels-last in memory: (x - 127.5) / 127.5 (big_transfer#26).
+    """
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Lay the kernels out channels-last, in place.
+
+    A 1x1 kernel is channels-last and contiguous at once; it gets the strides of a contiguous one, which its gradient
+    has too, or else DistributedDataParallel copies the gradient (and says so).
+    """
+    model.to(memory_format=torch.channels_last)
+    for p in model.parameters():
+        if p.ndim == 4 and p.shape[2:] == (1, 1):
+            p.data = p.data.flatten(1).contiguous().view(p.shape)

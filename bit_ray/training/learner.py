@@ -1,0 +1,114 @@
+"""A learner: the network, optimizer and step of a plan on one device. PyTorch only.
+
+Everything that trains makes one: a Ray Train worker, training in memory, a replay, an estimate of the time.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.zoo import create_model
+from bit_ray.training.config import Precision
+from bit_ray.training.device import resolve_precision, to_channels_last
+from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.shares import micro_batch, worker_slots
+from bit_ray.training.step import TrainStep, micro_batches
+from bit_ray.training.trainable import set_trainable
+
+
+class Learner:
+    """Trains by a plan, one step after the other.
+
+    Args:
+        plan: What to learn.
+        device: Where.
+        precision: See `bit_ray.training.device.resolve_precision`.
+        init_weights: Initial tensors by name; the head's are left out. None: from scratch.
+        micro_batch_size: Examples per forward and backward pass; 0: the worker's whole share.
+        rank: Number of this worker.
+        num_workers: Workers that share the global batch.
+
+    Raises:
+        ConfigError: The precision or the sizes cannot be had.
+    """
+
+    def __init__(
+        self,
+        plan: TrainPlan,
+        device: torch.device,
+        *,
+        precision: Precision = "auto",
+        init_weights: Mapping[str, torch.Tensor] | None = None,
+        micro_batch_size: int = 0,
+        rank: int = 0,
+        num_workers: int = 1,
+    ) -> None:
+        pairs = plan.mixup_alpha > 0
+        shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs)
+        self.slots = shares[rank]
+        """Slots of every batch that are this worker's."""
+        self._micro = micro_batch(len(self.slots), micro_batch_size, pairs=pairs)
+        dtype = resolve_precision(precision, device)
+        self.model = build_model(plan, init_weights).to(device)
+        """The network itself; in training mode."""
+        to_channels_last(self.model)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, plan)
+        self._step = TrainStep(self.model, self.optimizer, plan, dtype=dtype, num_workers=num_workers)
+
+    def wrap(self, *, distributed: bool, compile: bool = False) -> None:
+        """Share gradients with the other workers, whose weights become those of rank 0; compile the network."""
+        wrapped: nn.Module = self.model
+        if distributed:
+            wrapped = DistributedDataParallel(wrapped, gradient_as_bucket_view=True)
+        if compile:
+            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        self._step.model = wrapped
+
+    def step(self, step: int, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one optimizer step.
+
+        Args:
+            step: 0-based.
+            images: ``[b, H, W, 3] uint8``, this worker's slots of the batch.
+            targets: ``[b] int64``, or ``[b, C]``.
+
+        Returns:
+            This worker's share of the loss, and the norm of the global gradient; see `TrainStep`.
+
+        Raises:
+            NonFiniteError: The step before this one had no finite gradient.
+        """
+        return self._step(step, micro_batches(images, targets, self._micro), -(-len(images) // self._micro))
+
+    def check(self) -> None:
+        """Wait for the last step and make sure that it was finite.
+
+        Raises:
+            NonFiniteError: It was not.
+        """
+        self._step.check()
+
+
+def build_model(plan: TrainPlan, init_weights: Mapping[str, torch.Tensor] | None) -> ResNetV2:
+    """The network at step 0, seeded, or the given trunk under a zero head; frozen where the plan does not train it.
+
+    Args:
+        plan: Names the architecture, the seed and the head's initial bias.
+        init_weights: Tensors by name; the head's are left out.
+    """
+    torch.manual_seed(plan.seed)
+    model = create_model(plan.model, plan.num_classes)
+    if init_weights is not None:
+        trunk = {name: tensor for name, tensor in init_weights.items() if not name.startswith("head.")}
+        missing, unexpected = model.load_state_dict(trunk, strict=False)
+        assert sorted(missing) == ["head.bias", "head.weight"], missing
+        assert not unexpected, unexpected
+    if plan.head_bias:
+        nn.init.constant_(model.head.bias, plan.head_bias)
+    set_trainable(model, plan.train)
+    return model

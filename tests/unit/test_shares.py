@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.multiprocessing as mp
+from small_training import BATCH, EVEN, pretrain_plan, train_shares
+
+from bit_ray.errors import ConfigError
+from bit_ray.training.config import Runtime
+from bit_ray.training.shares import micro_batch, share_out, worker_slots
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(("batch", "workers"), [(64, 1), (64, 3), (64, 5), (4096, 3), (10, 5), (512, 7)])
+def test_shares_are_consecutive_as_equal_as_can_be_and_keep_pairs(batch, workers, pairs):
+    shares = worker_slots(batch, workers, pairs=pairs)
+    assert [slot for share in shares for slot in share] == list(range(batch))
+    unit = 2 if pairs else 1
+    assert all(share.start % unit == 0 for share in shares)
+    sizes = [len(share) for share in shares]
+    assert min(sizes) > 0
+    assert max(sizes) - min(sizes) <= unit
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "pairs", "message"),
+    [
+        (2, 3, False, "num_workers: 3, but a global batch has 2 images; at most 2 workers, or a larger batch"),
+        (4, 3, True, "num_workers: 3, but a global batch has 2 pairs of images; at most 2 workers"),
+    ],
+)
+def test_more_workers_than_shares_are_refused(batch, workers, pairs, message):
+    with pytest.raises(ConfigError) as caught:
+        worker_slots(batch, workers, pairs=pairs)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "pairs", "expected"),
+    [
+        (32, 0, False, 32),
+        (32, 8, False, 8),
+        (32, 7, False, 7),
+        (32, 100, False, 32),
+        (22, 0, True, 22),
+        (22, 4, True, 4),
+    ],
+)
+def test_a_micro_batch_is_what_was_asked_for_and_at_most_the_share(share, asked, pairs, expected):
+    assert micro_batch(share, asked, pairs=pairs) == expected
+
+
+def test_an_odd_micro_batch_would_cut_mixups_pairs():
+    with pytest.raises(ConfigError, match="^micro_batch_size: 9; an even number, because MixUp mixes pairs"):
+        micro_batch(18, 9, pairs=True)
+
+
+def test_the_plan_and_the_runtime_are_shared_out():
+    shares, micro = share_out(pretrain_plan(mixup_alpha=0.1), Runtime(micro_batch_size=2), 3)
+    assert (shares, micro) == ([range(0, 2), range(2, 4), range(4, 8)], 2)
+    assert BATCH == 8
+
+
+def test_any_number_of_workers_trains_as_one_does(tmp_path):
+    plans = [pretrain_plan(global_batch_size=EVEN, num_examples=640, mixup_alpha=alpha) for alpha in (0.0, 0.1)]
+    several = [(3, 8, 0), (2, 0, 1), (3, 4, 1), (5, 0, 1)]
+    cases = [(plan, 1, 0) for plan in plans] + [(plans[i], num_workers, micro) for num_workers, micro, i in several]
+    mp.spawn(train_shares, (cases, tmp_path), nprocs=5)
+    results = [torch.load(tmp_path / f"{number}.pt") for number in range(len(cases))]
+    assert results[0][0][2] != pytest.approx(results[1][0][2], rel=1e-3)  # MixUp does something
+    for (_, _, i), (losses, weights) in zip(several, results[2:], strict=True):
+        expected, expected_weights = results[i]
+        for loss, one in zip(losses, expected, strict=True):
+            assert loss == pytest.approx(one, rel=1e-5)
+        for name, tensor in expected_weights.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,199 @@
+"""The embedded MLflow store under processes that start at once, are killed, or bring another version of MLflow."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from mlflow.store import db_migrations
+from mlflow.store.db.utils import _get_latest_schema_revision
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+from sqlalchemy import create_engine
+
+from bit_ray.errors import BitRayError, TrackingError
+from bit_ray.locks import locked
+from bit_ray.tracking import embedded
+from bit_ray.tracking.server import connect, experiment_id
+
+OLDER = "5b0e9adcef9c"
+
+# Opens each store that it reads a name of.
+OPEN = """
+import sys
+from bit_ray.tracking.server import connect, experiment_id
+print("ready", flush=True)
+for line in sys.stdin:
+    try:
+        client = connect("sqlite:///" + line.strip())
+        print(experiment_id(client, "shared"), len(client.search_experiments()), flush=True)
+    except Exception as error:
+        print("failed:", " ".join(str(error).split()), flush=True)
+"""
+
+
+def opener() -> subprocess.Popen[str]:
+    """A process that has imported all it needs, and waits for names of stores to open."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", OPEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def say(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def query(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that is not changed."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+def test_processes_that_open_a_new_store_at_once_all_get_the_same_good_one(tmp_path: Path) -> None:
+    num_processes, num_rounds = 4, 10
+    with ExitStack() as stack:
+        processes = [stack.enter_context(opener()) for _ in range(num_processes)]
+        for process in processes:
+            stack.callback(process.kill)
+        assert [answer(process) for process in processes] == ["ready"] * num_processes
+        for number in range(num_rounds):
+            folder = tmp_path / str(number)
+            for process in processes:
+                say(process, str(folder / "mlflow.db"))
+            assert [answer(process) for process in processes] == ["1 2"] * num_processes, f"round {number}"
+            assert names(folder) == ["mlflow.db"]
+            path = folder / "mlflow.db"
+            assert query(path, "PRAGMA integrity_check") == [("ok",)]
+            assert query(path, "SELECT version_num FROM alembic_version") == [(_get_latest_schema_revision(),)]
+            assert query(path, "SELECT name FROM experiments ORDER BY name") == [("Default",), ("shared",)]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_process_that_is_killed_while_it_makes_the_store_leaves_nothing_in_the_way(
+    tmp_path: Path, store: Path, share: float
+) -> None:
+    wanted = share * size(store)
+    with opener() as process:
+        assert answer(process) == "ready"
+        say(process, str(tmp_path / "mlflow.db"))
+        deadline = time.monotonic() + 60
+        while not any(size(path) >= wanted for path in tmp_path.rglob("*mlflow.db")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.kill()
+    assert not (tmp_path / "mlflow.db").exists()
+    left = names(tmp_path)
+    assert ".mlflow.db.lock" in left
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert experiment_id(client, "after") == "1"
+    assert names(tmp_path) == ["mlflow.db"]
+
+
+def test_who_waits_too_long_for_the_store_is_told_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "WAIT_S", 0.2)
+    path = tmp_path / "mlflow.db"
+    with locked(tmp_path / ".mlflow.db.lock", "x", remedy="y"), pytest.raises(BitRayError) as caught:
+        connect(f"sqlite:///{path}")
+    text = str(caught.value)
+    assert text.startswith(f"tracking.uri: {path} is being set up by PID {os.getpid()} of ")
+    assert text.endswith("(waited for 0 s); wait for it, or stop it")
+    assert not path.exists()
+
+
+def test_a_whole_store_is_opened_without_a_lock(tmp_path: Path, store: Path) -> None:
+    path = shutil.copy(store, tmp_path / "mlflow.db")
+    with locked(tmp_path / ".mlflow.db.lock", "x", remedy="y"):
+        assert connect(f"sqlite:///{path}").get_experiment("0").name == "Default"
+
+
+def make_older(path: Path) -> None:
+    """A store as MLflow made it before it had workspaces, webhooks and more tables."""
+    config = Config()
+    config.set_main_option("script_location", db_migrations.__path__[0])
+    config.set_main_option("sqlalchemy.url", f"sqlite:///{path}")
+    engine = create_engine(f"sqlite:///{path}")
+    InitialBase.metadata.create_all(engine)
+    command.upgrade(config, OLDER)
+    engine.dispose()
+
+
+def test_an_older_store_is_not_changed_until_the_user_has_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    make_older(path)
+    before = path.read_bytes()
+    with pytest.raises(TrackingError) as caught:
+        connect(f"sqlite:///{path}")
+    text = str(caught.value)
+    assert text.startswith(f"tracking.uri: {path}: was made by an older MLflow (schema {OLDER}, this one has ")
+    assert "\n" not in text
+    assert path.read_bytes() == before
+    advice = text.split(" and upgrade it: ")[1]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(advice, shell=True, check=True, timeout=120, env={**os.environ, "PATH": programs})
+    assert Path(f"{path}.bak").read_bytes() == before
+    assert connect(f"sqlite:///{path}").get_experiment("0").name == "Default"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE alembic_version SET version_num = 'fffffff'", "was made by a newer MLflow (schema fffffff); install"),
+        (
+            f"CREATE TABLE _alembic_tmp_tags (a); UPDATE alembic_version SET version_num = '{OLDER}'",
+            "is half-made, as by an MLflow that was killed while it set it up; res",
+        ),
+        ("DELETE FROM alembic_version", "is half-made, as by an MLflow that was killed while it set it up; restore a"),
+    ],
+)
+def test_a_store_that_cannot_be_used_says_what_to_do(tmp_path: Path, store: Path, change: str, said: str) -> None:
+    path = shutil.copy(store, tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(change)
+    before = path.read_bytes()
+    with pytest.raises(TrackingError) as caught:
+        connect(f"sqlite:///{path}")
+    assert str(caught.value).startswith(f"tracking.uri: {path}: {said}")
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("notes, long enough to be taken for the header of a database file of SQLite" * 20)
+    before = path.read_bytes()
+    with pytest.raises(
+        TrackingError, match=r"notes.txt: cannot be used \(file is not a database\); name a SQLite file"
+    ):
+        connect(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["notes.txt"]
