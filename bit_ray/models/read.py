@@ -8,7 +8,6 @@ class names and preprocessing. PyTorch files are read with ``weights_only``: no 
 import hashlib
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from bit_ray.config import from_dict
@@ -28,6 +26,7 @@ from bit_ray.models.naming import NAMINGS, NamingName, count_units, to_ours, wei
 from bit_ray.models.npz import npz_architecture, npz_tensors, read_arrays, read_headers
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, file_digest
 from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.state_dicts import read_tensors
 from bit_ray.models.zoo import model_config, model_name
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -37,8 +36,7 @@ SPEC_KEY = "bit_ray.spec"
 """Entry of a file's metadata that holds our `ModelSpec` as JSON."""
 
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# What training scripts keep the network's weights under, and what wrappers of a network put before its names.
-_WRAPPED = ("state_dict", "model")
+# What wrappers of a network put before its names.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _MOST_PREFIXES = 6
 # Where a big_vision checkpoint keeps them (big_vision:utils.py, load_params).
@@ -93,7 +91,7 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
         raise ModelError(f"{path}: no such file; BiT weights; check the path")
     if path.suffix == ".npz":
         return _read_npz(path)
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
     spec: Mapping[str, Any] = {}
     if SPEC_KEY in metadata:
         try:
@@ -185,7 +183,7 @@ def _read_folder(path: Path) -> ForeignWeights:
         files = [path / name for name in _parts(found)]
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= _read_tensors(file)[0]
+        tensors |= read_tensors(file)[0]
     weights = _to_ours(path, tensors, _sha256(files), spec)
     names = spec.get("class_names")
     if names is not None and len(names) != weights.num_classes > 0:
@@ -266,61 +264,6 @@ def _on_meta(path: Path, name: str, num_classes: int) -> ResNetV2:
         raise ModelError(f"{path}: {error}") from None
     with torch.device("meta"):
         return ResNetV2(config)
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors or PyTorch file, and its metadata."""
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except Exception as error:  # of types that PyTorch lacks, too
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"{path}: not a safetensors file ({reason}); download or save it again") from None
-    try:
-        _check_torch_zip(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"{path}: not a PyTorch file, or one with other objects than tensors, which are not read as they could run "
-            f"code; a state dict; save it with torch.save(model.state_dict(), ...)"
-        ) from None
-    except Exception as error:  # the reader fails on other bytes in any way
-        reason = str(error).partition("\n")[0][:200]
-        raise ModelError(f"{path}: not a PyTorch file, or a truncated one ({reason}); download it again") from None
-    for key in _WRAPPED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if (
-        not isinstance(loaded, Mapping)
-        or not all(isinstance(name, str) for name in loaded)
-        or not all(isinstance(tensor, Tensor) for tensor in loaded.values())
-    ):
-        raise ModelError(
-            f"{path}: not a state dict; names and tensors; save it with torch.save(model.state_dict(), ...)"
-        )
-    tensors: dict[str, Tensor] = dict(loaded)
-    left = path.stat().st_size
-    for name, tensor in tensors.items():
-        # A view may repeat the few numbers of its storage without end.
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise ModelError(f"{path}: {brief(name)} is no plain tensor; dense tensors; save the model again")
-        left -= tensor.numel() * tensor.element_size()
-        if left < 0:
-            raise ModelError(f"{path}: its tensors have more bytes than the file; plain tensors; save the model again")
-    return tensors, {}
-
-
-def _check_torch_zip(path: Path) -> None:
-    """Refuse what `torch.save` does not write and would unpack to more than the file: it never compresses."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError(f"a compressed archive of {unpacked} bytes")
 
 
 def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[str, Any]) -> ForeignWeights:
