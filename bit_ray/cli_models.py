@@ -13,7 +13,8 @@ class Registry:
     """Where the registry is."""
 
     uri: str = ""
-    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage."""
+    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage. Give a user and a
+    password by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: other users of the machine can read flags."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -374,6 +374,7 @@ def _read_class_names(path: str) -> list[str]:
 
     if store.exists(store.join(path, MANIFEST)):
         return list(read_manifest(path).class_names)
+    store.check_file(path)
     try:
         with open(path, encoding="utf-8") as file:
             return [line.strip() for line in file if line.strip()]

@@ -22,9 +22,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, brief
 from bit_ray.locks import partial
-from bit_ray.uris import shown
 
 T = TypeVar("T")
 
@@ -34,6 +33,7 @@ MAX_DOCUMENT_BYTES = 64_000_000
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
 # YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_MAX_NAME_BYTES = 200  # file systems take 255, and a folder that is being made has a longer name
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def from_json(cls: type[T], data: bytes) -> T:
         return from_dict(cls, plain)
     except RecursionError:
         raise ConfigError("lists or mappings nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # ConfigError is one of them
+    except ValueError as error:  # ConfigError is one of them
         text = str(error)
         raise ConfigError(text if len(text) <= 300 else f"{text[:297]}...") from None
 
@@ -94,7 +94,7 @@ def check_digest(name: str, value: str) -> None:
         ConfigError: it is none; ``name`` is what the message calls it.
     """
     if not re.fullmatch("[0-9a-f]{64}", value):
-        raise ConfigError(f"{name}: given {_shortened(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
+        raise ConfigError(f"{name}: given {brief(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
 
 
 def check_num_bytes(name: str, value: int) -> None:
@@ -104,7 +104,7 @@ def check_num_bytes(name: str, value: int) -> None:
         ConfigError: it is none; ``name`` is what the message calls it.
     """
     if not 0 <= value < 2**63:
-        raise ConfigError(f"{name}: given {_shortened(value)}; accepted: the size of a file, 0 or more bytes")
+        raise ConfigError(f"{name}: given {brief(value)}; accepted: the size of a file, 0 or more bytes")
 
 
 def is_plain(text: str) -> bool:
@@ -193,6 +193,22 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
     return from_dict(type(config), data)
 
 
+def check_folder_name(name: str) -> None:
+    """Make sure that a run's name can be that of its folder: one step below the storage, on a disk or in a bucket.
+
+    Raises:
+        ConfigError: It is empty, ``.`` or ``..``, too long, or has a separator or a character that cannot be printed.
+    """
+    # A question mark begins the query of a URI.
+    if name.strip() and name.isprintable() and not set(name) & set("/\\?") and name not in (".", ".."):
+        if len(name.encode()) <= _MAX_NAME_BYTES:
+            return
+        accepted = f"at most {_MAX_NAME_BYTES} bytes, this has {len(name.encode()):,}"
+    else:
+        accepted = "text that can name a folder, without / \\ ? and control characters"
+    raise ConfigError(f"name: given {brief(name)}; accepted: {accepted}; choose another name")
+
+
 def _read(kind: Any, value: Any, where: str) -> Any:
     """Return ``value``, plain or already built, as the declared ``kind``."""
     origin, arguments = get_origin(kind), get_args(kind)
@@ -216,7 +232,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return number
     if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, str) and _is_unicode(value):
+    if kind is str and isinstance(value, str) and is_unicode(value):
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -256,8 +272,8 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     raise _wrong(where, value, " or ".join(_accepted(option) for option in options))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether text can be written: JSON's escapes can make half of a character, which no file or terminal takes."""
+def is_unicode(text: str) -> bool:
+    """Return whether text can be written: half of a character, which JSON and file names can hold, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -330,17 +346,12 @@ def _accepted(kind: Any) -> str:
 
 
 def _join(where: str, name: Any) -> str:
-    name = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else _shortened(name)
+    name = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else brief(name)
     return f"{where}.{name}" if where else name
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
-    return ConfigError(f"{where or 'config'}: given {_shortened(value)} ({type(value).__name__}); accepted: {accepted}")
-
-
-def _shortened(value: Any) -> str:
-    given = shown(repr(value))  # before it is cut: half of a password would not be known for one
-    return given if len(given) <= 80 else f"{given[:77]}..."
+    return ConfigError(f"{where or 'config'}: given {brief(value)} ({type(value).__name__}); accepted: {accepted}")
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:

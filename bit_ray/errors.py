@@ -8,13 +8,15 @@ from bit_ray.uris import shown
 
 
 class BitRayError(Exception):
-    """Base of all errors that a user can put right.
-
-    Whatever words of other programs or of a damaged file went into it, its text is one line and shows no password.
-    """
+    """Base of all errors that a user can put right; whatever words went into one, it shows no password of a URI."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(shown(_one_line(arg)) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
+
+    def __str__(self) -> str:
+        """Return one line that can be shown: names of files and classes in it may hold line breaks and worse."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(map(_shown, text))
 
 
 class ConfigError(BitRayError, ValueError):
@@ -23,6 +25,10 @@ class ConfigError(BitRayError, ValueError):
 
 class DataError(BitRayError):
     """A data set, shard, image or label that is missing, damaged or out of range."""
+
+
+class StoreError(DataError):
+    """A disk or object store that fails, is full, refuses or cannot be reached: the data themselves may be sound."""
 
 
 class DamagedShardError(DataError):
@@ -37,6 +43,15 @@ class TrackingError(BitRayError):
     """The MLflow server cannot be reached or refuses what was sent."""
 
 
+def brief(value: object) -> str:
+    """What a message shows of a value that was given: its repr, at most 80 characters of it."""
+    try:
+        text = shown(repr(value))  # before it is cut: half of a password would not be known for one
+    except Exception:  # an int of thousands of digits, say
+        text = f"some {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def root_cause(error: BaseException) -> BitRayError | None:
     """The user's error inside what Ray wrapped around it on the way from another process, or None."""
     seen: set[int] = set()
@@ -49,7 +64,7 @@ def root_cause(error: BaseException) -> BitRayError | None:
         # Ray also makes classes at run time that inherit from the cause's class but print a remote traceback.
         if isinstance(e, BitRayError) and type(e).__module__.startswith("bit_ray."):
             # Our messages have one line; Ray Data appends advice on its retries.
-            e.args = (str(e).partition("\n")[0], *e.args[1:])
+            e.args = (Exception.__str__(e).partition("\n")[0], *e.args[1:])
             return e
         failures = getattr(e, "worker_failures", None) or {}
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
@@ -57,6 +72,5 @@ def root_cause(error: BaseException) -> BitRayError | None:
     return None
 
 
-def _one_line(text: str) -> str:
-    lines = text.splitlines()
-    return text if lines == [text] else " ".join(line.strip() for line in lines)
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

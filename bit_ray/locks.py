@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -95,6 +96,19 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
     finally:
         _remove(path)
         _release(descriptor)
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Make a folder of this user's among the system's temporary files, removed at the end; the next removes those of
+    processes that were killed.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    with partial(Path(tempfile.gettempdir(), f"bit-ray-{os.getuid()}"), directory=True) as directory:
+        directory.chmod(0o700)
+        yield directory
 
 
 def remove_abandoned(directory: Path, prefix: str = ".") -> None:

@@ -9,3 +9,10 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "AWS_ENDPOINT_URL"):
     os.environ.pop(name, None)
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz", "tests/fuzz")
+    group.addoption("--minutes", type=float, default=0.8, help="How long to try inputs, all kinds together.")
+    group.addoption("--fuzz-seed", type=int, default=0, help="What decides the inputs, with their numbers.")
+    group.addoption("--fuzz-input", default="", metavar="KIND:NUMBER", help="Try this one input.")

@@ -5,7 +5,8 @@
  * make_seekable()  lossless transcoding to baseline with restart markers, with which view() leaves out columns, too
  *
  * Pixels are those of a full decode followed by torch's antialiased resize, bit for bit. Every warning of the library
- * is an error here: the caller then takes the slow path, which tells damage from oddity. Bytes are never trusted.
+ * is an error here: the caller then takes the slow path, which tells damage from oddity. Bytes are never trusted, and
+ * are taken as `bytes` alone: other buffers may change in another thread between a check and a use.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -27,7 +28,7 @@
 #error "libjpeg-turbo 1.5 or newer is needed, for jpeg_crop_scanline and jpeg_skip_scanlines"
 #endif
 
-#define MAX_SCANS 200      /* of a progressive file; encoders make ten, bombs thousands */
+#define MAX_SCANS 200      /* of a file, as in bombs.py; encoders make ten, bombs thousands */
 #define SEEKABLE_PIXELS 96 /* width that a restart interval covers at least */
 #define UPSAMPLING_REACH 2 /* pixels on each side that fancy upsampling of chroma looks at */
 #define NARROW 32          /* the fewest columns decoded: upsamplers have special cases below */
@@ -189,29 +190,32 @@ static const char *decode_safely(struct decoding *d, const uint8_t *data, size_t
 static PyObject *py_view(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"data", "box", "resized", "window", "flip", "out", "simd", NULL};
-    Py_buffer data, out;
+    PyObject *data;
+    Py_buffer out;
     struct view view = {.simd = 1};
     struct decoding d;
     char message[JMSG_LENGTH_MAX];
     const char *error;
 
     (void)self;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*(iiii)(ii)(ii)pw*|p", names, &data, &view.top, &view.left,
-                                     &view.height, &view.width, &view.resized_height, &view.resized_width,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!(iiii)(ii)(ii)pw*|p", names, &PyBytes_Type, &data, &view.top,
+                                     &view.left, &view.height, &view.width, &view.resized_height, &view.resized_width,
                                      &view.window_top, &view.window_left, &view.mirrored, &out, &view.simd))
         return NULL;
     view.out = out.buf;
     view.simd = view.simd && has_avx2();
     while (view.size < JPEG_MAX_DIMENSION && 3 * (Py_ssize_t)(view.size + 1) * (view.size + 1) <= out.len)
         view.size++;
-    if (view.size < 1 || 3 * (Py_ssize_t)view.size * view.size != out.len || view.window_top < 0 ||
-        view.window_left < 0 || view.resized_height > JPEG_MAX_DIMENSION || view.resized_width > JPEG_MAX_DIMENSION ||
-        view.size > view.resized_height - view.window_top || view.size > view.resized_width - view.window_left) {
+    /* Every number is in its range before one is taken from another. */
+    if (view.size < 1 || 3 * (Py_ssize_t)view.size * view.size != out.len || view.resized_height < 1 ||
+        view.resized_height > JPEG_MAX_DIMENSION || view.resized_width < 1 ||
+        view.resized_width > JPEG_MAX_DIMENSION || view.window_top < 0 || view.window_left < 0 ||
+        view.window_top > view.resized_height - view.size || view.window_left > view.resized_width - view.size) {
         error = "out is no square of RGB pixels inside of the resized box";
     } else {
         Py_BEGIN_ALLOW_THREADS;
         memset(&d, 0, sizeof d);
-        error = decode_safely(&d, data.buf, (size_t)data.len, &view);
+        error = decode_safely(&d, (const uint8_t *)PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data), &view);
         if (error) {
             snprintf(message, sizeof message, "%s", error);
             error = message;
@@ -224,7 +228,6 @@ static PyObject *py_view(PyObject *self, PyObject *args, PyObject *kwargs)
         free(d.resized);
         Py_END_ALLOW_THREADS;
     }
-    PyBuffer_Release(&data);
     PyBuffer_Release(&out);
     if (error) {
         PyErr_SetString(PyExc_ValueError, error);
@@ -233,18 +236,21 @@ static PyObject *py_view(PyObject *self, PyObject *args, PyObject *kwargs)
     return PyBool_FromLong(d.by_interval);
 }
 
+static int is_bytes(PyObject *data)
+{
+    if (!PyBytes_Check(data))
+        PyErr_Format(PyExc_TypeError, "data must be bytes, not %s", Py_TYPE(data)->tp_name);
+    return PyBytes_Check(data);
+}
+
 static PyObject *py_header(PyObject *self, PyObject *arg)
 {
-    Py_buffer data;
     struct header header;
-    int fast;
 
     (void)self;
-    if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE))
+    if (!is_bytes(arg))
         return NULL;
-    fast = read_header(data.buf, (size_t)data.len, &header);
-    PyBuffer_Release(&data);
-    if (!fast)
+    if (!read_header((const uint8_t *)PyBytes_AS_STRING(arg), (size_t)PyBytes_GET_SIZE(arg), &header))
         Py_RETURN_NONE;
     return Py_BuildValue("iiN", header.height, header.width, PyBool_FromLong(has_columns(&header)));
 }
@@ -366,21 +372,19 @@ static const char *transcode_safely(struct transcoding *t, const uint8_t *data, 
 
 static PyObject *py_make_seekable(PyObject *self, PyObject *arg)
 {
-    Py_buffer data;
     struct transcoding t;
     PyObject *result = NULL;
     const char *error;
 
     (void)self;
-    if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE))
+    if (!is_bytes(arg))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
     memset(&t, 0, sizeof t);
-    error = transcode_safely(&t, data.buf, (size_t)data.len);
+    error = transcode_safely(&t, (const uint8_t *)PyBytes_AS_STRING(arg), (size_t)PyBytes_GET_SIZE(arg));
     jpeg_destroy_compress(&t.target);
     jpeg_destroy_decompress(&t.source);
     Py_END_ALLOW_THREADS;
-    PyBuffer_Release(&data);
     if (error)
         PyErr_SetString(PyExc_ValueError, error);
     else

@@ -19,6 +19,7 @@ from bit_ray.errors import ConfigError
 ResizeMode = Literal["square", "shorter_side"]
 
 _NUM_CROP_ATTEMPTS = 10
+_LINE = 100  # longer side over shorter side of what is a line rather than an image
 _NUM_UNIFORMS = 2 * _NUM_CROP_ATTEMPTS + 3  # (aspect, height) per attempt, then top, left, flip
 
 
@@ -226,6 +227,10 @@ def eval_view(image: np.ndarray, *, resize_mode: ResizeMode, resize_size: int, c
     """
     if resize_mode == "square":
         return resize(image, crop_size, crop_size)
+    longest = _LINE * min(image.shape[:2])
+    if max(image.shape[:2]) > longest:  # resized whole, a line would take gigabytes, of which its middle is kept
+        top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
+        image = image[top : top + longest, left : left + longest]
     height, width = image.shape[:2]
     scale = resize_size / min(height, width)
     image = resize(image, max(crop_size, round(height * scale)), max(crop_size, round(width * scale)))

@@ -1,7 +1,6 @@
 """What this machine and a store give: reading, decoding and the whole stream, each by itself, and which part binds."""
 
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from bit_ray.data.order import Shuffle
 from bit_ray.data.read import ReadRequest, read
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import DataError
+from bit_ray.locks import scratch_directory
 
 _SAMPLE = 512
 
@@ -75,7 +75,7 @@ def bench_shards(
     manifest = read_manifest(uri)
     threads = num_threads or num_local_cores()
     view = TrainView(crop="inception", crop_size=crop_size)
-    with tempfile.TemporaryDirectory(prefix="bit-ray-bench-") as directory:
+    with scratch_directory() as directory:
         images, num_bytes, elapsed, sample = _read(
             uri, manifest, CacheConfig(directory=f"{directory}/a"), seconds, seed
         )

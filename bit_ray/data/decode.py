@@ -7,13 +7,13 @@ of an animation the first frame is taken. EXIF orientation and colour profiles a
 
 import io
 import re
-import struct
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from bit_ray.data.bombs import jpeg_bomb, other_bomb, png_bomb
 from bit_ray.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -42,9 +42,12 @@ def decode_image(data: bytes, *, convert: bool = False, max_pixels: int = MAX_PI
     """Decode one image to [H, W, 3] uint8.
 
     Raises:
-        ImageError: zero bytes, no image, truncated, or more than ``max_pixels`` (told from the header, before anything
-            is decoded); and, unless ``convert``, grayscale, CMYK, 16-bit, alpha, palette or animated.
+        ImageError: no bytes, no image, truncated, more than ``max_pixels`` or a bomb of another kind (told from the
+            headers, before anything is decoded); and, unless ``convert``, grayscale, CMYK, 16-bit, alpha, palette or
+            animated.
     """
+    if not isinstance(data, bytes):
+        raise ImageError(f"{type(data).__name__}; accepted: the bytes of an image file")
     if not data:
         raise ImageError("zero bytes")
     if data[:2] == b"\xff\xd8":
@@ -61,6 +64,7 @@ def _decode_jpeg(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.
     except ValueError:
         return None
     _check_size(height, width, max_pixels)
+    _check(jpeg_bomb(data, height, width, max_pixels))
     if colorspace == "Gray" and not convert:
         raise ImageError("grayscale", convertible=True)
     if colorspace in ("CMYK", "YCCK"):
@@ -73,10 +77,14 @@ def _decode_jpeg(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.
 
 
 def _decode_other(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8]:
+    if data.startswith(b"\x89PNG"):
+        _check(png_bomb(data))
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             _check_size(height, width, max_pixels)
+            jpeg = image.format in ("JPEG", "MPO")
+            _check(jpeg_bomb(data, height, width, max_pixels) if jpeg else other_bomb(image, data))
             kind = _not_plain_rgb(image)
             if kind and not convert:
                 raise ImageError(kind, convertible=True)
@@ -87,15 +95,16 @@ def _decode_other(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np
         raise ImageError(_bomb(f"{size[1]} pixels" if size else "very many pixels", max_pixels)) from None
     except UnidentifiedImageError:
         raise ImageError("not an image of a known format, or its header is damaged") from None
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
-        # Pillow's plugins raise all of these on damaged input.
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged input
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"truncated or damaged ({reason})") from None
 
 
 def _not_plain_rgb(image: Image.Image) -> str | None:
     """Return what the image is, if it is not an 8-bit RGB still."""
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False):  # unlike n_frames, it does not walk through all frames
         return "animated"
     # Pillow opens 16-bit colour as "RGB"; only the decoder's raw mode still tells.
     if image.mode == "F":
@@ -115,12 +124,17 @@ def _not_plain_rgb(image: Image.Image) -> str | None:
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     if image.mode.startswith("I"):
-        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        gray = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _check(fault: str | None) -> None:
+    if fault:
+        raise ImageError(fault)
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

@@ -12,6 +12,7 @@ from bit_ray.data.datasets.huggingface import image_columns, open_parquet, read_
 from bit_ray.data.datasets.named import NAMED, is_named, open_dataset
 from bit_ray.data.datasets.pattern import is_pattern
 from bit_ray.data.datasets.webdataset import open_webdataset
+from bit_ray.data.labels import check_classes
 from bit_ray.data.shards import Example, Source
 from bit_ray.data.sources import open_files
 from bit_ray.data.vtab.splits import is_vtab, open_subset
@@ -89,13 +90,15 @@ def open_source(
             raise ConfigError(
                 f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
             )
-        if not options.class_names or len(set(options.class_names)) < len(options.class_names):
-            raise ConfigError("class_names: empty or not unique; accepted with an iterator: unique names; give them")
+        if not options.class_names:
+            raise ConfigError("class_names: empty; accepted with an iterator: unique names; give them")
+        check_classes("class_names", tuple(options.class_names), "unique names")
         return IteratorSource(source, tuple(options.class_names), options.multi_label)
     if not opened.class_names or not len(opened):
         raise DataError(
             f"source: {len(opened)} examples of {len(opened.class_names)} classes; accepted: at least one of each"
         )
+    check_classes("source", tuple(opened.class_names), "unique names")
     return opened
 
 

@@ -97,7 +97,7 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
         found = {f.name: plan[f.name] for f in fields(StreamPlan) if f.name != "num_steps"}
         result = from_dict(StreamPlan, {**found, "num_steps": plan["schedule"]["num_steps"]})
         digest = str(plan["manifest_digest"])
-        shards = shards or recorded.shards
+        shards = shards or recorded_shards(path, recorded.shards)
     except KeyError as error:
         raise DataError(f"{path}: {error.args[0]}: missing; accepted: the plan of a run; restore the file") from None
     except (TypeError, ConfigError) as error:
@@ -109,6 +109,23 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
             "give the set that it trained on"
         )
     return result, shards, manifest
+
+
+def recorded_shards(run_uri: str, shards: str) -> str:
+    """Return where the shard set lay when a run trained on it, having checked that it can still be read.
+
+    Args:
+        run_uri: The run, for messages.
+        shards: What its record says.
+
+    Raises:
+        DataError: it was recorded with keys in its URI, which is not read any more.
+    """
+    try:
+        store.check_uri(shards)
+    except DataError as error:
+        raise DataError(f"{run_uri}: shards: {error}, and give the shard set's place anew (SHARDS, --shards)") from None
+    return shards
 
 
 def uses_in_step(shards: str | Path, manifest: Manifest, plan: StreamPlan, step: int) -> list[Use]:

@@ -1,12 +1,14 @@
 """Labels as they are given - names, indices, ids, one or several per image - to class indices and class names."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bit_ray.errors import DataError
+from bit_ray.config import is_unicode
+from bit_ray.errors import DataError, brief
 
 
 def to_indices(
@@ -31,6 +33,11 @@ def to_indices(
         return f"{uri}: row {number + 1}" if row_names is None else f"{uri}: {row_names[number]}"
 
     values = lists.flatten()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    unfit = f"{uri}: labels of the type {values.type}; accepted: whole numbers, or names as text; correct the column"
+    if not (is_text(values.type) or pa.types.is_primitive(values.type) or pa.types.is_null(values.type)):
+        raise DataError(unfit)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
     rows = np.repeat(np.arange(len(lists)), lengths)
     if is_text(values.type):
@@ -53,8 +60,10 @@ def to_indices(
                 "(class_names)"
             )
         classes = tuple(str(i) for i in range(num_classes))
-    else:
+    elif is_text(values.type):
         classes = tuple(sorted(distinct.to_pylist()))
+    else:
+        raise DataError(unfit)
     check_classes(uri, classes, "labels in the table, or a class list")
     counted = tuple(str(i) for i in range(len(classes)))
     ids = classes != counted and all(name.isdecimal() for name in classes)
@@ -87,11 +96,16 @@ def one_each(values: pa.Array) -> pa.Array:
 
 
 def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
-    """Raise DataError if the class list is empty or has a name twice."""
+    """Raise DataError if the class list is empty, or has a name twice or one that is none."""
     if not classes:
         raise DataError(f"{uri}: the class list is empty; accepted: {accepted}; check the path")
+    for i, name in enumerate(classes):
+        if not isinstance(name, str) or not name.strip() or not is_unicode(name):
+            raise DataError(
+                f"{uri}: class {i} is called {brief(name)}; accepted: text in UTF-8 that is not empty; name the class"
+            )
     if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
+        twice = next(name for name, count in Counter(classes).items() if count > 1)
         raise DataError(f"{uri}: class {twice!r} comes twice in the class list; accepted: unique names; remove one")
 
 
@@ -102,6 +116,11 @@ def outside(place: str, label: str, classes: tuple[str, ...]) -> str:
         f"{place}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) "
         "or its index; correct the label or the class list"
     )
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a whole number from 0 to 999,999,999."""
+    return text.isdecimal() and len(text) < 10
 
 
 def is_text(kind: pa.DataType) -> bool:

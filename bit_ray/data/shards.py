@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bit_ray.config import is_unicode
 from bit_ray.data import store
 from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.data.fetch import ShardFile, damaged, fetch_columns, local_shard
@@ -36,10 +37,11 @@ from bit_ray.data.layout import (
 )
 from bit_ray.data.manifest import Manifest, Shard
 from bit_ray.errors import DamagedShardError as DamagedShardError
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, StoreError, brief
+from bit_ray.locks import scratch_directory
 
 # Parquet addresses the values of a page by 32-bit offsets.
-_MAX_IMAGE_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**28
 # The network's stride, and so its smallest input; smaller images are trained on enlarged.
 SMALL_SIDE = 32
 
@@ -142,18 +144,16 @@ def build_shard(
     Raises:
         DataError: a label that is out of range or of the wrong count, an id that is empty or comes twice.
         ConfigError: ``seekable`` where the JPEG extension is missing.
+        StoreError: TMPDIR or the output is full, or cannot be written to.
     """
     bad: list[tuple[str, str]] = []
     convertible = False
     sizes: list[tuple[int, int]] = []
     ids: set[str] = set()
     num_seen = num_seekable = num_shrunk = 0
-    with tempfile.TemporaryDirectory(prefix="bit-ray-shard-") as directory:
-        local = Path(directory) / shard_name(index)
+    with scratch_file(shard_name(index)) as local:
         schema = shard_schema(plan.optional_columns)
-        with pq.ParquetWriter(
-            local, schema, compression="none", use_dictionary=False, write_statistics=False
-        ) as writer:
+        with _row_group_writer(local, schema, plan.row_group_size) as write:
             rows: list[Example] = []
             for example in examples:
                 num_seen += 1
@@ -167,8 +167,8 @@ def build_shard(
                     )
                 ids.add(example.id)
                 try:
-                    if len(example.image) > _MAX_IMAGE_BYTES:
-                        raise ImageError(f"{len(example.image)} bytes; accepted: at most {_MAX_IMAGE_BYTES}")
+                    if len(example.image) > MAX_IMAGE_BYTES:
+                        raise ImageError(f"{len(example.image)} bytes; accepted: at most {MAX_IMAGE_BYTES}")
                     pixels = decode_image(example.image, convert=plan.convert_images)
                 except ImageError as error:
                     bad.append((example.id, error.reason))
@@ -186,24 +186,25 @@ def build_shard(
                 sizes.append(pixels.shape[:2])
                 rows.append(example)
                 if len(rows) == plan.row_group_size:
-                    writer.write_table(_table(rows, schema), row_group_size=plan.row_group_size)
+                    write(_table(rows, schema))
                     rows.clear()
                     if progress is not None:
                         progress(num_seen)
                         num_seen = 0
             if rows:
-                writer.write_table(_table(rows, schema), row_group_size=plan.row_group_size)
+                write(_table(rows, schema))
         if progress is not None:
             progress(num_seen)
         shard = None
         if sizes and not (bad and plan.on_bad == "error"):
-            shard = Shard(
-                path=shard_name(index),
-                num_examples=len(sizes),
-                num_bytes=local.stat().st_size,
-                sha256=file_sha256(local),
-                checksums=row_group_checksums(local),
-            )
+            with _tmpdir_explained():
+                shard = Shard(
+                    path=shard_name(index),
+                    num_examples=len(sizes),
+                    num_bytes=local.stat().st_size,
+                    sha256=file_sha256(local),
+                    checksums=row_group_checksums(local),
+                )
             store.upload_file(local, store.join(plan.output, shard.path))
     return ShardResult(
         index=index,
@@ -217,13 +218,66 @@ def build_shard(
     )
 
 
+@contextmanager
+def scratch_file(name: str) -> Iterator[Path]:
+    """Yield where a file may be written meanwhile; what processes that were killed have left there is removed."""
+    with ExitStack() as stack:
+        with _tmpdir_explained():
+            directory = stack.enter_context(scratch_directory())
+        yield directory / name
+
+
+@contextmanager
+def _row_group_writer(path: Path, schema: pa.Schema, row_group_size: int) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that adds row groups to a new Parquet file, which is closed at the end."""
+
+    def write(table: pa.Table) -> None:
+        with _tmpdir_explained():
+            writer.write_table(table, row_group_size=row_group_size)
+
+    with _tmpdir_explained():
+        writer = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False)
+    try:
+        yield write
+    except BaseException:
+        with suppress(OSError):
+            writer.close()
+        raise
+    with _tmpdir_explained():
+        writer.close()
+
+
+@contextmanager
+def _tmpdir_explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"TMPDIR: {tempfile.gettempdir()}: a shard cannot be written there ({reason}); accepted: a folder with "
+            "room for one shard per process; make room, or set TMPDIR to another folder"
+        ) from None
+
+
 def check_example(example: Example, num_classes: int, multi_label: bool) -> None:
     """Raise DataError unless id and labels of the example fit a set of ``num_classes``."""
     if not isinstance(example, Example):
         raise DataError(f"source: gave {type(example).__name__}; accepted: Example(id, image, labels); convert it")
-    if not isinstance(example.id, str) or not example.id:
-        raise DataError(f"id: {example.id!r}; accepted: text that is not empty; give every example an id")
+    if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):
+        raise DataError(f"id: {brief(example.id)}; accepted: text in UTF-8 that is not empty; give every example an id")
+    if not isinstance(example.image, bytes):
+        raise DataError(
+            f"{example.id}: image: {type(example.image).__name__}; accepted: the bytes of its file; give them"
+        )
+    if not isinstance(example.labels, (tuple, list, np.ndarray)):
+        raise DataError(
+            f"{example.id}: labels: {brief(example.labels)}; accepted: a tuple of class indices; convert it"
+        )
     for label in example.labels:
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+            raise DataError(
+                f"{example.id}: label {brief(label)}; accepted: whole numbers, the indices of class names; convert it"
+            )
         if not 0 <= label < num_classes:
             raise DataError(
                 f"{example.id}: label {label}; accepted: 0 to {num_classes - 1}, the index of a class name; "

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from bit_ray.data import store
 from bit_ray.data.labels import check_classes, is_text, one_each, outside, to_indices
-from bit_ray.data.shards import Example, Unreadable
+from bit_ray.data.shards import MAX_IMAGE_BYTES, Example, Unreadable
 from bit_ray.errors import DataError
 
 _TABLES = (".csv", ".parquet")
@@ -41,8 +41,11 @@ class FilePart:
                 yield from pool.map(self._read, range(start, min(start + _READ_AHEAD, len(self.ids))))
 
     def _read(self, i: int) -> Example | Unreadable:
+        uri = _located(self.root, self.paths[i])
         try:
-            return Example(self.ids[i], store.read_bytes(_located(self.root, self.paths[i])), self.labels[i])
+            return Example(self.ids[i], store.read_bytes(uri, MAX_IMAGE_BYTES), self.labels[i])
+        except store.UnfitFileError as error:
+            return Unreadable(self.ids[i], error.reason)
         except DataError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return Unreadable(self.ids[i], "no such file")
@@ -107,7 +110,13 @@ def open_files(
     if not store.exists(uri):
         raise DataError(f"{uri}: no such path; accepted: a folder of class folders, or a .csv or .parquet table")
     if uri.endswith(_TABLES):
-        return _open_table(uri, root, class_names, multi_label)
+        # Any column may be of any kind, and pyarrow may find fault with it wherever it is used; OSError is what it says
+        # of Parquet files that are damaged.
+        try:
+            return _open_table(uri, root, class_names, multi_label)
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(f"{uri}: not readable as a table ({reason}); correct the file") from None
     if root is not None or multi_label:
         option = "root" if root is not None else "multi_label"
         raise DataError(
@@ -137,6 +146,9 @@ def _open_folder(uri: str, class_names: Sequence[str] | None) -> FileSource:
 
 def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, multi_label: bool) -> FileSource:
     table = _read_table(uri)
+    for name in ("path", "label", "id"):
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{uri}: column {name!r} comes twice; accepted: once; rename one")
     for name in ("path", "label"):
         if name not in table.column_names:
             raise DataError(
@@ -175,17 +187,16 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
 
 
 def _read_table(uri: str) -> pa.Table:
-    files, path = store.filesystem(uri)
-    with store.explained(uri):
-        stream = files.open_input_file(path)
-    try:
-        with stream:
-            if uri.endswith(".parquet"):
-                return pq.read_table(stream)
+    with store.open_file(uri) as stream:
+        if uri.endswith(".parquet"):
+            table = pq.read_table(stream)
+        else:
             text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
-            return pa.csv.read_csv(stream, convert_options=text)
-    except pa.ArrowException as error:
-        raise DataError(f"{uri}: not readable as a table ({' '.join(str(error).split())}); correct the file") from None
+            table = pa.csv.read_csv(stream, convert_options=text)
+        # That text and names are UTF-8 nobody has looked at yet.
+        table.validate(full=True)
+        _ = table.column_names
+        return table
 
 
 def _without_image(classes: tuple[str, ...], labels: npt.NDArray[np.integer[Any]]) -> tuple[str, ...]:

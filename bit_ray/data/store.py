@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from bit_ray.config import from_json
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.config import from_dict
+from bit_ray.errors import DataError, StoreError
 from bit_ray.locks import partial
 from bit_ray.uris import MASK
 
@@ -41,6 +42,17 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 # Each single request is tried this often, 25 ms to 3 s apart: at 20 % failures one in 2,000,000 fails for good, and a
 # store that is not there is given up after 6 s.
 _ATTEMPTS = 9
+
+
+class UnfitFileError(DataError):
+    """A file that is there but is not to be read: a pipe, a device, or larger than what is accepted."""
+
+    def __init__(self, uri: str | Path, reason: str) -> None:
+        self.uri, self.reason = uri, reason
+        super().__init__(f"{uri}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UnfitFileError, (self.uri, self.reason)
 
 
 def is_local(uri: str | Path) -> bool:
@@ -147,17 +159,54 @@ def exists(uri: str | Path) -> bool:
         return bool(files.get_file_info(path).type != pafs.FileType.NotFound)
 
 
-def read_bytes(uri: str | Path) -> bytes:
-    """Return the whole content of a file.
+def check_file(uri: str | Path) -> None:
+    """Make sure that what is opened next is a file: opening a pipe or a device may wait or go on for ever.
+
+    Symbolic links are followed; an object is always one. What is not there is left to who opens it.
 
     Raises:
-        DataError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is a pipe, a socket, a device or a directory.
+    """
+    if not is_local(uri):
+        return
+    try:
+        mode = os.stat(filesystem(uri)[1]).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
+        raise UnfitFileError(uri, f"{kinds.get(stat.S_IFMT(mode), 'a device')}; accepted: a file; correct the path")
+
+
+def open_file(uri: str | Path) -> pa.NativeFile:
+    """Open a file for reading.
+
+    Raises:
+        StoreError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is no regular file.
     """
     files, path = filesystem(uri)
+    check_file(uri)
+    with explained(uri):
+        return files.open_input_file(path)
+
+
+def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
+    """Return the whole content of a file, of at most ``max_bytes``.
+
+    Raises:
+        StoreError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is no regular file, or a larger one; nothing of that is read.
+    """
+    files, path = filesystem(uri)
+    check_file(uri)
 
     def read() -> bytes:
         with files.open_input_file(path) as stream:
-            return bytes(read_range(stream, 0, stream.size()))
+            size = stream.size()
+            if max_bytes is not None and size > max_bytes:
+                raise UnfitFileError(uri, f"{size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
+            return bytes(read_range(stream, 0, size))
 
     with explained(uri):
         return patiently(uri, read, patience_s=5.0)
@@ -192,7 +241,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
 
     Raises:
         FileNotFoundError: no such file, at once.
-        DataError: the store refuses, at once; or it still fails when the patience is at its end.
+        StoreError: the store refuses, at once; or it still fails when the patience is at its end.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
     start = time.monotonic()
@@ -207,7 +256,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             elapsed = time.monotonic() - start
             if is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
                 tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
-                raise DataError(f"{uri}: {_explanation(error)}{tried}") from error
+                raise StoreError(f"{uri}: {_explanation(error)}{tried}") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
         time.sleep(pause)
 
@@ -231,10 +280,13 @@ def read_record(cls: type[T], uri: str | Path, remedy: str = "restore the file")
     Raises:
         DataError: no such file, no JSON, or not the fields of this dataclass.
     """
+    plain = read_json(uri)
     try:
-        return from_json(cls, read_bytes(uri))
-    except ConfigError as error:
-        raise DataError(f"{uri}: {error}; {remedy}") from None
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        return from_dict(cls, plain)
+    except (ValueError, RecursionError) as error:  # ConfigError is one of them
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{uri}: {reason}; {remedy}") from None
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
@@ -259,6 +311,7 @@ def upload_file(local: str | Path, uri: str | Path) -> None:
 def download_file(uri: str | Path, local: str | Path) -> None:
     """Copy a file to a local path, whole or not at all."""
     files, path = filesystem(uri)
+    check_file(uri)
     with explained(uri), renamed(local, os.path.abspath(local)) as target:
         pafs.copy_files(path, target, files, pafs.LocalFileSystem(), chunk_size=_COPY_BYTES)
 
@@ -289,13 +342,24 @@ def list_files(uri: str | Path) -> list[str]:
 
 
 def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """Return the files (relative path, bytes) and the directories below ``uri``, each sorted."""
+    """Return the files (relative path, bytes) and the directories below ``uri``, each sorted.
+
+    Pipes and devices count as files of no bytes, so that who opens one is told.
+
+    Raises:
+        DataError: a name that is not UTF-8.
+    """
     files, path = filesystem(uri)
     with explained(uri):
         infos = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    found = [(info.path[len(path) :].strip("/"), info) for info in infos]
+    try:
+        found = [(info.path[len(path) :].strip("/"), info) for info in infos]
+    except UnicodeDecodeError as error:
+        name = os.fsdecode(error.object)
+        raise DataError(f"{name}: its name is not UTF-8; accepted: names in UTF-8; rename it") from None
+    is_file = (pafs.FileType.File, pafs.FileType.Unknown)
     return (
-        sorted((name, int(info.size)) for name, info in found if info.type == pafs.FileType.File),
+        sorted((name, int(info.size or 0)) for name, info in found if info.type in is_file),
         sorted(name for name, info in found if info.type == pafs.FileType.Directory and name),
     )
 
@@ -337,11 +401,14 @@ def delete_empty_directory(uri: str | Path) -> None:
 
 @contextmanager
 def explained(uri: str | Path) -> Iterator[None]:
-    """Turn what a file system raises about ``uri`` into a DataError of one line with the remedy."""
+    """Turn what a file system raises about ``uri`` into a StoreError of one line with the remedy.
+
+    Of a malformed URI into a DataError.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(f"{uri}: {_explanation(error)}") from error
+        raise StoreError(f"{uri}: {_explanation(error)}") from error
     except ValueError as error:  # pyarrow's ArrowInvalid: a malformed URI, an empty key
         raise DataError(f"{uri}: {' '.join(str(error).split())}; correct the path") from error
 

@@ -1,7 +1,6 @@
 """Read a whole shard set and report everything that is wrong with it."""
 
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +17,7 @@ from bit_ray.data.fetch import local_shard
 from bit_ray.data.layout import SCHEMA, Footer, group_checksum, read_columns
 from bit_ray.data.manifest import Manifest, Shard, read_manifest
 from bit_ray.data.parallel import each
-from bit_ray.data.shards import check_example, file_sha256, read_rows, to_examples
+from bit_ray.data.shards import check_example, file_sha256, read_rows, scratch_file, to_examples
 from bit_ray.errors import DataError
 
 MAX_LISTED = 100
@@ -227,8 +226,7 @@ def _local_copy(path: str) -> Iterator[Path]:
     if store.is_local(path):
         yield Path(store.filesystem(path)[1])
         return
-    with tempfile.TemporaryDirectory(prefix="bit-ray-verify-") as directory:
-        local = Path(directory) / "shard.parquet"
+    with scratch_file("shard.parquet") as local:
         store.download_file(path, local)
         yield local
 

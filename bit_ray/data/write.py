@@ -8,19 +8,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from bit_ray.config import digest
+from bit_ray.config import digest, is_unicode
 from bit_ray.data import store
 from bit_ray.data.datasets.huggingface import ParquetSource
 from bit_ray.data.dispatch import DATA_DIR, IteratorSource, ReadOptions, open_source
 from bit_ray.data.jpeg import MIN_SHORTER_SIDE, extension
 from bit_ray.data.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.parallel import each
-from bit_ray.data.resume import Writing, whole_set
-from bit_ray.data.shards import Example, ShardPlan, ShardResult, Source, build_shard, median_size
+from bit_ray.data.resume import Writing, alone, whole_set
+from bit_ray.data.shards import (
+    Example,
+    ShardPlan,
+    ShardResult,
+    Source,
+    Unreadable,
+    build_shard,
+    check_example,
+    median_size,
+)
 from bit_ray.data.sources import FileSource
 from bit_ray.data.verify import repeated_ids
 from bit_ray.errors import ConfigError, DataError
@@ -108,86 +117,84 @@ def write_shards(
         progress: told (examples done, examples in all or None).
 
     Raises:
-        ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing.
+        ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing; or another process
+            writes into the output. In an object store the last start takes over and ends the process before it
+            (`bit_ray.data.resume` says what that does not guarantee).
         DataError: a source, label or image that is refused. What a fresh run has written is removed again.
+        StoreError: a disk or store that fails or is full. After it, as after what an iterator raises, the finished
+            shards are kept and the same call continues.
     """
     start = time.monotonic()
     output = store.absolute(output)
     _check_options(name, row_group_size, shard_examples, on_bad, shorter_side)
     if seekable:
         extension()
-    options = ReadOptions(
-        class_names=class_names,
-        multi_label=multi_label,
-        root=root,
-        data_dir=data_dir,
-        download=download,
-        check_size=check_size,
-        label=label,
-    )
-    examples = open_source(source, output, options, num_workers)
-    known = None if isinstance(examples, IteratorSource) else examples
-    total = len(known) if known is not None else None
-    size = _shard_size(shard_examples, row_group_size, total)
-    plan = ShardPlan(
-        output=output,
-        num_classes=len(examples.class_names),
-        multi_label=examples.multi_label,
-        row_group_size=row_group_size,
-        convert_images=convert_images,
-        on_bad=on_bad,
-        seekable=seekable,
-        shorter_side=shorter_side,
-    )
-    described = {
-        "name": name,
-        "source": examples.identity,
-        "num_examples": total,
-        "class_names_sha256": digest(list(examples.class_names)),
-        "multi_label": plan.multi_label,
-        "row_group_size": row_group_size,
-        "shard_examples": size,
-        "seed": seed if known is not None else None,
-        "convert_images": convert_images,
-    }
-    # Left out when not set, as in the plans of sets that were written before there was packing.
-    packing = {"seekable": seekable or None, "shorter_side": shorter_side}
-    described |= {option: value for option, value in packing.items() if value is not None}
-    # An iterator's content is known only after it has run: its set is never taken for already written.
-    plan_digest = digest(described) if known is not None else ""
-    empty = examples.empty_classes if isinstance(examples, FileSource) else ()
-    whole = whole_set(output, plan_digest)
-    if whole is not None:
-        skipped = _read_skipped(output)
-        return _report(output, whole, start, None, skipped=skipped, empty_classes=empty)
-
-    writing = Writing(output, described, on_bad=on_bad)
-    tick = _counter(progress, sum(size for _ in writing.done), total)
-    try:
-        if isinstance(examples, IteratorSource):
-            results = _from_iterator(examples.examples, plan, size, writing.done, tick)
-        else:
-            results = _from_source(examples, plan, size, seed, writing.done, num_workers, tick)
-        with closing(results):
-            for result in results:
-                if result.bad and on_bad == "error":
-                    raise DataError(_describe_bad(result))
-                writing.add(result)
-        manifest = _manifest(name, examples.class_names, plan, writing.done, plan_digest)
-        if known is None and (twice := repeated_ids(output, manifest)):
-            raise DataError(f"{twice[0]}: id comes twice; accepted: unique ids; make the ids of the iterator unique")
-        skipped = tuple(bad for _, result in sorted(writing.done.items()) for bad in result.bad)
-        if skipped:
-            store.write_json(store.join(output, SKIPPED), [{"id": id, "reason": reason} for id, reason in skipped])
-    except Exception:
-        writing.abandon()
-        raise
-    except BaseException:  # interrupted: to be continued
-        writing.save()
-        raise
-    write_manifest(output, manifest)
-    writing.finish()
-    return _report(output, manifest, start, writing, skipped=skipped, empty_classes=empty)
+    with alone(output):  # before the source is looked through, which may take long
+        options = ReadOptions(
+            class_names=class_names,
+            multi_label=multi_label,
+            root=root,
+            data_dir=data_dir,
+            download=download,
+            check_size=check_size,
+            label=label,
+        )
+        examples = open_source(source, output, options, num_workers)
+        known = None if isinstance(examples, IteratorSource) else examples
+        total = len(known) if known is not None else None
+        size = _shard_size(shard_examples, row_group_size, total)
+        plan = ShardPlan(
+            output=output,
+            num_classes=len(examples.class_names),
+            multi_label=examples.multi_label,
+            row_group_size=row_group_size,
+            convert_images=convert_images,
+            on_bad=on_bad,
+            seekable=seekable,
+            shorter_side=shorter_side,
+        )
+        described = {
+            "name": name,
+            "source": examples.identity,
+            "num_examples": total,
+            "class_names_sha256": digest(list(examples.class_names)),
+            "multi_label": plan.multi_label,
+            "row_group_size": row_group_size,
+            "shard_examples": size,
+            "seed": seed if known is not None else None,
+            "convert_images": convert_images,
+        }
+        # Left out when not set, as in the plans of sets that were written before there was packing.
+        packing = {"seekable": seekable or None, "shorter_side": shorter_side}
+        described |= {option: value for option, value in packing.items() if value is not None}
+        # An iterator's content is known only after it has run: its set is never taken for already written.
+        plan_digest = digest(described) if known is not None else ""
+        empty = examples.empty_classes if isinstance(examples, FileSource) else ()
+        whole = whole_set(output, plan_digest)
+        if whole is not None:
+            return _report(output, whole, start, None, skipped=_read_skipped(output), empty_classes=empty)
+        with Writing(output, described, on_bad=on_bad) as writing:
+            tick = _counter(progress, sum(size for _ in writing.done), total)
+            if isinstance(examples, IteratorSource):
+                results = _from_iterator(examples.examples, plan, size, writing, tick)
+            else:
+                results = _from_source(examples, plan, size, seed, writing, num_workers, tick)
+            with closing(results):
+                for result in results:
+                    if result.bad and on_bad == "error":
+                        raise DataError(_describe_bad(result))
+                    writing.add(result)
+            manifest = _manifest(name, examples.class_names, plan, writing.done, plan_digest)
+            if known is None and (twice := repeated_ids(output, manifest)):
+                raise DataError(
+                    f"{twice[0]}: id comes twice; accepted: unique ids; make the ids of the iterator unique"
+                )
+            skipped = tuple(bad for _, result in sorted(writing.done.items()) for bad in result.bad)
+            if skipped:
+                store.write_json(store.join(output, SKIPPED), [{"id": id, "reason": reason} for id, reason in skipped])
+            writing.check_shards()
+            write_manifest(output, manifest)
+        return _report(output, manifest, start, writing, skipped=skipped, empty_classes=empty)
 
 
 def _from_source(
@@ -195,7 +202,7 @@ def _from_source(
     plan: ShardPlan,
     size: int,
     seed: int,
-    done: dict[int, ShardResult],
+    writing: Writing,
     num_workers: int,
     tick: Callable[[int], None],
 ) -> Generator[ShardResult, None, None]:
@@ -205,9 +212,14 @@ def _from_source(
     else:
         order = np.random.default_rng(seed).permutation(len(source))
     parts = {index: order[start : start + size] for index, start in enumerate(range(0, len(order), size))}
-    tasks = [index for index in parts if index not in done]
+
+    def tasks() -> Iterator[tuple[ShardPlan, int, Iterable[Example | Unreadable]]]:
+        for index in [index for index in parts if index not in writing.done]:
+            writing.start(index)
+            yield plan, index, source.part(parts[index])
+
     function = build_shard if num_workers > 0 else partial(build_shard, progress=tick)
-    with closing(each(function, ((plan, index, source.part(parts[index])) for index in tasks), num_workers)) as results:
+    with closing(each(function, tasks(), num_workers)) as results:
         for result in results:
             if num_workers > 0:
                 tick(len(parts[result.index]))
@@ -218,22 +230,23 @@ def _from_iterator(
     examples: Iterable[Example],
     plan: ShardPlan,
     size: int,
-    done: dict[int, ShardResult],
+    writing: Writing,
     tick: Callable[[int], None],
 ) -> Generator[ShardResult, None, None]:
     """Build shard after shard, passing over those that are done after a look at their ids and labels."""
-    resumed = dict(done)
+    resumed = dict(writing.done)
     iterator = iter(examples)
     for index, first in enumerate(iterator):
         sha = hashlib.sha256()
         chunk = _digested(chain([first], islice(iterator, size - 1)), sha)
         before = resumed.pop(index, None)
         if before is None:
+            writing.start(index)
             result = build_shard(plan, index, chunk, tick)
             yield replace(result, source_digest=sha.hexdigest())
         else:
-            for _ in chunk:
-                pass
+            for example in chunk:
+                check_example(example, plan.num_classes, plan.multi_label)
             if sha.hexdigest() != before.source_digest:
                 resumed[index] = before
                 break
@@ -294,8 +307,9 @@ def _shard_size(shard_examples: int | None, row_group_size: int, total: int | No
 def _check_options(
     name: str, row_group_size: int, shard_examples: int | None, on_bad: str, shorter_side: int | None
 ) -> None:
-    if not name:
-        raise ConfigError("name: empty; accepted: text; name the set")
+    if not name or not is_unicode(name):
+        given = "no UTF-8" if name else "empty"
+        raise ConfigError(f"name: {given}; accepted: text; name the set")
     for option, value in (("row_group_size", row_group_size), ("shard_examples", shard_examples)):
         if value is not None and value < 1:
             raise ConfigError(f"{option}: {value}; accepted: 1 or more; correct it")
@@ -322,7 +336,17 @@ def _counter(progress: Progress | None, start: int, total: int | None) -> Callab
 
 def _read_skipped(output: str) -> tuple[tuple[str, str], ...]:
     path = store.join(output, SKIPPED)
-    return tuple((row["id"], row["reason"]) for row in store.read_json(path)) if store.exists(path) else ()
+    if not store.exists(path):
+        return ()
+    rows = store.read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_skipped(row) for row in rows):
+        raise DataError(f"{path}: not a list of ids and reasons; restore it, or write the set again")
+    return tuple((row["id"], row["reason"]) for row in rows)
+
+
+def _is_skipped(row: dict[str, Any]) -> bool:
+    texts = (row.get("id"), row.get("reason"))
+    return all(isinstance(text, str) and is_unicode(text) for text in texts)
 
 
 def _report(

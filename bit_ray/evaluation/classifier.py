@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bit_ray.data import store
 from bit_ray.data.augment import eval_view
-from bit_ray.data.decode import ImageError, decode_image
-from bit_ray.errors import ConfigError, DataError, ModelError
+from bit_ray.data.decode import MAX_PIXELS, ImageError, decode_image
+from bit_ray.errors import ConfigError, DataError, ModelError, brief
 from bit_ray.locks import partial, remove_abandoned
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, cached_path, load_package, parse_description, read_spec
 from bit_ray.models.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
@@ -71,6 +71,7 @@ class Classifier:
         *,
         convert: bool = False,
         batch_size: int = 32,
+        max_pixels: int = MAX_PIXELS,
     ) -> list[Prediction]:
         """Classify one image or several.
 
@@ -79,21 +80,25 @@ class Classifier:
             top_k: Classes to name for each image, at most all.
             convert: Turn encoded images that are not plain 8-bit RGB into it rather than refuse them; see
                 `bit_ray.data.decode`.
-            batch_size: Images that are decoded and classified at a time.
+            batch_size: Images that are classified at a time; decoded is one at a time.
+            max_pixels: Pixels of an encoded image at most.
 
         Returns:
             One list of (class name, probability) for each image: softmax, or sigmoid of a multi-label model.
 
         Raises:
             DataError: an image is missing, damaged, or not RGB; the message says which one.
-            ConfigError: ``top_k`` or ``batch_size`` is less than 1.
+            ConfigError: ``top_k`` or ``batch_size`` is no whole number of at least 1, or ``convert`` neither true nor
+                false.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"{name}: {value}; at least 1; for example {name}=5")
-        if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: {brief(value)}; at least 1, a whole number; for example {name}=5")
+        if not isinstance(convert, (bool, np.bool_)):
+            raise ConfigError(f"convert: {brief(convert)}; true or false; for example convert=True")
+        if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or not isinstance(images, Iterable):
             images = [images]
-        views = self._views(images, convert)
+        views = self._views(images, convert, max_pixels)
         predictions: list[Prediction] = []
         while batch := list(islice(views, batch_size)):
             best, classes = self.best(self.logits(np.stack(batch)), top_k)
@@ -164,9 +169,9 @@ class Classifier:
         pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.model.head.weight.dtype)
         return pixels * ((high - low) / 255) + low
 
-    def _views(self, images: Iterable[ImageInput], convert: bool) -> Iterator[npt.NDArray[np.uint8]]:
+    def _views(self, images: Iterable[ImageInput], convert: bool, max_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
         for index, image in enumerate(images):
-            yield self.view(_pixels(image, f"images[{index}]", convert))
+            yield self.view(_pixels(image, f"images[{index}]", convert, max_pixels))
 
 
 def load_model(
@@ -234,17 +239,19 @@ def foreign_path(uri: str) -> str:
     return path if is_foreign(path) else ""
 
 
-def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint8]:
+def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8]:
     """Return ``[H, W, 3] uint8`` or raise a DataError that starts with ``where``."""
     if isinstance(image, (str, os.PathLike)):
-        where = f"{where} ({os.fspath(image)})"
+        path = os.fsdecode(image)
+        where = f"{where} ({path if path.isprintable() and len(path) <= 200 else brief(path)})"
         try:
-            image = Path(image).read_bytes()
-        except OSError as error:
-            raise DataError(f"{where}: {error.strerror}; a readable image file; check the path") from None
+            image = Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a path"
+            raise DataError(f"{where}: {reason}; a readable image file; check the path") from None
     if isinstance(image, bytes):
         try:
-            return decode_image(image, convert=convert)
+            return decode_image(image, convert=convert, max_pixels=max_pixels)
         except ImageError as error:
             convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
             remedy = convert_it if error.convertible else "a whole image; replace it"
@@ -254,8 +261,11 @@ def _pixels(image: ImageInput, where: str, convert: bool) -> npt.NDArray[np.uint
             raise DataError(f"{where}: Pillow image of mode {image.mode}; accepted: RGB; pass image.convert('RGB')")
         try:
             return np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads lazily
-            raise DataError(f"{where}: truncated or damaged ({error}); a whole image; replace it") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow reads lazily, and raises almost anything on damaged input
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{where}: truncated or damaged ({reason}); a whole image; replace it") from None
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
             raise DataError(

@@ -1,7 +1,6 @@
 """Predictions as rows of a file or of parts: their schema, and writing that leaves nothing half-done."""
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from bit_ray.data import store
 from bit_ray.data.claim import CLAIM_FILE
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.classifier import Classifier
-from bit_ray.locks import partial
+from bit_ray.locks import partial, scratch_directory
 
 SUMMARY_FILE = "_predictions.json"
 """Last file of a folder of parts."""
@@ -145,7 +144,7 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _whole(output: str) -> Iterator[str]:
     """Yield a local path to write to, whose file then takes its place; nothing is left after a failure."""
     if not store.is_local(output):
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             path = os.path.join(directory, "predictions")
             yield path
             store.upload_file(path, output)

@@ -121,6 +121,8 @@ class Exported:
 def load_exported(path: str | os.PathLike[str]) -> Exported:
     """Load an exported program, ``.onnx`` with onnxruntime and ``.pt2`` with PyTorch, on the CPU.
 
+    Unlike weights, a ``.pt2`` is a program, and PyTorch runs code that it holds: open those that you made or trust.
+
     Raises:
         ModelError: it is missing, damaged or not ours, or onnxruntime is missing.
     """
@@ -217,8 +219,10 @@ def _trace(baked: ResNetV2) -> torch.export.ExportedProgram:
 
 
 def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str], place: Path) -> None:
-    with place.open("wb") as file:
-        torch.export.save(program, file, extra_files=metadata)
+    # Through memory: PyTorch's writer ends the whole process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=metadata)
+    place.write_bytes(buffer.getbuffer())
 
 
 def _onnx(baked: ResNetV2, int8: bool) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bit_ray.errors import ModelError
-from bit_ray.models.labels import in_order
+from bit_ray.errors import ModelError, brief
+from bit_ray.models.labels import class_names, in_order, read_text
 from bit_ray.models.package import ModelSpec
 from bit_ray.models.resnet import ResNetConfig
 
@@ -27,6 +27,7 @@ _HUGGINGFACE_BIT: dict[str, Any] = {
 # timm:models/resnetv2.py registers these; other depths and widths need its ResNetV2 class.
 _TIMM_MODELS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 _BILINEAR = 2  # Pillow's number
+_LARGEST_STATISTIC = 1e6  # of a mean or deviation; pixels lie in 0..1 or 0..255
 
 
 def folder_spec(path: Path) -> dict[str, Any]:
@@ -46,8 +47,9 @@ def folder_spec(path: Path) -> dict[str, Any]:
             return _from_timm(place, config)
         kind = config.get("model_type") or config.get("architecture") or "unknown"
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ModelError(f"{place}: {type(error).__name__}: {error}; the config of a BiT model; fix it") from None
-    raise ModelError(f"{place}: model {kind!r}; accepted: BiT of timm or Hugging Face; take such a folder")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(f"{place}: {reason}; the config of a BiT model; fix it") from None
+    raise ModelError(f"{place}: model {brief(kind)}; accepted: BiT of timm or Hugging Face; take such a folder")
 
 
 def huggingface_files(spec: ModelSpec, network: ResNetConfig) -> dict[str, dict[str, Any]]:
@@ -119,22 +121,24 @@ def _from_huggingface(place: Path, config: Mapping[str, Any], processor: Mapping
     for name, value in _HUGGINGFACE_BIT.items():
         if config.get(name, value) != value:
             raise ModelError(
-                f"{place}: {name}: {config[name]!r}; {value!r} in BiT; these weights are another network's"
+                f"{place}: {name}: {brief(config[name])}; {value!r} in BiT; these weights are another network's"
             )
     spec: dict[str, Any] = {}
     names = in_order(config.get("id2label", {}))
     if names and names != [f"LABEL_{index}" for index in range(len(names))]:  # what stands there without names
-        spec["class_names"] = tuple(names)
+        spec["class_names"] = class_names(names, f"{place}: id2label")
     if config.get("problem_type") is not None:
         spec["multi_label"] = config["problem_type"] == "multi_label_classification"
+    beside = place.with_name(PROCESSOR_FILE)
     size, crop = processor.get("size", {}), processor.get("crop_size", {})
     if "shortest_edge" in size:
-        resize = size["shortest_edge"]
-        side = crop["height"] if processor.get("do_center_crop", True) else resize
+        resize = _side(beside, "size", size["shortest_edge"])
+        side = _side(beside, "crop_size", crop["height"]) if processor.get("do_center_crop", True) else resize
         spec |= {"resize_mode": "shorter_side", "resize_size": max(resize, side), "crop_size": side}
     elif "height" in size:
-        spec |= {"resize_mode": "square", "resize_size": size["height"], "crop_size": size["height"]}
-    return spec | _input_range(place.with_name(PROCESSOR_FILE), processor.get("image_mean"), processor.get("image_std"))
+        side = _side(beside, "size", size["height"])
+        spec |= {"resize_mode": "square", "resize_size": side, "crop_size": side}
+    return spec | _input_range(beside, processor.get("image_mean"), processor.get("image_std"))
 
 
 def _from_timm(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,12 +147,15 @@ def _from_timm(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if names := about.get("label_names"):
         names = in_order(names) if isinstance(names, dict) else names
         described = about.get("label_descriptions") or {}
-        spec["class_names"] = tuple(described.get(name, name) for name in names)
+        spec["class_names"] = class_names((described.get(name, name) for name in names), f"{place}: label_names")
     if "input_size" in about:
-        crop = about["input_size"][-1]
+        crop = _side(place, "input_size", about["input_size"][-1])
         square = about.get("crop_mode") == "squash"
+        share = about.get("crop_pct", 0.875)
+        if not isinstance(share, (int, float)) or not 0.01 <= share <= 1:
+            raise ModelError(f"{place}: crop_pct: {brief(share)}; a share of the image, 0.875 for example; correct it")
         # timm rounds down; the small number is for quotients such as 224 / (224 / 256), a hair below 256.
-        resize = crop if square else math.floor(crop / about.get("crop_pct", 0.875) + 1e-6)
+        resize = crop if square else math.floor(crop / share + 1e-6)
         mode = "square" if square else "shorter_side"
         spec |= {"resize_mode": mode, "resize_size": resize, "crop_size": crop}
     return spec | _input_range(place, about.get("mean"), about.get("std"))
@@ -163,20 +170,32 @@ def _input_range(place: Path, mean: Any, std: Any) -> dict[str, Any]:
     """Return the range that pixels come into by ``(x / 255 - mean) / std``, ours being one for all channels."""
     if mean is None or std is None:
         return {}
+    numbers = [*mean, *std]
+    if not mean or not std or not all(type(x) in (int, float) and abs(x) <= _LARGEST_STATISTIC for x in numbers):
+        raise ModelError(f"{place}: mean {brief(mean)}, std {brief(std)}; lists of numbers; correct it")
     if len({*mean}) != 1 or len({*std}) != 1:
         raise ModelError(
             f"{place}: mean {list(mean)}, std {list(std)}; one value for all channels, 0.5 in BiT; these weights are "
             f"for another input"
         )
+    if std[0] < 1 / _LARGEST_STATISTIC:
+        raise ModelError(f"{place}: std {std[0]}; a positive number, 0.5 in BiT; correct it")
     return {"input_range": ((0 - mean[0]) / std[0], (1 - mean[0]) / std[0])}
+
+
+def _side(place: Path, name: str, value: Any) -> int:
+    """Return a number of pixels, whose range `ModelSpec` checks."""
+    if type(value) is not int:
+        raise ModelError(f"{place}: {name}: {brief(value)}; a whole number of pixels; correct it")
+    return value
 
 
 def _read(place: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(read_text(place))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{place}: cannot be read ({error}); fetch the folder again") from None
     if not isinstance(content, dict):
         raise ModelError(f"{place}: not a JSON object; a model's settings; fetch the folder again")

@@ -2,11 +2,15 @@
 
 import json
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bit_ray.errors import ModelError
+from bit_ray.errors import ModelError, brief
+from bit_ray.models.resnet import MAX_CLASSES
 
+_LARGEST_TEXT = 50_000_000  # bytes; a million names of 50
 _NAMED = "1000 (ILSVRC-2012), 21841 and 21843 (ImageNet-21k)"
 
 
@@ -30,7 +34,7 @@ def label_names(
         if isinstance(labels, str | os.PathLike):
             names, holder = _read(Path(labels)), f"{os.fspath(labels)} has "
         else:
-            names, holder = tuple(labels), ""
+            names, holder = class_names(labels, "labels"), ""
         if len(names) != num_classes:
             raise ModelError(
                 f"labels: {holder}{len(names)} names, {model} has a head of {num_classes} classes; one name for each "
@@ -63,27 +67,59 @@ def _imagenet21k(num_classes: int, model: str) -> tuple[str, ...]:
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise ModelError(f"labels: {path}: {error.strerror}; a text file with one name per line; check it") from None
     except UnicodeDecodeError:
         raise ModelError(f"labels: {path}: not UTF-8 text; one name per line; convert it") from None
+    except ValueError as error:
+        raise ModelError(f"labels: {path}: {error}; a text file with one name per line; check it") from None
     if path.suffix != ".json":
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     try:
         names = json.loads(text)
         if isinstance(names, dict):
             names = in_order(names.get("id2label", names))
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(
             f"labels: {path}: accepted: a JSON list of names, or an object from 0, 1, ... to names; fix it"
         )
-    return tuple(names)
+    return class_names(names, f"labels: {path}")
 
 
-def in_order(names: dict[str, str]) -> list[str]:
+def read_text(path: Path) -> str:
+    """Return the text of a file, UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file, is not UTF-8 text, or is larger than any list of names.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+        raise ValueError("no file")
+    if about.st_size > _LARGEST_TEXT:
+        raise ValueError(f"{about.st_size} bytes, accepted are {_LARGEST_TEXT}")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def class_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
+    """Check what are to be names of classes; ``where`` says whose, in errors.
+
+    Raises:
+        ModelError: there are too many, or one is no text that can be written.
+    """
+    checked = tuple(names)
+    if len(checked) > MAX_CLASSES:
+        raise ModelError(f"{where}: {len(checked)} names; accepted: at most {MAX_CLASSES}; check the file")
+    for index, name in enumerate(checked):
+        if not isinstance(name, str) or any("\ud800" <= character <= "\udfff" for character in name):
+            raise ModelError(f"{where}: name {index} is {brief(name)}; accepted: text; correct it")
+    return checked
+
+
+def in_order(names: Mapping[str, Any]) -> list[Any]:
     """Return the names of a mapping from index to name.
 
     Raises:

@@ -4,11 +4,11 @@ A file maps names such as ``resnet/block1/unit01/a/standardized_conv2d/kernel`` 
 that is not standardized (big_transfer:bit_pytorch/models.py, ``load_from``).
 """
 
+import math
 import os
 import re
 import zipfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bit_ray.errors import ModelError
+from bit_ray.errors import ModelError, brief
 from bit_ray.locks import partial
 from bit_ray.models.naming import NAMINGS, to_theirs, weight_names
 from bit_ray.models.resnet import ResNetV2
@@ -25,7 +25,8 @@ from bit_ray.models.zoo import model_name
 _ROOT = "resnet/root_block/standardized_conv2d/kernel"
 _HEAD_KERNEL = "resnet/head/conv2d/kernel"
 _HEAD_BIAS = "resnet/head/conv2d/bias"
-_UNIT = re.compile(r"resnet/block([1-4])/unit(\d{2,})/")
+_UNIT = re.compile(r"resnet/block([1-4])/unit([0-9]{2,6})/")
+_MOST_PER_BYTE = 1032  # bytes that deflate can make of one
 
 _Header = tuple[tuple[int, ...], np.dtype[Any]]
 
@@ -37,7 +38,7 @@ def npz_architecture(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], flo
         ModelError: the file is missing, damaged or not a BiT ``.npz``.
     """
     path = Path(path)
-    return _architecture(path, {name: header for name, (_, header) in _read_headers(path).items()})
+    return _architecture(path, {name: header for name, (_, header) in _canonical_headers(path).items()})
 
 
 def load_npz(model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load") -> None:
@@ -52,34 +53,44 @@ def load_npz(model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["lo
     Raises:
         ModelError: the file is missing, damaged, not a BiT ``.npz``, or does not fit the model.
     """
-    path = Path(path)
-    if head not in ("load", "zero"):
-        raise ModelError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
-    headers = _read_headers(path)
-    names = _npz_names(model)
-    if head == "zero":
-        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
-    _check(path, {name: header for name, (_, header) in headers.items()}, model, names)
-
-    # Read everything before the first copy: a damaged array must not leave a half-loaded model.
+    tensors = npz_tensors(model, path, head=head)
     parameters = dict(model.named_parameters())
-    tensors: dict[str, Tensor] = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for ours, theirs in names.items():
-                array = arrays[headers[theirs][0]]
-                if array.ndim == 4:
-                    array = array.transpose(3, 2, 0, 1)
-                tensor = torch.from_numpy(np.ascontiguousarray(array))
-                tensors[ours] = tensor.reshape(parameters[ours].shape).to(parameters[ours].dtype)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ModelError(f"{path}: damaged .npz file ({error}); download or write it again") from None
     with torch.no_grad():
         for ours, tensor in tensors.items():
             parameters[ours].copy_(tensor)
         if head == "zero":
             model.head.weight.zero_()
             model.head.bias.zero_()
+
+
+def npz_tensors(
+    model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load"
+) -> dict[str, Tensor]:
+    """Return the weights of a BiT ``.npz`` file by our names, for a model that may lie on the meta device.
+
+    Nothing is read before all headers have been compared with the model; see `load_npz`.
+
+    Raises:
+        ModelError: as there.
+    """
+    path = Path(path)
+    if head not in ("load", "zero"):
+        raise ModelError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
+    held = _canonical_headers(path)
+    names = _npz_names(model)
+    if head == "zero":
+        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
+    _check(path, {name: header for name, (_, header) in held.items()}, model, names)
+    arrays = read_arrays(path, {held[theirs][0] for theirs in names.values()})
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        array = arrays.pop(held[theirs][0])
+        if array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        tensor = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+        tensors[ours] = tensor.reshape(parameters[ours].shape).to(parameters[ours].dtype)
+    return tensors
 
 
 def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
@@ -118,34 +129,72 @@ def _canonical(key: str) -> str:
     return re.sub(r"/a/proj/[^/]+/kernel$", "/a/proj/standardized_conv2d/kernel", key)
 
 
-def _read_headers(path: Path) -> dict[str, tuple[str, _Header]]:
-    """Return canonical name -> (name in the file, (shape, dtype)) without reading the arrays themselves."""
-    headers: dict[str, tuple[str, _Header]] = {}
+def read_headers(path: Path, start: str) -> dict[str, _Header]:
+    """Return name -> (shape, dtype) of the arrays whose names begin with ``start``, without reading the arrays.
+
+    Raises:
+        ModelError: the file is missing, damaged, or an array would be larger than what is there of it.
+    """
+    headers: dict[str, _Header] = {}
     try:
+        num_bytes = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                key = member.removesuffix(".npy")
-                # What training left beside the network (a step counter, say) is none of ours.
-                if not key.startswith("resnet/"):
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if not name.startswith(start):
                     continue
+                if name in headers:
+                    raise ValueError(f"{brief(name)} is there twice")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{brief(name)} is compressed in a way that NumPy does not write")
+                num_bytes -= member.compress_size
+                if num_bytes < 0 or member.file_size > _MOST_PER_BYTE * (member.compress_size + 1):
+                    raise ValueError(f"{brief(name)} cannot have {member.file_size} bytes in this file")
                 with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(file)
-                if (name := _canonical(key)) in headers:
-                    raise ModelError(f"{path}: {headers[name][0]!r} and {key!r} are the same weight; remove one")
-                headers[name] = key, (shape, dtype)
+                    npy = np.lib.format
+                    first = npy.read_magic(file) == (1, 0)
+                    shape, _, dtype = (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(file)
+                    left = member.file_size - file.tell()
+                if min(shape, default=0) < 0 or (math.prod(shape) * dtype.itemsize > left and not dtype.hasobject):
+                    raise ValueError(f"{brief(name)} says {brief(list(shape))} {brief(dtype.str)} and has {left} bytes")
+                headers[name] = shape, dtype
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; a BiT .npz file; check the path") from None
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # zipfile and NumPy fail on other bytes in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
             f"{path}: not an .npz file, or a truncated one ({reason}); download or write it again"
         ) from None
+    return headers
+
+
+def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of some names, the headers of which `read_headers` has taken.
+
+    Raises:
+        ModelError: they are damaged.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name in names:
+                    with archive.open(member) as file:
+                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{path}: damaged .npz file ({reason}); download or write it again") from None
+    return arrays
+
+
+def _canonical_headers(path: Path) -> dict[str, tuple[str, _Header]]:
+    """Return canonical name -> (name in the file, (shape, dtype)); what training left beside the network is none."""
+    headers: dict[str, tuple[str, _Header]] = {}
+    for key, header in read_headers(path, "resnet/").items():
+        if (name := _canonical(key)) in headers:
+            raise ModelError(f"{path}: {brief(headers[name][0])} and {brief(key)} are the same weight; remove one")
+        headers[name] = key, header
     if _ROOT not in headers:
         raise ModelError(f"{path}: holds no {_ROOT!r}; a BiT .npz file in the authors' format; check the path")
     return headers
@@ -160,8 +209,8 @@ def _architecture(path: Path, headers: dict[str, _Header]) -> tuple[tuple[int, .
     root, _ = headers[_ROOT]
     if len(root) != 4 or min(units) == 0:
         raise ModelError(
-            f"{path}: {_ROOT} {list(root)}, units {_join(units)}; a kernel [7, 7, 3, 64 * width] and four blocks of "
-            f"units; take a whole BiT .npz file"
+            f"{path}: {_ROOT} {brief(list(root))}, units {_join(units)}; a kernel [7, 7, 3, 64 * width] and four "
+            f"blocks of units; take a whole BiT .npz file"
         )
     bias, _ = headers.get(_HEAD_BIAS, ((0,), None))
     return tuple(units), root[-1] / 64, bias[0] if len(bias) == 1 else 0
@@ -190,13 +239,13 @@ def _check(path: Path, headers: dict[str, _Header], model: ResNetV2, names: dict
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             raise ModelError(
-                f"{path}: file {kind} {min(odd)!r}{more}; exactly the {len(names)} weights of "
+                f"{path}: file {kind} {brief(min(odd))}{more}; exactly the {len(names)} weights of "
                 f"{model_name(units, width)}; take a whole BiT .npz file"
             )
     for ours, theirs in names.items():
         shape, dtype = headers[theirs]
-        if dtype.kind != "f":
-            raise ModelError(f"{path}: {theirs} is {dtype}; float16, float32 or float64; convert the file")
+        if dtype.kind != "f" or dtype.itemsize > 8:
+            raise ModelError(f"{path}: {theirs} is {str(dtype)[:80]}; float16, float32 or float64; convert the file")
         expected = tuple(model.get_parameter(ours).shape)
         if ours == "head.weight":
             expected = (*expected, 1, 1)
@@ -204,7 +253,7 @@ def _check(path: Path, headers: dict[str, _Header], model: ResNetV2, names: dict
             expected = tuple(expected[axis] for axis in (2, 3, 1, 0))
         if shape != expected:
             raise ModelError(
-                f"{path}: {theirs} has shape {list(shape)}; {list(expected)} in {model_name(units, width)}; "
+                f"{path}: {theirs} has shape {brief(list(shape))}; {list(expected)} in {model_name(units, width)}; "
                 f"take a whole BiT .npz file"
             )
 

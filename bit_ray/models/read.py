@@ -8,9 +8,7 @@ class names and preprocessing. PyTorch files are read with ``weights_only``: no 
 import hashlib
 import json
 import os
-import pickle
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +16,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bit_ray.config import from_dict
-from bit_ray.errors import ConfigError, ModelError
+from bit_ray.errors import ConfigError, ModelError, brief
 from bit_ray.models.folders import CONFIG_FILE, folder_spec
-from bit_ray.models.labels import label_names
+from bit_ray.models.labels import label_names, read_text
 from bit_ray.models.naming import NAMINGS, NamingName, count_units, to_ours, weight_names
-from bit_ray.models.npz import load_npz, npz_architecture
+from bit_ray.models.npz import npz_architecture, npz_tensors, read_arrays, read_headers
 from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, file_digest
 from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.state_dicts import read_tensors
 from bit_ray.models.zoo import model_config, model_name
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -38,9 +36,9 @@ SPEC_KEY = "bit_ray.spec"
 """Entry of a file's metadata that holds our `ModelSpec` as JSON."""
 
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# What training scripts keep the network's weights under, and what wrappers of a network put before its names.
-_WRAPPED = ("state_dict", "model")
+# What wrappers of a network put before its names.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_MOST_PREFIXES = 6
 # Where a big_vision checkpoint keeps them (big_vision:utils.py, load_params).
 _BIG_VISION_PREFIXES = ("params/", "opt/target/", "")
 
@@ -93,12 +91,12 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
         raise ModelError(f"{path}: no such file; BiT weights; check the path")
     if path.suffix == ".npz":
         return _read_npz(path)
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
     spec: Mapping[str, Any] = {}
     if SPEC_KEY in metadata:
         try:
             spec = vars(from_dict(ModelSpec, json.loads(metadata[SPEC_KEY])))
-        except (ConfigError, ValueError) as error:
+        except (ValueError, RecursionError) as error:  # ConfigError is one of them
             raise ModelError(f"{path}: metadata {SPEC_KEY}: {error}; save the model again") from None
     return _to_ours(path, tensors, _sha256([path]), spec)
 
@@ -182,10 +180,10 @@ def _read_folder(path: Path) -> ForeignWeights:
         raise ModelError(f"{path}: no weights; one of {', '.join(_FOLDER_FILES)}; fetch the folder again")
     files = [found]
     if found.name.endswith(".index.json"):
-        files = [path / name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
+        files = [path / name for name in _parts(found)]
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= _read_tensors(file)[0]
+        tensors |= read_tensors(file)[0]
     weights = _to_ours(path, tensors, _sha256(files), spec)
     names = spec.get("class_names")
     if names is not None and len(names) != weights.num_classes > 0:
@@ -194,6 +192,23 @@ def _read_folder(path: Path) -> ForeignWeights:
             f"each; fix it"
         )
     return weights
+
+
+def _parts(index: Path) -> list[str]:
+    """Return the files that an index names, all of which lie beside it."""
+    try:
+        names = {*json.loads(read_text(index))["weight_map"].values()}
+        if not names:
+            raise ValueError("it names no file")
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
+                raise ValueError(f"it names {brief(name)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(
+            f"{index}: {reason}; a weight_map from tensors to .safetensors files in this folder; fetch the folder again"
+        ) from None
+    return sorted(names)
 
 
 def _read_npz(path: Path) -> ForeignWeights:
@@ -207,32 +222,26 @@ def _read_npz(path: Path) -> ForeignWeights:
             )
         units, width, num_classes = npz_architecture(path)
         name = model_name(units, width)
-        with torch.device("meta"):
-            model = ResNetV2(model_config(name, max(num_classes, 1)))
-        model.to_empty(device="cpu")
-        load_npz(model, path, head="load" if num_classes else "zero")
-        tensors = {ours: tensor for ours, tensor in model.state_dict().items() if num_classes or "head." not in ours}
         return ForeignWeights(
             path=str(path),
             naming="npz",
             model=name,
             num_classes=num_classes,
-            tensors=tensors,
+            tensors=npz_tensors(_on_meta(path, name, num_classes), path, head="load" if num_classes else "zero"),
             sha256=_sha256([path]),
         )
+    # The optimizer's state lies beside the weights, and has the same names.
+    held = {name for name in read_headers(path, prefix) if prefix or not name.startswith("opt/")}
     tensors = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                # The optimizer's state lies beside the weights, and has the same names.
-                if name.startswith(prefix) and (prefix or not name.startswith("opt/")):
-                    array = arrays[name]
-                    if array.dtype == np.dtype("V2"):  # how NumPy stores bfloat16
-                        tensors[name[len(prefix) :]] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-                    else:
-                        tensors[name[len(prefix) :]] = torch.from_numpy(array)
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ModelError(f"{path}: damaged .npz file ({error}); download or write it again") from None
+    for name, array in read_arrays(path, held).items():
+        try:
+            if array.dtype == np.dtype("V2"):  # how NumPy stores bfloat16
+                tensors[name[len(prefix) :]] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            else:
+                tensors[name[len(prefix) :]] = torch.from_numpy(array)
+        except (TypeError, ValueError) as error:
+            reason = f"{brief(name)} is {brief(str(array.dtype))}: {' '.join(str(error).split())[:100]}"
+            raise ModelError(f"{path}: damaged .npz file ({reason}); download or write it again") from None
     return _to_ours(path, tensors, _sha256([path]), {})
 
 
@@ -240,38 +249,21 @@ def _npz_members(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # it fails on other bytes in any way
+        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path}: not an .npz file, or a truncated one ({error}); download or write it again"
+            f"{path}: not an .npz file, or a truncated one ({reason}); download or write it again"
         ) from None
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors or PyTorch file, and its metadata."""
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: not a safetensors file ({error}); download or save it again") from None
+def _on_meta(path: Path, name: str, num_classes: int) -> ResNetV2:
+    """Make the network that a file holds without any memory, if it is within the bounds of a network."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"{path}: not a PyTorch file, or one with other objects than tensors, which are not read as they could run "
-            f"code; a state dict; save it with torch.save(model.state_dict(), ...)"
-        ) from None
-    except Exception as error:  # the reader fails on other bytes in any way
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{path}: not a PyTorch file, or a truncated one ({reason}); download it again") from None
-    for key in _WRAPPED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise ModelError(
-            f"{path}: not a state dict; names and tensors; save it with torch.save(model.state_dict(), ...)"
-        )
-    return dict(loaded), {}
+        config = model_config(name, max(num_classes, 1))
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from None
+    with torch.device("meta"):
+        return ResNetV2(config)
 
 
 def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[str, Any]) -> ForeignWeights:
@@ -282,15 +274,16 @@ def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[
     root = tensors[naming.root]
     if min(units) == 0 or root.ndim != 4:
         raise ModelError(
-            f"{path}: {naming.root} {list(root.shape)}, units {'-'.join(map(str, units))}; a kernel of four dimensions "
-            f"and four stages of units; take a whole BiT file"
+            f"{path}: {naming.root} {brief(list(root.shape))}, units {'-'.join(map(str, units))}; a kernel of four "
+            f"dimensions and four stages of units; take a whole BiT file"
         )
     width = root.shape[-1 if naming.kernel_layout == "HWIO" else 0] / 64
-    names = weight_names(naming, units)
-    with_head = any(name in tensors for name in naming.head)
-    if not with_head:
-        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
     name = model_name(units, width)
+    num_classes = tensors[naming.head[1]].numel() if naming.head[1] in tensors else 0
+    shapes = {k: v.shape for k, v in _on_meta(path, name, num_classes).named_parameters()}
+    names = weight_names(naming, units)
+    if not any(name in tensors for name in naming.head):
+        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
     for kind, odd in (
         ("lacks", set(names.values()) - set(tensors)),
         ("holds the unexpected", set(tensors) - {*names.values()}),
@@ -298,22 +291,16 @@ def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             raise ModelError(
-                f"{path}: {kind} {min(odd)!r}{more}; exactly the {len(names)} weights of {name} as "
+                f"{path}: {kind} {brief(min(odd))}{more}; exactly the {len(names)} weights of {name} as "
                 f"{_OWNERS[naming_name]} names them; this is another network, or not all of it"
             )
-    num_classes = tensors[naming.head[1]].numel() if with_head else 0
-    try:
-        with torch.device("meta"):
-            shapes = {k: v.shape for k, v in ResNetV2(model_config(name, max(num_classes, 1))).named_parameters()}
-    except ConfigError as error:
-        raise ModelError(f"{path}: {error}") from None
     ours = {}
     for our_name, their_name in names.items():
         held = tensors[their_name]
         tensor = to_ours(naming, our_name, held)
-        if tensor.shape != shapes[our_name] or not tensor.is_floating_point():
+        if tensor.shape != shapes[our_name] or not tensor.is_floating_point() or "float4" in str(tensor.dtype):
             raise ModelError(
-                f"{path}: {their_name} is {list(held.shape)} {str(held.dtype).removeprefix('torch.')}; "
+                f"{path}: {their_name} is {brief(list(held.shape))} {str(held.dtype).removeprefix('torch.')}; "
                 f"{list(shapes[our_name])} floating point in {name}, in PyTorch's layout; take a whole BiT file"
             )
         ours[our_name] = tensor.float().contiguous()
@@ -339,7 +326,8 @@ _OWNERS: dict[NamingName, str] = {
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
+    for _ in range(_MOST_PREFIXES):
+        prefix = next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), "")
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if "embedder.convolution.weight" in tensors:  # Hugging Face's BitModel, without a classifier
         tensors = {f"bit.{name}": tensor for name, tensor in tensors.items()}
@@ -352,7 +340,7 @@ def _detect(path: Path, names: Collection[str]) -> NamingName:
     for naming_name, naming in NAMINGS.items():
         if naming.root in names:
             return naming_name
-    some = ", ".join(sorted(names)[:3]) or "nothing"
+    some = ", ".join(brief(name)[1:-1] for name in sorted(names)[:3]) or "nothing"
     raise ModelError(
         f"{path}: holds {some}...; the weights of BiT as the authors, big_vision, timm (resnetv2_*_bit) or Hugging "
         f"Face (BitForImageClassification) name them; take such a file"

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, brief
 
 NUM_GROUPS = 32
 MIN_IMAGE_SIZE = 32
 STAGE_STRIDES = (1, 2, 2, 2)
+# A description of a few bytes must not cost minutes or all memory. The largest published network, R152x4, has 36 units
+# in a stage and 1.1e9 parameters with the 21843 classes of ImageNet-21k; JFT has 30,000 classes.
+MAX_UNITS = 64
+MAX_WIDTH = 16
+MAX_CLASSES = 1_000_000
+MAX_PARAMETERS = 10_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +39,42 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         if len(self.units) != len(STAGE_STRIDES) or not all(isinstance(n, int) and n >= 1 for n in self.units):
-            raise ConfigError(f"units: {self.units}; four whole numbers of at least 1; for example (3, 4, 6, 3)")
+            raise ConfigError(f"units: {brief(self.units)}; four whole numbers of at least 1; for example (3, 4, 6, 3)")
+        if max(self.units) > MAX_UNITS:
+            raise ConfigError(f"units: {brief(self.units)}; at most {MAX_UNITS} in a stage; 36 in R152")
         # The narrowest layers have 64 * width channels, and all others are multiples of them.
-        if not self.width > 0 or (64 * self.width) % NUM_GROUPS != 0:
+        if not 0 < self.width <= MAX_WIDTH or (64 * self.width) % NUM_GROUPS != 0:
             raise ConfigError(
-                f"width: {self.width:g}; a positive multiple of {NUM_GROUPS / 64:g}; the {NUM_GROUPS} groups of "
-                f"GroupNorm must divide 64 * width channels"
+                f"width: {self.width:g}; a positive multiple of {NUM_GROUPS / 64:g}, at most {MAX_WIDTH}; the "
+                f"{NUM_GROUPS} groups of GroupNorm must divide 64 * width channels"
             )
         if self.num_classes < 1:
-            raise ConfigError(f"num_classes: {self.num_classes}; at least 1; for features alone use forward_features")
+            raise ConfigError(
+                f"num_classes: {brief(self.num_classes)}; at least 1; for features alone use forward_features"
+            )
+        if self.num_classes > MAX_CLASSES:
+            raise ConfigError(f"num_classes: {brief(self.num_classes)}; at most {MAX_CLASSES}; check the class list")
+        if self.num_parameters > MAX_PARAMETERS:
+            raise ConfigError(
+                f"units: {self.units} of width {self.width:g} with {self.num_classes} classes have "
+                f"{self.num_parameters:.2g} parameters; at most {MAX_PARAMETERS:.2g}; choose a smaller network"
+            )
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of the root and of the output of each stage."""
         return int(64 * self.width), *(int(256 * self.width) * 2**stage for stage in range(len(self.units)))
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network, told from its shape alone."""
+        root, *outputs = self.channels
+        total = 7 * 7 * 3 * root + 2 * outputs[-1] + (outputs[-1] + 1) * self.num_classes
+        for num_units, (before, after) in zip(self.units, pairwise(self.channels), strict=True):
+            mid = after // 4
+            inside = 4 * mid + 9 * mid * mid + mid * after
+            total += num_units * inside + (2 + mid) * (before + (num_units - 1) * after) + before * after
+        return total
 
 
 def standardize(weight: Tensor) -> Tensor:

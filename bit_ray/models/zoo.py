@@ -6,7 +6,7 @@
 import difflib
 import re
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, brief
 from bit_ray.models.resnet import ResNetConfig, ResNetV2
 
 # big_transfer:bit_pytorch/models.py; R26 is big_vision:models/bit.py's.
@@ -20,21 +20,23 @@ _UNITS: dict[str, tuple[int, ...]] = {
 PUBLISHED = ("R26x1", "R50x1", "R50x3", "R101x1", "R101x3", "R152x1", "R152x2", "R152x4")
 """Sizes of the paper and of the authors' code; R152x4 is the default of BiT-L."""
 
-_NAME = re.compile(r"R(\d+|\d+-\d+-\d+-\d+)x(\d+(?:\.\d+)?)")
+_NAME = re.compile(r"R([0-9]+|[0-9]+-[0-9]+-[0-9]+-[0-9]+)x([0-9]+(?:\.[0-9]+)?)")
+_LONGEST_NAME = 64
 
 
 def model_config(name: str, num_classes: int) -> ResNetConfig:
     """Return the configuration of a name such as ``R50x1`` or ``R1-1-1-1x0.5``.
 
     Raises:
-        ConfigError: an unknown name, or a width or number of classes that cannot be built.
+        ConfigError: an unknown name, or a depth, width or number of classes that cannot be built or is out of bounds.
     """
-    match = _NAME.fullmatch(name)
+    name = name if isinstance(name, str) else str(name)
+    match = _NAME.fullmatch(name) if len(name) <= _LONGEST_NAME else None
     if match is None or ("-" not in match[1] and match[1] not in _UNITS):
-        nearest = difflib.get_close_matches(name, PUBLISHED, n=1)
+        nearest = difflib.get_close_matches(name[:_LONGEST_NAME], PUBLISHED, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(
-            f"model: unknown name {name!r}; accepted: {', '.join(PUBLISHED)}, or units and width as in "
+            f"model: unknown name {brief(name)}; accepted: {', '.join(PUBLISHED)}, or units and width as in "
             f"R1-1-1-1x0.5{hint}"
         )
     units = _UNITS.get(match[1]) or tuple(int(count) for count in match[1].split("-"))

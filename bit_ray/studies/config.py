@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from bit_ray.config import check_folder_name
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
 from bit_ray.tracking.config import TrackingConfig
@@ -45,6 +46,7 @@ class FewShotConfig:
     """Where the suite is recorded."""
 
     def __post_init__(self) -> None:
+        check_folder_name(self.name)
         parse_train(self.train)
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
             raise ConfigError(f"shots: {self.shots}; different whole numbers of at least 1; for example 1 5 10")

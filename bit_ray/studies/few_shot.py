@@ -131,7 +131,7 @@ def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
         storage=config.storage,
         params=to_dict(config),
         tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": init.digest},
-        kind="evaluate",
+        kind="fewshot",
     )
     try:
         with cluster() as resources:

@@ -99,7 +99,7 @@ def _suite(config: VtabConfig, start: _Start) -> VtabReport:
         storage=config.storage,
         params=to_dict(config),
         tags={"bit_ray.weights_sha256": start.digest},
-        kind="evaluate",
+        kind="vtab",
     )
     try:
         problems: dict[str, str] = {}

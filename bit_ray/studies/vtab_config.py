@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bit_ray.config import check_folder_name
 from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
@@ -57,6 +58,7 @@ class VtabConfig:
     """Print what would be done with each task, and what data are missing, and stop."""
 
     def __post_init__(self) -> None:
+        check_folder_name(self.name)
         if not self.init and not self.model:
             raise ConfigError(
                 "init: empty, and model is empty; give weights to start from, or a network to train from scratch"

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document
 from bit_ray.data import store
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
+from bit_ray.locks import scratch_directory
 from bit_ray.models.package import Description, ModelSpec
 from bit_ray.tracking import server
 from bit_ray.tracking.server import one_line
@@ -117,7 +117,7 @@ def log_reference(
         experiment, name.replace(".", "_"), source_run_id=run_id, params=params, model_type="classifier"
     )
     try:
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             mlmodel = Model(
                 artifact_path=logged.artifact_location,
                 run_id=run_id,
@@ -159,7 +159,7 @@ def read_reference(client: MlflowClient, name: str, version: str) -> ModelRefere
     """
     try:
         location = client.get_model_version_download_uri(name, version)
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             source = f"{location.rstrip('/')}/{REFERENCE_FILE}"
             path = download_artifacts(source, dst_path=directory, tracking_uri=client.tracking_uri)
             data = read_document(Path(path))

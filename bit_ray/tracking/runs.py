@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bit_ray.config import digest
 from bit_ray.data import store
 from bit_ray.errors import TrackingError
-from bit_ray.locks import locked, user_name
+from bit_ray.locks import locked, scratch_directory, user_name
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.sending import send
@@ -34,6 +33,10 @@ log = logging.getLogger(__name__)
 
 SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
+
+
+RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab"]
+"""The command that a run belongs to: commands of one name never share a run."""
 
 
 class TrackedRun:
@@ -67,7 +70,7 @@ class TrackedRun:
         storage: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        kind: Literal["pretrain", "finetune", "evaluate"],
+        kind: RunKind,
         parent_run_id: str | None = None,
     ) -> "TrackedRun":
         """Continue the run of this name and kind in the experiment, or start it; the server is asked at once.
@@ -135,14 +138,14 @@ class TrackedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as the artifact ``name``, such as ``reports/confusion.csv``."""
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             path = Path(directory, Path(name).name)
             path.write_text(text, encoding="utf-8")
             self.log_artifact(path, Path(name).parent.as_posix().strip("."))
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Record a matplotlib figure as the artifact ``name``, such as ``plots/loss.png``."""
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             path = Path(directory, Path(name).name)
             figure.savefig(path)
             self.log_artifact(path, Path(name).parent.as_posix().strip("."))

@@ -8,7 +8,6 @@ busy core only what training leaves; it lasts as long as the run, because starti
 
 import logging
 import os
-import tempfile
 import threading
 import time
 
@@ -21,6 +20,7 @@ from bit_ray.errors import BitRayError, ConfigError, root_cause
 from bit_ray.evaluation.classifier import load_model
 from bit_ray.evaluation.probes import ProbeScore
 from bit_ray.evaluation.probing import ProbeTask, probe, probe_metrics
+from bit_ray.locks import scratch_directory
 from bit_ray.models.package import DESCRIPTION_FILE
 from bit_ray.progress import console
 from bit_ray.tracking.runs import TrackedRun
@@ -140,8 +140,8 @@ class _Prober:
     def probe(self, uri: str) -> tuple[list[ProbeScore], float] | None:
         """Scores of a checkpoint and the seconds they took, or None if it has been deleted."""
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="bit-ray-probe-") as directory:
-            os.environ["BIT_RAY_CACHE"] = directory  # of no use to anyone afterwards
+        with scratch_directory() as directory:
+            os.environ["BIT_RAY_CACHE"] = str(directory)  # of no use to anyone afterwards
             try:
                 classifier = load_model(uri, device=self.device)
             except (BitRayError, OSError):

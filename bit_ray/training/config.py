@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bit_ray.config import check_folder_name
 from bit_ray.data.cache import CacheConfig
 from bit_ray.data.order import Shuffle
 from bit_ray.errors import ConfigError
@@ -151,6 +152,9 @@ class PretrainConfig:
     dry_run: bool = False
     """Print the resolved plan and stop."""
 
+    def __post_init__(self) -> None:
+        check_folder_name(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOverrides:
@@ -228,6 +232,7 @@ class FinetuneConfig:
     """Print the resolved plan and stop."""
 
     def __post_init__(self) -> None:
+        check_folder_name(self.name)
         parse_train(self.train)
         for name in ("shots", "subset_seed", "seed"):
             if getattr(self, name) < 0:

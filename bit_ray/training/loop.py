@@ -1,7 +1,6 @@
 """What runs in each Ray Train worker: the order of events of a training run, and nothing else."""
 
 import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from bit_ray.cluster import num_local_cores
 from bit_ray.data import store
 from bit_ray.data.stream import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
+from bit_ray.locks import scratch_directory
 from bit_ray.models.package import ModelSpec
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -129,7 +129,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         except NonFiniteError as error:
             place = store.join(worker.run_uri, f"nonfinite-step-{error.step:08d}")
             if rank == 0:
-                with tempfile.TemporaryDirectory() as local:
+                with scratch_directory() as local:
                     save_checkpoint(Path(local), learner.model, worker.spec, learner.optimizer, plan, now(error.step))
                     for file in Path(local).iterdir():
                         store.upload_file(file, store.join(place, file.name))
@@ -200,7 +200,7 @@ def _report_checkpoint(
     if rank != 0:
         ray.train.report(metrics, checkpoint_dir_name=name)
         return
-    with tempfile.TemporaryDirectory() as local:
+    with scratch_directory() as local:
         save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, progress)
         ray.train.report(
             metrics,

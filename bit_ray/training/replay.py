@@ -1,7 +1,6 @@
 """Train a stretch of a recorded run once more, from its checkpoint, to see whether the recorded loss comes out."""
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import torch
 
 from bit_ray.cluster import cluster, num_local_cores
 from bit_ray.data import store
+from bit_ray.data.ids import recorded_shards
 from bit_ray.data.stream import StreamSpec, batches
 from bit_ray.errors import ModelError
+from bit_ray.locks import scratch_directory
 from bit_ray.tracking.runs import recorded_metric
 from bit_ray.training.checkpoint import TRAINING_FILE, load_checkpoint
 from bit_ray.training.config import ReplayConfig
@@ -61,11 +62,11 @@ def replay(config: ReplayConfig) -> Replayed:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner = Learner(plan, device, micro_batch_size=config.micro_batch_size)
     if checkpoint:
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             store.download_directory(checkpoint, directory)
             load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     spec = StreamSpec(
-        shards=config.shards or shards,
+        shards=config.shards or recorded_shards(config.run, shards),
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
         slots=learner.slots,

@@ -184,6 +184,7 @@ def test_a_real_server_answers_a_real_request(mlflow_server: MlflowServer, packa
     images = pictures()
     texts = [base64.b64encode(image).decode() for image in images]
     environment = {**os.environ, **s3.environment, "MLFLOW_TRACKING_URI": mlflow_server.uri, "HOME": str(tmp_path)}
+    environment["BIT_RAY_SERVING_MAX_IMAGES"] = "3"
     # As in an environment that is activated: MLflow starts uvicorn by its name.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with serving("models:/over-http@champion", environment, tmp_path) as url:
@@ -212,6 +213,21 @@ def test_a_real_server_answers_a_real_request(mlflow_server: MlflowServer, packa
         status, answer = post(url, json.dumps({"dataframe_records": [{"photo": texts[0]}]}).encode())
         assert status == 400
         assert "Model is missing inputs ['image']" in answer["message"]
+
+        # None of these is the server's fault, whether MLflow or we find it.
+        for body, said in (
+            ({"inputs": {"image": [texts[0], "no base64!"]}}, "images[1]: not an image of a known format"),
+            ({"inputs": {"image": [texts[0]] * 4}}, "request: 4 images; accepted: 1 to 3"),
+            ({"inputs": {"image": []}}, ""),
+            ({"dataframe_records": [{"image": None}]}, ""),
+            ({"dataframe_records": [{"image": 7}]}, ""),
+            ({"dataframe_records": [{"image": "\ud800"}]}, ""),
+            ({"inputs": {"image": [texts[0]]}, "params": {"top_k": 0}}, "top_k: 0; at least 1"),
+            ({"inputs": {"image": [texts[0]]}, "params": {"top_k": "x"}}, ""),
+        ):
+            status, answer = post(url, json.dumps(body).encode())
+            assert status == 400, (body, answer)
+            assert said in answer["message"]
 
 
 def test_the_card_lies_beside_the_weights_and_describes_the_version(

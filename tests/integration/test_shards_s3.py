@@ -1,6 +1,10 @@
 import os
+import subprocess
+import sys
+import time
 
 import pytest
+from faulty_s3 import Faults
 
 from bit_ray.data import store
 from bit_ray.data.digits import DigitsSource
@@ -11,7 +15,7 @@ from bit_ray.data.sources import open_files
 from bit_ray.data.summary import contact_sheet, inspect_shards
 from bit_ray.data.verify import verify_shards
 from bit_ray.data.write import write_shards
-from bit_ray.errors import DataError
+from bit_ray.errors import ConfigError, DataError, StoreError
 
 pytestmark = pytest.mark.cluster
 SMALL = {"name": "digits", "row_group_size": 16, "shard_examples": 256}
@@ -62,6 +66,91 @@ def test_a_refused_set_leaves_no_object(s3):
     with pytest.raises(DataError, match="label [3-9]; accepted: 0 to 2"):
         write_shards(Wrong("test"), f"s3://{s3.bucket}/set", **SMALL)
     assert store.list_files(f"s3://{s3.bucket}/set") == []
+
+
+# Waits while it reads its second shard; then goes on, or gives an example that is refused.
+WAITING = """
+import os, sys, time
+from bit_ray.data.digits import DigitsSource
+from bit_ray.data.shards import Example
+from bit_ray.data.write import write_shards
+from bit_ray.jobs import exit_status
+
+output, gate, ending = sys.argv[1:]
+
+class Waiting(DigitsSource):
+    parts = 0
+    def part(self, indices):
+        self.parts += 1
+        examples = list(super().part(indices))
+        if self.parts == 2:
+            open(gate + ".reached", "w").close()
+            while not os.path.exists(gate): time.sleep(0.01)
+            if ending == "bad":
+                examples[0] = Example(examples[0].id, examples[0].image, (99,))
+        return examples
+
+write = lambda: write_shards(Waiting("test"), output, name="digits", row_group_size=16, shard_examples=256)
+sys.exit(exit_status(write))
+"""
+
+
+@pytest.mark.parametrize("ending", ["good", "bad"])
+def test_a_second_start_takes_over_and_the_first_stops_and_deletes_nothing(s3, tmp_path, ending):
+    uri, gate = f"s3://{s3.bucket}/set", tmp_path / "gate"
+    command = [sys.executable, "-c", WAITING, uri, str(gate), ending]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "gate.reached").exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        owner = store.read_json(f"{uri}/_writing.json")["owner"]
+        assert owner["pid"] == first.pid
+        write_shards("digits:test", uri, **SMALL)
+        gate.touch()
+        error = first.communicate(timeout=100)[1]
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == 2
+    assert error.startswith("error: ")
+    if ending == "good":
+        assert error == (
+            f"error: {uri}: has been finished or removed by another process; accepted: one process at a time; wait "
+            "until it has ended, or choose another output\n"
+        )
+    manifest = read_manifest(uri)
+    assert store.list_files(uri) == ["manifest.json", *(shard.path for shard in manifest.shards)]
+    assert verify_shards(uri).ok
+
+
+def test_a_process_whose_set_is_taken_over_in_the_middle_says_by_whom(s3):
+    uri = f"s3://{s3.bucket}/set"
+
+    def take_over(done, total):
+        if done == 512:  # as another process does when it starts
+            record = store.read_json(f"{uri}/_writing.json")
+            store.write_json(f"{uri}/_writing.json", {**record, "owner": {**record["owner"], "id": "x", "pid": 7}})
+
+    with pytest.raises(ConfigError, match=f"^{uri}: has been taken over by PID 7 of .*; accepted: one process"):
+        write_shards("digits:test", uri, progress=take_over, **SMALL)
+    assert [name for name in store.list_files(uri) if name.startswith("shard")]
+    assert store.read_json(f"{uri}/_writing.json")["owner"]["pid"] == 7
+    assert write_shards("digits:test", uri, **SMALL).num_shards == 4
+    assert verify_shards(uri).ok
+
+
+def test_credentials_that_expire_in_the_middle_of_a_first_run_leave_what_is_finished(faulty_s3, s3):
+    uri = f"s3://{s3.bucket}/set"
+    faulty_s3.faults = Faults(expired=True, only="shard-00002")
+    with pytest.raises(StoreError, match="refused by .*ExpiredToken.*; what is written is kept: run the same command"):
+        write_shards("digits:test", uri, **SMALL)
+    assert store.list_files(uri) == ["_writing.json", "shard-00000.parquet", "shard-00001.parquet"]
+    faulty_s3.faults = Faults()
+    assert write_shards("digits:test", uri, **SMALL).num_resumed == 2
+    assert verify_shards(uri).ok
 
 
 def test_missing_empty_and_truncated_shards_in_a_bucket(s3):

@@ -9,6 +9,9 @@ import pytest
 
 from bit_ray.config import digest, from_dict, read_config, read_mapping, replace, to_dict, write_config
 from bit_ray.errors import ConfigError
+from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.vtab_config import VtabConfig
+from bit_ray.training.config import FinetuneConfig, PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,3 +250,27 @@ def test_folders_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.json: cannot be written \(No such file or directory\)"):
         write_config(Model(), tmp_path / "none" / "a.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+NAMED: dict[str, Any] = {
+    "pretrain": lambda name: PretrainConfig(name=name, shards="s"),
+    "finetune": lambda name: FinetuneConfig(name=name, shards="s"),
+    "few-shot": lambda name: FewShotConfig(name=name, init="m", shards="s", test_shards="t"),
+    "vtab": lambda name: VtabConfig(name=name, init="m"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", "../x", "/abs", "a/b", "a\\b", "a?b", "a\nb", "a\0", "a\x1b[2J", "\udc80", "ü" * 101]
+)
+def test_the_name_of_a_run_that_cannot_be_a_folder_of_its_own_is_refused(kind: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="^name: given .*; accepted: .*; choose another name$") as raised:
+        NAMED[kind](name)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("name", ["r50x1", "R50x1.v2_b-3", "a run", "Übung", "写真", "lr=0.1", "..a", "x" * 200])
+def test_names_of_runs_are_text_in_any_language(kind: str, name: str) -> None:
+    assert NAMED[kind](name).name == name

@@ -322,6 +322,8 @@ class FileServer(BaseHTTPRequestHandler):
 
     files: dict[str, bytes] = {}
     cut: int | None = None
+    length = ""
+    """What the server says of the length, if not the truth."""
     log: list[str | None] = []
 
     def do_GET(self):
@@ -335,7 +337,7 @@ class FileServer(BaseHTTPRequestHandler):
             self.send_error(416, "Range Not Satisfiable")
             return
         self.send_response(206 if self.headers["Range"] else 200)
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Length", self.length or str(len(data) - start))
         self.end_headers()
         self.wfile.write(data[start:][: self.cut])
 
@@ -400,6 +402,14 @@ def test_a_server_without_the_file_or_no_server_is_one_line(tmp_path, server):
             download(url, tmp_path / "b.tgz", md5="")
         assert "fetch it elsewhere and put it at" in one_line(raised)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_length_that_is_none_is_one_line(tmp_path, server):
+    server.files["a.tgz"], server.length = b"data", "many"
+    with pytest.raises(DataError, match="cannot be downloaded: the server says a length of 'many'") as raised:
+        download(f"{server.url}/a.tgz", tmp_path / "a.tgz", md5="")
+    one_line(raised)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cifar_is_downloaded_when_asked_for_and_only_then(tmp_path, server, monkeypatch):

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -244,6 +245,18 @@ def test_a_damaged_plan_and_another_set_are_refused(shards, run, tmp_path, capfd
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_set_that_was_recorded_with_keys_is_asked_for_anew(shards, run, tmp_path, capfd):
+    with open(f"{run}/plan.json") as file:
+        plan = json.load(file)
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "shards": "s3://AK:PLANTED@bucket/set"}))
+    asked = ["--run", str(tmp_path), "--step", "0"]
+    assert main(["shards", "ids", *asked]) == 2
+    err = capfd.readouterr().err
+    assert re.search(r"plan.json: shards: s3://\*\*\*@bucket/set: a key .* give the shard set's place anew", err)
+    assert "PLANTED" not in err
+    assert ask(capfd, shards, *asked)[0] == 0
 
 
 def test_an_augmented_sheet_shows_three_views_beside_each_image(shards, tmp_path):

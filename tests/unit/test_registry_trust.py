@@ -16,7 +16,7 @@ import yaml
 from mlflow import MlflowClient
 
 import bit_ray
-from bit_ray.errors import ConfigError, ModelError
+from bit_ray.errors import BitRayError, ConfigError, ModelError
 from bit_ray.evaluation.classifier import Classifier
 from bit_ray.models.package import ModelSpec, cached_path, save_package
 from bit_ray.models.zoo import create_model
@@ -167,10 +167,11 @@ def test_code_that_a_registry_names_is_not_executed_by_load_model(
     [
         ("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "leave it out and set AWS_ENDPOINT_URL instead"),
         ("s3://bucket#x/y", "the name of a bucket"),
+        ("s3://AK:SECRET@bucket/x", "a key or a password in a URI"),
     ],
 )
 def test_what_no_registry_gives_out_is_not_registered(registry: Registry, uri: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(BitRayError, match=message):
         register(uri, name="refused", alias="best", tracking_uri=registry.uri)
     assert {row.name for row in list_models(registry.uri)} == {"m"}
 

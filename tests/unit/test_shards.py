@@ -331,14 +331,19 @@ def test_a_directory_with_other_things_is_not_written_into(folder, tmp_path):
     assert os.listdir(tmp_path / "set") == ["thesis.tex"]
 
 
-def test_a_failing_iterator_leaves_nothing(tmp_path):
-    def broken():
-        yield from examples(20)
+def test_what_an_iterator_raises_keeps_the_shards_that_are_finished_if_any(tmp_path):
+    def broken(n):
+        yield from examples(n)
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        write_shards(broken(), tmp_path / "set", class_names=CLASSES, **SMALL)
+        write_shards(broken(10), tmp_path / "set", class_names=CLASSES, **SMALL)
     assert not (tmp_path / "set").exists()
+    with pytest.raises(Interrupted):
+        write_shards(broken(30), tmp_path / "set", class_names=CLASSES, **SMALL)
+    assert sorted(os.listdir(tmp_path / "set")) == ["_writing.json", "shard-00000.parquet", "shard-00001.parquet"]
+    assert write_shards(examples(), tmp_path / "set", class_names=CLASSES, **SMALL).num_resumed == 2
+    assert read_all(tmp_path / "set") == examples()
 
 
 @pytest.mark.parametrize(

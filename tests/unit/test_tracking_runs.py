@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from mlflow import MlflowClient
@@ -15,7 +16,7 @@ from mlflow import MlflowClient
 from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import TrackedRun, flatten, send_spool
+from bit_ray.tracking.runs import RunKind, TrackedRun, flatten, send_spool
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
@@ -327,3 +328,14 @@ def test_importing_the_trackers_switches_usage_reports_off(tmp_path: Path):
 def open_at(uri: str, storage: str | Path) -> TrackedRun:
     config = TrackingConfig(uri=uri)
     return TrackedRun.open(config, run_name="a", storage=str(storage), params={}, tags={}, kind="pretrain")
+
+
+def test_commands_of_one_name_never_share_a_run(tmp_path: Path):
+    settings = {"run_name": "digits", "storage": str(tmp_path), "params": {}, "tags": {}}
+    ids = []
+    for kind in (*get_args(RunKind), "fewshot"):
+        run = TrackedRun.open(TrackingConfig(), **settings, kind=kind)
+        ids.append(run.run_id)
+        run.close()
+    assert len(set(ids)) == len(get_args(RunKind))
+    assert ids[-1] == ids[get_args(RunKind).index("fewshot")]

@@ -5,7 +5,6 @@
 
 import hashlib
 import io
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bit_ray.data.datasets.archive import read_members
+from bit_ray.data.datasets.archive import as_text, read_members
+from bit_ray.data.datasets.pickled import read_pickle
 from bit_ray.data.datasets.place import Download, Place
 from bit_ray.data.shards import Example
 from bit_ray.errors import DataError
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
+_MAX_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
     wanted = [f"{layout.folder}/{name}" for name in (*batches, layout.names)]
     files = {name.rpartition("/")[2]: data for name, data in _read(path, layout.folder, wanted).items()}
     if layout is python:
-        class_names = _python_names(files[layout.names], path)
+        class_names = _python_names(files[layout.names], f"{path}: {layout.names}")
         read = {name: _python_batch(files[name], f"{path}: {name}") for name in batches}
     else:
-        class_names = tuple(files[layout.names].decode().split())
+        class_names = tuple(as_text(files[layout.names], f"{path}: {layout.names}").split())
         fine = place.dataset == "cifar100"
         read = {name: _binary_batch(files[name], fine, f"{path}: {name}") for name in batches}
     ids, counts = [], dict.fromkeys(splits, 0)
@@ -150,51 +151,31 @@ def _read(path: Path, folder: str, names: list[str]) -> dict[str, bytes]:
     return read_members(path, [name.removeprefix(f"{folder}/") for name in names] if path.is_dir() else names)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Takes plain data and NumPy arrays; a pickle that names anything else is refused, and nothing of it is run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them for Python 2
-            return _to_latin1
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no batch of images needs")
-
-
-def _to_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it names the encoding {encoding}")
-    return text.encode("latin1")
-
-
 def _unpickled(data: bytes, place: str) -> dict[str, Any]:
     try:
-        found = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        return read_pickle(data)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
         raise DataError(f"{place}: not a batch of CIFAR ({reason}); fetch the archive again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{place}: holds {type(found).__name__}, not a batch of CIFAR; fetch the archive again")
-    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}
 
 
-def _python_names(data: bytes, path: Path) -> tuple[str, ...]:
-    found = _unpickled(data, str(path))
+def _python_names(data: bytes, place: str) -> tuple[str, ...]:
+    found = _unpickled(data, place)
     names = found.get("fine_label_names", found.get("label_names"))
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: its class names are missing; accepted: the publisher's archive; fetch it again")
-    return tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
+    if not isinstance(names, list) or not names or not all(isinstance(name, (str, bytes)) for name in names):
+        raise DataError(f"{place}: its class names are missing; accepted: the publisher's archive; fetch it again")
+    return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
 def _python_batch(data: bytes, place: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     found = _unpickled(data, place)
     pixels, labels = found.get("data"), found.get("fine_labels", found.get("labels"))
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
+    if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,):
         raise DataError(f"{place}: has no rows of {_PIXELS:,} bytes; accepted: the publisher's archive; fetch it again")
     if not isinstance(labels, list) or len(labels) != len(pixels):
         raise DataError(f"{place}: not one label per image; accepted: the publisher's archive; fetch it again")
+    if not all(type(label) is int and 0 <= label < _MAX_CLASSES for label in labels):
+        raise DataError(f"{place}: labels that are none; accepted: the publisher's archive; fetch it again")
     return pixels, np.array(labels, np.int64)
 
 

@@ -68,6 +68,8 @@ def _fetch(url: str, fd: int) -> None:
         if done and response.status != 206:  # the server begins at the start
             file.truncate(0)
         expected = response.headers.get("Content-Length")
+        if expected is not None and not expected.isdecimal():
+            raise HTTPException(f"the server says a length of {expected[:80]!r}")
         log.info("%s: downloading%s", url, f" {int(expected) / 1e6:,.1f} MB" if expected else "")
         shutil.copyfileobj(response, file, _COPY_BYTES)
         file.flush()

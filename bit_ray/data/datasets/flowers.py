@@ -4,10 +4,14 @@ The publisher's split has 10 training and 10 validation images per class; ``trai
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from bit_ray.data import store
-from bit_ray.data.datasets.archive import members
-from bit_ray.data.datasets.mat import read_mat
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, members
+from bit_ray.data.datasets.mat import read_mat, whole_numbers
 from bit_ray.data.datasets.place import Download, Place
 from bit_ray.data.datasets.source import ArchiveSource, Items
 from bit_ray.errors import DataError
@@ -25,8 +29,8 @@ def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
 
     files = [place.find(name, f"flowers-102/{name}") for name in ("imagelabels.mat", "setid.mat")]
     images = place.find("102flowers.tgz", "102flowers.tar", "flowers-102/jpg", "jpg")
-    labels = read_mat(store.read_bytes(files[0]), str(files[0]), "labels")["labels"]
-    numbers = read_mat(store.read_bytes(files[1]), str(files[1]), *SETS.values())
+    labels = _read(files[0], "labels")["labels"]
+    numbers = _read(files[1], *SETS.values())
     found = {member.name.rpartition("/")[2]: member for member in members(images)}
     items = Items()
     for split in splits:
@@ -40,6 +44,11 @@ def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
                 )
             items.add(f"{place.dataset}/{name}", found[f"{name}.jpg"], [int(labels[number - 1]) - 1])
     return items.source(place.dataset, Flowers102.classes)
+
+
+def _read(path: Path, *names: str) -> dict[str, npt.NDArray[np.int64]]:
+    found = read_mat(store.read_bytes(path, MAX_WHOLE_BYTES), str(path), *names)
+    return {name: whole_numbers(values, f"{path}: {name}") for name, values in found.items()}
 
 
 def flowers_downloads() -> tuple[Download, ...]:

@@ -24,6 +24,7 @@ from bit_ray.data.shards import Example, Unreadable
 from bit_ray.errors import DataError
 
 _NUM_READERS = 8
+_MAX_RATIO, _ANY_RATIO_BYTES = 100, 2**24
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def image_columns(schema: pa.Schema) -> list[str]:
 def read_schema(uri: str) -> pa.Schema:
     """Read the schema of a Parquet file."""
     with _opened(uri) as parquet:
-        return parquet.schema_arrow
+        schema = parquet.schema_arrow
+        image_columns(schema)  # looks at the names, which need not be UTF-8
+        return schema
 
 
 def open_parquet(pattern: str, *, label: str = "", class_names: Sequence[str] | None = None) -> ParquetSource:
@@ -183,17 +186,21 @@ def open_parquet(pattern: str, *, label: str = "", class_names: Sequence[str] | 
 
 def _read_labels(file: str, column: str, label: str) -> tuple[list[int], pa.Array]:
     with _opened(file) as parquet:
-        if not {column, label} <= set(parquet.schema_arrow.names):
+        if label not in parquet.schema_arrow.names or column not in image_columns(parquet.schema_arrow):
             raise DataError(f"{file}: no columns {column} and {label}; accepted: files with the same columns; check it")
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        return sizes, parquet.read(columns=[label], use_threads=False).column(label).combine_chunks()
+        labels = parquet.read(columns=[label], use_threads=False).column(label).combine_chunks()
+        labels.validate(full=True)  # that text is UTF-8, which nobody has looked at yet
+        if len(labels) != sum(sizes):
+            raise pa.ArrowInvalid(f"{len(labels):,} labels in {sum(sizes):,} rows")
+        return sizes, labels
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = found.get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
 
@@ -204,9 +211,8 @@ def _names(feature: Any) -> list[str] | None:
         feature = feature["feature"]
     if isinstance(feature, list) and len(feature) == 1:
         feature = feature[0]
-    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
-        return [str(name) for name in feature["names"]]
-    return None
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
 def _label_column(file: str, schema: pa.Schema, features: dict[str, Any]) -> str:
@@ -222,13 +228,21 @@ def _label_column(file: str, schema: pa.Schema, features: dict[str, Any]) -> str
     )
 
 
+def _check_size(metadata: pq.FileMetaData, num_bytes: int) -> None:
+    """Refuse a file that says of itself that it becomes what no images become: they are compressed already."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size for group in groups), default=0)
+    if largest > max(_ANY_RATIO_BYTES, _MAX_RATIO * num_bytes):
+        raise pa.ArrowInvalid(f"a row group of {largest:,} bytes in a file of {num_bytes:,}")
+    if metadata.num_rows > num_bytes or min((group.num_rows for group in groups), default=0) < 0:
+        raise pa.ArrowInvalid(f"{metadata.num_rows:,} rows in a file of {num_bytes:,} bytes")
+
+
 @contextmanager
 def _opened(uri: str) -> Iterator[pq.ParquetFile]:
-    files, path = store.filesystem(uri)
-    with store.explained(uri):
-        stream = files.open_input_file(path)
     try:
-        with stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
+        with store.open_file(uri) as stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
+            _check_size(parquet.metadata, stream.size())
             yield parquet
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not readable as Parquet ({' '.join(str(error).split())}); fetch it again") from None

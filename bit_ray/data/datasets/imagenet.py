@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 
-from bit_ray.data.datasets.archive import Member, members, read_members, tar_members
+from bit_ray.data.datasets.archive import Member, as_text, members, read_members, tar_members
 from bit_ray.data.datasets.mat import read_mat
 from bit_ray.data.datasets.place import Place
 from bit_ray.data.datasets.source import ArchiveSource, Items
-from bit_ray.data.labels import one_each
+from bit_ray.data.labels import is_number, one_each
 from bit_ray.errors import DataError
 
 _DEVKIT = "ILSVRC2012_devkit_t12"
@@ -43,7 +43,7 @@ def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
     read = read_members(devkit, (_META, _TRUTH))
     words, wnid_of = _synsets(read[_META], f"{devkit}: {_META}")
     classes = {wnid: i for i, wnid in enumerate(sorted(words))}
-    truth = [int(number) for number in read[_TRUTH].split()]
+    truth = _numbers(as_text(read[_TRUTH], f"{devkit}: {_TRUTH}"), f"{devkit}: {_TRUTH}")
     items = Items()
     for split in splits:
         path = place.find(*IMAGES[split])
@@ -51,7 +51,7 @@ def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
             name = PurePosixPath(member.name).stem
             if wnid not in classes and split == "val":
                 number = name.rpartition("_")[2]
-                position = int(number) - 1 if number.isdecimal() else -1
+                position = int(number) - 1 if is_number(number) else -1
                 wnid = wnid_of.get(truth[position], "") if 0 <= position < len(truth) else ""
             if wnid not in classes:
                 raise DataError(
@@ -115,7 +115,14 @@ def _images(member: Member) -> list[Member]:
 
 
 def _is_wnid(name: str) -> bool:
-    return name[:1] == "n" and name[1:].isdecimal()
+    return name[:1] == "n" and is_number(name[1:])
+
+
+def _numbers(text: str, place: str) -> list[int]:
+    words = text.split()
+    if not all(map(is_number, words)):
+        raise DataError(f"{place}: other than a number a line; accepted: the publisher's file; fetch it again")
+    return [int(word) for word in words]
 
 
 def _synsets(data: bytes, place: str) -> tuple[dict[str, str], dict[int, str]]:
@@ -125,5 +132,8 @@ def _synsets(data: bytes, place: str) -> tuple[dict[str, str], dict[int, str]]:
     if synsets.dtype.names is None or not set(columns) <= set(synsets.dtype.names):
         raise DataError(f"{place}: synsets has no {', '.join(columns)}; accepted: the publisher's file; fetch it again")
     rows = list(zip(*(synsets[name].ravel().tolist() for name in columns), strict=True))
-    leaves = [(int(number), str(wnid), str(words)) for number, wnid, words, children in rows if int(children) == 0]
+    try:
+        leaves = [(int(number), str(wnid), str(words)) for number, wnid, words, children in rows if int(children) == 0]
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{place}: synsets of other types; accepted: the publisher's file; fetch it again") from None
     return {wnid: words for _, wnid, words in leaves}, {number: wnid for number, wnid, _ in leaves}

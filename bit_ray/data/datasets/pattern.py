@@ -64,6 +64,7 @@ def _expand(pattern: str) -> list[str]:
 def _existing(files: list[str]) -> list[str]:
     for file, size in zip(files, store.file_sizes(files), strict=True):
         if size is None:
+            store.check_file(file)
             raise DataError(f"{file}: no such file; check the path")
     return files
 

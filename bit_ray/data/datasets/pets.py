@@ -5,9 +5,10 @@ The publisher's ``trainval.txt`` is the split train here, as the paper of BiT us
 
 from collections.abc import Sequence
 
-from bit_ray.data.datasets.archive import members, read_members
+from bit_ray.data.datasets.archive import as_text, members, read_members
 from bit_ray.data.datasets.place import Download, Place
 from bit_ray.data.datasets.source import ArchiveSource, Items
+from bit_ray.data.labels import is_number
 from bit_ray.errors import DataError
 
 LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}
@@ -54,11 +55,13 @@ def pets_downloads() -> tuple[Download, ...]:
 def _rows(data: bytes, place: str) -> list[tuple[str, int]]:
     """Read lines of image, class from 1, species and breed within it."""
     rows = []
-    for number, line in enumerate(data.decode().splitlines(), 1):
+    for number, line in enumerate(as_text(data, place).splitlines(), 1):
         words = line.split()
         if line.startswith("#") or not words:
             continue
-        if len(words) != 4 or not words[1].isdecimal():
-            raise DataError(f"{place}: line {number}: {line!r}; accepted: IMAGE CLASS SPECIES BREED; fetch it again")
+        if len(words) != 4 or not is_number(words[1]):
+            raise DataError(
+                f"{place}: line {number}: {line[:60]!r}; accepted: IMAGE CLASS SPECIES BREED; fetch it again"
+            )
         rows.append((words[0], int(words[1])))
     return rows

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bit_ray.config import is_unicode
 from bit_ray.data import store
 from bit_ray.data.datasets.archive import Member
-from bit_ray.data.shards import Example
-from bit_ray.errors import DataError
+from bit_ray.data.shards import MAX_IMAGE_BYTES, Example, Unreadable
+from bit_ray.errors import DataError, StoreError
 
 _NUM_READERS = 8
 _READ_AHEAD = 32
@@ -31,7 +32,13 @@ class Items:
         self._chunks: list[pa.Table] = []
 
     def add(self, id: str, member: Member, labels: Sequence[int] = ()) -> None:
-        """Add one example."""
+        """Add one example.
+
+        Raises:
+            DataError: its id is not text that can be written, as of a file whose name is not UTF-8.
+        """
+        if not is_unicode(id):
+            raise DataError(f"{member.file}: {id}: the name is not UTF-8; accepted: names in UTF-8; rename it")
         file = self._files.setdefault(member.file, len(self._files))
         self._rows.append((id, file, member.offset, member.length, labels))
         if len(self._rows) == _CHUNK:
@@ -76,7 +83,7 @@ class ArchivePart:
     lengths: list[int]
     labels: list[tuple[int, ...]]
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Example | Unreadable]:
         """Read the images in order, a few ahead in threads."""
         opened = lru_cache(_MAX_OPEN_FILES)(_open)
         with ThreadPoolExecutor(_NUM_READERS) as pool:
@@ -84,7 +91,10 @@ class ArchivePart:
                 stop = min(start + _READ_AHEAD, len(self.ids))
                 yield from pool.map(lambda i: self._read(i, opened(self.files[self.file_of[i]])), range(start, stop))
 
-    def _read(self, i: int, file: pa.NativeFile) -> Example:
+    def _read(self, i: int, file: pa.NativeFile) -> Example | Unreadable:
+        if self.lengths[i] > MAX_IMAGE_BYTES:
+            reason = f"{self.lengths[i]:,} bytes; accepted: at most {MAX_IMAGE_BYTES:,}"
+            return Unreadable(self.ids[i], reason)
         uri = self.files[self.file_of[i]]
         with store.explained(uri):
             data = store.patiently(uri, lambda: store.read_range(file, self.offsets[i], self.lengths[i]))
@@ -141,9 +151,9 @@ class ArchiveSource:
 
 
 def _open(uri: str) -> pa.NativeFile:
-    files, path = store.filesystem(uri)
     try:
-        with store.explained(uri):
-            return files.open_input_file(path)
-    except DataError as error:
-        raise DataError(f"{error}; it was there when the set was opened") from None
+        return store.open_file(uri)
+    except store.UnfitFileError:
+        raise
+    except StoreError as error:
+        raise StoreError(f"{error}; it was there when the set was opened") from None

@@ -13,16 +13,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from bit_ray.config import is_unicode
 from bit_ray.data import store
 from bit_ray.data.datasets.archive import Member, tar_members
 from bit_ray.data.datasets.pattern import matching_files, short_names
 from bit_ray.data.datasets.source import ArchiveSource, Items
 from bit_ray.data.labels import to_indices
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, brief
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff")
 LABELS = ("cls", "json")
 _NUM_READERS = 8
+_MAX_LABEL_BYTES = 2**24
+_MAX_KEYS_SHOWN = 20
 
 
 def open_webdataset(
@@ -70,10 +73,7 @@ def open_webdataset(
 
 def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, Member, list[str]]]:
     """Go through the examples of one tar file: key, image, labels."""
-    files, path = store.filesystem(file)
-    with store.explained(file):
-        opened = files.open_input_file(path)
-    with opened:
+    with store.open_file(file) as opened:
         kept = (member for member in tar_members(file) if all(_split(member.name)))  # no hidden file, no README
         for key, group in groupby(kept, lambda member: _split(member.name)[0]):
             parts = {_split(member.name)[1]: member for member in group}
@@ -90,6 +90,11 @@ def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, M
                 raise DataError(
                     f"{place}: no label among .{', .'.join(parts)}; accepted: .cls or .json; "
                     "name the ending by --label (label), or correct the tar file"
+                )
+            if parts[suffix].length > _MAX_LABEL_BYTES:
+                raise DataError(
+                    f"{place}.{suffix}: {parts[suffix].length:,} bytes; accepted: at most {_MAX_LABEL_BYTES:,} with a "
+                    "label; correct the tar file"
                 )
             with store.explained(file):
                 data = bytes(store.read_range(opened, parts[suffix].offset, parts[suffix].length))
@@ -110,19 +115,19 @@ def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str)
             record = json.loads(value)
             key = label if label and label != "json" else "label"
             if not isinstance(record, dict) or key not in record:
-                known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                known = ", ".join(list(record)[:_MAX_KEYS_SHOWN]) if isinstance(record, dict) else type(record).__name__
                 raise DataError(f"{place}: has no key {key}; accepted: one of {known}; name it by --label (label)")
             value = record[key]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{place}: neither text nor JSON; accepted: an index or a name; correct the tar file") from None
     if multi_label:
         values = value if isinstance(value, list) else value.split() if isinstance(value, str) else [value]
     else:
         values = [value]
     for one in values:
-        if not isinstance(one, (int, str)) or isinstance(one, bool) or one == "":
+        if not isinstance(one, (int, str)) or isinstance(one, bool) or one == "" or not is_unicode(str(one)):
             raise DataError(
-                f"{place}: label {one!r}; accepted: an index or a name"
+                f"{place}: label {brief(one)}; accepted: an index or a name"
                 + ("" if multi_label else ", or lists with --multi-label (multi_label)")
                 + "; correct it"
             )

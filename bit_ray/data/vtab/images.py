@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bit_ray.data.datasets.archive import Member, members, read_members
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, Member, as_text, members, read_members
 from bit_ray.data.datasets.source import Items
-from bit_ray.data.shards import Example, Source, Unreadable
-from bit_ray.errors import DataError
+from bit_ray.data.shards import MAX_IMAGE_BYTES, Example, Source, Unreadable
+from bit_ray.errors import BitRayError, DataError
 
 _IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?)$", re.IGNORECASE)
 
@@ -151,7 +153,7 @@ class ZipImages:
         """Read them in order."""
         with opened_zip(self.path) as archive:
             for name in self.names:
-                yield archive.read(name)
+                yield read_entry(archive, name, MAX_IMAGE_BYTES)
 
 
 def rgb_png(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -190,17 +192,12 @@ class Files:
         """Read one text file.
 
         Raises:
-            DataError: it is not there.
+            DataError: it is not there, too large, or not UTF-8.
         """
         if self.path.suffix != ".zip":
-            return read_members(self.path, [name])[name].decode()
+            return as_text(read_members(self.path, [name])[name], f"{self.path}: {name}")
         with opened_zip(self.path) as archive:
-            try:
-                return archive.read(name).decode()
-            except KeyError:
-                raise DataError(
-                    f"{self.path}: has no {name}; accepted: the publisher's archive; fetch it again"
-                ) from None
+            return as_text(read_entry(archive, name), f"{self.path}: {name}")
 
     def source(
         self, kind: str, ids: Sequence[str], names: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
@@ -233,11 +230,49 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     Raises:
         DataError: not a zip, or a damaged one.
     """
+    store.check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except BitRayError:
+        raise
+    # A number in it that is none, an encoding or encryption that zipfile does not know.
+    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged or not a zip ({' '.join(str(error).split())}); fetch it again") from None
+
+
+def find_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """Find one file of a zip.
+
+    Raises:
+        DataError: it is not there, or compressed by a method of which a few bytes can become gigabytes at once.
+    """
+    try:
+        entry = archive.getinfo(name)
+    except KeyError:
+        raise DataError(
+            f"{archive.filename}: has no {name}; accepted: the publisher's archive; fetch it again"
+        ) from None
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"{archive.filename}: {name}: compressed by method {entry.compress_type}; accepted: stored or deflated, as "
+            "the publisher's; fetch it again"
+        )
+    return entry
+
+
+def read_entry(archive: zipfile.ZipFile, name: str, max_bytes: int = MAX_WHOLE_BYTES) -> bytes:
+    """Read one file of a zip.
+
+    Raises:
+        DataError: as `find_entry`, or it is larger.
+    """
+    entry = find_entry(archive, name)
+    if entry.file_size > max_bytes:
+        raise DataError(
+            f"{archive.filename}: {name}: {entry.file_size:,} bytes; accepted: at most {max_bytes:,}; fetch it again"
+        )
+    return archive.read(entry)
 
 
 def _hidden(path: str) -> bool:

@@ -1,9 +1,12 @@
 """Which 1,000 examples a task is learnt from: an index, in a file of its own or in the lists that others publish."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bit_ray.config import is_unicode
 from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, as_text
 from bit_ray.data.vtab.tasks import Task
 from bit_ray.errors import DataError
 
@@ -74,7 +77,7 @@ def read_index(place: str | Path, task: Task) -> Index | None:
     for field, name in (("train", "train800.txt"), ("val", "val200.txt"), ("test", "test.txt")):
         path = store.join(place, task.name, name)
         if store.exists(path):
-            lines = store.read_bytes(path).decode().splitlines()
+            lines = as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).splitlines()
             lists[field] = tuple(line.split()[0] for line in lines if line.strip())
         elif field == "train":
             return None
@@ -106,13 +109,13 @@ def load_index(uri: str | Path, task: Task) -> Index:
         raise DataError(f"{uri}: of the task {found.get('task')}; accepted: {task.name}; {remedy}")
     for name in ("train", "val", "test"):
         ids = found.get(name, [])
-        if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        if not isinstance(ids, list) or not all(isinstance(id, str) and is_unicode(id) for id in ids):
             raise DataError(f"{uri}: {name}: accepted: a list of ids; {remedy}")
     train, val, test = (tuple(found.get(name, ())) for name in ("train", "val", "test"))
     origin, canonical = found.get("origin"), found.get("canonical", False)
     if not isinstance(canonical, bool):
         raise DataError(f"{uri}: canonical: {canonical!r}; accepted: true or false; {remedy}")
-    if not isinstance(origin, str):
+    if not isinstance(origin, str) or not is_unicode(origin):
         raise DataError(f"{uri}: origin: {origin!r}; accepted: text; {remedy}")
     return _checked(Index(task=task.name, origin=origin, train=train, val=val, test=test, canonical=canonical), uri)
 
@@ -124,6 +127,6 @@ def _checked(index: Index, uri: str | Path) -> Index:
             f"{uri}: {len(index.train)} train and {len(index.val)} val examples; accepted: at least one each"
         )
     if len(set(ids)) < len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
         raise DataError(f"{uri}: {twice} comes twice; accepted: different examples; remove one")
     return index

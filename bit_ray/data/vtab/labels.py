@@ -58,7 +58,7 @@ def kitti_distance(objects: Sequence[tuple[str, float]]) -> int:
     """
     nearest = min([z for kind, z in objects if kind in KITTI_VEHICLES], default=KITTI_NO_VEHICLE)
     nearest = min(nearest, KITTI_NO_VEHICLE)
-    if nearest <= KITTI_DISTANCES[0]:
+    if not nearest > KITTI_DISTANCES[0]:  # nor is what is no number
         raise DataError(f"location: z = {nearest} m; accepted: above -100; check the label file")
     return _last_below(KITTI_DISTANCES, nearest)
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_ray.data.datasets.mat import read_mat
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, as_text
+from bit_ray.data.datasets.mat import read_mat, whole_numbers
 from bit_ray.data.datasets.named import open_dataset
 from bit_ray.data.vtab.images import ArrayImages, Files, ImageSet, KnownSource
 from bit_ray.data.vtab.labels import svhn_digit
@@ -75,13 +77,17 @@ def open_sun(task: Task, folder: Path, part: str) -> KnownSource:
         DataError: no such files, or a list that names an image that is not there.
     """
     files = Files(find(task, folder, "SUN397"))
-    lists = {one: find(task, folder, name).read_text().split() for one, name in SUN_LISTS.items()}
+    lists = {one: _words(find(task, folder, name)) for one, name in SUN_LISTS.items()}
     named = {one: [name.lstrip("/") for name in names] for one, names in lists.items()}
     classes = sorted({name.rpartition("/")[0] for names in named.values() for name in names})
     check_classes(task, files.path, classes)
     index = {name: i for i, name in enumerate(classes)}
     labels = [index[name.rpartition("/")[0]] for name in named[part]]
     return files.source(task.folder, named[part], named[part], labels, classes)
+
+
+def _words(path: Path) -> list[str]:
+    return as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).split()
 
 
 def open_svhn(task: Task, folder: Path, part: str) -> KnownSource:
@@ -91,11 +97,12 @@ def open_svhn(task: Task, folder: Path, part: str) -> KnownSource:
         DataError: no such file, or not one of theirs.
     """
     where = find(task, folder, f"{part}_32x32.mat")
-    values = read_mat(where.read_bytes(), str(where), "X", "y")
-    pixels, labels = values["X"], values["y"].ravel()
-    if pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3) or pixels.shape[3] != len(labels):
+    values = read_mat(store.read_bytes(where, MAX_WHOLE_BYTES), str(where), "X", "y")
+    pixels, labels = values["X"], whole_numbers(values["y"], f"{where}: y")
+    if pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3) or len(labels) != pixels.shape[3] or pixels.dtype != "u1":
         raise DataError(
-            f"{where}: X of shape {list(pixels.shape)}, {len(labels)} labels; [32, 32, 3, N]; fetch it again"
+            f"{where}: X of shape {list(pixels.shape)} and type {pixels.dtype}, {len(labels)} labels; accepted: "
+            "[32, 32, 3, N] uint8 beside [N]; fetch it again"
         )
     ids = [f"{part}/{i:05d}" for i in range(len(labels))]
     digits = np.array([svhn_digit(int(label)) for label in labels], np.int64)

@@ -4,7 +4,6 @@ The version folder of a data set (with its ``NAME-SPLIT.tfrecord-00000-of-00016`
 folder as ``tfds``. Features are those that the benchmark reads (task_adaptation:data/*.py).
 """
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from bit_ray.data.datasets.archive import Member
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, Member, as_text
 from bit_ray.data.datasets.source import Items
+from bit_ray.data.decode import ImageError, decode_image
 from bit_ray.data.shards import Example, Unreadable
 from bit_ray.data.vtab import labels as derive
 from bit_ray.data.vtab.images import ImageSet, KnownSource, rgb_png
@@ -92,15 +92,19 @@ class _SpritePart:
 
     def __iter__(self) -> Iterator[bytes]:
         for example in self.part:
-            assert isinstance(example, Example)
-            pixels = np.asarray(Image.open(io.BytesIO(example.image)).convert("L"))
+            if isinstance(example, Unreadable):
+                raise DataError(f"{example.id}: {example.reason}; fetch the data set again")
+            try:
+                pixels = decode_image(example.image, convert=True)[..., 0]
+            except ImageError as error:
+                raise DataError(f"{example.id}: {error.reason}; fetch the data set again") from None
             yield rgb_png(pixels * np.uint8(255))
 
 
 def _class_names(where: Path, task: Task) -> tuple[str, ...]:
     """Names beside the shards where they are published, or else numbers."""
     path = where / "label.labels.txt"
-    names = path.read_text().splitlines() if path.exists() else []
+    names = as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).splitlines() if path.exists() else []
     return tuple(names) if len(names) == task.num_classes else tuple(f"class {i}" for i in range(task.num_classes))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bit_ray.data import store
 from bit_ray.errors import DataError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -36,6 +37,7 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises:
         DataError: not a TFRecord file of examples, or cut short.
     """
+    store.check_file(path)
     if not path.stat().st_size:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -4,10 +4,12 @@
 the path below the folder, which is named after the task.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from bit_ray.data.datasets.archive import Member
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, Member, as_text
 from bit_ray.data.datasets.source import Items
+from bit_ray.data.labels import is_number
 from bit_ray.data.vtab.images import KnownSource
 from bit_ray.data.vtab.structured import CLASSES
 from bit_ray.data.vtab.tasks import Task
@@ -33,14 +35,15 @@ def open_released(task: Task, folder: Path, part: str) -> KnownSource:
             f"{task.name}: {where} is missing beside {LISTS['train']}; accepted: all of {', '.join(LISTS.values())}"
         )
     items = Items()
-    for number, line in enumerate(where.read_text().splitlines(), 1):
+    for number, line in enumerate(as_text(store.read_bytes(where, MAX_WHOLE_BYTES), where).splitlines(), 1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal() or int(label) >= task.num_classes:
+        outside = PurePath(name).is_absolute() or ".." in PurePath(name).parts
+        if not name or outside or not is_number(label) or int(label) >= task.num_classes:
             raise DataError(
                 f"{task.name}: {where}: line {number}: {line[:60]!r}; accepted: IMAGE LABEL, the label from 0 to "
-                f"{task.num_classes - 1}; correct the list"
+                f"{task.num_classes - 1}, the image below the folder; correct the list"
             )
         path = where.parent / name
         if not path.is_file():

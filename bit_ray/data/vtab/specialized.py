@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, as_text
 from bit_ray.data.decode import decode_image
+from bit_ray.data.shards import MAX_IMAGE_BYTES
 from bit_ray.data.vtab.images import Files, ImageSet, KnownSource, rgb_png
 from bit_ray.data.vtab.labels import retinopathy_level
 from bit_ray.data.vtab.place import class_folders, find
@@ -28,6 +32,7 @@ GRAHAM_RADIUS = 300
 """Radius to which an eye is scaled, pixels (tensorflow_datasets: diabetic_retinopathy_detection/btgraham-300)."""
 _KEPT_RADIUS = 0.9
 _JPEG_QUALITY = 72
+_MAX_CHUNK_BYTES = 2**28
 
 
 def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
@@ -39,12 +44,16 @@ def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
     """
     place = {"val": "valid"}.get(part, part)
     pixels, labels = (find(task, folder, f"camelyonpatch_level_2_split_{place}_{one}.h5") for one in "xy")
-    with opened_h5(labels) as file:
-        values = np.asarray(file["y"]).ravel().astype(np.int64)
     with opened_h5(pixels) as file:
-        shape = file["x"].shape
-    if shape != (len(values), 96, 96, 3) or not set(values.tolist()) <= {0, 1}:
-        raise DataError(f"{pixels}: x of shape {list(shape)} for {len(values)} labels; [N, 96, 96, 3]; fetch it again")
+        num_images = len(_array(file, "x", pixels, (96, 96, 3)))
+    with opened_h5(labels) as file:
+        found = _array(file, "y", labels, (1, 1, 1))
+        values = found[:].ravel().astype(np.int64) if len(found) == num_images else np.zeros(0, np.int64)
+    if len(values) != num_images or not set(values.tolist()) <= {0, 1}:
+        raise DataError(
+            f"{labels}: other than 0 or 1 for each of {num_images:,} images; accepted: the publisher's files; fetch "
+            "them again"
+        )
     ids = [f"{part}/{i:06d}" for i in range(len(values))]
     return ImageSet(task.folder, ids, values, H5Images(pixels, np.arange(len(values))), ("no tumour", "tumour"))
 
@@ -64,8 +73,9 @@ class H5Images:
         """Encode them in order; the file is read from front to back."""
         pixels: dict[int, bytes] = {}
         with opened_h5(self.path) as file:
+            array = _array(file, "x", self.path, (96, 96, 3))
             for row in np.unique(self.rows).tolist():
-                pixels[row] = rgb_png(file["x"][row])
+                pixels[row] = rgb_png(array[row])
         yield from (pixels[row] for row in self.rows.tolist())
 
 
@@ -80,10 +90,31 @@ def opened_h5(path: Path) -> Any:
         import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise ConfigError("patch_camelyon: needs h5py, which is not installed; pip install 'bit-ray[vtab]'") from None
+    store.check_file(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: not readable as HDF5 ({' '.join(str(error).split())}); fetch it again") from None
+
+
+def _array(file: Any, name: str, path: Path, row: tuple[int, ...]) -> Any:
+    """Return an array of bytes of an HDF5 file that lies in that file itself.
+
+    Raises:
+        DataError: there is none, or one of other rows, or in chunks that take gigabytes.
+    """
+    import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    link = file.get(name, getlink=True) if name in file else None
+    found = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
+        raise DataError(f"{path}: has no array {name}; accepted: the publisher's file; fetch it again")
+    if found.dtype != np.uint8 or found.shape[1:] != row or math.prod(found.chunks or ()) > _MAX_CHUNK_BYTES:
+        raise DataError(
+            f"{path}: {name} of shape {list(found.shape)} and type {found.dtype}; accepted: uint8 of shape "
+            f"{['N', *row]}; fetch it again"
+        )
+    return found
 
 
 def open_eurosat(task: Task, folder: Path, part: str) -> KnownSource:
@@ -119,11 +150,11 @@ def open_retinopathy(task: Task, folder: Path, part: str) -> KnownSource:
     images, labels, usage = _RETINOPATHY[part]
     files = Files(find(task, folder, images))
     where = find(task, folder, labels)
-    with where.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if usage is None or row.get("Usage") == usage]
+    text = io.StringIO(as_text(store.read_bytes(where, MAX_WHOLE_BYTES), where), newline="")
     try:
+        rows = [row for row in csv.DictReader(text) if usage is None or row.get("Usage") == usage]
         names, levels = [row["image"] for row in rows], [retinopathy_level(int(row["level"])) for row in rows]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(
             f"{where}: {error}; accepted: columns image, level and for the test Usage; fetch it again"
         ) from None
@@ -149,7 +180,7 @@ class EyeImages:
     def __iter__(self) -> Iterator[bytes]:
         """Prepare them in order; what is no image stays as it is, for the writer to refuse."""
         for path in self.paths:
-            data = path.read_bytes()
+            data = store.read_bytes(path, MAX_IMAGE_BYTES)
             try:
                 pixels = decode_image(data, convert=True)
             except DataError:

@@ -1,8 +1,12 @@
 """Readers of the structured tasks: counts, distances, places and poses, most of them of rendered scenes."""
 
-import gzip
+import io
 import json
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bit_ray.data.datasets.archive import Member
+from bit_ray.data import store
+from bit_ray.data.datasets.archive import MAX_WHOLE_BYTES, Member, as_text, unpacked
 from bit_ray.data.datasets.source import Items
 from bit_ray.data.vtab import labels as derive
-from bit_ray.data.vtab.images import ArrayImages, Files, ImageSet, KnownSource, opened_zip, rgb_png
+from bit_ray.data.vtab.images import (
+    ArrayImages,
+    Files,
+    ImageSet,
+    KnownSource,
+    find_entry,
+    opened_zip,
+    read_entry,
+    rgb_png,
+)
 from bit_ray.data.vtab.place import find
 from bit_ray.data.vtab.records import read_records
 from bit_ray.data.vtab.tasks import Task
@@ -58,8 +72,9 @@ def open_clevr(task: Task, folder: Path, part: str) -> KnownSource:
             (scene["image_filename"], [float(thing["pixel_coords"][2]) for thing in scene["objects"]])
             for scene in json.loads(files.read_text(name))["scenes"]
         ]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: {name}: not the scenes of CLEVR ({error!r}); fetch it again") from None
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        reason = repr(error)[:80]
+        raise DataError(f"{where}: {name}: not the scenes of CLEVR ({reason}); fetch it again") from None
     if task.name == "clevr-count":
         labels = [derive.clevr_count(len(depths)) for _, depths in scenes]
     else:
@@ -143,7 +158,7 @@ def _texts(files: Files, names: list[str]) -> Iterator[str]:
         for name in names:
             if name not in files.members:
                 raise DataError(f"{files.path}: has no {name}; fetch it again")
-            yield archive.read(name).decode()
+            yield as_text(read_entry(archive, name), f"{files.path}: {name}")
 
 
 def _kitti_objects(text: str, where: Path) -> list[tuple[str, float]]:
@@ -189,8 +204,12 @@ class SpriteImages:
         """Encode them in order, 0 and 1 as 0 and 255."""
         size = _DSPRITES_SIDE**2
         found: dict[int, bytes] = {}
-        with opened_zip(self.path) as archive, archive.open("imgs.npy") as file:
-            _npy_header(file, self.path)
+        with opened_zip(self.path) as archive, archive.open(find_entry(archive, "imgs.npy")) as file:
+            shape, is_fortran, dtype = _npy_header(file, self.path)
+            if shape[1:] != (_DSPRITES_SIDE, _DSPRITES_SIDE) or is_fortran or dtype != np.uint8:
+                raise DataError(
+                    f"{self.path}: imgs of shape {list(shape)} and type {dtype}; accepted: [N, 64, 64] uint8"
+                )
             at = 0
             for row in np.unique(self.rows).tolist():
                 while at < row:
@@ -213,18 +232,22 @@ def _npy_header(file: Any, where: Path) -> tuple[tuple[int, ...], bool, np.dtype
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except ValueError as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:  # it is read as Python
         raise DataError(f"{where}: not an array of NumPy ({error}); fetch it again") from None
     return shape, fortran, dtype
 
 
-def _read_npy(archive: zipfile.ZipFile, name: str, where: Path) -> npt.NDArray[Any]:
-    try:
-        with archive.open(name) as file:
-            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-            return array
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{where}: {name}: {error}; fetch it again") from None
+def _read_npy(archive: zipfile.ZipFile, name: str, where: Path) -> npt.NDArray[np.int64]:
+    """Read a table of whole numbers."""
+    file = io.BytesIO(read_entry(archive, name))
+    shape, is_fortran, dtype = _npy_header(file, where)
+    data = file.read()
+    if dtype.kind not in "iu" or math.prod(shape) * dtype.itemsize != len(data):
+        raise DataError(
+            f"{where}: {name}: {len(data):,} bytes for shape {list(shape)} of {dtype}; accepted: as many whole numbers "
+            "as it says; fetch it again"
+        )
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C").astype(np.int64)
 
 
 def open_smallnorb(task: Task, folder: Path, part: str) -> KnownSource:
@@ -255,14 +278,18 @@ def read_norb(path: Path) -> npt.NDArray[Any]:
     Raises:
         DataError: not such a file, or cut short.
     """
+    store.check_file(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        kind, num_dimensions = np.frombuffer(data, "<i4", 2).tolist()
-        if kind not in _NORB_TYPES or not 1 <= num_dimensions <= 8:
-            raise ValueError(f"kind {kind:#x}")
-        sizes = np.frombuffer(data, "<i4", num_dimensions, 8)
-        start = 8 + 4 * max(3, num_dimensions)
-        array = np.frombuffer(data, _NORB_TYPES[kind], int(np.prod(sizes, dtype=np.int64)), start)
-    except (ValueError, EOFError, OSError) as error:
+        with open(path, "rb") as file:
+            stream = unpacked(path, file)[0] if path.suffix == ".gz" else file
+            kind, num_dimensions = struct.unpack("<2i", stream.read(8))
+            if kind not in _NORB_TYPES or not 1 <= num_dimensions <= 8:
+                raise ValueError(f"kind {kind:#x}")
+            sizes = struct.unpack(f"<{max(3, num_dimensions)}i", stream.read(4 * max(3, num_dimensions)))
+            shape, dtype = sizes[:num_dimensions], np.dtype(_NORB_TYPES[kind])
+            num_bytes = math.prod(shape) * dtype.itemsize
+            if min(shape) < 0 or num_bytes > MAX_WHOLE_BYTES:
+                raise ValueError(f"shape {list(shape)}")
+            return np.frombuffer(stream.read(num_bytes), dtype).reshape(shape)
+    except (ValueError, EOFError, OSError, struct.error, zlib.error) as error:
         raise DataError(f"{path}: not a whole file of NORB ({error}); fetch it again") from None
-    return array.reshape(sizes)
