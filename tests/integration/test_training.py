@@ -214,7 +214,7 @@ def test_how_a_run_is_carried_out_may_change(reference):
 def test_a_refused_run_leaves_nothing(folder, shards, tmp_path):
     config = run_config(tmp_path / "runs", "refused", shards, 3)
     for changes, message in (
-        ({"runtime": Runtime(num_workers=3)}, "^global_batch_size: 64 is not divisible by num_workers 3"),
+        ({"runtime": Runtime(num_workers=65)}, "^num_workers: 65, but a global batch has 64 images"),
         ({"register": RegisterAs(alias="v1")}, "^alias: 'v1'"),
         ({"recipe": recipe(3, warmup_steps=50)}, "^warmup_steps: 50"),
     ):
