@@ -28,13 +28,13 @@ def test_parameter_counts_are_the_published_ones(name):
     with torch.device("meta"):
         model = create_model(name, 1000)
     sizes = {key: p.numel() for key, p in model.named_parameters()}
-    assert sum(sizes.values()) == with_1000
+    assert sum(sizes.values()) == with_1000 == model_config(name, 1000).num_parameters
     assert sum(size for key, size in sizes.items() if not key.startswith("head.")) == trunk
     assert len(sizes) == num_tensors
     assert model.num_features == num_features
     with torch.device("meta"):
         model.reset_head(21843)
-    assert sum(p.numel() for p in model.parameters()) == with_21843
+    assert sum(p.numel() for p in model.parameters()) == with_21843 == model.config.num_parameters
 
 
 def test_the_free_form_spells_out_units_and_width():
