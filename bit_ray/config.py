@@ -230,7 +230,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
                 return value
     if kind is float and (number := _float(value)) is not None:
         return number
-    if kind in (int, NoneType) and isinstance(value, kind) and not isinstance(value, bool):
+    if kind is NoneType and value is None:
+        return value
+    if kind is int and _is_int(value):
         return value
     if kind is str and isinstance(value, str) and is_unicode(value):
         return value
@@ -281,6 +283,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def _is_int(value: Any) -> bool:
+    """Whether it is a whole number of 64 bits; one of thousands of digits could not even be shown."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
 def _float(value: Any) -> float | None:
     """Return a finite float, zero without a sign, or None where ``value`` is none."""
     text = isinstance(value, str) and _EXPONENT.fullmatch(value)
@@ -303,7 +310,7 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and (number := _float(value)) is not None:
         return number
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, str)) or _is_int(value):
         return value
     raise _wrong(where, value, "finite numbers, text, true, false, null, and lists and mappings of them")
 

@@ -179,7 +179,9 @@ class Files:
         self.members: dict[str, Member | None] = {}
         if path.suffix == ".zip":
             with opened_zip(path) as archive:
-                self.members = {entry.filename: None for entry in archive.infolist() if not entry.is_dir()}
+                self.members = {
+                    entry.filename: None for entry in archive.infolist() if entry.filename[-1:] not in ("", "/")
+                }
         else:
             self.members = {member.name: member for member in members(path)}
 
