@@ -33,10 +33,10 @@ def worker_slots(global_batch_size: int, num_workers: int, *, pairs: bool = Fals
     unit = 2 if pairs else 1
     num_units = global_batch_size // unit
     if num_workers > num_units:
-        shares = f"{num_units} pairs of images" if pairs else f"{num_units} images"
+        what = "pairs of images that MixUp mixes" if pairs else "images"
         raise ConfigError(
-            f"num_workers: {num_workers}, but a global batch has {shares}; at most {num_units} workers, or a larger "
-            "batch"
+            f"runtime.num_workers: {num_workers}; at most {num_units}, the {what} in a global batch; lower it, or raise "
+            "the batch"
         )
     cuts = [worker * num_units // num_workers * unit for worker in range(num_workers + 1)]
     return [range(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]

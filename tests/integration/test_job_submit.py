@@ -62,7 +62,7 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
 
 
 @pytest.mark.timeout(600)
-def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_does_not_divide_fails_it(
+def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_is_too_small_fails_it(
     cluster: dict[str, str], s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(
@@ -71,13 +71,12 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_does_not_divide_fails_
     tracking_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     places = ["--shards", s3.uri("shards"), "--storage", s3.uri("runs"), "--tracking.uri", tracking_uri]
 
-    done = submit(cluster, "--name", "refused", *places, *SMALL, "--recipe.global-batch-size", "15")
+    done = submit(cluster, "--name", "refused", *places, *SMALL, "--recipe.global-batch-size", "1")
     assert done.returncode != 0
     # Once from the job, and once where Ray repeats the end of a failed job's log.
     errors = {line for line in done.stdout.splitlines() if line.startswith("error: ")}
     assert errors == {
-        "error: global_batch_size: 15 is not divisible by num_workers 2; use a global batch of 14 or 16, or another "
-        "number of workers"
+        "error: runtime.num_workers: 2; at most 1, the images in a global batch; lower it, or raise the batch"
     }
     assert "Traceback" not in done.stdout
     assert re.search(r"Job 'raysubmit_\w+' failed", done.stdout + done.stderr)

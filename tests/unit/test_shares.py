@@ -23,8 +23,13 @@ def test_shares_are_consecutive_as_equal_as_can_be_and_keep_pairs(batch, workers
 @pytest.mark.parametrize(
     ("batch", "workers", "pairs", "message"),
     [
-        (2, 3, False, "num_workers: 3, but a global batch has 2 images; at most 2 workers, or a larger batch"),
-        (4, 3, True, "num_workers: 3, but a global batch has 2 pairs of images; at most 2 workers"),
+        (2, 3, False, "runtime.num_workers: 3; at most 2, the images in a global batch; lower it, or raise the batch"),
+        (
+            4,
+            3,
+            True,
+            "runtime.num_workers: 3; at most 2, the pairs of images that MixUp mixes in a global batch; lower",
+        ),
     ],
 )
 def test_more_workers_than_shares_are_refused(batch, workers, pairs, message):
