@@ -35,8 +35,8 @@ def worker_slots(global_batch_size: int, num_workers: int, *, pairs: bool = Fals
     if num_workers > num_units:
         what = "pairs of images that MixUp mixes" if pairs else "images"
         raise ConfigError(
-            f"runtime.num_workers: {num_workers}; at most {num_units}, the {what} in a global batch; lower it, or raise "
-            "the batch"
+            f"runtime.num_workers: {num_workers}; at most {num_units}, the {what} in a global batch; lower it, or "
+            "raise the batch"
         )
     cuts = [worker * num_units // num_workers * unit for worker in range(num_workers + 1)]
     return [range(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]

@@ -410,7 +410,10 @@ def test_shots_of_a_multi_label_set(dry: list[str], folder: Path, refused: Calla
         (["--rule.regime", "tiny"], "rule.regime: given 'tiny' (str); accepted: "),
         (["--train", "stages:5"], "train: 'stages:5'; accepted: all, head, norm_bias, stages:K (the last K, 1 to 4)"),
         (["--train", "head"], "train: head, but init is empty; all, or weights to start from; give one of them"),
-        (["--runtime.num-workers", "1", "--runtime.micro-batch-size", "7"], "runtime.micro_batch_size: 7 does not"),
+        (
+            ["--runtime.num-workers", "1", "--runtime.micro-batch-size", "7", "--rule.mixup-alpha", "0.1"],
+            "micro_batch_size: 7; an even number, because MixUp mixes pairs",
+        ),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
