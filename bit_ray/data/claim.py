@@ -156,15 +156,19 @@ def _wait_for(uri: str, busy: str, remedy: str, wait_s: float) -> None:
 
 def _read(uri: str) -> Record | None:
     """Return the claim that is there; something else that is there is a claim of nobody in particular."""
-    try:
-        found = json.loads(store.read_bytes(uri))
-    except DataError:
-        if store.exists(uri):
-            raise
-        return None
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    for last in (False, False, True):
+        try:
+            found = json.loads(store.read_bytes(uri))
+        except DataError:
+            if not store.exists(uri):
+                return None
+            if last:
+                raise
+            continue  # one holder ended and another began meanwhile
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+    raise AssertionError("unreachable")
 
 
 def _is_dead(record: Record) -> bool:

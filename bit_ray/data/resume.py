@@ -209,7 +209,8 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
 
 def _done(output: str, plan: dict[str, Any], on_bad: str) -> dict[int, ShardResult]:
     path = store.join(output, WRITING)
-    record = store.read_record(_Record, path, f"delete {output} and write the set again")
+    # A record of 300 million images has more bytes than other documents may.
+    record = store.read_record(_Record, path, f"delete {output} and write the set again", max_bytes=None)
     if digest(record.plan) != digest(plan):
         changed = sorted(key for key in {*record.plan, *plan} if record.plan.get(key) != plan.get(key))
         was = "; ".join(f"{key} was {record.plan.get(key)}, now {plan.get(key)}" for key in changed)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from bit_ray.config import from_dict
+from bit_ray.config import MAX_DOCUMENT_BYTES, from_dict
 from bit_ray.errors import DataError, StoreError
 from bit_ray.locks import partial
 from bit_ray.uris import MASK
@@ -261,26 +261,34 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
         time.sleep(pause)
 
 
-def read_json(uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def read_json(
+    uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | None = None, max_bytes: int | None = None
+) -> Any:
     """Return the content of a JSON file, each object in it replaced by what ``object_hook`` makes of it.
 
     Raises:
-        DataError: no such file, or it is no whole JSON text.
+        DataError: no such file, one of more than ``max_bytes``, or no whole JSON text.
     """
     try:
-        return json.loads(read_bytes(uri), object_hook=object_hook)
+        return json.loads(read_bytes(uri, max_bytes), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
 
 
-def read_record(cls: type[T], uri: str | Path, remedy: str = "restore the file") -> T:
+def read_record(
+    cls: type[T],
+    uri: str | Path,
+    remedy: str = "restore the file",
+    *,
+    max_bytes: int | None = MAX_DOCUMENT_BYTES,
+) -> T:
     """Return the dataclass that a JSON file holds; ``remedy`` is what to do where it does not.
 
     Raises:
-        DataError: no such file, no JSON, or not the fields of this dataclass.
+        DataError: no such file, one of more than ``max_bytes``, no JSON, or not the fields of this dataclass.
     """
-    plain = read_json(uri)
+    plain = read_json(uri, max_bytes=max_bytes)
     try:
         json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
         return from_dict(cls, plain)

@@ -127,8 +127,8 @@ def with_shard(**changes):
         ({"manifest.json": with_shard(num_examples=-10)}, "shards[1].num_examples: -10; accepted: 1 or more"),
         ({"manifest.json": with_shard(num_examples=10**18)}, "shards[1].num_examples: 1000000000000000000; accepted"),
         (
-            {"manifest.json": with_shard(num_examples=10**18, num_bytes=10**19)},
-            "shards[1].num_bytes: 1000000000000000000",
+            {"manifest.json": with_shard(num_examples=10**18, num_bytes=2**62)},
+            "shards[1].num_bytes: 4611686018427387904",
         ),
         ({"manifest.json": "[" * 100_000}, "manifest.json: not valid JSON"),
         ({"manifest.json": changed(name="\ud800")}, "manifest.json: name: given '\\ud800'"),

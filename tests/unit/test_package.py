@@ -204,7 +204,9 @@ def test_a_spec_of_another_model_is_not_saved(tmp_path, model):
 def test_a_name_that_no_file_can_hold_touches_nothing(package, model):
     before = {path.name: path.read_bytes() for path in package.iterdir()}
     for changes in ({"class_names": ("a", "b", "\ud800")}, {"recipe": {"by": "\udfff"}}):
-        with pytest.raises(ConfigError, match="surrogates not allowed; accepted: text that UTF-8 can hold"):
+        with pytest.raises(
+            ConfigError, match=r"given .*ud800.*; accepted: text|surrogates not allowed; accepted: text"
+        ):
             save_package(package, model, _spec(**changes))
     assert {path.name: path.read_bytes() for path in package.iterdir()} == before
 
