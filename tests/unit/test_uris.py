@@ -117,4 +117,4 @@ def test_an_error_of_ours_shows_no_password_also_after_a_journey() -> None:
     assert isinstance(error, ValueError)
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), back.args) == (ConfigError, error.args)
-    assert str(ModelError(" kept  as it\nis ")) == " kept  as it\nis "
+    assert str(ModelError(" in one\nline ")) == " in one\\nline "
