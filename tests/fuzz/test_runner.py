@@ -14,7 +14,7 @@ CAUSES = {
     "exception": "KeyError",
     "assertion": "an answer that is wrong",
     "abort": "SIGABRT",
-    "spin": "more than 1 s of computing",
+    "spin": "more than 4 s of computing",
     "wait": "waits for more than 10 s",
     "grow": "more than 256 MiB of memory",
 }
