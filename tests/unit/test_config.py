@@ -117,6 +117,8 @@ REFUSED = [
     ({"model": {"width": math.nan}}, "model.width: given nan (float); accepted: a finite number"),
     ({"model": {"width": "1e999"}}, "model.width: given '1e999' (str); accepted: a finite number"),
     ({"model": {"width": 10**400}}, "model.width: given 1000000000"),
+    ({"model": {"units": [2**63]}}, "model.units[0]: given 9223372036854775808 (int); accepted: a whole number"),
+    ({"model": {"units": [16**5000]}}, "model.units[0]: given some int (int); accepted: a whole number"),
     ({"model": {"width": -1}}, "model.width: given -1.0; accepted: above 0; choose 0.5 or more"),
     ({"model": {"units": 3}}, "model.units: given 3 (int); accepted: a list, each item a whole number"),
     ({"model": {"units": "34"}}, "model.units: given '34' (str); accepted: a list, each item a whole number"),

@@ -260,3 +260,17 @@ def test_lists_that_leave_their_folder_are_refused(tmp_path):
     assert "the image below the folder" in refused(open_released, task, tmp_path, "train")
     (folder / "train800.txt").write_bytes(b"\xff 1\n")
     assert "not text in UTF-8" in refused(open_released, task, tmp_path, "train")
+
+
+def test_an_entry_without_a_name_in_a_zip_is_passed_over(tmp_path):
+    path = zipped(tmp_path / "a.zip", "a.png", b"x")
+    data = path.read_bytes()
+    assert data.count(b"a.png") == 2
+    # Five bytes of a comment in place of five of a name, in the directory at the end.
+    at = data.rindex(b"a.png")
+    header = bytearray(data[at - 46 : at])
+    header[28:30], header[32:34] = bytes(2), (5).to_bytes(2, "little")
+    path.write_bytes(data[: at - 46] + header + data[at:])
+    with zipfile.ZipFile(path) as archive:
+        assert [entry.filename for entry in archive.infolist()] == [""]
+    assert Files(path).image_names == []
