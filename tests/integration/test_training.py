@@ -214,7 +214,7 @@ def test_how_a_run_is_carried_out_may_change(reference):
 def test_a_refused_run_leaves_nothing(folder, shards, tmp_path):
     config = run_config(tmp_path / "runs", "refused", shards, 3)
     for changes, message in (
-        ({"runtime": Runtime(num_workers=65)}, "^num_workers: 65, but a global batch has 64 images"),
+        ({"runtime": Runtime(num_workers=65)}, "^runtime.num_workers: 65; at most 64, the images in a global batch"),
         ({"register": RegisterAs(alias="v1")}, "^alias: 'v1'"),
         ({"recipe": recipe(3, warmup_steps=50)}, "^warmup_steps: 50"),
     ):
