@@ -280,7 +280,7 @@ def test_a_valid_document_is_read(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
-@settings(deadline=None, database=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, database=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(choice=st.data())
 def test_any_document_is_read_as_what_it_should_be_or_refused_in_one_line(kind: str, choice: st.DataObject) -> None:
     document = DOCUMENTS[kind]
