@@ -85,7 +85,12 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
     while True:
         if directory:
             path.mkdir()
-        descriptor = os.open(path, os.O_RDONLY | (0 if directory else os.O_CREAT), 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | (0 if directory else os.O_CREAT), 0o666)
+        except FileNotFoundError:
+            if not (directory and path.parent.is_dir()):
+                raise
+            continue  # swept away before it was opened
         with suppress(OSError):  # without locks nobody else takes it for abandoned either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if is_at(descriptor, path):

@@ -167,6 +167,27 @@ def test_whoever_writes_the_same_again_removes_what_was_left_of_it(tmp_path: Pat
         assert [path.exists() for path in left] == [False, True]
 
 
+def test_a_directory_that_another_process_removes_before_it_is_locked_is_made_again(tmp_path: Path) -> None:
+    """By threads that do nothing but sweep: each directory is there for a moment before its maker holds it."""
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            remove_abandoned(tmp_path)
+
+    threads = [threading.Thread(target=sweep) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            with partial(tmp_path / "target", directory=True) as made:
+                assert made.is_dir()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_nothing_is_left_of_a_partial_file_that_failed(tmp_path: Path) -> None:
     for directory in (False, True):
         with pytest.raises(RuntimeError), partial(tmp_path / "target", directory=directory):
