@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -19,6 +20,18 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def kill_ray_processes(running: str, at_most: int | None = None) -> list[int]:
+    """Kill processes of this process's Ray that run what is named; return their ids."""
+    killed: list[int] = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile, or a zombie of another test
+            # Ray names its processes after what they run.
+            if running in " ".join(process.cmdline()) and len(killed) != at_most:
+                process.kill()
+                killed.append(process.pid)
+    return killed
 
 
 class MlflowServer:

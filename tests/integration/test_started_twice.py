@@ -229,16 +229,17 @@ def test_suites_of_two_names_share_the_shards_that_both_find_missing(made: Path,
         text = {"name": name, "model": NETWORK, "tasks": ["svhn"], "num_train": 20, "num_val": 4}
         text |= {"data_dir": str(tmp_path / "data"), "storage": str(tmp_path)}
         settings[-1].write_text(json.dumps(text))
-    with program(PREPARE, settings[0], "pause") as first, program(PREPARE, settings[1], "go") as second:
+    with program(PREPARE, settings[0], "pause") as first:
         assert (line(first), line(first)) == ("ready", "writing")
-        assert line(second) == "ready"
-        assert second.stdout is not None
-        assert select.select([second.stdout], [], [], 8.0)[0] == []  # it waits
-        assert first.stdin is not None
-        first.stdin.write("\n\n")
-        first.stdin.flush()
-        assert line(first) == "writing"  # the other set of the task
-        found = [line(first), line(second)]
+        with program(PREPARE, settings[1], "go") as second:
+            assert line(second) == "ready"
+            assert second.stdout is not None
+            assert select.select([second.stdout], [], [], 8.0)[0] == []  # it waits
+            assert first.stdin is not None
+            first.stdin.write("\n\n")
+            first.stdin.flush()
+            assert line(first) == "writing"  # the other set of the task
+            found = [line(first), line(second)]
     assert found[0].startswith("Index(")
     assert found[0] == found[1]
     root = tmp_path / "vtab" / "svhn"

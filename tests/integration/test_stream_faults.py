@@ -2,10 +2,10 @@ import re
 import threading
 import time
 
-import psutil
 import pytest
 import torch
 from faulty_s3 import Faults
+from servers import kill_ray_processes
 
 from bit_ray.data.augment import TrainView
 from bit_ray.data.cache import CacheConfig
@@ -106,14 +106,9 @@ def test_readers_that_are_killed_change_no_batch(remote, faulty_s3, undisturbed,
 
     def kill():
         while not done.is_set() and len(killed) < 3:
-            for process in psutil.Process().children(recursive=True):
-                # Ray names its processes after what they run.
-                if "ReadShards" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    time.sleep(0.5)
-                    break
-            time.sleep(0.02)
+            found = kill_ray_processes("ReadShards", at_most=1)
+            killed.extend(found)
+            time.sleep(0.5 if found else 0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from servers import kill_ray_processes
 
 import bit_ray
 from bit_ray.config import write_config
@@ -276,11 +277,7 @@ def test_a_run_outlives_its_worker(folder, shards, undisturbed):
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)
-        for process in psutil.Process().children(recursive=True):
-            # Ray names its processes after what they run.
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
+        killed.extend(kill_ray_processes("RayTrainWorker"))
 
     killer = threading.Thread(target=kill)
     killer.start()

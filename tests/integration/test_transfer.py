@@ -5,9 +5,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from servers import kill_ray_processes
 
 from bit_ray.data.glyphs import GlyphSource
 from bit_ray.data.manifest import read_manifest
@@ -104,11 +104,7 @@ def test_adapters_outlive_their_worker(
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)
-        for process in psutil.Process().children(recursive=True):
-            # Ray names its processes after what they run.
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
+        killed.extend(kill_ray_processes("RayTrainWorker"))
 
     killer = threading.Thread(target=kill)
     killer.start()
