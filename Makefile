@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
 # What the environment is installed from: the C extension is built with it.
-SOURCES = pyproject.toml setup.py bit_ray/data/_jpeg.c bit_ray/data/_markers.h bit_ray/data/_resize.h
+SOURCES = pyproject.toml setup.py bit_ray/data/images/_jpeg.c bit_ray/data/images/_markers.h bit_ray/data/images/_resize.h
 
 .PHONY: run test lint
 .DEFAULT_GOAL := run

@@ -8,9 +8,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "bit_ray.data._jpeg",
-            ["bit_ray/data/_jpeg.c"],
-            depends=["bit_ray/data/_markers.h", "bit_ray/data/_resize.h"],
+            "bit_ray.data.images._jpeg",
+            ["bit_ray/data/images/_jpeg.c"],
+            depends=["bit_ray/data/images/_markers.h", "bit_ray/data/images/_resize.h"],
             libraries=["jpeg"],
             # No fused multiply-add: the resize's weights have the same bits on every CPU.
             extra_compile_args=["-O3", "-ffp-contract=off"],

@@ -68,7 +68,7 @@ def _random_crop() -> Any:
     from torchvision.transforms import v2
     from torchvision.transforms.v2.functional import get_size
 
-    from bit_ray.data.augment import inception_box
+    from bit_ray.data.images.views import inception_box
 
     class InceptionCrop(v2.RandomResizedCrop):
         """The boxes that ours draws as well; torchvision's are larger on average."""
@@ -274,7 +274,7 @@ def open_ray_data(data: Path, run: Run) -> Callable[[], Epoch]:
 
 
 def write_ours(folder: Path, data: Path, *, seekable: bool = False) -> None:
-    from bit_ray.data.write import write_shards
+    from bit_ray.data.shards.write import write_shards
 
     size = shard_examples(len(samples(folder)))
     write_shards(folder, data, name="photos", shard_examples=-(-size // 64) * 64, seekable=seekable)
@@ -284,17 +284,17 @@ class _Consumer:
     """What a training worker does with the stream."""
 
     def __init__(self) -> None:
-        import bit_ray.data.stream  # noqa: F401  a worker that is up has imported it
+        import bit_ray.data.stream.batches  # noqa: F401  a worker that is up has imported it
 
     def ready(self) -> bool:
         return True
 
     def take(self, uri: str, digest: str, consumer: int, steps_per_epoch: int, run: Run) -> tuple[list[Timed], str]:
         """Take all epochs, which run through, and say when each batch came and how the images were decoded."""
-        from bit_ray.data.augment import TrainView
-        from bit_ray.data.cache import CacheConfig
-        from bit_ray.data.order import Shuffle
-        from bit_ray.data.stream import StreamCounts, StreamSpec, batches
+        from bit_ray.data.images.views import TrainView
+        from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
+        from bit_ray.data.stream.cache import CacheConfig
+        from bit_ray.data.stream.order import Shuffle
 
         start, times = time.monotonic(), []
         spec = StreamSpec(
@@ -322,8 +322,8 @@ def time_ours(uri: str, run: Run) -> tuple[list[Timed], str]:
     """Our stream, in actors of a cluster on this machine."""
     import ray
 
-    from bit_ray.cluster import cluster
-    from bit_ray.data.manifest import read_manifest
+    from bit_ray.cluster.session import cluster
+    from bit_ray.data.shards.manifest import read_manifest
 
     with cluster():
         manifest = read_manifest(uri)

@@ -18,11 +18,11 @@ import numpy as np
 import tyro
 from corpus import make_corpus
 
-from bit_ray.data.augment import TrainView, example_keys, uniforms
-from bit_ray.data.decoder import FAST_PATH, decode_train_view
-from bit_ray.data.manifest import read_manifest
-from bit_ray.data.shards import index_rows
-from bit_ray.data.write import write_shards
+from bit_ray.data.images.decode_view import FAST_PATH, decode_train_view
+from bit_ray.data.images.views import TrainView, example_keys, uniforms
+from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.read import index_rows
+from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import ConfigError
 
 

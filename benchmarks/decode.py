@@ -26,11 +26,11 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tvf
 
-from bit_ray.data import _jpeg
-from bit_ray.data.augment import Placement, TrainView, example_keys, place_view, uniforms
-from bit_ray.data.decode import decode_image
-from bit_ray.data.decoder import decode_train_view
-from bit_ray.data.jpeg import make_seekable, shrink
+from bit_ray.data.images import _jpeg
+from bit_ray.data.images.decode import decode_image
+from bit_ray.data.images.decode_view import decode_train_view
+from bit_ray.data.images.pack import make_seekable, shrink
+from bit_ray.data.images.views import Placement, TrainView, example_keys, place_view, uniforms
 
 SIZE = 224
 Candidate = Callable[[bytes, int], np.ndarray]

@@ -17,20 +17,20 @@ import numpy as np
 import torch
 import tyro
 
-from bit_ray.cluster import num_local_cores
-from bit_ray.data.augment import TrainView
-from bit_ray.data.catalog import open_embedded
-from bit_ray.data.decode import decode_image
-from bit_ray.evaluation.fewshot import few_shot_subset
+from bit_ray.cluster.session import num_local_cores
+from bit_ray.data.images.decode import decode_image
+from bit_ray.data.images.views import TrainView
+from bit_ray.data.sources.embedded.catalog import open_embedded
+from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.device import normalize, to_channels_last
-from bit_ray.training.fit import Examples, fit
+from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.learner import build_model
 from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.parts import count_parameters
 from bit_ray.training.plan import TrainPlan, transfer_plan
 from bit_ray.training.step import TrainStep
-from bit_ray.training.trainable import count_parameters
 
 SIZE = 32
 

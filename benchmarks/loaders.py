@@ -27,7 +27,7 @@ from candidates import BATCH_SIZE, CANDIDATES, Candidate, Run
 from corpus import make_corpus
 from measure import memory_bytes
 
-from bit_ray.cluster import num_local_cores
+from bit_ray.cluster.session import num_local_cores
 from bit_ray.errors import BitRayError, ConfigError
 
 INTERVAL_S = 0.5
@@ -38,7 +38,7 @@ EDGE = 24
 # Beside "" (local disk), where ours reads from, and the epoch that counts: in the first all of it comes from the store.
 PLACES = {"": 1, "s3-cold": 0, "s3-warm": 1}
 TORCH = "import torch, time; time.sleep(2)"
-CLUSTER = "import time; from bit_ray.cluster import cluster\nwith cluster(): time.sleep(4)"
+CLUSTER = "import time; from bit_ray.cluster.session import cluster\nwith cluster(): time.sleep(4)"
 NAMES = (
     *(name for name, candidate in CANDIDATES.items() if candidate.open is not None),
     *(f"{name}{place and '-'}{place}" for name in ("ours", "ours_seekable") for place in PLACES),

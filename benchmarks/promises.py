@@ -19,13 +19,13 @@ import psutil
 import tyro
 from corpus import make_corpus
 
-from bit_ray.cluster import cluster, num_local_cores
-from bit_ray.data.augment import TrainView
-from bit_ray.data.glyphs import GlyphSource
-from bit_ray.data.manifest import read_manifest
-from bit_ray.data.order import Shuffle
-from bit_ray.data.stream import StreamSpec, batches
-from bit_ray.data.write import write_shards
+from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.data.images.views import TrainView
+from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.data.stream.batches import StreamSpec, batches
+from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import BitRayError
 
 BATCH_SIZE = 64

@@ -16,12 +16,12 @@ import tyro
 from scipy.stats import kendalltau, spearmanr
 from transfer import shards, upstream_recipe
 
-from bit_ray.cluster import cluster
-from bit_ray.data import store
-from bit_ray.data.catalog import open_embedded
-from bit_ray.data.manifest import MANIFEST, read_manifest
-from bit_ray.data.shards import Example
-from bit_ray.data.write import write_shards
+from bit_ray import store
+from bit_ray.cluster.session import cluster
+from bit_ray.data.shards.manifest import MANIFEST, read_manifest
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.base import Example
+from bit_ray.data.sources.embedded.catalog import open_embedded
 from bit_ray.evaluation.rank import rank_models
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import PRE_TRAINED, fewshot_suite

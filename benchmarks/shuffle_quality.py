@@ -3,8 +3,8 @@
 python benchmarks/shuffle_quality.py
 
 Draws docs/shuffle.png and prints its numbers as a Markdown table; no image is read, because the order is a pure
-function (`bit_ray.data.order`). The set is the worst case, ILSVRC-2012 with one class after the other; `bit-ray shards
-write` mixes its source, so that sets of its making are far from it.
+function (`bit_ray.data.stream.order`). The set is the worst case, ILSVRC-2012 with one class after the other;
+`bit-ray shards write` mixes its source, so that sets of its making are far from it.
 
 - *classes*: distinct classes in a batch of 1,024, mean over batches; a full shuffle gives 641 of the 1,000.
 - *chi-square*: Pearson's statistic of a batch's class histogram over that of a full shuffle; 1: as good, 4: the batch
@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bit_ray.data.order import Order, Shuffle
+from bit_ray.data.stream.order import Order, Shuffle
 
 NUM_EXAMPLES, NUM_CLASSES, SHARD_EXAMPLES = 1_281_167, 1000, 4100
 BATCH = 1024

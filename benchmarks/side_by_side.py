@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bit_ray.cluster import cluster
+from bit_ray.cluster.session import cluster
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.training.config import RuleOverrides

@@ -35,17 +35,17 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from bit_ray.cluster import cluster, num_local_cores
-from bit_ray.data.augment import TrainView
-from bit_ray.data.glyphs import GlyphSource
-from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.data.order import Shuffle
-from bit_ray.data.stream import StreamSpec, batches
-from bit_ray.data.write import write_shards
+from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.data.images.views import TrainView
+from bit_ray.data.shards.manifest import Manifest, read_manifest
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.data.stream.batches import StreamSpec, batches
+from bit_ray.data.stream.order import Shuffle
 from bit_ray.models.zoo import create_model, model_config
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.training.fit import Examples, fit
+from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan, transfer_plan
 from bit_ray.training.step import TrainStep

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import tyro
 
-from bit_ray.cluster import cluster
-from bit_ray.data import store
-from bit_ray.data.manifest import MANIFEST, read_manifest
-from bit_ray.data.write import write_shards
-from bit_ray.evaluation.classifier import load_model
+from bit_ray import store
+from bit_ray.cluster.session import cluster
+from bit_ray.data.shards.manifest import MANIFEST, read_manifest
+from bit_ray.data.shards.write import write_shards
 from bit_ray.evaluation.config import ProbeConfig
-from bit_ray.evaluation.fewshot import summarize
-from bit_ray.evaluation.plots import ComparisonRow, few_shot_figure, save_figure
-from bit_ray.evaluation.probing import probe, probe_task
+from bit_ray.evaluation.probe import probe, probe_task
+from bit_ray.evaluation.subsets import summarize
+from bit_ray.inference.classifier import load_model
+from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
+from bit_ray.plots.style import save_figure
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite

@@ -8,23 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bit_ray.data.datasets.named import open_dataset
-    from bit_ray.data.manifest import Manifest, read_manifest
-    from bit_ray.data.order import Shuffle
-    from bit_ray.data.shards import Example
-    from bit_ray.data.verify import verify_shards
-    from bit_ray.data.write import write_shards
+    from bit_ray.data.shards.manifest import Manifest, read_manifest
+    from bit_ray.data.shards.verify import verify_shards
+    from bit_ray.data.shards.write import write_shards
+    from bit_ray.data.sources.base import Example
+    from bit_ray.data.sources.published.names import open_dataset
+    from bit_ray.data.stream.order import Shuffle
     from bit_ray.errors import BitRayError
-    from bit_ray.evaluation.classifier import load_model
     from bit_ray.evaluation.config import EvaluateConfig, ProbeConfig
-    from bit_ray.evaluation.predict import predict_folder
-    from bit_ray.evaluation.probing import probe, probe_task
+    from bit_ray.evaluation.evaluate import evaluate
+    from bit_ray.evaluation.probe import probe, probe_task
     from bit_ray.evaluation.rank import rank_models
-    from bit_ray.evaluation.run import evaluate
-    from bit_ray.models.export import load_exported
-    from bit_ray.models.npz import load_npz, save_npz
-    from bit_ray.models.read import build_network, read_weights
-    from bit_ray.models.write import write_weights
+    from bit_ray.inference.classifier import load_model
+    from bit_ray.inference.predict import predict_folder
     from bit_ray.models.zoo import create_model
     from bit_ray.recipes.hyperrule import hyperrule
     from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
@@ -35,6 +31,10 @@ if TYPE_CHECKING:
     from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides, Runtime
     from bit_ray.training.finetune import finetune
     from bit_ray.training.pretrain import pretrain
+    from bit_ray.weights.export import load_exported
+    from bit_ray.weights.npz import load_npz, save_npz
+    from bit_ray.weights.read import build_network, read_weights
+    from bit_ray.weights.write import write_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -81,42 +81,42 @@ __all__ = [
 _HOMES = {
     "BitRayError": "bit_ray.errors",
     "EvaluateConfig": "bit_ray.evaluation.config",
-    "Example": "bit_ray.data.shards",
+    "Example": "bit_ray.data.sources.base",
     "FewShotConfig": "bit_ray.studies.config",
     "FinetuneConfig": "bit_ray.training.config",
-    "Manifest": "bit_ray.data.manifest",
+    "Manifest": "bit_ray.data.shards.manifest",
     "PretrainConfig": "bit_ray.training.config",
     "ProbeConfig": "bit_ray.evaluation.config",
     "RuleOverrides": "bit_ray.training.config",
     "Runtime": "bit_ray.training.config",
-    "Shuffle": "bit_ray.data.order",
+    "Shuffle": "bit_ray.data.stream.order",
     "UpstreamRecipe": "bit_ray.recipes.upstream",
     "VtabConfig": "bit_ray.studies.vtab_config",
     "bit_l": "bit_ray.recipes.upstream",
     "bit_m": "bit_ray.recipes.upstream",
     "bit_s": "bit_ray.recipes.upstream",
-    "build_network": "bit_ray.models.read",
+    "build_network": "bit_ray.weights.read",
     "create_model": "bit_ray.models.zoo",
-    "evaluate": "bit_ray.evaluation.run",
+    "evaluate": "bit_ray.evaluation.evaluate",
     "fewshot_suite": "bit_ray.studies.few_shot",
     "finetune": "bit_ray.training.finetune",
     "hyperrule": "bit_ray.recipes.hyperrule",
-    "load_exported": "bit_ray.models.export",
-    "load_model": "bit_ray.evaluation.classifier",
-    "load_npz": "bit_ray.models.npz",
-    "open_dataset": "bit_ray.data.datasets.named",
-    "predict_folder": "bit_ray.evaluation.predict",
+    "load_exported": "bit_ray.weights.export",
+    "load_model": "bit_ray.inference.classifier",
+    "load_npz": "bit_ray.weights.npz",
+    "open_dataset": "bit_ray.data.sources.published.names",
+    "predict_folder": "bit_ray.inference.predict",
     "pretrain": "bit_ray.training.pretrain",
-    "probe": "bit_ray.evaluation.probing",
-    "probe_task": "bit_ray.evaluation.probing",
+    "probe": "bit_ray.evaluation.probe",
+    "probe_task": "bit_ray.evaluation.probe",
     "rank_models": "bit_ray.evaluation.rank",
-    "read_manifest": "bit_ray.data.manifest",
-    "read_weights": "bit_ray.models.read",
-    "save_npz": "bit_ray.models.npz",
-    "verify_shards": "bit_ray.data.verify",
+    "read_manifest": "bit_ray.data.shards.manifest",
+    "read_weights": "bit_ray.weights.read",
+    "save_npz": "bit_ray.weights.npz",
+    "verify_shards": "bit_ray.data.shards.verify",
     "vtab_suite": "bit_ray.studies.vtab",
-    "write_shards": "bit_ray.data.write",
-    "write_weights": "bit_ray.models.write",
+    "write_shards": "bit_ray.data.shards.write",
+    "write_weights": "bit_ray.weights.write",
 }
 
 

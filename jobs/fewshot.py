@@ -6,8 +6,8 @@ r"""Transfer a model to k examples per class, several draws each, and draw the c
 Trainings run side by side, one per GPU or core; started again with the same name, the suite continues.
 """
 
-from bit_ray.cli_suites import fewshot
-from bit_ray.jobs import run_job
+from bit_ray.cli.studies import fewshot
+from bit_ray.cli.training import run_job
 from bit_ray.studies.config import FewShotConfig
 
 if __name__ == "__main__":

@@ -15,16 +15,18 @@ from pathlib import Path
 import numpy as np
 
 import bit_ray
-from bit_ray.cluster import cluster
-from bit_ray.data import store
-from bit_ray.data.catalog import open_embedded
-from bit_ray.data.decode import decode_image
-from bit_ray.data.digits import NUM_TEST
-from bit_ray.data.manifest import MANIFEST
-from bit_ray.data.shards import Example
-from bit_ray.data.write import write_shards
-from bit_ray.evaluation.plots import comparison_figure, prediction_figure, save_figure
-from bit_ray.jobs import run_job
+from bit_ray import store
+from bit_ray.cli.training import run_job
+from bit_ray.cluster.session import cluster
+from bit_ray.data.images.decode import decode_image
+from bit_ray.data.shards.manifest import MANIFEST
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.base import Example
+from bit_ray.data.sources.embedded.catalog import open_embedded
+from bit_ray.data.sources.embedded.digits import NUM_TEST
+from bit_ray.plots.comparison import comparison_figure
+from bit_ray.plots.predictions import prediction_figure
+from bit_ray.plots.style import save_figure
 from bit_ray.progress import console, print_table
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.config import FewShotConfig

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bit_ray.cluster import Resources
-from bit_ray.data.manifest import Manifest
+from bit_ray.cluster.session import Resources
+from bit_ray.data.shards.manifest import Manifest
 from bit_ray.errors import BitRayError, ConfigError, DataError
-from bit_ray.evaluation.classifier import load_model
-from bit_ray.evaluation.features import FeatureSet, check_single_label, cluster_features
-from bit_ray.evaluation.fewshot import few_shot_subset, read_labels
-from bit_ray.evaluation.probes import knn_predict, logme, ridge_predict
+from bit_ray.evaluation.frozen import knn_predict, logme, ridge_predict
+from bit_ray.evaluation.subsets import few_shot_subset, read_labels
+from bit_ray.inference.classifier import load_model
+from bit_ray.inference.features import FeatureSet, check_single_label, cluster_features
 
 Criterion = Literal["ridge", "knn", "logme"]
 NUM_DRAWS = 3
@@ -35,7 +35,7 @@ class Ranked:
     knn: float
     """Top-1 of nearest neighbours, each example judged by all others, a fraction of 1."""
     logme: float
-    """Log evidence per example, see `bit_ray.evaluation.probes.logme`."""
+    """Log evidence per example, see `bit_ray.evaluation.frozen.logme`."""
     seconds: float
     """Time it took, features included."""
 

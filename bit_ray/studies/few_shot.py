@@ -13,19 +13,19 @@ import numpy.typing as npt
 import ray
 import torch
 
-from bit_ray.cluster import Resources, cluster
+from bit_ray import store
+from bit_ray.claim import claimed_run
+from bit_ray.cluster.session import Resources, cluster
 from bit_ray.config import digest, to_dict
-from bit_ray.data import store
-from bit_ray.data.augment import eval_view, resize
-from bit_ray.data.claim import claimed_run
-from bit_ray.data.manifest import Manifest, check_same_classes, read_manifest
-from bit_ray.data.views import read_views, row_groups, single_labels
+from bit_ray.data.images.resize import eval_view, resize
+from bit_ray.data.shards.manifest import Manifest, check_same_classes, read_manifest
+from bit_ray.data.shards.scan import read_views, row_groups, single_labels
 from bit_ray.errors import root_cause
-from bit_ray.evaluation.features import check_single_label
-from bit_ray.evaluation.fewshot import draw_subsets, summarize
 from bit_ray.evaluation.metrics import ClassificationMetrics
-from bit_ray.evaluation.plots import ComparisonRow, few_shot_figure
+from bit_ray.evaluation.subsets import draw_subsets, summarize
+from bit_ray.inference.features import check_single_label
 from bit_ray.models.resnet import ResNetV2
+from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
 from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.config import FewShotConfig
@@ -33,7 +33,7 @@ from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.device import normalize
 from bit_ray.training.finetune import InitialWeights, given, read_init
-from bit_ray.training.fit import Examples, fit
+from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"

@@ -14,17 +14,17 @@ import numpy as np
 import ray
 import torch
 
-from bit_ray.cluster import Resources, cluster, num_local_cores
+from bit_ray import store
+from bit_ray.claim import CLAIM_FILE, claimed, claimed_run
+from bit_ray.cluster.session import Resources, cluster, num_local_cores
 from bit_ray.config import digest, replace, to_dict
-from bit_ray.data import store
-from bit_ray.data.claim import CLAIM_FILE, claimed, claimed_run
-from bit_ray.data.decode import decode_image
-from bit_ray.data.manifest import MANIFEST, read_manifest
-from bit_ray.data.shards import Example
-from bit_ray.data.vtab.index import Index, fits, load_index, read_index, write_index
-from bit_ray.data.vtab.splits import draw_index, open_task
-from bit_ray.data.vtab.tasks import Task
-from bit_ray.data.write import write_shards
+from bit_ray.data.images.decode import decode_image
+from bit_ray.data.shards.manifest import MANIFEST, read_manifest
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.base import Example
+from bit_ray.data.sources.vtab.index import Index, fits, load_index, read_index, write_index
+from bit_ray.data.sources.vtab.splits import draw_index, open_task
+from bit_ray.data.sources.vtab.tasks import Task
 from bit_ray.errors import BitRayError, ConfigError, DataError, root_cause
 from bit_ray.models.zoo import create_model
 from bit_ray.progress import track
@@ -45,7 +45,7 @@ from bit_ray.studies.vtab_scores import (
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.finetune import given, read_init
-from bit_ray.training.fit import fit
+from bit_ray.training.in_memory import fit
 from bit_ray.training.plan import transfer_plan
 
 log = logging.getLogger(__name__)

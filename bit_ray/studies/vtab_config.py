@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bit_ray.config import check_folder_name
-from bit_ray.data.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
+from bit_ray.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile
 from bit_ray.tracking.config import TrackingConfig

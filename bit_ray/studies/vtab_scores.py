@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bit_ray.data import store
-from bit_ray.data.vtab.tasks import GROUPS, TASKS
+from bit_ray import store
+from bit_ray.data.sources.vtab.tasks import GROUPS, TASKS
 from bit_ray.errors import ConfigError
 
 OVERALL = "all 19"

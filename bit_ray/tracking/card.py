@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bit_ray.models.package import ModelSpec, Weights
 from bit_ray.uris import shown_in
+from bit_ray.weights.package import ModelSpec, Weights
 
 CARD_FILE = "README.md"
 MARK = "<!-- model card by bit_ray -->"

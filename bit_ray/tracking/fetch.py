@@ -5,14 +5,14 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from bit_ray import store
 from bit_ray.config import read_document
-from bit_ray.data import store
 from bit_ray.errors import DataError, ModelError
 from bit_ray.locks import partial, remove_abandoned
-from bit_ray.models.package import DESCRIPTION_FILE, Weights, cached_path, parse_description, verify_weights
 from bit_ray.tracking.reference import ModelReference
 from bit_ray.tracking.server import one_line
 from bit_ray.tracking.spool import cache_directory
+from bit_ray.weights.package import DESCRIPTION_FILE, Weights, cached_path, parse_description, verify_weights
 
 
 def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bit_ray import store
 from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document
-from bit_ray.data import store
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
 from bit_ray.locks import scratch_directory
-from bit_ray.models.package import Description, ModelSpec
 from bit_ray.tracking import server
 from bit_ray.tracking.server import one_line
 from bit_ray.uris import shown
+from bit_ray.weights.package import Description, ModelSpec
 
 # isort: split
 from mlflow import MlflowClient
@@ -27,7 +27,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 REFERENCE_FILE = "reference.json"
-PYFUNC_LOADER = "bit_ray.evaluation.serving"
+PYFUNC_LOADER = "bit_ray.inference.serving"
 """Module that makes an MLflow ``python_function`` of the reference; imported by MLflow, where a model is to serve."""
 
 _MAX_URI = 4096  # what Linux takes for a path; a store takes a key of 1,024 bytes

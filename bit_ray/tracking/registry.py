@@ -19,15 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bit_ray.data import store
+from bit_ray import store
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
-from bit_ray.models.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_description
 from bit_ray.tracking import server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download, fetch
 from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
 from bit_ray.uris import shown, shown_in
+from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_description
 
 # isort: split
 from mlflow import MlflowClient

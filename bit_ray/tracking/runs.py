@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bit_ray import store
 from bit_ray.config import digest
-from bit_ray.data import store
 from bit_ray.errors import TrackingError
 from bit_ray.locks import locked, scratch_directory, user_name
 from bit_ray.tracking.config import TrackingConfig

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bit_ray.config import check_folder_name
-from bit_ray.data.cache import CacheConfig
-from bit_ray.data.order import Shuffle
+from bit_ray.data.stream.cache import CacheConfig
+from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.recipes.hyperrule import BoundaryRule, Profile, Regime

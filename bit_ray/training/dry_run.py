@@ -3,15 +3,15 @@
 import ray
 
 from bit_ray.config import from_dict
-from bit_ray.data.manifest import Manifest
+from bit_ray.data.shards.manifest import Manifest
 from bit_ray.errors import root_cause
 from bit_ray.models.zoo import PUBLISHED
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.training.config import Runtime
 from bit_ray.training.estimate import Speed, as_duration, measure_speed
+from bit_ray.training.parts import count_parameters
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import share_out
-from bit_ray.training.trainable import count_parameters
 
 _SECONDS_FOR_A_PLACE = 120.0
 

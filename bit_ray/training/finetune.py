@@ -8,27 +8,28 @@ from typing import Any
 
 import torch
 
-from bit_ray.cluster import Resources
+from bit_ray import store
+from bit_ray.claim import claimed_run
+from bit_ray.cluster.session import Resources
 from bit_ray.config import to_dict
-from bit_ray.data import store
-from bit_ray.data.claim import claimed_run
-from bit_ray.data.manifest import MANIFEST, Manifest, check_same_classes, read_manifest
-from bit_ray.data.shards import Example, read_tables, to_examples
-from bit_ray.data.write import write_shards
+from bit_ray.data.shards.manifest import MANIFEST, Manifest, check_same_classes, read_manifest
+from bit_ray.data.shards.read import read_tables, to_examples
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.base import Example
 from bit_ray.errors import ConfigError, DataError, ModelError
-from bit_ray.evaluation.classifier import foreign_path, load_model
-from bit_ray.evaluation.fewshot import Subset, few_shot_subset, load_subset, read_labels, save_subset
-from bit_ray.evaluation.run import evaluate_model, record
-from bit_ray.models.read import read_weights
+from bit_ray.evaluation.evaluate import evaluate_model, record
+from bit_ray.evaluation.subsets import Subset, few_shot_subset, load_subset, read_labels, save_subset
+from bit_ray.inference.classifier import foreign_path, load_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
+from bit_ray.training.checks import preflight
 from bit_ray.training.config import FinetuneConfig, RuleOverrides, check_train
-from bit_ray.training.launch import Trained, TrainResult, register_result, train
+from bit_ray.training.driver import Trained, TrainResult, register_result, train
 from bit_ray.training.plan import transfer_plan
-from bit_ray.training.preflight import preflight
+from bit_ray.weights.read import read_weights
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class InitialWeights:
 
 
 def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
-    """Read weights to start from: a saved model, or those of another program (see `bit_ray.models.read`).
+    """Read weights to start from: a saved model, or those of another program (see `bit_ray.weights.read`).
 
     Raises:
         ModelError: There are none, they are damaged, or they are for other input.

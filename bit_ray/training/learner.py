@@ -14,10 +14,10 @@ from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
 from bit_ray.training.device import resolve_precision, to_channels_last
 from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import micro_batch, worker_slots
 from bit_ray.training.step import TrainStep, micro_batches
-from bit_ray.training.trainable import set_trainable
 
 
 class Learner:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bit_ray.config import digest, to_dict
-from bit_ray.data.augment import ResizeMode, TrainView
-from bit_ray.data.order import Shuffle
+from bit_ray.data.images.views import ResizeMode, TrainView
+from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.recipes.schedules import Schedule
@@ -45,7 +45,7 @@ class TrainPlan:
     resize_mode: ResizeMode
     """View for evaluation, stored with the model."""
     resize_size: int
-    """Pixels; see `bit_ray.data.augment.eval_view`."""
+    """Pixels; see `bit_ray.data.images.resize.eval_view`."""
     loss: Loss
     """``softmax`` cross-entropy (single label) or ``sigmoid`` cross-entropy summed over classes (multi-label)."""
     schedule: Schedule

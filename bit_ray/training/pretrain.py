@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
+from bit_ray import store
+from bit_ray.claim import claimed_run
 from bit_ray.config import to_dict
-from bit_ray.data import store
-from bit_ray.data.augment import TrainView
-from bit_ray.data.claim import claimed_run
-from bit_ray.data.manifest import Manifest, read_manifest
-from bit_ray.evaluation.probing import probe_task
+from bit_ray.data.images.views import TrainView
+from bit_ray.data.shards.manifest import Manifest, read_manifest
+from bit_ray.evaluation.probe import probe_task
 from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
+from bit_ray.training.checks import preflight
 from bit_ray.training.config import PretrainConfig
-from bit_ray.training.launch import Trained, register_result, train
+from bit_ray.training.driver import Trained, register_result, train
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.preflight import preflight
 
 
 def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:

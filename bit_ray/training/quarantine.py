@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from bit_ray.data.read import BadExample
+from bit_ray.data.stream.requests import BadExample
 from bit_ray.errors import DataError
 
 _NAMED = 3

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bit_ray.cluster import cluster, num_local_cores
-from bit_ray.data import store
-from bit_ray.data.ids import recorded_shards
-from bit_ray.data.stream import StreamSpec, batches
+from bit_ray import store
+from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.data.stream.batches import StreamSpec, batches
+from bit_ray.data.stream.history import recorded_shards
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.tracking.runs import recorded_metric
-from bit_ray.training.checkpoint import TRAINING_FILE, load_checkpoint
+from bit_ray.training.checkpoint.state import TRAINING_FILE, load_checkpoint
 from bit_ray.training.config import ReplayConfig
 from bit_ray.training.device import worker_threads
 from bit_ray.training.learner import Learner

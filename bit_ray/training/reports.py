@@ -8,7 +8,7 @@ import ray
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bit_ray.data.read import BadExample
+from bit_ray.data.stream.requests import BadExample
 from bit_ray.progress import TrainingProgress
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """The folder of a run, ``STORAGE/NAME``: what its files hold."""
 
+from bit_ray import store
 from bit_ray.config import from_dict
-from bit_ray.data import store
-from bit_ray.data.ids import PLAN_FILE, RunRecord
+from bit_ray.data.stream.history import PLAN_FILE, RunRecord
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.training.plan import TrainPlan
 

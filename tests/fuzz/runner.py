@@ -24,7 +24,13 @@ IDLE_S = 20.0
 ALL = range(2**40)
 _MOST_CRASHES = 50
 # Imported once, in the process that the children are forked from; it has no threads of its own that compute.
-_PRELOAD = ["bit_ray.evaluation.serving", "bit_ray.data.write", "bit_ray.training.config", "scipy.io", "torch._dynamo"]
+_PRELOAD = [
+    "bit_ray.inference.serving",
+    "bit_ray.data.shards.write",
+    "bit_ray.training.config",
+    "scipy.io",
+    "torch._dynamo",
+]
 
 
 def fuzz(module: str, saved: Path, *, seed: int, seconds: float, numbers: Sequence[int] = ALL) -> Report:

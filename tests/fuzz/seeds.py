@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bit_ray.models.package import ModelSpec
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import create_model
+from bit_ray.weights.package import ModelSpec
 
 MODEL = "R1-1-1-1x0.5"
 CLASSES = ("ant", "bee", "cat")

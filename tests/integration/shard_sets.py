@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bit_ray.data.manifest import Manifest, read_manifest, write_manifest
-from bit_ray.data.shards import file_sha256, row_group_checksums
+from bit_ray.data.shards.manifest import Manifest, read_manifest, write_manifest
+from bit_ray.data.shards.read import row_group_checksums
+from bit_ray.store import file_sha256
 
 
 def vouch_for(directory: Path) -> Manifest:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bit_ray.data.augment import TrainView
+from bit_ray.data.images.views import TrainView
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan

@@ -5,8 +5,8 @@ import timm
 import torch
 from timm.layers import StdConv2d as TimmStdConv2d
 
-from bit_ray.models.npz import load_npz, save_npz
 from bit_ray.models.zoo import create_model
+from bit_ray.weights.npz import load_npz, save_npz
 
 NUM_CLASSES = 10
 

@@ -7,7 +7,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from bit_ray.data.datasets.webdataset import open_webdataset
+from bit_ray.data.sources.webdataset import open_webdataset
 
 
 @pytest.fixture

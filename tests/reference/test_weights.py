@@ -10,11 +10,11 @@ from timm.layers import StdConv2d as TimmStdConv2d
 from timm.models.resnetv2 import ResNetV2 as TimmResNetV2
 from transformers import AutoImageProcessor, BitConfig, BitForImageClassification
 
-from bit_ray.models.folders import timm_name
-from bit_ray.models.package import ModelSpec
-from bit_ray.models.read import build_network, foreign_spec, read_weights
-from bit_ray.models.write import eps_effect, write_weights
 from bit_ray.models.zoo import create_model
+from bit_ray.weights.folders import timm_name
+from bit_ray.weights.package import ModelSpec
+from bit_ray.weights.read import build_network, foreign_spec, read_weights
+from bit_ray.weights.write import eps_effect, write_weights
 
 SMALL = "R1-2-1-1x0.5"
 NAMES = ("cat", "dog", "newt")
@@ -142,7 +142,7 @@ def test_its_image_processor_makes_our_view(tmp_path, square):
     import numpy as np
     from PIL import Image
 
-    from bit_ray.data.augment import eval_view
+    from bit_ray.data.images.resize import eval_view
 
     view = {"resize_mode": "square", "resize_size": 64} if square else {}
     spec = _spec(**view)
@@ -189,7 +189,7 @@ def test_what_transformers_saves_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize("to", ["timm", "huggingface", "safetensors", "npz", "package"])
 def test_a_round_trip_keeps_every_bit_and_what_the_format_can_say(tmp_path, to):
-    from bit_ray.evaluation.classifier import load_model
+    from bit_ray.inference.classifier import load_model
 
     model, spec = _network(), _spec(multi_label=to == "huggingface")
     path = tmp_path / {"npz": "model.npz", "safetensors": "model.safetensors"}.get(to, to)

@@ -15,11 +15,11 @@ from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.seeds import encoded, picture, tarred, zipped
 
-from bit_ray.data.datasets.archive import members, read_members
-from bit_ray.data.datasets.huggingface import open_parquet
-from bit_ray.data.datasets.webdataset import open_webdataset
-from bit_ray.data.shards import Source
-from bit_ray.data.vtab.images import Files
+from bit_ray.data.sources.archives import members, read_members
+from bit_ray.data.sources.base import Source
+from bit_ray.data.sources.parquet import open_parquet
+from bit_ray.data.sources.vtab.images import Files
+from bit_ray.data.sources.webdataset import open_webdataset
 
 _BLOCK = 512
 _MOST = 64

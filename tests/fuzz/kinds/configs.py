@@ -10,11 +10,11 @@ from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 
 from bit_ray.config import digest, from_dict, read_config, to_dict
-from bit_ray.data.augment import TrainView
-from bit_ray.data.ids import PLAN_FILE, read_plan
-from bit_ray.data.manifest import Manifest, Shard, write_manifest
-from bit_ray.data.vtab.index import load_index, read_index
-from bit_ray.data.vtab.tasks import find_task
+from bit_ray.data.images.views import TrainView
+from bit_ray.data.shards.manifest import Manifest, Shard, write_manifest
+from bit_ray.data.sources.vtab.index import load_index, read_index
+from bit_ray.data.sources.vtab.tasks import find_task
+from bit_ray.data.stream.history import PLAN_FILE, read_plan
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.config import FinetuneConfig, PretrainConfig

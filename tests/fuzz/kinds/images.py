@@ -11,13 +11,14 @@ from fuzz.mutate import Rng, chance, damaged, pick
 from fuzz.seeds import encoded, flat_png, picture, png_chunk
 from PIL import Image
 
-from bit_ray.data.augment import TrainView, example_keys, train_view, uniforms
-from bit_ray.data.decode import MAX_PIXELS, decode_image
-from bit_ray.data.decoder import FAST_PATH, decode_train_view
-from bit_ray.data.jpeg import make_seekable
+from bit_ray.data.images.decode import MAX_PIXELS, decode_image
+from bit_ray.data.images.decode_view import FAST_PATH, decode_train_view
+from bit_ray.data.images.pack import make_seekable
+from bit_ray.data.images.resize import train_view
+from bit_ray.data.images.views import TrainView, example_keys, uniforms
 
 if FAST_PATH:
-    from bit_ray.data import _jpeg
+    from bit_ray.data.images import _jpeg
 
 _VIEWS = (
     TrainView(crop="inception", crop_size=32),

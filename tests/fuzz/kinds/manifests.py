@@ -8,11 +8,11 @@ from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.seeds import CLASSES, encoded, is_digest, picture
 
-from bit_ray.data.manifest import MANIFEST, SKIPPED, WRITING, read_manifest
-from bit_ray.data.order import Order
-from bit_ray.data.shards import read_rows
-from bit_ray.data.summary import inspect_shards
-from bit_ray.data.write import write_shards
+from bit_ray.data.shards.inspect import inspect_shards
+from bit_ray.data.shards.manifest import MANIFEST, SKIPPED, WRITING, read_manifest
+from bit_ray.data.shards.read import read_rows
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.stream.order import Order
 
 _OPTIONS = {"name": "x", "row_group_size": 2, "shard_examples": 4, "on_bad": "skip"}
 _WORDS = (

@@ -9,8 +9,8 @@ import numpy as np
 from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, pick
 
-from bit_ray.data.datasets.cifar import open_cifar
-from bit_ray.data.datasets.place import Place
+from bit_ray.data.sources.published.cifar import open_cifar
+from bit_ray.data.sources.published.files import Place
 
 _GLOBALS = (
     b"cnumpy\ndtype\n",

@@ -12,10 +12,10 @@ from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.object_store import ObjectStore
 from fuzz.seeds import is_digest, network, spec
 
-from bit_ray.data import store
-from bit_ray.models.package import DESCRIPTION_FILE, WEIGHTS_FILE, save_package
+from bit_ray import store
 from bit_ray.tracking.fetch import fetch
 from bit_ray.tracking.reference import parse_reference
+from bit_ray.weights.package import DESCRIPTION_FILE, WEIGHTS_FILE, save_package
 
 
 class Kind:

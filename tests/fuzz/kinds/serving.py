@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 
 from bit_ray.errors import DataError
-from bit_ray.evaluation.classifier import Classifier
-from bit_ray.evaluation.serving import ServedClassifier
+from bit_ray.inference.classifier import Classifier
+from bit_ray.inference.serving import ServedClassifier
 
 _REFUSED = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 _ODD = (*VALUES, b"", b"x", 2.5, math.nan, [b"x"], {"b": 1}, np.float64("nan"), np.zeros(3), pd.NaT, pd.NA, "====", "ü")

@@ -12,14 +12,15 @@ from fuzz.mutate import Rng, chance, damaged, pick
 from fuzz.object_store import ObjectStore
 from fuzz.seeds import CLASSES, encoded, picture
 
-from bit_ray.data import store
-from bit_ray.data.cache import CacheConfig
-from bit_ray.data.layout import LayoutError, footer_length, group_checksum, read_footer
-from bit_ray.data.manifest import read_manifest
-from bit_ray.data.read import ReadRequest, read, request_groups
-from bit_ray.data.shards import Example, count_rows, index_rows, read_rows, to_examples
-from bit_ray.data.verify import verify_shards
-from bit_ray.data.write import write_shards
+from bit_ray import store
+from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.read import count_rows, index_rows, read_rows, to_examples
+from bit_ray.data.shards.row_group import LayoutError, footer_length, group_checksum, read_footer
+from bit_ray.data.shards.verify import verify_shards
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.base import Example
+from bit_ray.data.stream.cache import CacheConfig
+from bit_ray.data.stream.requests import ReadRequest, read, request_groups
 
 _ROWS, _GROUP = 12, 4
 

@@ -11,8 +11,8 @@ from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.seeds import CLASSES, encoded, picture
 
-from bit_ray.data.sources import open_files
-from bit_ray.models.labels import label_names
+from bit_ray.data.sources.files import open_files
+from bit_ray.weights.class_names import label_names
 
 _CELLS = (
     *(

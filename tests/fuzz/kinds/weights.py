@@ -16,11 +16,11 @@ from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.seeds import CLASSES, network, spec, zipped
 from safetensors.torch import save
 
-from bit_ray.evaluation.classifier import Classifier
-from bit_ray.models.folders import huggingface_files, timm_files
-from bit_ray.models.package import DESCRIPTION_FILE, WEIGHTS_FILE, load_package, save_package
-from bit_ray.models.read import build_network, foreign_spec, read_weights
-from bit_ray.models.write import named_tensors
+from bit_ray.inference.classifier import Classifier
+from bit_ray.weights.folders import huggingface_files, timm_files
+from bit_ray.weights.package import DESCRIPTION_FILE, WEIGHTS_FILE, load_package, save_package
+from bit_ray.weights.read import build_network, foreign_spec, read_weights
+from bit_ray.weights.write import named_tensors
 
 _MODELS = ("R1-1-1-1x0.5", "R50x1", "R1000000-1-1-1x1", "R1-1-1-1x1000000", "R50x1000000", "R9-9-9-9x64", "R0-1-1-1x1")
 _WORDS = (*_MODELS, "square", "shorter_side", "../x", "@canary@/project/a.txt", 31, 32, 33, 10**5, [-1e308, 1e308])

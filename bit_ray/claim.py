@@ -1,0 +1,204 @@
+"""One process at a time works in a folder or on a file, here or in an object store; who comes second is told who does.
+
+On this machine, and on file systems that machines share, the claim is an flock: it ends with its holder, however that
+ends. An object store has no locks. There the claim is a small object that its holder writes again every few seconds;
+one that has not changed for two minutes belongs to a process that is dead, and whoever has watched it that long takes
+its place. Two that begin within the same moment see each other when both have written: the last writer stays. What
+object stores cannot promise is that no request is late. A holder that was cut off from the store for two minutes may
+find that another has taken its place: it is interrupted at its next write, and until then both work.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bit_ray import store
+from bit_ray.errors import ConfigError, DataError
+from bit_ray.locks import describe, locked, remove_abandoned, this_process
+
+log = logging.getLogger(__name__)
+
+CLAIM_FILE = "_running.json"
+# How often a holder shows that it is alive; after how long without that it is dead; how long two starts that come
+# together wait to see each other's claims.
+BEAT_S, STALE_S, SETTLE_S = 15.0, 120.0, 2.0
+_POLL_S = 1.0
+
+Record = dict[str, Any]
+
+
+@contextmanager
+def claimed_run(storage: str, name: str) -> Iterator[None]:
+    """Hold the folder of a run, so that no other process works on the run of this name.
+
+    Raises:
+        ConfigError: Another does.
+    """
+    run = store.join(store.absolute(storage), name)
+    remedy = "wait for it, stop it, or choose another name"
+    with claimed(store.join(run, CLAIM_FILE), f"name: {run} is being run", remedy=remedy):
+        yield
+
+
+@contextmanager
+def claimed(uri: str, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the claim at ``uri``; on this machine also clear its folder of what killed processes left half-written.
+
+    Args:
+        uri: Place of the claim; nothing is there before and after.
+        busy: Start of the error, such as ``output: x.csv is being written``.
+        remedy: Its end, such as ``wait for it, or choose another``.
+        wait_s: How long to wait for a holder that is alive, seconds.
+
+    Raises:
+        ConfigError: Another process holds it, with its name; or another has taken it over from this one.
+        DataError: The store cannot be reached or refuses.
+    """
+    if store.is_local(uri):
+        path = Path(store.filesystem(uri)[1])
+        with locked(path, busy, remedy=remedy, wait_s=wait_s):
+            remove_abandoned(path.parent)
+            yield
+        return
+    _wait_for(uri, busy, remedy, wait_s)
+    claim = _Claim(uri)
+    claim.make(busy, remedy)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if claim.successor:
+            raise ConfigError(f"{busy} by {claim.successor} too, which took this one for dead; {remedy}") from None
+        raise
+    finally:
+        claim.end()
+
+
+class _Claim(threading.Thread):
+    """A claim in an object store, and what keeps it."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(name="claim", daemon=True)
+        self.successor = ""
+        """Who has taken it over, in words."""
+        self._uri = uri
+        self._record: Record = {
+            **this_process(),
+            "id": uuid.uuid4().hex,
+            "machine": _machine(),
+            "started": _started(os.getpid()),
+            "beat": 0,
+        }
+        self._ended = threading.Event()
+        self._for_main = threading.current_thread() is threading.main_thread()
+
+    def make(self, busy: str, remedy: str) -> None:
+        """Write it, and see that nobody else does at the same time."""
+        store.write_json(self._uri, self._record)
+        time.sleep(SETTLE_S)
+        if not self._is_mine(found := _read(self._uri)):
+            raise ConfigError(f"{busy} by {describe(found)}; {remedy}")
+        self.start()
+
+    def run(self) -> None:
+        """Show from time to time that this process is alive."""
+        while not self._ended.wait(BEAT_S):
+            with suppress(DataError):  # an outage, which may pass
+                found = _read(self._uri)
+                if found is not None and not self._is_mine(found):
+                    self.successor = describe(found)
+                    log.error("%s: taken over by %s", self._uri, self.successor)
+                    if self._for_main:
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+                self._record["beat"] += 1
+                store.write_json(self._uri, self._record)
+
+    def end(self) -> None:
+        """Give it back."""
+        self._ended.set()
+        if self.is_alive():
+            self.join()
+        with suppress(DataError):  # it is taken for dead in two minutes
+            if self._is_mine(_read(self._uri)):
+                store.delete_files([self._uri])
+
+    def _is_mine(self, record: Record | None) -> bool:
+        return record is not None and record.get("id") == self._record["id"]
+
+
+def _wait_for(uri: str, busy: str, remedy: str, wait_s: float) -> None:
+    """Return when nobody alive holds the claim."""
+    deadline = time.monotonic() + wait_s
+    seen, since = _read(uri), time.monotonic()
+    told = False
+    while seen is not None and not _is_dead(seen):
+        if not told:
+            log.warning("%s by %s; waiting for a sign of life, at most %.0f s", busy, describe(seen), STALE_S)
+            told = True
+        time.sleep(_POLL_S)
+        found = _read(uri)
+        if found != seen:
+            if found is not None and time.monotonic() >= deadline:
+                raise ConfigError(f"{busy} by {describe(found)}; {remedy}")
+            seen, since = found, time.monotonic()
+        elif time.monotonic() - since > STALE_S:
+            return
+
+
+def _read(uri: str) -> Record | None:
+    """Return the claim that is there; something else that is there is a claim of nobody in particular."""
+    for last in (False, False, True):
+        try:
+            found = json.loads(store.read_bytes(uri))
+        except DataError:
+            if not store.exists(uri):
+                return None
+            if last:
+                raise
+            continue  # one holder ended and another began meanwhile
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+    raise AssertionError("unreachable")
+
+
+def _is_dead(record: Record) -> bool:
+    """Return whether a holder is known to be dead, which only a process of the same machine can be."""
+    pid = record.get("pid")
+    if record.get("machine") != _machine() or not isinstance(pid, int) or not 0 < pid < 2**31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    started = _started(pid)
+    return started != record.get("started") and started != ""
+
+
+def _machine() -> str:
+    """Return what tells this table of processes from that of any other machine, container or start of the system."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex  # no such table here: never the same
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in ticks of the system's clock; ``dead`` if it has ended, empty if not known."""
+    try:
+        state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "dead" if state in "ZX" else values[18]

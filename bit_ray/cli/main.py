@@ -1,0 +1,98 @@
+"""The `bit-ray` command. Each subcommand imports what it needs when it runs, so that ``--help`` comes at once."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from bit_ray.cli import export, models, shards, studies, training
+from bit_ray.cli.flags import parse
+from bit_ray.errors import ConfigError
+from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.vtab_config import VtabConfig
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
+
+
+class Command(NamedTuple):
+    """A subcommand: what it takes, what it does, and its line in the overview."""
+
+    config: type[Any]
+    run: Callable[[Any], None]
+    summary: str
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "data": {
+        "shards write": Command(shards.WriteConfig, shards.write, "write images and labels as a shard set"),
+        "shards inspect": Command(
+            shards.InspectConfig, shards.inspect, "show what is in one, as numbers and as a picture"
+        ),
+        "shards verify": Command(shards.VerifyConfig, shards.verify, "read all of one and report what is wrong"),
+        "shards ids": Command(shards.IdsConfig, shards.ids, "ask any training step what it saw"),
+        "shards bench": Command(shards.BenchConfig, shards.bench, "measure reading, decoding and the stream"),
+    },
+    "training": {
+        "pretrain": Command(PretrainConfig, training.pretrain, "pre-train on a shard set: BiT-S, BiT-M, BiT-L or own"),
+        "finetune": Command(FinetuneConfig, training.finetune, "transfer to a shard set by BiT-HyperRule"),
+        "evaluate": Command(EvaluateConfig, training.evaluate, "score a model on a whole shard set"),
+        "replay": Command(ReplayConfig, training.replay, "train a stretch of a run again and compare its loss"),
+    },
+    "suites": {
+        "fewshot": Command(FewShotConfig, studies.fewshot, "transfer to k examples per class, several draws each"),
+        "vtab": Command(VtabConfig, studies.vtab, "transfer to the 19 tasks of VTAB-1k"),
+        "probe": Command(studies.ProbeModelConfig, studies.probe, "score frozen features in seconds"),
+        "episodes": Command(studies.EpisodesConfig, studies.episodes, "score frozen features N-way K-shot"),
+    },
+    "models": {
+        "predict": Command(models.PredictConfig, models.predict, "classify image files"),
+        "models list": Command(models.ListConfig, models.list_models, "list what is registered"),
+        "models export": Command(
+            export.ExportConfig, export.export_model, "write one for ONNX, timm, Hugging Face and others"
+        ),
+        "models rank": Command(studies.RankConfig, studies.rank, "find the one that suits some images"),
+        "models pull": Command(models.PullConfig, models.pull, "copy a registered model to a folder"),
+    },
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return training.exit_status(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _dispatch(args: list[str]) -> None:
+    for length in (1, 2):
+        name = " ".join(args[:length])
+        if name in COMMANDS:
+            config = parse(COMMANDS[name].config, args[length:], prog=f"bit-ray {name}")
+            COMMANDS[name].run(config)
+            return
+    words = [arg for arg in args[:2] if not arg.startswith("-")]
+    prefixes = {name.split()[0] for name in COMMANDS if " " in name}
+    if not words and all(arg in ("-h", "--help") for arg in args):
+        print(_overview(""))
+    elif words and words[0] in prefixes and len(words) == 1:
+        print(_overview(words[0]))
+    else:
+        given = " ".join(words) or args[0]
+        near = difflib.get_close_matches(given, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{given}: unknown command; {hint}see bit-ray --help")
+
+
+def _overview(prefix: str) -> str:
+    """Return the help of the whole command, or of the subcommands that start with a word."""
+    lines = [f"usage: bit-ray {prefix or 'COMMAND'} {'COMMAND ' if prefix else ''}[OPTIONS]"]
+    if not prefix:
+        lines += ["", "Big Transfer (BiT) on Ray: pre-train, transfer, register, predict."]
+    for group, commands in GROUPS.items():
+        shown = [(name, command) for name, command in commands.items() if name.startswith(prefix)]
+        if shown:
+            lines += ["", group, *(f"  bit-ray {name:<16}{command.summary}" for name, command in shown)]
+    return "\n".join([*lines, "", "Each command explains its options: bit-ray COMMAND --help"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

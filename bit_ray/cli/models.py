@@ -1,0 +1,186 @@
+"""``bit-ray predict`` and ``bit-ray models``: use, list and copy trained models."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bit_ray.cli.flags import positional
+from bit_ray.errors import ConfigError
+from bit_ray.progress import console, follow, print_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """Where the registry is."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage. Give a user and a
+    password by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: other users of the machine can read flags."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Classify images with a registered or saved model: a few on the screen, any number into a file."""
+
+    images: tuple[str, ...] = field(metadata=positional("IMAGE ..."))
+    """Image files; with --output also folders of images, s3://... or gs://..., or one shard set."""
+    model: str
+    """models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of the authors, big_vision, timm or Hugging
+    Face: .npz, .safetensors, .pth, .bin or a folder with config.json."""
+    labels: str = ""
+    """File of class names, one per line, for weights that come without; empty: their folder's, or ImageNet's."""
+    crop_size: int = 0
+    """Side of the squares that images are resized to, pixels, for weights that come without; 0: as their names say."""
+    output: str = ""
+    """File to write, ending in .csv or .parquet, or folder of Parquet parts, ending in /; on every core or GPU."""
+    features: bool = False
+    """Write the features before the head as well; Parquet only."""
+    top_k: int = 5
+    """Classes to name for each image."""
+    convert: bool = False
+    """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
+    batch_size: int = 64
+    """Images per forward pass, with --output."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default registry lies."""
+    tracking: Registry = field(default_factory=Registry)
+    """Where the registry is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """List the registered models, by name and newest first."""
+
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default registry lies."""
+    tracking: Registry = field(default_factory=Registry)
+    """Where the registry is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Copy a registered model to a folder, verified, for use without a registry."""
+
+    model: str = field(metadata=positional("MODEL"))
+    """models:/NAME@ALIAS or models:/NAME/VERSION."""
+    output: str
+    """New or empty folder."""
+    storage: str = "bit_ray_runs"
+    """Folder of all runs, where the default registry lies."""
+    tracking: Registry = field(default_factory=Registry)
+    """Where the registry is."""
+
+
+def predict(config: PredictConfig) -> None:
+    """Print the most probable classes of image files."""
+    if not config.images:
+        raise ConfigError("IMAGE: missing; accepted: one or more image files; see bit-ray predict --help")
+    if config.output:
+        _predict_into_file(config)
+        return
+    if config.features:
+        raise ConfigError("features: given without output; vectors are written, not shown; add --output FILE.parquet")
+    from bit_ray.inference.inputs import is_folder
+
+    for image in config.images:
+        if is_folder(image):
+            raise ConfigError(f"{image}: is a folder; accepted: image files; for folders add --output FILE.csv")
+    import torch
+
+    from bit_ray.inference.classifier import load_model
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(
+        config.model,
+        tracking_uri=_registry_of(config),
+        device=device,
+        labels=config.labels,
+        crop_size=config.crop_size,
+    )
+    predictions = model.predict(config.images, config.top_k, convert=config.convert)
+    rows = []
+    for image, prediction in zip(config.images, predictions, strict=True):
+        for i, (name, probability) in enumerate(prediction):
+            rows.append((image if i == 0 else "", name, f"{probability:.1%}"))
+    print_table(config.model, rows, ("image", "class", "probability"))
+
+
+def _predict_into_file(config: PredictConfig) -> None:
+    from bit_ray.inference.classifier import load_model
+    from bit_ray.inference.outputs import check_output
+    from bit_ray.inference.predict import predict_folder
+
+    check_output(config.output, config.features)  # before the model is fetched
+    model = load_model(
+        config.model, tracking_uri=_registry_of(config), labels=config.labels, crop_size=config.crop_size
+    )
+    with follow("predict") as progress:
+        report = predict_folder(
+            config.images,
+            model,
+            config.output,
+            top_k=config.top_k,
+            features=config.features,
+            convert=config.convert,
+            batch_size=config.batch_size,
+            device=config.device,
+            progress=progress,
+        )
+    rows = [
+        ("images", f"{report.num_images:,}"),
+        ("unreadable", f"{report.num_unreadable:,}"),
+        *((f"  {reason}", f"{count:,}") for reason, count in report.reasons),
+        ("seconds", f"{report.seconds:.1f}"),
+    ]
+    if report.num_features:
+        rows.insert(1, ("features", f"{report.num_features:,} per image"))
+    if report.num_others:
+        rows.append(("other files left out", f"{report.num_others:,}"))
+    print_table(report.output, rows)
+
+
+def _registry_of(config: PredictConfig) -> str | None:
+    """Return the URI of the registry where the model is registered; without it MLflow need not be loaded."""
+    return _registry(config.tracking, config.storage) if config.model.startswith("models:/") else None
+
+
+def list_models(config: ListConfig) -> None:
+    """Print the registered models."""
+    from bit_ray.tracking.registry import list_models
+
+    models = list_models(_registry(config.tracking, config.storage))
+    if not models:
+        console.print("no models yet; bit-ray pretrain and bit-ray finetune register what they train")
+        return
+    rows = [
+        (
+            model.name,
+            str(model.version),
+            ", ".join(model.aliases),
+            model.model,
+            f"{model.num_classes:,}",
+            f"{model.num_bytes / 1e6:,.1f}",
+            f"{model.created:%Y-%m-%d}",
+        )
+        for model in models
+    ]
+    print_table("Registered models", rows, ("name", "version", "alias", "network", "classes", "MB", "date"))
+
+
+def pull(config: PullConfig) -> None:
+    """Copy a registered model."""
+    from bit_ray.tracking.registry import pull
+
+    place = pull(config.model, config.output, _registry(config.tracking, config.storage))
+    files = sorted(path for path in place.iterdir() if path.is_file())
+    print_table(f"{config.model} in {place}", [(path.name, f"{path.stat().st_size:,} bytes") for path in files])
+
+
+def _registry(tracking: Registry, storage: str) -> str:
+    """Return the URI of the registry."""
+    from bit_ray.tracking.server import tracking_uri
+
+    return tracking_uri(tracking.uri, storage)

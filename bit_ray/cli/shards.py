@@ -1,0 +1,385 @@
+"""``bit-ray shards``: write, inspect and verify shard sets, and ask what a training step saw."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal
+
+from bit_ray.cli.flags import positional
+from bit_ray.data.stream.order import Shuffle
+from bit_ray.errors import ConfigError, DataError
+from bit_ray.progress import console, follow, print_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteConfig:
+    """Write images and labels as a shard set; the same command continues after a stop."""
+
+    source: str = field(metadata=positional("SOURCE"))
+    """Folder of class folders; .csv or .parquet table with the columns path and label; WebDataset tar files, as
+    'train-{000..146}.tar'; Parquet files with images inside, as 'train-*.parquet'; a set by name and split: cifar10,
+    cifar100, oxford_iiit_pet, oxford_flowers102, imagenet2012 or imagenet21k, as cifar10:train (see data-dir); a
+    task of VTAB-1k, as vtab:svhn:train800; or an embedded set: glyphs:s, glyphs:m, glyphs:l, digits:train,
+    digits:test."""
+    output: str = field(metadata=positional("OUTPUT"))
+    """Folder of the shard set, new or empty, or s3://... or gs://..."""
+    name: str = ""
+    """What the manifest calls the set; empty: after the source."""
+    class_names: str = ""
+    """Text file with a class name per line, in the order of the class indices, or a shard set whose classes these are;
+    empty: as found in the source."""
+    multi_label: bool = False
+    """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
+    root: str = ""
+    """Folder where a table's relative paths start; empty: where the table lies."""
+    data_dir: str = "bit_ray_runs/datasets"
+    """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
+    download: bool = False
+    """For a set by name: download the files that are missing from the folder, where that needs no account."""
+    check_size: bool = True
+    """For a set by name: refuse another number of images or classes than the published one."""
+    label: str = ""
+    """Column of labels of Parquet files with images inside; ending or JSON key of labels of a WebDataset; empty: the
+    only one."""
+    convert_images: bool = False
+    """Readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB."""
+    on_bad: Literal["error", "skip"] = "error"
+    """Bad images end the command, or are left out and listed in skipped.json beside the manifest."""
+    seekable: bool = False
+    """Give JPEG files restart markers, so that training decodes less of them: no loss, the same pixels. Progressive
+    files become baseline; what cannot have markers stays as it is."""
+    shorter_side: int | None = None
+    """Encode larger images anew with a shorter side of this many pixels, usually 256 to 512, as JPEG of quality 90.
+    Faster to train from, but crops have fewer pixels than the paper's."""
+    row_group_size: int = 64
+    """Images that are read together."""
+    shard_examples: int | None = None
+    """Images in a shard; without it a sixteenth of the set, at most 4096."""
+    seed: int = 0
+    """Seed of the order in which the shards mix the source."""
+    num_workers: int = 0
+    """Ray tasks that write a shard each, here or on the cluster of RAY_ADDRESS; 0: this process alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Show what is in a shard set, as numbers and as a picture."""
+
+    shards: str = field(metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://..."""
+    sheet: str = ""
+    """Write a contact sheet of drawn images to this PNG file."""
+    num_images: int = 48
+    """Images on the contact sheet."""
+    augmented: bool = False
+    """Show beside each image three training views of it, as upstream pre-training sees them."""
+    crop_size: int = 224
+    """Side of the training views, pixels."""
+    seed: int = 0
+    """Seed of the draw and of the views."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed}; 0 or more; correct it")
+        if self.augmented and not self.sheet:
+            raise ConfigError("augmented: given without sheet; the PNG file to draw; add --sheet FILE.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdsConfig:
+    """Ask any training step what it saw, or at which steps an image is used."""
+
+    shards: str = field(default="", metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://...; with a run only if the set has moved since."""
+    step: int | None = None
+    """List the images of this step, by slot of the global batch."""
+    image: str = ""
+    """List the steps that use the image of this id."""
+    sheet: str = ""
+    """Draw what is listed, each image as the network saw it, on this PNG file."""
+    num_images: int = 48
+    """Most images on the sheet, spread over what is listed."""
+    run: str = ""
+    """Folder of the run that is asked, STORAGE/NAME; it knows all of the settings below."""
+    seed: int | None = None
+    """Without a run: seed of the order and the views; 0 if not given."""
+    global_batch_size: int | None = None
+    """Without a run: images per step, over all workers."""
+    epochs: int | None = None
+    """Without a run: epochs in which the image is looked for; 1 if not given."""
+    crop_size: int | None = None
+    """Without a run: side of the upstream training views on the sheet, pixels; 224 if not given."""
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    """Without a run: how far apart examples are mixed."""
+
+    def __post_init__(self) -> None:
+        if (self.step is None) == (not self.image):
+            given = "neither is given" if self.step is None else "both are given"
+            raise ConfigError(f"step, image: {given}; one of the two; ask --step T or --image ID")
+        if self.step is not None and self.step < 0:
+            raise ConfigError(f"step: {self.step}; 0 or more; correct it")
+        for name, least in (
+            ("num_images", 1),
+            ("seed", 0),
+            ("global_batch_size", 1),
+            ("epochs", 1),
+            ("crop_size", 32),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: {value}; {least} or more; correct it")
+        for name in ("seed", "global_batch_size", "epochs", "crop_size") if self.run else ():
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} beside run; the run knows it; leave out one of the two"
+                )
+        if self.run and self.shuffle != Shuffle():
+            raise ConfigError("shuffle: given beside run; the run knows it; leave out one of the two")
+        if not self.run and not self.shards:
+            raise ConfigError("SHARDS: missing; a shard set; give it, or the run by --run STORAGE/NAME")
+        if not self.run and self.global_batch_size is None:
+            raise ConfigError("global_batch_size: missing; images per step; give it, or the run by --run STORAGE/NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Read a whole shard set and report what is corrupt, unreadable, doubled or out of range."""
+
+    shards: str = field(metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://..."""
+    decode: bool = True
+    """Without decoding only sizes, checksums, layout, ids and labels are checked."""
+    num_workers: int = 0
+    """Ray tasks that check a shard each, here or on the cluster of RAY_ADDRESS; 0: this process alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measure what this machine and this store give, and which part binds."""
+
+    shards: str = field(metadata=positional("SHARDS"))
+    """Folder of the shard set, or s3://... or gs://..."""
+    crop_size: int = 224
+    """Side of the upstream training views, pixels."""
+    batch_size: int = 256
+    """Images per batch of the whole stream."""
+    num_threads: int = 0
+    """Threads that decode in the whole stream; 0: one per CPU core."""
+    seconds: float = 5.0
+    """Time for each of the four parts."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)}; {least} or more; correct it")
+        if not 0 < self.seconds < 3600:
+            raise ConfigError(f"seconds: {self.seconds}; more than 0, less than 3600; correct it")
+
+
+def write(config: WriteConfig) -> None:
+    """Write a shard set."""
+    from bit_ray.data.shards.write import write_shards
+
+    _show_log("bit_ray.data.datasets")
+    with follow("write") as progress:
+        report = write_shards(
+            config.source,
+            config.output,
+            name=config.name or PurePath(config.source).stem,
+            class_names=_read_class_names(config.class_names) if config.class_names else None,
+            multi_label=config.multi_label,
+            root=config.root or None,
+            data_dir=config.data_dir,
+            download=config.download,
+            check_size=config.check_size,
+            label=config.label,
+            row_group_size=config.row_group_size,
+            shard_examples=config.shard_examples,
+            seed=config.seed,
+            convert_images=config.convert_images,
+            on_bad=config.on_bad,
+            seekable=config.seekable,
+            shorter_side=config.shorter_side,
+            num_workers=config.num_workers,
+            progress=progress,
+        )
+    rows = [
+        ("shard set", report.output),
+        ("images", f"{report.num_examples:,}"),
+        (
+            "shards",
+            f"{report.num_shards:,}" + (f", {report.num_resumed:,} there already" if report.num_resumed else ""),
+        ),
+        ("size", f"{report.num_bytes / 1e6:,.1f} MB"),
+        ("time", f"{report.seconds:.1f} s"),
+    ]
+    if report.num_small:
+        rows.append(("below 32 pixels", f"{report.num_small:,} images; training enlarges them, detail they have none"))
+    if config.shorter_side is not None and report.num_shrunk is not None:
+        rows.append(("made smaller", f"{report.num_shrunk:,} of {report.num_examples:,} images"))
+    if config.seekable and report.num_seekable is not None:
+        rows.append(("seekable", f"{report.num_seekable:,} of {report.num_examples:,} images"))
+    if report.skipped:
+        rows.append(("left out", f"{len(report.skipped):,} bad images, see skipped.json beside the manifest"))
+    if report.empty_classes:
+        names = ", ".join(report.empty_classes[:5]) + (", ..." if len(report.empty_classes) > 5 else "")
+        rows.append(("without images", f"{len(report.empty_classes):,} classes: {names}"))
+    print_table("Written", rows)
+
+
+def inspect(config: InspectConfig) -> None:
+    """Print what is in a shard set, and draw some of it."""
+    from bit_ray.data.shards.inspect import contact_sheet, inspect_shards
+
+    found = inspect_shards(config.shards)
+    height, width = found["median_image_size"]
+    smallest, largest = found["shard_bytes"]["min"] / 1e6, found["shard_bytes"]["max"] / 1e6
+    rows = [
+        ("name", found["name"]),
+        ("images", f"{found['num_examples']:,}, {found['bytes_per_example'] / 1e3:,.1f} kB each"),
+        ("median image", f"{height} x {width} pixels" + (", converted to RGB" if found["convert_images"] else "")),
+        ("classes", f"{found['num_classes']:,}, {found['classes_without_example']:,} of them without an image"),
+        ("labels per image", f"{found['labels_per_example']:.2f}" + (" (multi-label)" if found["multi_label"] else "")),
+        ("largest", ", ".join(f"{name} ({count:,})" for name, count in found["largest_classes"])),
+        ("smallest", ", ".join(f"{name} ({count:,})" for name, count in found["smallest_classes"])),
+        (
+            "shards",
+            f"{found['num_shards']:,} of {smallest:,.2f} to {largest:,.2f} MB, row groups of {found['row_group_size']}",
+        ),
+        ("size", f"{found['num_bytes'] / 1e6:,.1f} MB"),
+        ("digest", found["digest"]),
+    ]
+    if found["shards_counted"] < found["num_shards"]:
+        rows.append(("counted", f"classes in {found['shards_counted']} of the shards"))
+    if config.sheet:
+        crop_size = config.crop_size if config.augmented else None
+        contact_sheet(config.shards, config.sheet, config.num_images, seed=config.seed, crop_size=crop_size)
+        rows.append(("contact sheet", config.sheet))
+    print_table(config.shards, rows)
+
+
+def bench(config: BenchConfig) -> None:
+    """Print what reading, decoding and the whole stream give here."""
+    from bit_ray.data.images.decode_view import FAST_PATH
+    from bit_ray.data.stream.bench import bench_shards
+
+    result = bench_shards(
+        config.shards,
+        crop_size=config.crop_size,
+        batch_size=config.batch_size,
+        num_threads=config.num_threads,
+        seconds=config.seconds,
+    )
+    threads = result.num_threads
+    paths = ", ".join(f"{count:,} {path}" for path, count in sorted(result.decode_paths.items()))
+    rows = [
+        ("read", f"{result.read_images_per_s:,.0f}", f"{result.read_bytes_per_s / 1e6:,.0f} MB/s"),
+        ("decode, 1 thread", f"{result.decode_images_per_s:,.0f}", f"{result.decode_cpu_s * 1e3:.2f} ms CPU; {paths}"),
+        (
+            f"stream, {threads} threads",
+            f"{result.stream_images_per_s:,.0f}",
+            f"first batch after {result.first_batch_s:.1f} s",
+        ),
+        ("stream, again", f"{result.second_pass_images_per_s:,.0f}", "with what the node keeps by then"),
+    ]
+    print_table(config.shards, rows, ("part", "images/s", ""))
+    if result.num_bad:
+        console.print(f"{result.num_bad:,} of the sampled images cannot be decoded; run bit-ray shards verify")
+    if not FAST_PATH:
+        console.print("The fast decoder is not installed: it needs a C compiler and libjpeg-turbo's headers.")
+    console.print(f"Bound by {result.bound_by}.")
+
+
+def ids(config: IdsConfig) -> None:
+    """Print what a step saw, or which steps saw an image, and draw it."""
+    from bit_ray.data.shards.manifest import read_manifest
+    from bit_ray.data.stream.history import StreamPlan, draw_views, read_plan, uses_in_step, uses_of_image
+
+    if config.run:
+        plan, shards, manifest = read_plan(config.run, config.shards)
+    else:
+        assert config.global_batch_size is not None
+        shards, manifest = config.shards, read_manifest(config.shards)
+        view = {"crop": "inception", "crop_size": config.crop_size or 224}
+        plan = StreamPlan(
+            seed=config.seed or 0, global_batch_size=config.global_batch_size, view=view, shuffle=config.shuffle
+        )
+    if config.step is not None:
+        uses = uses_in_step(shards, manifest, plan, config.step)
+        rows = [(f"{use.slot}", f"{use.epoch}", use.id, ", ".join(use.labels)) for use in uses]
+        _print_lines(("slot", "epoch", "id", "labels"), rows)
+    else:
+        with follow("search") as progress:
+            uses = uses_of_image(shards, manifest, plan, config.image, config.epochs or 1, progress)
+        rows = [(f"{use.epoch}", f"{use.step}", f"{use.slot}", ", ".join(use.labels)) for use in uses]
+        _print_lines(("epoch", "step", "slot", "labels"), rows)
+    if config.sheet and uses:
+        count = min(config.num_images, len(uses))
+        draw_views(shards, manifest, plan, [uses[i * len(uses) // count] for i in range(count)], config.sheet)
+
+
+def verify(config: VerifyConfig) -> None:
+    """Check a shard set.
+
+    Raises:
+        DataError: something is wrong with it; all that was found has been printed.
+    """
+    from bit_ray.data.shards.verify import verify_shards
+
+    with follow("verify") as progress:
+        report = verify_shards(config.shards, decode=config.decode, num_workers=config.num_workers, progress=progress)
+    counts = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(report.counts.items()))
+    rows = [
+        ("shards", f"{report.num_shards:,}"),
+        ("images", f"{report.num_examples:,} of {report.num_expected:,}"),
+        ("problems", counts or "none"),
+    ]
+    if report.problems:
+        listed = [(problem.shard, problem.kind, problem.id, problem.detail) for problem in report.problems]
+        print_table("Problems", listed, ("shard", "kind", "image", "detail"))
+    print_table(config.shards, rows)
+    if not report.ok:
+        first = report.problems[0]
+        raise DataError(
+            f"{config.shards}: damaged ({counts}); first: {first}; restore the shards or write the set again"
+        )
+
+
+def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a line per row, never broken, so that other programs can read them; two columns of numbers come first."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)][:2]
+        cells += [text.ljust(width) for text, width in zip(row, widths, strict=True)][2:]
+        console.print("  ".join(cells).rstrip())
+
+
+def _show_log(name: str) -> None:
+    """Print what a part of the library logs: what takes minutes before the first image."""
+    log = logging.getLogger(name)
+    if not any(isinstance(handler, _Printed) for handler in log.handlers):
+        log.addHandler(_Printed())
+        log.setLevel(logging.INFO)
+
+
+class _Printed(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage())
+
+
+def _read_class_names(path: str) -> list[str]:
+    from bit_ray import store
+    from bit_ray.data.shards.manifest import MANIFEST, read_manifest
+
+    if store.exists(store.join(path, MANIFEST)):
+        return list(read_manifest(path).class_names)
+    store.check_file(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise DataError(
+            f"--class-names: {path}: {reason}; accepted: a text file with a name per line, or a shard set"
+        ) from None

@@ -1,0 +1,145 @@
+"""What the `bit-ray` command and the files in ``jobs/`` share: settings from flags, one-line errors, closing tables."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+from bit_ray.cli.flags import parse
+from bit_ray.errors import BitRayError, root_cause
+from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.progress import print_table
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
+
+if TYPE_CHECKING:
+    from bit_ray.training.driver import Trained
+
+T = TypeVar("T")
+_NUM_WORST = 5
+
+
+def run_job(function: Callable[[T], object], config_class: type[T], **defaults: object) -> None:
+    """Call ``function`` with the config that the command line makes of ``defaults``, and end the process."""
+    prog = f"python {os.path.relpath(sys.argv[0])}"
+    sys.exit(exit_status(lambda: function(parse(config_class, sys.argv[1:], prog=prog, **defaults))))
+
+
+def exit_status(main: Callable[[], object]) -> int:
+    """Run ``main`` and return the process's exit status: 2 after a user's mistake, 130 after Ctrl-C, else 0.
+
+    A user's mistake is one line on stderr; a bug of ours keeps its traceback.
+    """
+    _quieten()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        wrapped_by_ray = type(error).__module__.startswith("ray.")
+        cause = error if isinstance(error, BitRayError) else root_cause(error) if wrapped_by_ray else None
+        if cause is None:
+            raise
+        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Pre-train, and print what came out."""
+    from bit_ray.training.pretrain import pretrain
+
+    _print_trained(pretrain(config))
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Fine-tune, and print what came out."""
+    from bit_ray.training.finetune import finetune
+
+    _print_trained(finetune(config))
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Evaluate, and print what came out."""
+    from bit_ray.evaluation.evaluate import evaluate, label_names
+
+    result = evaluate(config)
+    rows = [*_scores(result.metrics, result.intervals), ("MLflow run", f"{result.run_id}, pictures in evaluation/")]
+    print_table(f"{config.model} on {config.shards}", rows)
+    if result.worst:
+        names = result.class_names
+        errors = [
+            (item.id, label_names(item, names), names[item.predicted], f"{item.confidence:.1%}")
+            for item in result.worst[:_NUM_WORST]
+        ]
+        print_table("Most confident errors", errors, ("id", "is", "predicted", "probability"))
+
+
+def replay(config: ReplayConfig) -> None:
+    """Train a stretch of a run again, and print both losses."""
+    from bit_ray.training.replay import replay
+
+    result = replay(config)
+    steps = f"{result.first_step}" + (f" to {result.last_step}" if result.last_step > result.first_step else "")
+    difference = abs(result.replayed - result.recorded) / max(abs(result.recorded), 1e-30)
+    rows = [
+        ("started from", f"the checkpoint of step {result.start_step}" if result.start_step else "the fresh network"),
+        ("steps", steps),
+        ("loss recorded", f"{result.recorded:.9g}"),
+        ("loss replayed", f"{result.replayed:.9g}"),
+        ("difference", "none" if not difference else f"{difference:.2g} of it"),
+        (f"loss of step {config.step}", f"{result.losses[config.step]:.9g}"),
+    ]
+    print_table(config.run, rows)
+
+
+def _print_trained(trained: "Trained | None") -> None:
+    if trained is None:  # a dry run, which has printed its plan
+        return
+    version, metrics = trained.version, trained.result.metrics
+    rows = [
+        ("registered", f"models:/{version.name}@{version.alias}, version {version.version}"),
+        ("weights", version.weights_uri),
+        ("size", f"{version.num_bytes / 1e6:,.1f} MB, SHA-256 {version.sha256[:12]}"),
+        ("MLflow run", trained.result.run_id),
+    ]
+    if "train/images_seen" in metrics:
+        rows.append(
+            ("trained on", f"{metrics['train/images_seen']:,.0f} images, last loss {metrics['train/loss']:.4g}")
+        )
+    test = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    print_table("Result", [*rows, *_scores(test)])
+
+
+def _scores(
+    metrics: dict[str, float], intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
+) -> list[tuple[str, str]]:
+    """Rows of a table; an interval stands behind its value."""
+
+    def text(name: str, value: float) -> str:
+        return f"{value:.2%}" if name in ("top_1", "top_5", "mean_per_class", "ece") else f"{value:,.4g}"
+
+    shown = {name: text(name, value) for name, value in metrics.items()}
+    for name, (low, high) in intervals.items():
+        shown[name] += f"  (95 %: {text(name, low)} to {text(name, high)})"
+    if "num_examples" in metrics:
+        shown["num_examples"] = f"{metrics['num_examples']:,.0f}"
+    return [(name.replace("_", " "), value) for name, value in shown.items()]
+
+
+def _quieten() -> None:
+    """Keep what libraries have to say to their own developers off the screen; warnings of ours stay."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("alembic", "mlflow", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logger = logging.getLogger("bit_ray")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        handler.setLevel(logging.WARNING)
+        logger.addHandler(handler)

@@ -1,0 +1,146 @@
+"""Encoded image bytes to pixels, strictly: what is not a whole 8-bit RGB image is refused by name, or converted.
+
+With ``convert=True`` a grayscale image is repeated over three channels, 16 bits keep their high byte, CMYK and other
+colour spaces become RGB as Pillow converts them, transparent pixels are laid over white, palettes are looked up, and
+of an animation the first frame is taken. EXIF orientation and colour profiles are ignored, as usual for these sets.
+"""
+
+import io
+import re
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from bit_ray.data.images.bombs import jpeg_bomb, other_bomb, png_bomb
+from bit_ray.errors import DataError
+
+MAX_PIXELS = 100_000_000
+# Named one by one: the rest of Pillow's formats are rare, and some of them run outside programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+
+
+class ImageError(DataError):
+    """Image bytes that are refused; ``convertible`` says whether ``convert=True`` would take them."""
+
+    def __init__(self, reason: str, *, convertible: bool = False) -> None:
+        self.reason = reason
+        self.convertible = convertible
+        remedy = "; accepted: 8-bit RGB; set convert_images (--convert-images) to convert" if convertible else ""
+        super().__init__(reason + remedy)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _image_error, (self.reason, self.convertible)
+
+
+def _image_error(reason: str, convertible: bool) -> ImageError:
+    return ImageError(reason, convertible=convertible)
+
+
+def decode_image(data: bytes, *, convert: bool = False, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode one image to [H, W, 3] uint8.
+
+    Raises:
+        ImageError: no bytes, no image, truncated, more than ``max_pixels`` or a bomb of another kind (told from the
+            headers, before anything is decoded); and, unless ``convert``, grayscale, CMYK, 16-bit, alpha, palette or
+            animated.
+    """
+    if not isinstance(data, bytes):
+        raise ImageError(f"{type(data).__name__}; accepted: the bytes of an image file")
+    if not data:
+        raise ImageError("zero bytes")
+    if data[:2] == b"\xff\xd8":
+        image = _decode_jpeg(data, convert, max_pixels)
+        if image is not None:
+            return image
+    return _decode_other(data, convert, max_pixels)
+
+
+def _decode_jpeg(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    """Decode a clean JPEG; None for one that is CMYK or that only a more patient decoder may take."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(height, width, max_pixels)
+    _check(jpeg_bomb(data, height, width, max_pixels))
+    if colorspace == "Gray" and not convert:
+        raise ImageError("grayscale", convertible=True)
+    if colorspace in ("CMYK", "YCCK"):
+        return None
+    try:
+        image: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:  # truncated, or harmless stray bytes between markers: Pillow tells them apart
+        return None
+    return image
+
+
+def _decode_other(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8]:
+    if data.startswith(b"\x89PNG"):
+        _check(png_bomb(data))
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            _check_size(height, width, max_pixels)
+            jpeg = image.format in ("JPEG", "MPO")
+            _check(jpeg_bomb(data, height, width, max_pixels) if jpeg else other_bomb(image, data))
+            kind = _not_plain_rgb(image)
+            if kind and not convert:
+                raise ImageError(kind, convertible=True)
+            image.load()
+            return _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        size = re.search(r"\((\d+) pixels\)", str(error))
+        raise ImageError(_bomb(f"{size[1]} pixels" if size else "very many pixels", max_pixels)) from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image of a known format, or its header is damaged") from None
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged input
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"truncated or damaged ({reason})") from None
+
+
+def _not_plain_rgb(image: Image.Image) -> str | None:
+    """Return what the image is, if it is not an 8-bit RGB still."""
+    if getattr(image, "is_animated", False):  # unlike n_frames, it does not walk through all frames
+        return "animated"
+    # Pillow opens 16-bit colour as "RGB"; only the decoder's raw mode still tells.
+    if image.mode == "F":
+        raise ImageError("floating-point pixels; accepted: 8-bit RGB")
+    if image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        return "16-bit"
+    if image.mode == "CMYK":
+        return "CMYK"
+    if image.has_transparency_data:
+        return "alpha"
+    if image.mode == "P":
+        return "palette"
+    if image.mode in ("1", "L"):
+        return "grayscale"
+    return None if image.mode == "RGB" else image.mode
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    if image.mode.startswith("I"):
+        gray = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _check(fault: str | None) -> None:
+    if fault:
+        raise ImageError(fault)
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(_bomb(f"{width} x {height} pixels", max_pixels))
+
+
+def _bomb(size: str, max_pixels: int) -> str:
+    return f"{size}, a decompression bomb; accepted: at most {max_pixels} pixels"

@@ -1,0 +1,54 @@
+"""Encoded image bytes to a training view in its place in the batch: the one function that a stream decodes with.
+
+Most photographs are JPEG files of one common kind, of which only what the view needs is decoded, without the GIL. Every
+other file, and every one that the fast path finds fault with, is decoded whole by `decode_image`, which alone decides
+what is refused. Pixels are the same either way, so neither the machine nor the path changes what is trained on. What
+lies below the box the fast path never reads: damage there, in a file that is whole by its header, markers and end, goes
+unseen until a view needs it.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from bit_ray.data.images.decode import MAX_PIXELS, decode_image
+from bit_ray.data.images.resize import train_view
+from bit_ray.data.images.views import TrainView, place_view
+
+try:
+    from bit_ray.data.images import _jpeg
+except ImportError:  # no compiler or no libjpeg-turbo when this was installed
+    FAST_PATH = False
+else:
+    FAST_PATH = True
+
+DecodePath = Literal["partial", "indexed", "full"]
+"""How a view was decoded: from the rows down to its box's last; from the restart intervals under its box; or whole."""
+
+
+def decode_train_view(data: bytes, view: TrainView, u: np.ndarray, out: np.ndarray, *, convert: bool) -> DecodePath:
+    """Decode one random training view. Any number of threads may do so at once.
+
+    Args:
+        data: An encoded image.
+        view: What to draw.
+        u: ``[23] float64`` from `uniforms`.
+        out: ``[crop_size, crop_size, 3] uint8``, contiguous, where the view goes; anything may be in it after an error.
+        convert: Whether what is not 8-bit RGB is converted instead of refused.
+
+    Returns:
+        The path that was taken.
+
+    Raises:
+        ImageError: as `decode_image` does.
+    """
+    if FAST_PATH:
+        header = _jpeg.header(data)
+        if header is not None and header[0] * header[1] <= MAX_PIXELS:
+            placement = place_view(view, header[0], header[1], u)
+            try:
+                return "indexed" if _jpeg.view(data, *placement, out) else "partial"
+            except ValueError:
+                pass
+    out[:] = train_view(decode_image(data, convert=convert), view, u)
+    return "full"

@@ -1,0 +1,87 @@
+"""What packing may do to images so that they read faster: restart markers, which lose nothing, and fewer pixels.
+
+A JPEG file's entropy-coded bits can only be read from its beginning, or from a restart marker. A seekable file has a
+marker every 96 pixels or so; a reader finds them by one quick pass over the bytes, puts the intervals under its crop
+together as a small file, and decodes that. No index is stored, and any JPEG decoder reads the file as before.
+"""
+
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from bit_ray.data.images.decode import ImageError, decode_image
+from bit_ray.errors import ConfigError
+
+QUALITY = 90
+MIN_SHORTER_SIDE = 64
+
+
+def extension() -> ModuleType:
+    """Return the C extension.
+
+    Raises:
+        ConfigError: it was not built when bit_ray was installed.
+    """
+    try:
+        from bit_ray.data.images import _jpeg
+    except ImportError as error:
+        raise ConfigError(
+            f"seekable: the JPEG extension is missing ({error}); it is built where a C compiler and the headers of "
+            "Python and libjpeg-turbo are; install them (Debian: apt-get install gcc libc6-dev python3-dev "
+            "libjpeg-dev) and then bit-ray again, or leave out --seekable"
+        ) from None
+    return _jpeg
+
+
+def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
+    """Transcode a JPEG file to baseline with restart markers and optimal Huffman tables, without loss.
+
+    EXIF, colour profile and all other markers are kept. The result has been decoded and compared.
+
+    Args:
+        data: An encoded image.
+        pixels: ``[H, W, 3] uint8``, what `decode_image` makes of it.
+
+    Returns:
+        The new file, or None if it is no colour JPEG in YCbCr with whole, half or quarter chroma, or the pixels would
+        differ, as those of a progressive file that ends early may.
+
+    Raises:
+        ConfigError: the C extension is missing.
+    """
+    jpeg = extension()
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        packed: bytes = jpeg.make_seekable(data)
+        same = jpeg.header(packed) is not None and np.array_equal(decode_image(packed), pixels)
+    except (ValueError, ImageError):
+        return None
+    return packed if same else None
+
+
+def shrink(pixels: npt.NDArray[np.uint8], shorter_side: int) -> bytes | None:
+    """Encode an image anew with fewer pixels: JPEG, quality 90, chroma in quarter resolution. This loses detail.
+
+    The trade: fewer bytes to read and less to decode, for crops with fewer pixels. A small crop of the small image is
+    enlarged where one of the original would have been reduced, so training no longer sees the paper's input; what that
+    costs in accuracy depends on the crop size and is yours to measure. 256 to 512 pixels are usual for crops of 224.
+
+    Args:
+        pixels: ``[H, W, 3] uint8``.
+        shorter_side: Of the result, pixels.
+
+    Returns:
+        The new file, or None if the image is not larger.
+    """
+    height, width = pixels.shape[:2]
+    if min(height, width) <= shorter_side:
+        return None
+    scale = shorter_side / min(height, width)
+    size = max(shorter_side, round(width * scale)), max(shorter_side, round(height * scale))
+    small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    encoded: bytes = simplejpeg.encode_jpeg(small, quality=QUALITY, colorsubsampling="420", fastdct=False)
+    return encoded

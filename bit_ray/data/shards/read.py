@@ -1,0 +1,173 @@
+"""Reading shards: rows of a set, and where each image of a row group lies in a local file."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bit_ray import store
+from bit_ray.data.shards.fetch import ShardFile, damaged, fetch_columns, local_shard
+from bit_ray.data.shards.manifest import Manifest
+from bit_ray.data.shards.row_group import (
+    OPTIONAL_COLUMNS,
+    SCHEMA,
+    LayoutError,
+    group_checksum,
+    read_columns,
+    shard_schema,
+    value_extents,
+)
+from bit_ray.data.sources.base import Example
+from bit_ray.errors import DamagedShardError as DamagedShardError
+
+
+def read_rows(
+    uri: str,
+    manifest: Manifest,
+    shard_index: int,
+    row_group_indices: Sequence[int],
+    columns: Sequence[str] = ("id", "image", "labels"),
+) -> pa.Table:
+    """Read row groups of one shard of the set at ``uri``, all of it or some of the columns.
+
+    Rows are checked against the manifest; with the images among the columns, against its checksums as well.
+
+    Raises:
+        DamagedShardError: the shard is missing, empty, truncated, or not what the manifest says.
+        DataError: the store refuses or cannot be reached.
+    """
+    shard = manifest.shards[shard_index]
+    path = store.join(uri, shard.path)
+    size = manifest.row_group_size
+    tables = []
+    for group in row_group_indices:
+        assert 0 <= group < manifest.row_groups(shard_index), group
+        num_rows = min(size, shard.num_examples - group * size)
+        table = fetch_columns(uri, shard, group, num_rows, columns)
+        if table.num_rows != num_rows:
+            raise damaged(uri, path, "other rows than the manifest says")
+        for row, problem in row_problems(table, manifest.num_classes, manifest.multi_label).items():
+            raise damaged(uri, path, f"row {group * size + row}: {problem}")
+        tables.append(table.select(list(columns)))
+    schema = shard_schema(manifest.optional_columns)
+    return pa.concat_tables(tables) if tables else pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def index_rows(path: str | Path, group: int, expected_checksum: str = "") -> pa.Table:
+    """Find the images of one row group of a local shard, so that each can be read without the others.
+
+    Args:
+        path: A shard, or what `bit_ray.data.stream.cache` located in its place.
+        group: Number of the row group in that file.
+        expected_checksum: Of the row group, from the manifest; empty for none.
+
+    Returns:
+        Columns id string, labels list<int32>, offset int64, length int64: the encoded image of a row is ``length``
+        bytes of the file from byte ``offset`` on. What the columns say is not checked: see `row_problems`.
+
+    Raises:
+        DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
+    """
+    with _opened(path) as (file, shard):
+        found = shard.footer.group(group)
+        if hasattr(os, "posix_fadvise"):  # whoever asks will read the images soon
+            os.posix_fadvise(file.fileno(), found.start, found.stop - found.start, os.POSIX_FADV_WILLNEED)
+        if expected_checksum and group_checksum(shard.read_at, found) != expected_checksum:
+            raise LayoutError(f"row group {group} has other bytes than the manifest's checksum")
+        offsets, lengths = value_extents(shard.read_at, found.chunks[SCHEMA.get_field_index("image")])
+        table = read_columns(shard.read_at, shard.footer, found, ["id", "labels"])
+        if len(table) != len(offsets):
+            raise LayoutError("columns of different lengths")
+    table = table.append_column("offset", pa.array(offsets, pa.int64()))
+    return table.append_column("length", pa.array(lengths, pa.int64()))
+
+
+def count_rows(path: str | Path, group: int) -> int:
+    """Return the number of rows of a row group of a local shard, from its footer.
+
+    Raises:
+        DamagedShardError: the file is missing or damaged, or has no such row group.
+    """
+    with _opened(path) as (_, shard):
+        return shard.footer.group(group).num_rows
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
+    try:
+        with local_shard(path) as opened:
+            yield opened
+    except (OSError, LayoutError) as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        raise DamagedShardError(
+            f"{path}: {what}; restore the shard or write it again; a file of the node's cache may be deleted"
+        ) from None
+
+
+def row_problems(table: pa.Table, num_classes: int, multi_label: bool) -> dict[int, str]:
+    """Say what is wrong with the ids and labels of a row group, by row: what is trained on must be what was written.
+
+    Args:
+        table: Rows with any of the columns of SCHEMA.
+        num_classes: Of the set.
+        multi_label: Whether a row may have any number of labels.
+    """
+    problems: dict[int, str] = {}
+    if "labels" in table.column_names:
+        labels = table.column("labels").combine_chunks()
+        counts = np.asarray(labels.value_lengths())
+        values = np.asarray(labels.flatten())
+        rows = np.repeat(np.arange(len(counts)), counts)
+        for i in np.flatnonzero((values < 0) | (values >= num_classes)).tolist():
+            problems[int(rows[i])] = f"label {values[i]}; accepted: 0 to {num_classes - 1}"
+        if not multi_label:
+            for row in np.flatnonzero(counts != 1).tolist():
+                problems[row] = f"{counts[row]} labels; accepted: one"
+    if "id" in table.column_names:
+        ids = table.column("id").cast(pa.binary()).combine_chunks()
+        for row in np.flatnonzero(np.asarray(pc.binary_length(ids)) == 0).tolist():
+            problems[row] = "id is empty"
+        try:
+            table.column("id").validate(full=True)
+        except pa.ArrowInvalid:
+            for row, data in enumerate(ids.to_pylist()):
+                if not _is_utf8(data):
+                    problems[row] = f"id is not UTF-8 text ({data[:80]!r})"
+    return problems
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "image", "labels")) -> Iterator[pa.Table]:
+    """Read the whole set at ``uri``, or some of its columns, one row group at a time, in its order.
+
+    Raises:
+        DataError: a shard is missing, empty, truncated, or not what the manifest says.
+    """
+    for index in range(len(manifest.shards)):
+        for group in range(manifest.row_groups(index)):
+            yield read_rows(uri, manifest, index, [group], columns)
+
+
+def to_examples(table: pa.Table) -> list[Example]:
+    """Return the rows of a table as examples."""
+    names = [name for name in (*SCHEMA.names, *OPTIONAL_COLUMNS) if name in table.column_names]
+    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    return [Example(id, image, tuple(labels), *more) for id, image, labels, *more in rows]
+
+
+def row_group_checksums(path: str | Path) -> str:
+    """Return what `Shard.checksums` says of a local shard."""
+    with local_shard(path) as (_, shard):
+        return "".join(group_checksum(shard.read_at, group) for group in shard.footer.groups)

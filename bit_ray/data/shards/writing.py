@@ -1,0 +1,245 @@
+"""What an unfinished run leaves for the next: ``_writing.json``, the plan and the shards that are done.
+
+One process at a time writes a set. In a local directory a lock sees to that: a second start ends before it touches
+anything. Object stores have no locks, so there ``_writing.json`` says who writes: the last start takes the set over,
+and the process before it stops when it next looks, before each save and each deletion. What that does not guarantee, as
+a store cannot look and write in one step: until it looks, the former process still writes shards, and one that looks
+and saves just while another starts may win. The shards are the same bytes either way when both have the same plan; for
+an iterator, whose content may differ, a second start is to be avoided.
+"""
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bit_ray import store
+from bit_ray.config import digest
+from bit_ray.data.shards.build import ShardResult, shard_name
+from bit_ray.data.shards.manifest import MANIFEST, SKIPPED, WRITING, Manifest, read_manifest
+from bit_ray.errors import BitRayError, ConfigError, DataError, StoreError
+from bit_ray.locks import describe, locked, this_process
+
+LOCK = "_writing.lock"
+_SAVE_SECONDS = 2.0
+_KEPT = "what is written is kept: run the same command again to continue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """The content of ``_writing.json``."""
+
+    plan: dict[str, Any]
+    done: tuple[ShardResult, ...] = ()
+    owner: dict[str, Any] = field(default_factory=dict)
+    """In an object store, the process that writes."""
+
+
+@contextmanager
+def alone(output: str) -> Iterator[None]:
+    """Keep other processes from writing into a local directory meanwhile, unless it holds a whole set.
+
+    Raises:
+        ConfigError: another process writes there.
+    """
+    if not store.is_local(output) or store.exists(store.join(output, MANIFEST)):
+        yield
+        return
+    with locked(
+        Path(output) / LOCK, f"{output}: is being written", remedy="wait until it has ended, or choose another output"
+    ):
+        yield
+
+
+class Writing:
+    """A set that is being written: its plan, and the results by shard index, saved every two seconds.
+
+    What is lost with the last seconds is written again, with the same bytes.
+    """
+
+    def __init__(self, output: str, plan: dict[str, Any], *, on_bad: str) -> None:
+        """Take over what an interrupted run of the same plan has done, or begin.
+
+        Raises:
+            DataError: the output holds something else, or was begun by another plan.
+        """
+        self.output = output
+        self.plan = plan
+        self.done: dict[int, ShardResult] = {}
+        self._started: set[int] = set()
+        self._place = store.join(output, WRITING)
+        self._owner = {} if store.is_local(output) else {"id": uuid.uuid4().hex, **this_process()}
+        names = [name for name in store.list_files(output) if name != LOCK]
+        self._fresh = WRITING not in names
+        if self._fresh and names:
+            raise DataError(
+                f"{output}: is not empty and is no unfinished shard set; accepted: a new or empty directory"
+            )
+        if not self._fresh:
+            self.done = _done(output, plan, on_bad)
+            self._delete_partial(names)
+        self.num_resumed = len(self.done)
+        self._write()
+        self._check_owner()
+
+    def __enter__(self) -> "Writing":
+        """Return it."""
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Without an error end; after one of the data remove what a first run has written, after any other keep it.
+
+        Raises:
+            StoreError: as what came, with the advice to run the command again.
+        """
+        if error is None:
+            self._finish()
+        elif isinstance(error, Exception) and (_is_of_the_data(error) or not self.done):
+            with suppress(BitRayError):
+                self._abandon()
+        else:
+            with suppress(BitRayError):  # the record of two seconds ago will do
+                self.save()
+            if isinstance(error, StoreError):
+                raise StoreError(f"{error}; {_KEPT}") from error
+
+    def start(self, index: int) -> None:
+        """Say that a shard is about to be written."""
+        self._started.add(index)
+
+    def add(self, result: ShardResult) -> None:
+        """Take in the result of one shard."""
+        self.done[result.index] = result
+        if time.monotonic() - self._saved > _SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write ``_writing.json``.
+
+        Raises:
+            ConfigError: another process has taken the set over.
+        """
+        self._check_owner()
+        self._write()
+
+    def check_shards(self) -> None:
+        """Make sure that all shards are there before the manifest says so.
+
+        Raises:
+            StoreError: One is missing or cut; it is written again by the next run.
+        """
+        self._check_owner()
+        for index in _lost(self.output, self.done.values()):
+            lost = self.done.pop(index)
+            assert lost.shard is not None
+            raise StoreError(f"{store.join(self.output, lost.shard.path)}: was written, and is missing or cut now")
+
+    def _write(self) -> None:
+        results = [asdict(result) for _, result in sorted(self.done.items())]
+        record = {"plan": self.plan, "done": results, **({"owner": self._owner} if self._owner else {})}
+        store.write_json(self._place, record)
+        self._saved = time.monotonic()
+
+    def _check_owner(self) -> None:
+        if self._owner and (found := self._found_owner()) != self._owner:
+            who = f"taken over by {describe(found)}" if found is not None else "finished or removed by another process"
+            raise ConfigError(
+                f"{self.output}: has been {who}; accepted: one process at a time; wait until it has ended, or choose "
+                "another output"
+            )
+
+    def _found_owner(self) -> Any:
+        """Return who the record in the store says writes, or None."""
+        if not store.exists(self._place):
+            return None
+        try:
+            found = store.read_json(self._place)
+        except StoreError:
+            raise
+        except DataError:  # no JSON
+            return {}
+        return found.get("owner", {}) if isinstance(found, dict) else {}
+
+    def _finish(self) -> None:
+        """Delete ``_writing.json``, once the manifest is there."""
+        if not self._owner or self._found_owner() == self._owner:
+            store.delete_files([self._place])
+
+    def _abandon(self) -> None:
+        """Remove what this run has written, if it is a set's first; never what others have, nor from a whole set."""
+        if self._owner and self._found_owner() != self._owner:
+            return
+        if not self._fresh:
+            self._write()
+            return
+        if store.exists(store.join(self.output, MANIFEST)):
+            return
+        names = [*map(shard_name, sorted(self._started)), SKIPPED]
+        store.delete_files(store.join(self.output, name) for name in names)
+        self._delete_partial(store.list_files(self.output))
+        store.delete_files([self._place])
+
+    def _delete_partial(self, names: list[str]) -> None:
+        """Delete what is half-written in a local directory; in a store nothing is."""
+        if store.is_local(self.output):
+            partial = [name for name in names if name.startswith(".") and name.endswith(".partial") and "/" not in name]
+            store.delete_files(store.join(self.output, name) for name in partial)
+
+
+def whole_set(output: str, plan_digest: str) -> Manifest | None:
+    """Return the manifest of the set that this plan has already written to the output, if any; None if there is no set.
+
+    Raises:
+        DataError: the output holds a whole set that another plan, or an iterator (empty digest), has written.
+    """
+    if not store.exists(store.join(output, MANIFEST)):
+        return None
+    manifest = read_manifest(output)
+    if not plan_digest or manifest.plan_digest != plan_digest:
+        raise DataError(
+            f"{output}: already holds the shard set {manifest.name!r}, written from another source or "
+            "with other options; accepted: a new or empty directory; choose another output, or delete the set"
+        )
+    store.delete_files([store.join(output, WRITING)])
+    return manifest
+
+
+def _done(output: str, plan: dict[str, Any], on_bad: str) -> dict[int, ShardResult]:
+    path = store.join(output, WRITING)
+    # A record of 300 million images has more bytes than other documents may.
+    record = store.read_record(_Record, path, f"delete {output} and write the set again", max_bytes=None)
+    if digest(record.plan) != digest(plan):
+        changed = sorted(key for key in {*record.plan, *plan} if record.plan.get(key) != plan.get(key))
+        was = "; ".join(f"{key} was {record.plan.get(key)}, now {plan.get(key)}" for key in changed)
+        raise DataError(
+            f"{output}: half-written by another command ({was}); "
+            "accepted: the same source and options; repeat that command, or delete the directory"
+        )
+    for result in record.done:
+        if result.shard is not None and result.shard.path != shard_name(result.index):
+            raise DataError(
+                f"{path}: shard {result.index} is {result.shard.path}; delete {output} and write the set again"
+            )
+    results = [
+        result
+        for result in record.done
+        if not (result.bad and on_bad == "error")
+        and (result.shard is None or result.shard.checksums)  # else written when sets had none
+    ]
+    lost = _lost(output, results)
+    return {result.index: result for result in results if result.index not in lost}
+
+
+def _lost(output: str, results: Iterable[ShardResult]) -> set[int]:
+    """Return the shards that are not there with the size they were written with."""
+    shards = [(result.index, result.shard) for result in results if result.shard is not None]
+    sizes = store.file_sizes([store.join(output, shard.path) for _, shard in shards])
+    return {index for (index, shard), size in zip(shards, sizes, strict=True) if size != shard.num_bytes}
+
+
+def _is_of_the_data(error: Exception) -> bool:
+    """Whether the same command would fail in the same way, as with an image or label that is refused."""
+    return isinstance(error, BitRayError) and not isinstance(error, StoreError)

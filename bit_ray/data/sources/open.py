@@ -1,0 +1,173 @@
+"""What a shard set can be written from, told apart by how it is given."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from bit_ray import store
+from bit_ray.data.sources.base import Example, Source
+from bit_ray.data.sources.embedded.catalog import CATALOG, is_embedded, open_embedded
+from bit_ray.data.sources.files import open_files
+from bit_ray.data.sources.labels import check_classes
+from bit_ray.data.sources.parquet import image_columns, open_parquet, read_schema
+from bit_ray.data.sources.pattern import is_pattern
+from bit_ray.data.sources.published.names import NAMED, is_named, open_dataset
+from bit_ray.data.sources.vtab.splits import is_vtab, open_subset
+from bit_ray.data.sources.webdataset import open_webdataset
+from bit_ray.errors import ConfigError, DataError
+
+DATA_DIR = "bit_ray_runs/datasets"
+
+Kind = Literal["embedded", "named", "vtab", "webdataset", "parquet", "table", "folder"]
+
+
+@dataclass(frozen=True)
+class IteratorSource:
+    """An iterable of examples, with what a ``Source`` would tell of itself, but neither length nor parts."""
+
+    examples: Iterable[Example]
+    class_names: tuple[str, ...]
+    multi_label: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The kind: the content is known only after it has run."""
+        return {"kind": "iterator"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a source is read; each kind of source takes some of them."""
+
+    class_names: Sequence[str] | None = None
+    multi_label: bool = False
+    root: str | None = None
+    data_dir: str | Path = DATA_DIR
+    download: bool = False
+    check_size: bool = True
+    label: str = ""
+
+
+# Which kinds take which option; for the other options see ``_check``.
+_TAKEN_BY: dict[str, tuple[Kind, ...]] = {
+    "class_names": ("webdataset", "parquet", "table", "folder"),
+    "multi_label": ("webdataset", "table"),
+    "root": ("table",),
+    "download": ("named",),
+    "check_size": ("named",),
+    "label": ("webdataset", "parquet"),
+}
+_CALLED: dict[Kind, str] = {
+    "embedded": "an embedded set",
+    "named": "a set by name",
+    "vtab": "a task of VTAB-1k",
+    "webdataset": "WebDataset tar files",
+    "parquet": "Parquet files with images inside",
+    "table": "a .csv or .parquet table of paths",
+    "folder": "a folder of class folders",
+}
+
+
+def open_source(
+    source: str | Path | Source | Iterable[Example], output: str, options: ReadOptions, num_workers: int
+) -> Source | IteratorSource:
+    """Open whatever ``write_shards`` takes as source.
+
+    Raises:
+        ConfigError: an option that this kind of source does not take.
+        DataError: a source that is not there, empty, or refused.
+    """
+    if isinstance(source, (str, Path)):
+        opened = _open_text(str(source), output, options)
+    elif hasattr(source, "part"):
+        _check(options, (), "a source that knows its own")
+        opened = cast(Source, source)
+    else:
+        _check(options, ("class_names", "multi_label"), "an iterator")
+        if num_workers > 0:
+            raise ConfigError(
+                f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
+            )
+        if not options.class_names:
+            raise ConfigError("class_names: empty; accepted with an iterator: unique names; give them")
+        check_classes("class_names", tuple(options.class_names), "unique names")
+        return IteratorSource(source, tuple(options.class_names), options.multi_label)
+    if not opened.class_names or not len(opened):
+        raise DataError(
+            f"source: {len(opened)} examples of {len(opened.class_names)} classes; accepted: at least one of each"
+        )
+    check_classes("source", tuple(opened.class_names), "unique names")
+    return opened
+
+
+def _open_text(source: str, output: str, options: ReadOptions) -> Source:
+    kind = _kind(source)
+    taken = [option for option, kinds in _TAKEN_BY.items() if kind in kinds]
+    if kind == "named" and (named := NAMED.get(source.split(":")[0])) is not None and not named.num_classes:
+        taken.append("class_names")  # the set has no official list
+    _check(options, taken, _CALLED[kind])
+    if kind == "embedded":
+        return open_embedded(source)
+    if kind == "named":
+        name, _, split = source.partition(":")
+        return open_dataset(
+            name,
+            split,
+            options.data_dir,
+            download=options.download,
+            check_size=options.check_size,
+            class_names=options.class_names,
+        )
+    if kind == "vtab":
+        return open_subset(source, options.data_dir)
+    if kind == "webdataset":
+        return open_webdataset(
+            source, label=options.label, class_names=options.class_names, multi_label=options.multi_label
+        )
+    if kind == "parquet":
+        return open_parquet(source, label=options.label, class_names=options.class_names)
+    if "/" not in source and "." not in source and not store.exists(source):
+        known = (*NAMED, *CATALOG)
+        near = difflib.get_close_matches(source.split(":")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"{source}: neither a path nor a set by name; accepted: a folder, a table, .tar or .parquet files, "
+            f"or one of {', '.join(known)}{hint}"
+        )
+    if _within(output, source):
+        raise DataError(f"{output}: lies inside the source {source}; accepted: an output elsewhere; choose another")
+    return open_files(source, root=options.root, class_names=options.class_names, multi_label=options.multi_label)
+
+
+def _kind(source: str) -> Kind:
+    """Tell what a text names; a Parquet file may be a table of paths or hold the images."""
+    if is_embedded(source):
+        return "embedded"
+    if is_named(source):
+        return "named"
+    if is_vtab(source):
+        return "vtab"
+    if source.endswith(".tar"):
+        return "webdataset"
+    if source.endswith(".parquet"):
+        if is_pattern(source) or (store.exists(source) and image_columns(read_schema(source))):
+            return "parquet"
+        return "table"
+    return "table" if source.endswith(".csv") else "folder"
+
+
+def _check(options: ReadOptions, taken: Sequence[str], what: str) -> None:
+    """Raise ConfigError for an option that would have no effect."""
+    for option in _TAKEN_BY:
+        value = getattr(options, option)
+        if option not in taken and value != getattr(ReadOptions(), option):
+            kinds = [_CALLED[kind] for kind in _TAKEN_BY[option]]
+            shown = "given" if option == "class_names" else f"{value}, given"
+            raise ConfigError(f"{option}: {shown} with {what}; accepted: only with {' or '.join(kinds)}; leave it out")
+
+
+def _within(path: str, directory: str) -> bool:
+    inner, outer = store.filesystem(path)[1], store.filesystem(directory)[1]
+    return store.is_local(path) == store.is_local(directory) and f"{inner}/".startswith(f"{outer}/")

@@ -1,0 +1,66 @@
+"""Where the files of a data set lie, and how to come by those that are missing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bit_ray.data.sources.published.download import download
+from bit_ray.errors import DataError
+
+
+class Download(NamedTuple):
+    """A file that its publisher offers without asking who wants it."""
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The folder that the user keeps data sets in, seen from one of them."""
+
+    dataset: str
+    folder: Path
+    how_to_get: str
+    """What to fetch, for messages."""
+    downloads: Callable[[], Sequence[Download]] | None = None
+    download: bool = False
+    """Whether what is missing may be downloaded."""
+    class_names: tuple[str, ...] | None = None
+    """The class list to follow, for a set that has no official one."""
+
+    def find(self, *names: str) -> Path:
+        """Return the first of these files or folders that is there, in the set's own folder or in the common one.
+
+        With ``download`` the first one that the publisher offers is fetched if none is there.
+
+        Raises:
+            DataError: none of them is there, with what to fetch and where to put it.
+        """
+        if found := self.look(*names):
+            return found
+        offered = {file.name: file for file in self.downloads()} if self.downloads else {}
+        file = next((offered[name] for name in names if name in offered), None)
+        if self.download and file is not None:
+            target = self.folder / self.dataset / file.name
+            download(file.url, target, md5=file.md5)
+            return target
+        own = self.folder / self.dataset
+        how = self.how_to_get or "fetch " + " and ".join(file.url for file in offered.values())
+        text = f"{self.dataset}: {file.name if file else names[0]} is not in {own}; {how}, and put it there unchanged"
+        if file is not None:
+            text += ", or give --download (download=True) where there is a network"
+        elif self.download:
+            text += "; --download cannot fetch it"
+        raise DataError(text)
+
+    def look(self, *names: str) -> Path | None:
+        """Return the first of these files or folders that is there, or None."""
+        places = (folder / name for name in names for folder in (self.folder / self.dataset, self.folder))
+        return next((place for place in places if place.exists()), None)

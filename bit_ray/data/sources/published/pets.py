@@ -1,0 +1,67 @@
+"""Oxford-IIIT Pets: 37 breeds of cats and dogs, from images.tar.gz and annotations.tar.gz.
+
+The publisher's ``trainval.txt`` is the split train here, as the paper of BiT uses it, and ``test.txt`` is test.
+"""
+
+from collections.abc import Sequence
+
+from bit_ray.data.sources.archived import ArchiveSource, Items
+from bit_ray.data.sources.archives import as_text, members, read_members
+from bit_ray.data.sources.labels import is_number
+from bit_ray.data.sources.published.files import Download, Place
+from bit_ray.errors import DataError
+
+LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}
+
+
+def open_pets(splits: Sequence[str], place: Place) -> ArchiveSource:
+    """Open the images that the publisher lists for the splits.
+
+    The classes are named as torchvision does: "American Bulldog".
+
+    Raises:
+        DataError: an archive is not there or damaged, or a list names an image that is not there.
+    """
+    annotations = place.find("annotations.tar.gz", "annotations.tar", "oxford-iiit-pet/annotations", "annotations")
+    images = place.find("images.tar.gz", "images.tar", "oxford-iiit-pet/images", "images")
+    lists = {split: file if not annotations.is_dir() else file.rpartition("/")[2] for split, file in LISTS.items()}
+    read = read_members(annotations, lists.values())
+    rows = {split: _rows(read[file], f"{annotations}: {file}") for split, file in lists.items()}
+    # Of the two lists each has all classes; in a small set made from them perhaps only both together.
+    names = {label: name.rpartition("_")[0] for listed in rows.values() for name, label in listed}
+    if sorted(names) != list(range(1, len(names) + 1)):
+        raise DataError(f"{annotations}: classes {sorted(names)}; accepted: 1 to 37; fetch the archive again")
+    found = {member.name.rpartition("/")[2]: member for member in members(images)}
+    items = Items()
+    for split in splits:
+        for name, label in rows[split]:
+            if f"{name}.jpg" not in found:
+                raise DataError(
+                    f"{images}: has no {name}.jpg, which {lists[split]} names; accepted: the publisher's archive; "
+                    "fetch it again"
+                )
+            items.add(f"{place.dataset}/{name}", found[f"{name}.jpg"], [label - 1])
+    class_names = [" ".join(word.title() for word in name.split("_")) for _, name in sorted(names.items())]
+    return items.source(place.dataset, class_names)
+
+
+def pets_downloads() -> tuple[Download, ...]:
+    """Return where the archives are offered, with their checksums, as torchvision knows them."""
+    from torchvision.datasets import OxfordIIITPet
+
+    return tuple(Download(*known) for known in OxfordIIITPet._RESOURCES)
+
+
+def _rows(data: bytes, place: str) -> list[tuple[str, int]]:
+    """Read lines of image, class from 1, species and breed within it."""
+    rows = []
+    for number, line in enumerate(as_text(data, place).splitlines(), 1):
+        words = line.split()
+        if line.startswith("#") or not words:
+            continue
+        if len(words) != 4 or not is_number(words[1]):
+            raise DataError(
+                f"{place}: line {number}: {line[:60]!r}; accepted: IMAGE CLASS SPECIES BREED; fetch it again"
+            )
+        rows.append((words[0], int(words[1])))
+    return rows

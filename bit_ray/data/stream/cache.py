@@ -1,0 +1,402 @@
+"""The node's cache of row groups from object stores: on disk, bounded, shared by all processes of the node.
+
+An epoch visits every row group once, in random order. A cache that evicts the least recently used would, for a set that
+does not fit, throw out each entry before its next use; so the entries of a set never give way to each other: what fits
+stays, and is a hit in every later epoch (Mohan et al., Analyzing and Mitigating Data Stalls in DNN Training, VLDB 2021,
+section 4.1). Other sets give way, the least recently used first, but none that was used in the last minutes. What finds
+no room passes through: it is written for its reader, and for neighbours that ask soon, and is not kept.
+
+Below the directory, each file a Parquet file of one row group:
+  sets/<set>/<set>-<shard>-<group>.parquet               kept entries; their bytes together stand in ``usage``
+  passing/<set>-<shard>-<group>.parquet                  the latest that were not kept, up to a small share of the bound
+  passing/<set>-<shard>-<group>.parquet.<time>-<number>  a reader's own hard link to one, unlinked after opening
+  partial/<set>-<shard>-<group>.parquet                  being fetched: whoever holds its flock fetches, others wait
+A set is known by its URI and its manifest's digest together, so that no set is given what another one claims to hold.
+Files get their final names when they are whole, and a lock dies with its holder, so a process may be killed at any
+moment.
+"""
+
+import errno
+import fcntl
+import hashlib
+import math
+import os
+import stat
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bit_ray import store
+from bit_ray.data.shards.fetch import damaged, fetch_group
+from bit_ray.data.shards.manifest import Shard
+from bit_ray.data.shards.read import count_rows
+from bit_ray.data.shards.row_group import MAGIC, Pieces
+from bit_ray.errors import ConfigError, DataError
+
+# Share of the bound, and most bytes, of what passes through and stays for neighbours and the next window.
+_PASSING_SHARE, _PASSING_BYTES = 1 / 8, 2 * 10**9
+# Left free on the disk, whatever the bound says: this share of it, or so many bytes if that is less.
+_FREE_SHARE, _FREE_BYTES = 0.05, 2 * 10**9
+# A set used more recently than this is not evicted: two runs side by side would evict each other all the time.
+_IN_USE_S = 180.0
+# Evicted at a time, so that a directory is not searched for every entry.
+_EVICT_SHARE = 1 / 64
+# What was counted is believed for so long when it says that the cache is full; a killed process may leave it too high.
+_RECOUNT_S = 600.0
+# A link that no reader has opened for so long has no reader; one that comes later still locates again.
+_STALE_S = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Where and how much of the data in object stores is kept on each node."""
+
+    directory: str = ""
+    """On a local disk, shared by the processes of a node; empty: ``bit_ray_cache-<user id>`` in the system's temporary
+    directory."""
+    max_gb: float = 32.0
+    """Most 10^9 bytes on each node's disk; 0 keeps nothing. A set that fits is fetched once."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_gb) and self.max_gb >= 0):
+            raise ConfigError(f"max_gb: {self.max_gb}; 0 or more gigabytes; correct it")
+
+
+class Located(NamedTuple):
+    """Where a row group can be read on this node."""
+
+    path: str
+    """Local shard, or a Parquet file of this one row group."""
+    group: int
+    """Number of the row group in that file."""
+    fetched_bytes: int
+    """Bytes that were fetched for it now; 0 if it was there."""
+    hit: bool
+    """Whether it was there."""
+    transient: bool
+    """Whether whoever opens the file must unlink it then; it is nobody else's."""
+
+
+class NodeCache:
+    """The cache of this node; objects of one directory, in any process and thread, are the same cache."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        default = Path(tempfile.gettempdir()) / f"bit_ray_cache-{os.getuid()}"
+        self.directory = Path(config.directory).expanduser().absolute() if config.directory else default
+        self._is_default = not config.directory
+        self._sets, self._passing, self._partial = (self.directory / n for n in ("sets", "passing", "partial"))
+        num_bytes = int(config.max_gb * 1e9)
+        self._max_passing = int(min(num_bytes * _PASSING_SHARE, _PASSING_BYTES))
+        self._max_kept = num_bytes - self._max_passing
+
+    def locate(self, set_uri: str, set_key: str, shard: Shard, group: int, row_group_size: int) -> Located:
+        """Return a local file that holds a row group, fetching it if it is not on this node.
+
+        The file of a remote set may be evicted before it is opened: on FileNotFoundError, locate again.
+
+        Args:
+            set_uri: The shard set.
+            set_key: Digest of its manifest.
+            shard: The shard.
+            group: Number of the row group in the shard.
+            row_group_size: Rows of every row group but a shard's last.
+
+        Raises:
+            DamagedShardError: the shard is missing, or not what the manifest says.
+            DataError: the store refuses or cannot be reached, or the directory cannot be written.
+        """
+        if store.is_local(set_uri):
+            return _locate_local(set_uri, shard, group, row_group_size)
+        of_set = hashlib.sha256(f"{set_key} {set_uri}".encode()).hexdigest()[:32]
+        name = f"{of_set}-{shard.sha256[:32]}-{group:05d}.parquet"
+        kept = self._sets / of_set / name
+        with self._explained():
+            self._prepare()
+            self._use(kept.parent)
+            if _is_whole(kept):
+                return Located(str(kept), 0, 0, True, False)
+            with self._turn(self._partial / name) as partial:  # one process fetches, its neighbours wait here
+                if _is_whole(kept):
+                    return Located(str(kept), 0, 0, True, False)
+                passing = self._passing / name
+                if _is_whole(passing) and (link := self._link(passing)):
+                    return Located(link, 0, 0, True, True)
+                num_rows = _rows(shard, group, row_group_size)
+                pieces = fetch_group(set_uri, shard, group, num_rows)
+                return self._keep(kept, partial, pieces)
+
+    def discard(self, found: Located) -> None:
+        """Delete an entry that is damaged on this node's disk, so that the next to locate it fetches it again."""
+        path = Path(found.path)
+        if self.directory in path.parents:
+            with self._explained():
+                path.unlink(missing_ok=True)
+                with self._usage() as usage:
+                    usage.counted = 0.0  # it may have been counted
+
+    def _keep(self, kept: Path, partial: int, pieces: Pieces) -> Located:
+        """Write what was fetched and give it its final name, among the kept entries if there is room."""
+        size = sum(map(len, pieces))
+        fits = self._reserve(kept.parent, partial, size)
+        try:
+            with open(partial, "wb", closefd=False, buffering=0) as file:
+                for piece in pieces:
+                    rest = memoryview(piece)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+        except BaseException:
+            if fits:
+                with self._usage() as usage:
+                    usage.num_bytes -= size
+            raise
+        written = self._partial / kept.name
+        if fits:
+            try:
+                written.replace(kept)
+            except FileNotFoundError:  # the directory was empty, and taken for one that is not used
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                written.replace(kept)
+            return Located(str(kept), 0, size, False, False)
+        link = self._link(written)
+        assert link is not None, "it is ours until our turn ends"
+        with suppress(FileNotFoundError):
+            written.replace(self._passing / kept.name)
+        self._trim_passing()
+        return Located(link, 0, size, False, True)
+
+    def _reserve(self, directory: Path, partial: int, size: int) -> bool:
+        """Count an entry of ``directory`` as kept if there is room or can be made; its partial file gets its size."""
+        with self._usage() as usage:
+            short = self._short(usage, size)
+            if short > 0 and size <= self._max_kept:
+                if not 0 <= time.time() - usage.counted < _RECOUNT_S:
+                    usage.num_bytes, usage.counted = self._count(), time.time()
+                    short = self._short(usage, size)
+                if short > 0:
+                    usage.num_bytes -= self._evict(directory, short + int(self._max_kept * _EVICT_SHARE))
+                    short = self._short(usage, size)
+            if short > 0:
+                return False
+            usage.num_bytes += size
+            usage.write()  # first: killed here, too much is counted, which the next count mends
+            os.ftruncate(partial, size)
+            return True
+
+    def _short(self, usage: "_Usage", size: int) -> int:
+        return max(usage.num_bytes + size - self._max_kept, size - self._free())
+
+    def _free(self) -> int:
+        """Bytes that may still be written to the disk."""
+        disk = os.statvfs(self.directory)
+        return disk.f_bavail * disk.f_frsize - int(min(disk.f_blocks * disk.f_frsize * _FREE_SHARE, _FREE_BYTES))
+
+    def _count(self) -> int:
+        directories = [self._partial, *(Path(entry.path) for entry in _entries(self._sets))]
+        return sum(_size(entry) for directory in directories for entry in _entries(directory))
+
+    def _evict(self, directory: Path, wanted: int) -> int:
+        """Delete entries of other sets, those of the least recently used set first; return how many bytes."""
+        others = []
+        for entry in _entries(self._sets):
+            with suppress(FileNotFoundError):
+                others.append((entry.stat().st_mtime, Path(entry.path)))
+        evicted = 0
+        for used, other in sorted(others):
+            if other == directory or evicted >= wanted or time.time() - used < _IN_USE_S:
+                continue
+            for entry in _entries(other):
+                if evicted >= wanted:
+                    break
+                size = _size(entry)
+                Path(entry.path).unlink(missing_ok=True)
+                evicted += size
+            with suppress(OSError):
+                other.rmdir()
+            with suppress(FileNotFoundError):
+                os.utime(other, (used, used))  # deleting is no use
+        return evicted
+
+    def _link(self, source: Path) -> str | None:
+        """Return a reader's own name for a file that passes through, None if it is not there."""
+        link = self._passing / f"{source.name}.{int(time.time())}-{uuid.uuid4().hex[:12]}"
+        try:
+            os.link(source, link)
+        except FileNotFoundError:
+            return None
+        except OSError:  # a file system without hard links: no sharing
+            source.replace(link)
+        return str(link)
+
+    def _trim_passing(self) -> None:
+        """Delete all but the latest of what passes through, and links whose readers never came."""
+        room = self._max_passing if self._free() > 0 else 0
+        files = []
+        for entry in _entries(self._passing):
+            _, is_link, link = entry.name.partition(".parquet.")
+            with suppress(FileNotFoundError):
+                if not is_link:
+                    files.append((entry.stat().st_mtime, _size(entry), Path(entry.path)))
+                elif time.time() - int(link.partition("-")[0]) > _STALE_S:
+                    os.unlink(entry.path)
+        for _, size, path in sorted(files, reverse=True):
+            room -= size
+            if room < 0:
+                path.unlink(missing_ok=True)
+
+    def _prepare(self) -> None:
+        """Make the directories and, once in each process, remove what dead processes left behind."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._is_default:
+            _check_private(self.directory)
+        for directory in (self._sets, self._passing, self._partial):
+            directory.mkdir(exist_ok=True)
+        with _prepared_lock:
+            if self.directory in _prepared:
+                return
+            _prepared.add(self.directory)
+        for entry in _entries(self._partial):
+            with suppress(FileNotFoundError), open(entry.path, "rb") as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(file.fileno(), Path(entry.path)):
+                    os.unlink(entry.path)
+                    with self._usage() as usage:
+                        usage.counted = 0.0  # it may have been counted
+        self._trim_passing()
+
+    def _use(self, directory: Path) -> None:
+        """Note that a set is used: its directory's modification time says when it last was."""
+        try:
+            os.utime(directory)
+        except FileNotFoundError:
+            directory.mkdir(exist_ok=True)
+
+    @contextmanager
+    def _turn(self, path: Path) -> Iterator[int]:
+        """Wait until no other process or thread holds the partial file; yield its descriptor, the file being empty."""
+        while True:
+            partial = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(partial, fcntl.LOCK_EX)
+                if not _is_at(partial, path):
+                    continue  # its holder has given it its final name, or removed it
+                os.ftruncate(partial, 0)
+                try:
+                    yield partial
+                finally:
+                    if _is_at(partial, path):
+                        path.unlink()
+                return
+            finally:
+                fcntl.flock(partial, fcntl.LOCK_UN)  # a forked child may hold a copy of the descriptor
+                os.close(partial)
+
+    @contextmanager
+    def _usage(self) -> Iterator["_Usage"]:
+        """Lock and read the count of kept bytes, and write it back."""
+        descriptor = os.open(self.directory / "usage", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            usage = _Usage(descriptor)
+            if usage.counted < 0:
+                usage.num_bytes, usage.counted = self._count(), time.time()
+            yield usage
+            usage.write()
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "its disk is full" if full else f"cannot be written ({error.strerror or error})"
+            raise DataError(
+                f"runtime.cache.directory: {self.directory}: {what}; accepted: a directory on a local disk that can be "
+                "written and has room; choose another or make room"
+            ) from error
+
+
+class _Usage:
+    """The count of kept bytes, and when it was last made by looking at every file."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        try:
+            num_bytes, counted = os.pread(descriptor, 64, 0).split()
+            self.num_bytes, self.counted = int(num_bytes), float(counted)
+        except ValueError:
+            self.num_bytes, self.counted = 0, -1.0  # never
+
+    def write(self) -> None:
+        os.pwrite(self._descriptor, f"{self.num_bytes:020d} {self.counted:020.3f}\n".encode(), 0)
+
+
+_prepared: set[Path] = set()
+_prepared_lock = threading.Lock()
+
+
+def _check_private(directory: Path) -> None:
+    """Raise PermissionError unless nobody else can put files there; the default's name is known to every user."""
+    status = os.lstat(directory)
+    if stat.S_ISLNK(status.st_mode):
+        raise PermissionError(errno.EPERM, "is a symbolic link")
+    if status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, "can be written by other users")
+
+
+def _locate_local(set_uri: str, shard: Shard, group: int, row_group_size: int) -> Located:
+    path = store.filesystem(store.join(set_uri, shard.path))[1]
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        raise damaged(set_uri, path, "is in the manifest but missing") from None
+    if size != shard.num_bytes:
+        raise damaged(set_uri, path, f"has {size} bytes, the manifest says {shard.num_bytes}")
+    if count_rows(path, group) != _rows(shard, group, row_group_size):
+        raise damaged(set_uri, path, "other rows than the manifest says")
+    return Located(path, group, 0, True, False)
+
+
+def _rows(shard: Shard, group: int, row_group_size: int) -> int:
+    return min(row_group_size, shard.num_examples - group * row_group_size)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there with its end; after a power failure, one that had its final name may have lost it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.pread(descriptor, 4, max(0, os.fstat(descriptor).st_size - 4)) == MAGIC
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that the path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        yield from entries
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    with suppress(FileNotFoundError):
+        return entry.stat().st_size
+    return 0

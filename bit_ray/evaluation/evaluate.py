@@ -1,0 +1,202 @@
+"""Evaluation of a saved model on a shard set, over the whole cluster: every image once, no batch dropped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from matplotlib.figure import Figure
+
+from bit_ray import store
+from bit_ray.cluster.session import Resources, cluster
+from bit_ray.config import to_dict
+from bit_ray.data.shards.manifest import Manifest, read_manifest
+from bit_ray.data.shards.scan import Group, read_views, row_groups, single_labels
+from bit_ray.errors import ConfigError, root_cause
+from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
+from bit_ray.evaluation.metrics import Calibration, ClassificationMetrics
+from bit_ray.evaluation.worst import WorstPrediction, WorstPredictions
+from bit_ray.inference.classifier import Classifier, ClassifierState, load_model
+from bit_ray.plots.confusion import confusion_figure
+from bit_ray.plots.predictions import prediction_figure
+from bit_ray.plots.reliability import reliability_figure
+from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.server import tracking_uri
+from bit_ray.weights.package import ModelSpec
+
+# More parts than places to run, so that a slow one does not hold up the end.
+_PARTS_PER_PLACE = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out, over all images of the set."""
+
+    metrics: dict[str, float]
+    """top_1, top_5, cross_entropy, mean_per_class, ece, num_examples."""
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals of top_1, top_5, cross_entropy and mean_per_class."""
+    calibration: Calibration
+    """Confidence against accuracy."""
+    worst: tuple[WorstPrediction, ...]
+    """The most confident errors, the most confident first."""
+    confusion: npt.NDArray[np.int64] | None
+    """``[C, C]``, rows true and columns predicted; None for very many classes or several labels per image."""
+    class_names: tuple[str, ...]
+    """The C names."""
+    run_id: str = ""
+    """MLflow run that holds it, with its pictures below ``evaluation/``."""
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Evaluate a model and record the result as an MLflow run of its own.
+
+    Raises:
+        BitRayError: Anything the user can put right.
+    """
+    manifest = read_manifest(config.shards)
+    uri = tracking_uri(config.tracking.uri, config.storage)
+    labels = manifest.class_names if config.labels == "shards" else config.labels
+    classifier = load_model(config.model, tracking_uri=uri, labels=labels, crop_size=config.crop_size)
+    check_classes(classifier.spec, manifest, config.shards)
+    run = TrackedRun.open(
+        config.tracking,
+        run_name=config.name or f"{config.model} on {manifest.name}",
+        storage=config.storage,
+        params=to_dict(config),
+        tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": classifier.sha256},
+        kind="evaluate",
+    )
+    try:
+        with cluster() as resources:
+            evaluation = evaluate_model(classifier, config.shards, manifest, resources, config.batch_size)
+        record(run, evaluation, manifest, step=0)
+    except BaseException:
+        run.close("FAILED")
+        raise
+    run.close()
+    return replace(evaluation, run_id=run.run_id)
+
+
+def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
+    """Make sure that the model's outputs mean the classes of the set.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if spec.multi_label != manifest.multi_label:
+        kinds = {True: "several labels per image", False: "one label per image"}
+        raise ConfigError(
+            f"shards: {shards} has {kinds[manifest.multi_label]}, and the model was trained for "
+            f"{kinds[spec.multi_label]}; use shards of the model's kind, or fine-tune the model on this set"
+        )
+    if spec.class_names != manifest.class_names:
+        raise ConfigError(
+            f"shards: {shards} has {manifest.num_classes} classes that are not those of the model's head "
+            f"({spec.num_classes}); use shards written with the model's class list, or fine-tune the model on this "
+            "set; weights of another program whose outputs are these classes in this order: labels shards"
+        )
+
+
+def record(run: TrackedRun, evaluation: Evaluation, manifest: Manifest, step: int) -> None:
+    """Log an evaluation as ``test/...`` metrics, intervals as ``test/..._low`` and ``_high``, and its pictures."""
+    run.log_metrics({f"test/{name}": value for name, value in evaluation.metrics.items()}, step=step)
+    limits = {
+        f"test/{name}_{end}": interval[i]
+        for name, interval in evaluation.intervals.items()
+        for i, end in enumerate(("low", "high"))
+    }
+    run.log_metrics(limits, step=step)
+    run.log_figure(reliability_figure(evaluation.calibration), "evaluation/reliability.png")
+    if evaluation.worst:
+        run.log_text(_worst_table(evaluation.worst, manifest.class_names), "evaluation/worst.tsv")
+        run.log_figure(worst_figure(evaluation.worst, manifest.class_names), "evaluation/worst.png")
+    if evaluation.confusion is not None:
+        rows = [["true \\ predicted", *manifest.class_names]]
+        rows += [[name, *map(str, row)] for name, row in zip(manifest.class_names, evaluation.confusion, strict=True)]
+        run.log_text("\n".join("\t".join(row) for row in rows) + "\n", "evaluation/confusion.tsv")
+        run.log_figure(confusion_figure(evaluation.confusion, manifest.class_names), "evaluation/confusion.png")
+
+
+def worst_figure(worst: Sequence[WorstPrediction], class_names: Sequence[str]) -> Figure:
+    """Draw the most confident errors as a contact sheet."""
+    return prediction_figure(
+        [item.pixels for item in worst],
+        [label_names(item, class_names) for item in worst],
+        [(class_names[item.predicted], item.confidence) for item in worst],
+        title=f"The {len(worst)} most confident errors",
+        columns=8,
+        tally=False,
+    )
+
+
+def _worst_table(worst: Sequence[WorstPrediction], class_names: Sequence[str]) -> str:
+    rows = [("id", "true", "predicted", "confidence")]
+    for item in worst:
+        names = label_names(item, class_names), class_names[item.predicted]
+        rows.append((item.id, *names, f"{item.confidence:.6f}"))
+    return "\n".join("\t".join(row) for row in rows) + "\n"
+
+
+def label_names(item: WorstPrediction, class_names: Sequence[str]) -> str:
+    """Return what the image of an error is, in words."""
+    return ", ".join(class_names[label] for label in item.labels) or "none"
+
+
+def evaluate_model(
+    classifier: Classifier, shards: str, manifest: Manifest, resources: Resources, batch_size: int = 64
+) -> Evaluation:
+    """Evaluate on the cluster that is running: one task per part of the set, on a GPU each where there are any.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    shards = store.absolute(shards)  # tasks may have another current directory
+    groups = row_groups(manifest)
+    places = resources.num_places
+    num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else min(places, 2))
+    parts = [groups[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(groups)), num_parts)]
+    model = ray.put(classifier.state())
+    task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_evaluate_part)
+    total, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
+    try:
+        tasks = [task.remote(model, shards, manifest.digest, part, batch_size) for part in parts]
+        for state, items in ray.get(tasks):
+            total.merge(ClassificationMetrics.from_state(state))
+            worst.merge(items)
+    except ray.exceptions.RayError as error:
+        raise root_cause(error) or error from None
+    assert total.num_examples == manifest.num_examples
+    return Evaluation(
+        metrics=total.result(),
+        intervals=bootstrap_intervals(total),
+        calibration=total.calibration(),
+        worst=tuple(worst.items),
+        confusion=total.confusion,
+        class_names=manifest.class_names,
+    )
+
+
+def _evaluate_part(
+    model: ClassifierState, shards: str, digest: str, groups: list[Group], batch_size: int
+) -> tuple[dict[str, Any], list[WorstPrediction]]:
+    """Metrics and worst predictions over some row groups; runs in a Ray task and may run again."""
+    classifier = Classifier.from_state(model, "cuda" if torch.cuda.is_available() else "cpu")
+    manifest = read_manifest(shards, digest)
+    metrics, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
+    for ids, views, labels in read_views(shards, manifest, groups, classifier.view):
+        for start in range(0, len(ids), batch_size):
+            rows = slice(start, start + batch_size)
+            pixels = np.stack(views[rows])
+            if manifest.multi_label:
+                targets = torch.zeros(len(pixels), manifest.num_classes)
+                for row, names in enumerate(labels[rows]):
+                    targets[row, names] = 1
+            else:
+                targets = torch.from_numpy(single_labels(labels[rows]))
+            worst.update(metrics.update(classifier.logits(pixels), targets), ids[rows], labels[rows], pixels)
+    return metrics.state(), worst.items

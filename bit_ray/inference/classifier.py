@@ -1,0 +1,319 @@
+"""A saved model ready for use: images in, class names and probabilities out."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bit_ray import store
+from bit_ray.data.images.decode import MAX_PIXELS, ImageError, decode_image
+from bit_ray.data.images.resize import eval_view
+from bit_ray.errors import ConfigError, DataError, ModelError, brief
+from bit_ray.locks import partial, remove_abandoned
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.zoo import create_model
+from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, cached_path, load_package, parse_description, read_spec
+from bit_ray.weights.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
+
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""An image: a file's path, a file's bytes, a Pillow image in mode RGB, or an array ``[H, W, 3] uint8``."""
+
+Prediction = list[tuple[str, float]]
+"""(class name, probability), the most probable first."""
+
+ClassifierState = tuple[dict[str, Tensor], ModelSpec]
+"""Tensors by name, on the CPU, and what the network is."""
+
+
+class Classifier:
+    """A network together with what it needs to know to classify images."""
+
+    def __init__(self, model: ResNetV2, spec: ModelSpec, sha256: str = "") -> None:
+        if model.config.num_classes != spec.num_classes:
+            raise ModelError(
+                f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
+                f"names; equal numbers; pass the spec of this model"
+            )
+        self.model = model.eval()
+        self.spec = spec
+        self.sha256 = sha256
+        """Digest of the file that the weights came from; empty for a model that came from none."""
+
+    def state(self) -> ClassifierState:
+        """What another process makes the same classifier from."""
+        return {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}, self.spec
+
+    @classmethod
+    def from_state(cls, state: ClassifierState, device: str) -> "Classifier":
+        """The classifier of a `state`, on a torch device."""
+        tensors, spec = state
+        network = create_model(spec.model, spec.num_classes)
+        network.load_state_dict(tensors)
+        return cls(network.to(device), spec)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and where the images are taken to."""
+        return self.model.head.weight.device
+
+    def predict(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        top_k: int = 5,
+        *,
+        convert: bool = False,
+        batch_size: int = 32,
+        max_pixels: int = MAX_PIXELS,
+    ) -> list[Prediction]:
+        """Classify one image or several.
+
+        Args:
+            images: One image or an iterable of images, each a path, encoded bytes, a Pillow image or an array.
+            top_k: Classes to name for each image, at most all.
+            convert: Turn encoded images that are not plain 8-bit RGB into it rather than refuse them; see
+                `bit_ray.data.images.decode`.
+            batch_size: Images that are classified at a time; decoded is one at a time.
+            max_pixels: Pixels of an encoded image at most.
+
+        Returns:
+            One list of (class name, probability) for each image: softmax, or sigmoid of a multi-label model.
+
+        Raises:
+            DataError: an image is missing, damaged, or not RGB; the message says which one.
+            ConfigError: ``top_k`` or ``batch_size`` is no whole number of at least 1, or ``convert`` neither true nor
+                false.
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: {brief(value)}; at least 1, a whole number; for example {name}=5")
+        if not isinstance(convert, (bool, np.bool_)):
+            raise ConfigError(f"convert: {brief(convert)}; true or false; for example convert=True")
+        if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or not isinstance(images, Iterable):
+            images = [images]
+        views = self._views(images, convert, max_pixels)
+        predictions: list[Prediction] = []
+        while batch := list(islice(views, batch_size)):
+            best, classes = self.best(self.logits(np.stack(batch)), top_k)
+            for row_scores, row_classes in zip(best.tolist(), classes.tolist(), strict=True):
+                names = (self.spec.class_names[index] for index in row_classes)
+                predictions.append(list(zip(names, row_scores, strict=True)))
+        return predictions
+
+    def best(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Return the most probable classes of ``[B, num_classes]`` logits, best first.
+
+        Returns:
+            Probabilities ``[B, k] float64``, softmax or sigmoid, and class indices ``[B, k] int64``; k is ``top_k`` or
+            the number of classes if that is smaller.
+        """
+        logits = logits.double()
+        scores = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=1)
+        best, classes = scores.topk(min(top_k, self.spec.num_classes), dim=1)
+        return best, classes
+
+    def view(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Bring an image ``[H, W, 3] uint8`` to what the network sees, ``[crop_size, crop_size, 3] uint8``."""
+        spec = self.spec
+        return eval_view(image, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size)
+
+    @torch.inference_mode()
+    def logits(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Run the network on images already at the crop size.
+
+        Args:
+            batch: ``[B, crop_size, crop_size, 3] uint8``.
+
+        Returns:
+            ``[B, num_classes] float32`` on `device`.
+
+        Raises:
+            DataError: the batch has another shape or type.
+        """
+        return self.model(self._input(batch)).float()
+
+    @torch.inference_mode()
+    def features_and_logits(self, batch: Tensor | npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Run the network on images already at the crop size, and return what the head sees as well.
+
+        Args:
+            batch: ``[B, crop_size, crop_size, 3] uint8``.
+
+        Returns:
+            Pooled features ``[B, D] float32`` and logits ``[B, num_classes] float32``, on `device`.
+
+        Raises:
+            DataError: the batch has another shape or type.
+        """
+        features = self.model.forward_features(self._input(batch))
+        return features.float(), self.model.head(features).float()
+
+    def _input(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Check a batch and return it as the network takes it, on its device."""
+        batch = torch.as_tensor(batch)
+        size = self.spec.crop_size
+        if batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or batch.dtype != torch.uint8:
+            raise DataError(
+                f"batch: {list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}; [B, {size}, {size}, 3] uint8; "
+                f"resize the images first, or use predict"
+            )
+        low, high = self.spec.input_range
+        # uint8 over the bus, float on the device; the permuted view is channels_last without a copy.
+        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.model.head.weight.dtype)
+        return pixels * ((high - low) / 255) + low
+
+    def _views(self, images: Iterable[ImageInput], convert: bool, max_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
+        for index, image in enumerate(images):
+            yield self.view(_pixels(image, f"images[{index}]", convert, max_pixels))
+
+
+def load_model(
+    uri: str | os.PathLike[str],
+    *,
+    tracking_uri: str | None = None,
+    device: str = "cpu",
+    labels: str | Sequence[str] = "",
+    crop_size: int = 0,
+    features_only: bool = False,
+) -> Classifier:
+    """Load a saved model, or the weights of another program, for use.
+
+    Args:
+        uri: A directory (a local path, ``s3://...`` or ``gs://...``), or ``models:/NAME@ALIAS`` or
+            ``models:/NAME/VERSION`` in the MLflow registry; or a local file or folder of BiT weights of the authors,
+            big_vision, timm or Hugging Face (see `bit_ray.weights.read`).
+        tracking_uri: Where MLflow is; only for ``models:/``, and by default what MLflow itself is set to.
+        device: A torch device, ``cpu`` or ``cuda``.
+        labels: Class names, or the file that has them one per line, for weights of another program; by default what
+            their folder says, or else ImageNet's (see `bit_ray.weights.class_names.label_names`).
+        crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: what
+            their folder or the file's name says (see `bit_ray.weights.read.foreign_spec`).
+        features_only: Weights of another program may lack a head, or names for its classes; they get a head of zeros.
+
+    Returns:
+        The classifier, a saved model's weights verified against their recorded digest.
+
+    Raises:
+        ModelError: there is no such model, or it is damaged, or has no classifier, or no names for its classes.
+        ConfigError: the device is not there, or ``labels`` or ``crop_size`` with a saved model, which has its own.
+    """
+    try:
+        target = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {device!r}; a device that torch has here, such as 'cpu' ({error})") from None
+    if foreign := foreign_path(os.fspath(uri)):
+        weights = read_weights(foreign)
+        spec = foreign_spec(weights, labels, crop_size, features_only=features_only)
+        network = build_network(weights, spec.num_classes, head="zero" if features_only else "load")
+        return Classifier(network.to(target), spec, weights.sha256)
+    names = labels if isinstance(labels, str) else f"{len(labels)} names"
+    for name, value in (("labels", names), ("crop_size", crop_size)):
+        if value:
+            raise ConfigError(
+                f"{name}: {value}, but {os.fspath(uri)} is a saved model, which has its own; leave it out"
+            )
+    model, spec, digest = _load(os.fspath(uri), tracking_uri)
+    return Classifier(model.to(target), spec, digest)
+
+
+def foreign_path(uri: str) -> str:
+    """Return the local path of what looks like weights of another program, empty for a saved model.
+
+    Raises:
+        ModelError: they are not on this machine.
+    """
+    if uri.startswith("models:/"):
+        return ""
+    if not store.is_local(uri):
+        if uri.endswith(SUFFIXES):
+            raise ModelError(f"{uri}: weights of another program, and not on this machine; a local file; download it")
+        return ""
+    path = os.path.expanduser(uri.removeprefix("file://"))
+    return path if is_foreign(path) else ""
+
+
+def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """Return ``[H, W, 3] uint8`` or raise a DataError that starts with ``where``."""
+    if isinstance(image, (str, os.PathLike)):
+        path = os.fsdecode(image)
+        where = f"{where} ({path if path.isprintable() and len(path) <= 200 else brief(path)})"
+        try:
+            image = Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a path"
+            raise DataError(f"{where}: {reason}; a readable image file; check the path") from None
+    if isinstance(image, bytes):
+        try:
+            return decode_image(image, convert=convert, max_pixels=max_pixels)
+        except ImageError as error:
+            convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
+            remedy = convert_it if error.convertible else "a whole image; replace it"
+            raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise DataError(f"{where}: Pillow image of mode {image.mode}; accepted: RGB; pass image.convert('RGB')")
+        try:
+            return np.array(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow reads lazily, and raises almost anything on damaged input
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{where}: truncated or damaged ({reason}); a whole image; replace it") from None
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+            raise DataError(
+                f"{where}: array {list(image.shape)} {image.dtype}; accepted: [H, W, 3] uint8 in RGB; convert it, and "
+                f"pass several images as a list"
+            )
+        return image
+    raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
+
+
+def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec, str]:
+    if uri.startswith("models:/"):
+        from bit_ray.tracking import registry  # MLflow, which only these names need
+
+        directory = registry.fetch(registry.resolve(uri, tracking_uri))
+    elif store.is_local(uri):
+        directory = Path(store.filesystem(uri)[1])
+    else:
+        return _load_remote(uri)
+    return *load_package(directory), read_spec(directory)[1].sha256
+
+
+def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec, str]:
+    """Load a package through the cache, ``~/.cache/bit_ray`` or the folder that BIT_RAY_CACHE names."""
+    try:
+        description = store.read_bytes(store.join(uri, DESCRIPTION_FILE))
+    except DataError as error:
+        raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
+    _, weights = parse_description(description, store.join(uri, DESCRIPTION_FILE))
+    folder = Path(os.environ.get("BIT_RAY_CACHE", "~/.cache/bit_ray")).expanduser() / "models"
+    cached = cached_path(folder, weights.sha256, sha256(description).hexdigest())
+    if cached.is_dir():
+        try:
+            return *load_package(cached), weights.sha256
+        except ModelError:  # damaged on this disk: fetch it again
+            shutil.rmtree(cached, ignore_errors=True)
+    remove_abandoned(folder)  # gigabytes that a process was fetching when it was killed
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial(cached, directory=True) as unfinished:
+            store.download_file(store.join(uri, weights.file), unfinished / weights.file)
+            store.write_bytes(unfinished / DESCRIPTION_FILE, description)
+            loaded = load_package(unfinished)
+            try:
+                unfinished.replace(cached)
+            except OSError:
+                if not cached.is_dir():  # where it is, another process was faster
+                    raise
+        return *loaded, weights.sha256
+    except (ModelError, DataError, OSError) as error:
+        raise ModelError(f"{uri}: {error}") from error

@@ -1,0 +1,158 @@
+"""Pooled features of a network, what its head sees: of a shard set over the whole cluster, or of images in memory."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from bit_ray import store
+from bit_ray.cluster.session import Resources
+from bit_ray.data.images.resize import resize
+from bit_ray.data.shards.manifest import Manifest, read_manifest
+from bit_ray.data.shards.scan import Group, read_views, row_groups, single_labels
+from bit_ray.errors import ConfigError, root_cause
+from bit_ray.inference.classifier import Classifier, ClassifierState
+
+# More parts than places to run, so that a slow one does not hold up the end.
+_PARTS_PER_PLACE = 4
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features and labels of examples, in the order of their set."""
+
+    features: npt.NDArray[np.float32]
+    """``[N, D]``."""
+    labels: npt.NDArray[np.int64]
+    """``[N]`` class indices."""
+
+
+class CentreCrop(Classifier):
+    """A network that sees the centre of images resized to a square, whatever view it was trained or saved with."""
+
+    def __init__(self, classifier: Classifier, resize_size: int, crop_size: int) -> None:
+        if not crop_size <= resize_size:
+            raise ConfigError(
+                f"crop: {crop_size}; at most resize ({resize_size}); a crop cannot exceed the image; big_vision has "
+                "256 and 224"
+            )
+        spec = replace(classifier.spec, resize_mode="square", resize_size=resize_size, crop_size=crop_size)
+        super().__init__(classifier.model, spec, classifier.sha256)
+
+    def view(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize ``[H, W, 3] uint8`` to a square, aspect ignored, and cut out ``[crop_size, crop_size, 3]``."""
+        side, size = self.spec.resize_size, self.spec.crop_size
+        start = (side - size) // 2
+        return resize(image, side, side)[start : start + size, start : start + size]
+
+
+def image_features(
+    classifier: Classifier, images: Iterable[npt.NDArray[np.uint8]], *, batch_size: int = 64
+) -> npt.NDArray[np.float32]:
+    """Features ``[N, D]`` of images in memory, each ``[H, W, 3] uint8`` of any size."""
+    views = (classifier.view(image) for image in images)
+    parts = []
+    while batch := list(islice(views, batch_size)):
+        parts.append(classifier.features_and_logits(np.stack(batch))[0].cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty((0, classifier.model.num_features), np.float32)
+
+
+def read_features(
+    classifier: Classifier,
+    shards: str,
+    manifest: Manifest,
+    indices: npt.NDArray[np.int64] | None = None,
+    *,
+    batch_size: int = 64,
+) -> FeatureSet:
+    """Features of a shard set, or of its examples at some places, in this process.
+
+    Args:
+        classifier: Its network and view are used, its head is not.
+        shards: The set.
+        manifest: Its manifest.
+        indices: ``[N]`` ascending places in the order of the set; None: all.
+        batch_size: Images per forward pass.
+
+    Raises:
+        ConfigError: The set is multi-label.
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    check_single_label(manifest, shards)
+    return _join([_features_of(classifier, shards, manifest, row_groups(manifest, indices), batch_size)])
+
+
+def cluster_features(
+    classifier: Classifier,
+    shards: str,
+    manifest: Manifest,
+    resources: Resources,
+    indices: npt.NDArray[np.int64] | None = None,
+    *,
+    batch_size: int = 64,
+) -> FeatureSet:
+    """`read_features` on the cluster that is running: one task per part, on a GPU each where there are any."""
+    check_single_label(manifest, shards)
+    shards = store.absolute(shards)  # tasks may have another current directory
+    groups = row_groups(manifest, indices)
+    places = resources.num_places
+    num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else places)
+    cuts = np.linspace(0, len(groups), num_parts + 1).round().astype(int)
+    model = ray.put((classifier.state(), isinstance(classifier, CentreCrop)))
+    task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_part)
+    refs = [
+        task.remote(model, shards, manifest.digest, groups[start:stop], batch_size)
+        for start, stop in zip(cuts, cuts[1:], strict=False)
+    ]
+    try:
+        return _join(ray.get(refs))
+    except ray.exceptions.RayError as error:
+        raise root_cause(error) or error from None
+
+
+def check_single_label(manifest: Manifest, shards: str) -> None:
+    """Refuse a set whose images have several labels.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if manifest.multi_label:
+        raise ConfigError(
+            f"shards: {shards} has several labels per image; one per image, for few-shot draws and probes of features; "
+            "use a single-label set"
+        )
+
+
+def _part(
+    model: tuple[ClassifierState, bool],
+    shards: str,
+    digest: str,
+    groups: list[Group],
+    batch_size: int,
+) -> FeatureSet:
+    """Features of some row groups; runs in a Ray task and may run again."""
+    state, centre_crop = model
+    classifier = Classifier.from_state(state, "cuda" if torch.cuda.is_available() else "cpu")
+    if centre_crop:
+        classifier = CentreCrop(classifier, classifier.spec.resize_size, classifier.spec.crop_size)
+    return _features_of(classifier, shards, read_manifest(shards, digest), groups, batch_size)
+
+
+def _features_of(
+    classifier: Classifier, shards: str, manifest: Manifest, groups: Sequence[Group], batch_size: int
+) -> FeatureSet:
+    features, labels = [], []
+    for _, views, found in read_views(shards, manifest, groups, classifier.view):
+        for start in range(0, len(views), batch_size):
+            batch = np.stack(views[start : start + batch_size])
+            features.append(classifier.features_and_logits(batch)[0].cpu().numpy())
+        labels.append(single_labels(found))
+    return FeatureSet(np.concatenate(features), np.concatenate(labels))
+
+
+def _join(parts: Sequence[FeatureSet]) -> FeatureSet:
+    return FeatureSet(np.concatenate([p.features for p in parts]), np.concatenate([p.labels for p in parts]))

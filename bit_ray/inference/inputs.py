@@ -1,0 +1,227 @@
+"""Images to be classified in bulk: files, folders or a shard set, in parts that can be read in any process."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+from bit_ray import store
+from bit_ray.data.shards.manifest import MANIFEST, Manifest, read_manifest
+from bit_ray.data.shards.read import read_rows
+from bit_ray.errors import ConfigError, DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
+"""Endings, in any case, of what counts as an image in a folder."""
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+# Parts enough for some dozens of workers, small enough to show progress, large enough for a file each.
+_NUM_PARTS, _FEWEST, _MOST = 256, 16, 4096
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image of a part."""
+
+    name: str
+    """Path as the user gave it, or the id of an example."""
+    data: bytes | None
+    """Its bytes; None where it cannot be read."""
+    reason: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files by path or URI."""
+
+    paths: pa.Array
+    """large_string, in the order of the output; relative ones start at ``directory``."""
+    directory: str
+    """Current directory of whoever listed them."""
+    num_others: int
+    """Files of the folders that are no images by their endings."""
+    convert: bool = False
+    """Files say nothing of how to take what is not plain RGB."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    @property
+    def part_size(self) -> int:
+        """Images of a part; by their number alone, so that any cluster continues what another began."""
+        return min(_MOST, max(_FEWEST, -(-len(self) // _NUM_PARTS)))
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts."""
+        return -(-len(self) // self.part_size)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all paths, not over the files' content."""
+        sha = hashlib.sha256(self.directory.encode())
+        for start in range(0, len(self), 65_536):
+            sha.update("\0".join(self.paths[start : start + 65_536].to_pylist()).encode() + b"\0")
+        return sha.hexdigest()
+
+    def part(self, number: int) -> Iterator["FileImage | ShardImage"]:
+        """Return the images of a part, not yet read."""
+        start = number * self.part_size
+        return (FileImage(path, self.directory) for path in self.paths[start : start + self.part_size].to_pylist())
+
+
+@dataclass(frozen=True)
+class ImageShards:
+    """All images of a shard set."""
+
+    uri: str
+    manifest: Manifest
+    num_others: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.manifest.num_examples
+
+    @property
+    def convert(self) -> bool:
+        """Whether the set takes what is not plain RGB."""
+        return self.manifest.convert_images
+
+    @property
+    def num_parts(self) -> int:
+        """Number of shards, each of which is a part."""
+        return len(self.manifest.shards)
+
+    @property
+    def digest(self) -> str:
+        """The set's own."""
+        return self.manifest.digest
+
+    def part(self, number: int) -> Iterator["FileImage | ShardImage"]:
+        """Return the images of a shard, a row group being read at a time."""
+        for group in range(self.manifest.row_groups(number)):
+            table = read_rows(self.uri, self.manifest, number, [group], ("id", "image"))
+            for name, image in zip(table["id"].to_pylist(), table["image"], strict=True):
+                yield ShardImage(name, image.as_py())
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """An image file."""
+
+    name: str
+    directory: str
+
+    def read(self) -> EncodedImage:
+        """Read it.
+
+        Raises:
+            DataError: The store cannot be reached or refuses everything.
+        """
+        path = os.path.join(self.directory, self.name) if store.is_local(self.name) else self.name
+        try:
+            return EncodedImage(self.name, store.read_bytes(path))
+        except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return EncodedImage(self.name, None, "no such file")
+            if isinstance(error.__cause__, PermissionError):
+                return EncodedImage(self.name, None, "permission denied")
+            raise
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """An image of a shard."""
+
+    name: str
+    data: bytes
+
+    def read(self) -> EncodedImage:
+        """Return what was read with its row group."""
+        return EncodedImage(self.name, self.data)
+
+
+Images = ImageFiles | ImageShards
+
+
+def open_images(sources: Sequence[str]) -> Images:
+    """List the images of files and folders, local, ``s3://`` or ``gs://``, or open one shard set.
+
+    In a folder, every file below it with the ending of an image counts, hidden ones excepted.
+
+    Raises:
+        ConfigError: No source, or a shard set beside another source.
+        DataError: A source is not there, or there is no image.
+    """
+    if not sources:
+        raise ConfigError("images: none; accepted: image files, folders of images, or a shard set; give one")
+    sources = [_plain(str(source)) for source in sources]
+    sizes = store.file_sizes(sources)
+    paths: list[str] = []
+    num_others = 0
+    for source, size in zip(sources, sizes, strict=True):
+        if size is not None:
+            paths.append(source)
+            continue
+        if store.exists(store.join(source, MANIFEST)):
+            if len(sources) > 1:
+                raise ConfigError(
+                    f"images: {source} is a shard set and stands beside {len(sources) - 1} others; accepted: one shard "
+                    f"set alone; classify it by itself"
+                )
+            return ImageShards(store.absolute(source), read_manifest(source))
+        found = store.list_files(source)
+        if not found and not store.exists(source):
+            raise DataError(f"{source}: no such path; accepted: an image file, a folder of images, or a shard set")
+        found = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
+        images = [name for name in found if _is_image(name)]
+        num_others += len(found) - len(images)
+        paths += [_plain(store.join(source, name)) for name in images]
+    if not paths:
+        others = f" ({num_others:,} other files)" if num_others else ""
+        raise DataError(
+            f"{sources[0]}: no image in it{others}; accepted: files ending in {' '.join(IMAGE_SUFFIXES)}; check the "
+            f"path"
+        )
+    return ImageFiles(pa.array(paths, pa.large_string()), os.getcwd(), num_others)
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], window: int) -> Iterator[T]:
+    """Yield ``function(item)`` in order, at most ``window`` of them being worked on or waiting to be taken."""
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def is_folder(source: str) -> bool:
+    """Return whether a source is a local folder, or anything in an object store that is no image by its ending."""
+    if store.is_local(source):
+        return os.path.isdir(_plain(source))
+    return not _is_image(source.partition("?")[0].rpartition("/")[2])
+
+
+def _plain(source: str) -> str:
+    """Return a local path without ``file://``, ``~`` and ``./``, a URI as it is."""
+    if not store.is_local(source):
+        return source
+    return os.path.normpath(os.path.expanduser(source.removeprefix("file://")))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)

@@ -1,0 +1,489 @@
+"""Files by URI: a local path, ``file://``, ``s3://`` or ``gs://``, through one small set of functions.
+
+Writes are atomic: a local file is written under another name and renamed, an object appears when its upload is whole.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from bit_ray.config import MAX_DOCUMENT_BYTES, from_dict
+from bit_ray.errors import DamagedShardError as DamagedShardError
+from bit_ray.errors import DataError, StoreError
+from bit_ray.locks import partial
+from bit_ray.uris import MASK
+
+_REMOTE = ("s3", "gs")
+_PUBLIC = "anonymous@"
+"""Before a bucket of Google's: without any key."""
+_GIVE_KEYS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
+}
+_NUM_THREADS = 32
+_COPY_BYTES = 16 * 2**20
+T = TypeVar("T")
+
+# How long a read of training data goes on trying while the store fails, seconds.
+PATIENCE_S = float(os.environ.get("BIT_RAY_STORE_PATIENCE_S", "120"))
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# Each single request is tried this often, 25 ms to 3 s apart: at 20 % failures one in 2,000,000 fails for good, and a
+# store that is not there is given up after 6 s.
+_ATTEMPTS = 9
+
+
+class UnfitFileError(DataError):
+    """A file that is there but is not to be read: a pipe, a device, or larger than what is accepted."""
+
+    def __init__(self, uri: str | Path, reason: str) -> None:
+        self.uri, self.reason = uri, reason
+        super().__init__(f"{uri}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return UnfitFileError, (self.uri, self.reason)
+
+
+def is_local(uri: str | Path) -> bool:
+    """Return whether the URI is a path on this machine, with or without ``file://``."""
+    return _scheme(str(uri)) == "file"
+
+
+def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+    """Return the file system that serves the URI, and the path inside it.
+
+    An S3 endpoint comes from ``AWS_ENDPOINT_URL`` or from the URI (``s3://bucket/key?endpoint_override=host:port``).
+
+    Raises:
+        DataError: the scheme is not one of file, s3 and gs, the bucket is not named, or there is a key in the URI.
+    """
+    text = str(uri)
+    check_uri(text)
+    scheme = _scheme(text)
+    if scheme == "file":
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+    rest, _, query = text.partition("://")[2].partition("?")
+    path = rest.strip("/")
+    if not path:
+        raise DataError(f"{text}: names no bucket; accepted: {scheme}://bucket/path; add the bucket")
+    if scheme == "s3":
+        _check_endpoint()
+        # Stores older than AWS's trailing checksums (Ceph, MinIO, rclone) answer them with HTTP 411.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    elif "retry_limit_seconds" not in query:
+        query = "&".join(filter(None, (query, "retry_limit_seconds=60")))  # the library's own limit is 15 minutes
+    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "STORAGE_"))))
+    with explained(text):
+        return _remote(scheme, path.split("/", 1)[0], query, environment), path.removeprefix(_PUBLIC)
+
+
+def check_uri(uri: str | Path) -> None:
+    """Refuse a URI with a key or a password in it: it would be recorded, logged and shown with all that it is part of.
+
+    Raises:
+        DataError: there is one, or the scheme is not one of file, s3 and gs.
+    """
+    text = str(uri)
+    scheme = _scheme(text)
+    if scheme == "file":
+        return
+    rest, _, query = text.partition("://")[2].partition("?")
+    bucket = rest.strip("/").split("/", 1)[0]
+    if re.search("[@:]", bucket.removeprefix(_PUBLIC) if scheme == "gs" else bucket) or "@" in query:
+        given = f"{scheme}://{MASK}" + (f"@{text.rpartition('@')[2]}" if "@" in text else "")
+        raise DataError(
+            f"{given}: a key or a password in a URI, where it would be recorded; accepted: {scheme}://bucket/path; "
+            f"{_GIVE_KEYS[scheme]}"
+        )
+
+
+def _check_endpoint() -> None:
+    """Refuse an endpoint with a password in it, which no store takes and every message of the library repeats."""
+    endpoint = _endpoint()
+    if "@" in endpoint:
+        raise DataError(
+            f"AWS_ENDPOINT_URL: {MASK}@{endpoint.rpartition('@')[2]}: a user in it; accepted: http(s)://host:port; "
+            f"{_GIVE_KEYS['s3']}"
+        )
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+@lru_cache(maxsize=64)
+def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
+    # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
+    files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
+    if scheme != "s3":
+        return files
+    # from_uri reads AWS_ENDPOINT_URL and finds the bucket's region, but it has no say in retries and gives up on
+    # anything but a refused connection; what it found is what it pickles.
+    options = {name: value for name, value in files.__reduce__()[1][0].items() if value not in (None, "", -1.0)}
+    del options["proxy_options"]  # from_uri knows none, and empty ones are refused
+    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """Return the URI of something inside the directory ``uri``, keeping a query such as ``?endpoint_override=...``."""
+    base, mark, query = str(uri).partition("?") if not is_local(uri) else (str(uri), "", "")
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + query
+
+
+def absolute(uri: str | Path) -> str:
+    """Return the URI in a form that means the same in a process with another working directory.
+
+    Raises:
+        DataError: the scheme is not one of file, s3 and gs, or there is a key in the URI.
+    """
+    check_uri(uri)
+    return filesystem(uri)[1] if is_local(uri) else str(uri).rstrip("/")
+
+
+def exists(uri: str | Path) -> bool:
+    """Return whether a file or directory is there."""
+    files, path = filesystem(uri)
+    with explained(uri):
+        return bool(files.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def check_file(uri: str | Path) -> None:
+    """Make sure that what is opened next is a file: opening a pipe or a device may wait or go on for ever.
+
+    Symbolic links are followed; an object is always one. What is not there is left to who opens it.
+
+    Raises:
+        UnfitFileError: It is a pipe, a socket, a device or a directory.
+    """
+    if not is_local(uri):
+        return
+    try:
+        mode = os.stat(filesystem(uri)[1]).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
+        raise UnfitFileError(uri, f"{kinds.get(stat.S_IFMT(mode), 'a device')}; accepted: a file; correct the path")
+
+
+def open_file(uri: str | Path) -> pa.NativeFile:
+    """Open a file for reading.
+
+    Raises:
+        StoreError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is no regular file.
+    """
+    files, path = filesystem(uri)
+    check_file(uri)
+    with explained(uri):
+        return files.open_input_file(path)
+
+
+def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
+    """Return the whole content of a file, of at most ``max_bytes``.
+
+    Raises:
+        StoreError: no such file, or the store cannot be reached or refuses.
+        UnfitFileError: It is no regular file, or a larger one; nothing of that is read.
+    """
+    files, path = filesystem(uri)
+    check_file(uri)
+
+    def read() -> bytes:
+        with files.open_input_file(path) as stream:
+            size = stream.size()
+            if max_bytes is not None and size > max_bytes:
+                raise UnfitFileError(uri, f"{size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
+            return bytes(read_range(stream, 0, size))
+
+    with explained(uri):
+        return patiently(uri, read, patience_s=5.0)
+
+
+def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> memoryview:
+    """Return ``num_bytes`` of an open file from byte ``start`` on; any number of threads may read one file.
+
+    Raises:
+        OSError: there are fewer; the file system itself takes no offence at an answer that is shorter than asked for,
+            and leaves the rest of the memory as it was.
+    """
+    data = np.empty(num_bytes, np.uint8).data  # not bytearray, which would fill it with zeros first
+    mark = os.urandom(min(16, num_bytes))
+    data[num_bytes - len(mark) :] = mark
+    with file.get_stream(start, num_bytes) as stream:
+        got = stream.readinto(data) if num_bytes else 0
+    if got != num_bytes or (len(mark) == 16 and data[-16:] == mark):
+        raise OSError(f"the answer was cut short: less than {num_bytes} bytes")
+    return data
+
+
+def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | None = None) -> T:
+    """Return what ``attempt`` returns, trying again while the store fails for reasons that may pass.
+
+    The pauses grow from 0.1 s to 10 s, with jitter, so that many readers do not come back together.
+
+    Args:
+        uri: What is read, for messages.
+        attempt: Reads; what it raises but OSError ends it at once.
+        patience_s: Seconds after which no new attempt starts; by default PATIENCE_S. A local file has one attempt.
+
+    Raises:
+        FileNotFoundError: no such file, at once.
+        StoreError: the store refuses, at once; or it still fails when the patience is at its end.
+    """
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    start = time.monotonic()
+    longest = _FIRST_PAUSE_S
+    while True:
+        try:
+            return attempt()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            pause = random.uniform(longest / 2, longest)
+            elapsed = time.monotonic() - start
+            if is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
+                tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
+                raise StoreError(f"{uri}: {_explanation(error)}{tried}") from error
+            longest = min(2 * longest, _LONGEST_PAUSE_S)
+        time.sleep(pause)
+
+
+def read_json(
+    uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | None = None, max_bytes: int | None = None
+) -> Any:
+    """Return the content of a JSON file, each object in it replaced by what ``object_hook`` makes of it.
+
+    Raises:
+        DataError: no such file, one of more than ``max_bytes``, or no whole JSON text.
+    """
+    try:
+        return json.loads(read_bytes(uri, max_bytes), object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
+
+
+def read_record(
+    cls: type[T],
+    uri: str | Path,
+    remedy: str = "restore the file",
+    *,
+    max_bytes: int | None = MAX_DOCUMENT_BYTES,
+) -> T:
+    """Return the dataclass that a JSON file holds; ``remedy`` is what to do where it does not.
+
+    Raises:
+        DataError: no such file, one of more than ``max_bytes``, no JSON, or not the fields of this dataclass.
+    """
+    plain = read_json(uri, max_bytes=max_bytes)
+    try:
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        return from_dict(cls, plain)
+    except (ValueError, RecursionError) as error:  # ConfigError is one of them
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{uri}: {reason}; {remedy}") from None
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write a file, whole or not at all, making the directories it lies in."""
+    files, path = filesystem(uri)
+    with explained(uri), renamed(uri, path) as target, files.open_output_stream(target) as stream:
+        stream.write(data)
+
+
+def write_json(uri: str | Path, data: Any) -> None:
+    """Write plain data as JSON text, whole or not at all."""
+    write_bytes(uri, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def upload_file(local: str | Path, uri: str | Path) -> None:
+    """Copy a local file to the URI, whole or not at all."""
+    files, path = filesystem(uri)
+    with explained(uri), renamed(uri, path) as target:
+        pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+
+
+def download_file(uri: str | Path, local: str | Path) -> None:
+    """Copy a file to a local path, whole or not at all."""
+    files, path = filesystem(uri)
+    check_file(uri)
+    with explained(uri), renamed(local, os.path.abspath(local)) as target:
+        pafs.copy_files(path, target, files, pafs.LocalFileSystem(), chunk_size=_COPY_BYTES)
+
+
+def download_directory(uri: str | Path, local: str | Path) -> None:
+    """Copy a directory and all below it to the local path, which must be absent or empty; whole or not at all.
+
+    Raises:
+        DataError: no such directory, the local path holds something, or the store cannot be reached or refuses.
+    """
+    local = Path(local).absolute()
+    if local.is_file() or (local.is_dir() and any(local.iterdir())):
+        raise DataError(f"{local}: is not empty; accepted: a new or empty directory to copy {uri} to; choose another")
+    relative = list_files(uri)
+    if not relative:
+        raise DataError(f"{uri}: no such directory, or nothing in it; check the path")
+    with explained(local):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with partial(local, directory=True) as unfinished:
+            with ThreadPoolExecutor(_NUM_THREADS) as pool:
+                list(pool.map(lambda name: download_file(join(uri, name), unfinished / name), relative))
+            unfinished.replace(local)
+
+
+def list_files(uri: str | Path) -> list[str]:
+    """Return the paths of all files below a directory, relative to it, sorted; none if it is not there."""
+    return [name for name, _ in list_tree(uri)[0]]
+
+
+def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return the files (relative path, bytes) and the directories below ``uri``, each sorted.
+
+    Pipes and devices count as files of no bytes, so that who opens one is told.
+
+    Raises:
+        DataError: a name that is not UTF-8.
+    """
+    files, path = filesystem(uri)
+    with explained(uri):
+        infos = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    try:
+        found = [(info.path[len(path) :].strip("/"), info) for info in infos]
+    except UnicodeDecodeError as error:
+        name = os.fsdecode(error.object)
+        raise DataError(f"{name}: its name is not UTF-8; accepted: names in UTF-8; rename it") from None
+    is_file = (pafs.FileType.File, pafs.FileType.Unknown)
+    return (
+        sorted((name, int(info.size or 0)) for name, info in found if info.type in is_file),
+        sorted(name for name, info in found if info.type == pafs.FileType.Directory and name),
+    )
+
+
+def file_sizes(uris: Iterable[str]) -> list[int | None]:
+    """Return the size in bytes of each file, None where there is none; asked in parallel."""
+
+    def size(uri: str) -> int | None:
+        files, path = filesystem(uri)
+        with explained(uri):
+            info = files.get_file_info(path)
+        return int(info.size) if info.type == pafs.FileType.File else None
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(size, uris))
+
+
+def delete_files(uris: Iterable[str]) -> None:
+    """Delete the files; those already gone are no error."""
+
+    def delete(uri: str) -> None:
+        files, path = filesystem(uri)
+        with explained(uri):
+            if files.get_file_info(path).type == pafs.FileType.File:
+                files.delete_file(path)
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        list(pool.map(delete, uris))
+
+
+def delete_empty_directory(uri: str | Path) -> None:
+    """Delete a local directory if it is empty; an object store has no directories to delete."""
+    if is_local(uri):
+        path = Path(filesystem(uri)[1])
+        if path.is_dir() and not any(path.iterdir()):
+            with explained(uri):
+                path.rmdir()
+
+
+@contextmanager
+def explained(uri: str | Path) -> Iterator[None]:
+    """Turn what a file system raises about ``uri`` into a StoreError of one line with the remedy.
+
+    Of a malformed URI into a DataError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{uri}: {_explanation(error)}") from error
+    except ValueError as error:  # pyarrow's ArrowInvalid: a malformed URI, an empty key
+        raise DataError(f"{uri}: {' '.join(str(error).split())}; correct the path") from error
+
+
+def _explanation(error: OSError) -> str:
+    text = " ".join(str(error).split())
+    endpoint = _endpoint() or "the store"
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+        return "no such bucket; create it or correct the name"
+    if isinstance(error, FileNotFoundError):
+        return "no such file, directory or bucket; check the path"
+    if isinstance(error, PermissionError):
+        return "permission denied; check the owner and mode of the path"
+    if refusal := _refusal(error):
+        return (
+            f"refused by {endpoint}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights, renew "
+            f"credentials that have expired ({refusal}) and start it again: a run continues where it was"
+        )
+    if "NETWORK_CONNECTION" in text or "curlCode" in text:
+        return f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL and the network"
+    if re.search("HTTP status 5[0-9][0-9]|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE", text):
+        return f"{endpoint} keeps answering with errors ({text}); see to the store and start it again"
+    if "411" in text or "MissingContentLength" in text:
+        return "the store takes no trailing checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+    return f"cannot be read or written ({text})"
+
+
+def _refusal(error: OSError) -> str | None:
+    """Say with what words the store refused, or None: failures that time will not mend, unlike 408, 429 and 5xx."""
+    text = str(error)
+    named = _REFUSALS.search(text)
+    status = re.search(r"HTTP status (4\d\d)", text)
+    # The answer to a HEAD has no words, and AWS answers an expired token with 400.
+    if named is None and (status is None or status[1] in ("404", "408", "411", "416", "429")):
+        return None
+    return named[0] if named else f"HTTP status {status[1]}" if status else None
+
+
+_REFUSALS = re.compile(
+    "ExpiredToken|EXPIRED_TOKEN|TokenRefreshRequired|InvalidToken|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED"
+    "|RequestTimeTooSkewed|ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|INVALID_ACCESS_KEY_ID"
+    "|INVALID_CLIENT_TOKEN_ID|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION_TOKEN|PERMISSION_DENIED|UNAUTHENTICATED"
+)
+
+
+@contextmanager
+def renamed(uri: str | Path, path: str) -> Iterator[str]:
+    """Yield the path to write to: for an object its own, for a local file another that is renamed at the end."""
+    if not is_local(uri):
+        yield path
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with partial(Path(path)) as unfinished:
+        yield str(unfinished)
+        os.replace(unfinished, path)
+
+
+def _scheme(uri: str) -> str:
+    scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
+    if scheme not in ("file", *_REMOTE):
+        raise DataError(f"{uri}: scheme {scheme}://; accepted: a local path, file://, s3:// or gs://; correct the path")
+    return scheme
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,162 @@
+"""Probes of the checkpoints of a run that goes on training: on cores that do not train, and never waited for.
+
+The driver hears of a checkpoint when it is whole, hands its place to a Ray actor, and records the scores at the
+checkpoint's step. One probe runs at a time; when it ends the newest checkpoint is next, and those in between, which
+may be deleted by then, are passed over. The actor has the lowest priority that the system knows, so that it gets of a
+busy core only what training leaves; it lasts as long as the run, because starting a process costs seconds of CPU.
+"""
+
+import logging
+import os
+import threading
+import time
+
+import ray
+import torch
+
+from bit_ray import store
+from bit_ray.cluster.session import Resources
+from bit_ray.errors import BitRayError, ConfigError, root_cause
+from bit_ray.evaluation.frozen import ProbeScore
+from bit_ray.evaluation.probe import ProbeTask, probe, probe_metrics
+from bit_ray.inference.classifier import load_model
+from bit_ray.locks import scratch_directory
+from bit_ray.progress import console
+from bit_ray.tracking.runs import TrackedRun
+from bit_ray.uris import shown
+from bit_ray.weights.package import DESCRIPTION_FILE
+
+log = logging.getLogger(__name__)
+
+# Linux runs such a process only where nothing else wants the core.
+_LOWEST = getattr(os, "SCHED_IDLE", None)
+
+
+def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
+    """Make sure that a probe finds CPUs beside the workers.
+
+    Raises:
+        ConfigError: The cluster has not enough.
+    """
+    num_cpus = task.config.num_cpus
+    if num_workers + num_cpus > resources.num_cpus:
+        raise ConfigError(
+            f"probe.num_cpus: {num_cpus}; at most {max(0, resources.num_cpus - num_workers)}, the CPUs beside "
+            f"{num_workers} training workers; lower runtime.num_workers, or leave out probe.shards"
+        )
+
+
+class CheckpointProbes(threading.Thread):
+    """Scores checkpoints as they come, in the background of the driver."""
+
+    def __init__(self, task: ProbeTask, run: TrackedRun, name: str, resources: Resources, num_workers: int):
+        """Start; ``num_workers`` workers train, with a GPU each where there are any."""
+        super().__init__(name="probes", daemon=True)
+        self.history: list[tuple[int, dict[str, float]]] = []
+        """Step of each probed checkpoint, and its scores by name."""
+        self.num_passed_over = 0
+        """Checkpoints that were not probed, because a newer one was there or they were deleted."""
+        self.task = task
+        self._tracked, self._title = run, name
+        self._prober = ray.remote(
+            num_cpus=task.config.num_cpus,
+            # A GPU only where one is left.
+            num_gpus=1 if resources.num_gpus > num_workers else 0,
+            max_restarts=-1,
+            max_task_retries=1,
+        )(_Prober).remote(task)
+        self._changed = threading.Condition()
+        self._newest: tuple[int, str] | None = None
+        self._finished = self._cancelled = False
+        self._running: ray.ObjectRef | None = None
+        self.start()
+
+    def offer(self, step: int, uri: str) -> None:
+        """Hand over a checkpoint that is whole; returns at once."""
+        with self._changed:
+            self.num_passed_over += self._newest is not None
+            self._newest = (step, uri)
+            self._changed.notify()
+
+    def finish(self) -> None:
+        """Wait until the newest checkpoint has been probed."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify()
+        self.join()
+        ray.kill(self._prober)
+
+    def cancel(self) -> None:
+        """End at once, whatever is running."""
+        with self._changed:
+            self._finished = self._cancelled = True
+            self._newest = None
+            self._changed.notify()
+        ray.kill(self._prober)
+        self.join()
+
+    def run(self) -> None:
+        """Probe until `finish` or `cancel`."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._newest is not None or self._finished)
+                if self._newest is None:
+                    return
+                (step, uri), self._newest = self._newest, None
+                self._running = self._prober.probe.remote(uri)
+            try:
+                found = ray.get(self._running)
+            except Exception as error:  # a probe that fails must not end a training
+                if not self._cancelled:
+                    reason = shown(str(root_cause(error) or error).strip().splitlines()[-1])
+                    log.warning("probe of the checkpoint of step %d failed: %s; training goes on", step, reason)
+                continue
+            finally:
+                self._running = None
+            if found is None:
+                self.num_passed_over += 1
+                continue
+            scores, seconds = found
+            metrics = probe_metrics(scores)
+            self.history.append((step, metrics))
+            self._tracked.log_metrics({**metrics, "probe/seconds": seconds}, step=step)
+            last = max(score.k for score in scores)
+            ridge, knn = (metrics[f"probe/{kind}_{last}_shot"] for kind in ("ridge", "knn"))
+            console.print(
+                f"{self._title}: probe of step {step}  {last} per class: ridge {ridge:.1%}, neighbours {knn:.1%}  "
+                f"{seconds:.1f} s"
+            )
+
+
+class _Prober:
+    """Scores checkpoints in a process of its own, which gives way to every other; a Ray actor."""
+
+    def __init__(self, task: ProbeTask):
+        _step_back()
+        torch.set_num_threads(task.config.num_cpus)
+        self.task = task
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def probe(self, uri: str) -> tuple[list[ProbeScore], float] | None:
+        """Scores of a checkpoint and the seconds they took, or None if it has been deleted."""
+        started = time.perf_counter()
+        with scratch_directory() as directory:
+            os.environ["BIT_RAY_CACHE"] = str(directory)  # of no use to anyone afterwards
+            try:
+                classifier = load_model(uri, device=self.device)
+            except (BitRayError, OSError):
+                if not store.exists(store.join(uri, DESCRIPTION_FILE)):
+                    return None  # the run keeps only its newest checkpoints
+                raise
+        return probe(classifier, self.task), time.perf_counter() - started
+
+
+def _step_back() -> None:
+    """Give way to every other process on the machine."""
+    try:
+        if _LOWEST is not None:
+            os.sched_setscheduler(0, _LOWEST, os.sched_param(0))
+            return
+    except OSError:
+        pass  # a sandbox that forbids it
+    os.nice(19)

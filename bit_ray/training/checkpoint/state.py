@@ -1,0 +1,117 @@
+"""Checkpoints of training: a saved model with the optimizer and the position beside it.
+
+A checkpoint is a directory that `bit_ray.weights.package` can load as a model, plus ``optimizer.safetensors``
+(momentum, generator state, and adapters apart from the kernels into which the model has them merged) and
+``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position in the data is one integer,
+the next step: order, views and MixUp are functions of (seed, step).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+
+from bit_ray.config import from_json, read_document, to_dict
+from bit_ray.data.stream.requests import BadExample
+from bit_ray.errors import ConfigError, ModelError
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.training.parts import adapter_tensors, load_merged, merged
+from bit_ray.training.plan import TrainPlan
+from bit_ray.weights.package import ModelSpec, load_package, save_package
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+TRAINING_FILE = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands."""
+
+    next_step: int = 0
+    """Optimizer steps done, and the number of the next one."""
+    train_s: float = 0.0
+    """Seconds spent in training so far, over all starts."""
+    bad_images: tuple[BadExample, ...] = ()
+    """Images that could not be read so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """The content of ``training.json``."""
+
+    format: Literal[1] = 1
+    progress: Progress
+    plan_digest: str
+    plan: dict[str, Any]
+
+
+def save_checkpoint(
+    directory: Path,
+    model: ResNetV2,
+    spec: ModelSpec,
+    optimizer: torch.optim.Optimizer,
+    plan: TrainPlan,
+    progress: Progress,
+) -> None:
+    """Write a checkpoint into a local directory; the caller moves it to the storage as a whole."""
+    tensors = {name: buffer.contiguous().cpu() for name, buffer in _momentum(model, optimizer).items()}
+    tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
+    tensors["rng.torch"] = torch.get_rng_state()
+    safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
+    training = CheckpointRecord(progress=progress, plan_digest=plan.digest, plan=to_dict(plan))
+    (directory / TRAINING_FILE).write_text(json.dumps(to_dict(training), indent=1))
+    save_package(directory, merged(model), spec)
+
+
+def read_checkpoint_record(directory: Path) -> CheckpointRecord:
+    """Read what a checkpoint says of the run.
+
+    Raises:
+        ModelError: There is no checkpoint, or its record is damaged.
+    """
+    try:
+        return from_json(CheckpointRecord, read_document(directory / TRAINING_FILE))
+    except (OSError, ConfigError) as error:
+        raise ModelError(
+            f"{directory}: not a training checkpoint ({error}); accepted: a directory with {TRAINING_FILE}; "
+            "start from another one"
+        ) from None
+
+
+def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Progress:
+    """Restore model and optimizer in place, on the device where the model is.
+
+    Raises:
+        ModelError: The checkpoint belongs to another plan, or is damaged.
+    """
+    training = read_checkpoint_record(directory)
+    if training.plan_digest != plan.digest:
+        raise ModelError(
+            f"{directory}: written by plan {training.plan_digest[:12]}, this run's is {plan.digest[:12]}; "
+            "a run continues with the settings it began with; use another name for other settings"
+        )
+    path = directory / OPTIMIZER_FILE
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); start from an earlier checkpoint") from None
+    momentum, adapters = _momentum(model, optimizer), adapter_tensors(model)
+    if odd := tensors.keys() ^ {*momentum, *adapters, "rng.torch"}:
+        raise ModelError(f"{path}: missing or unknown entries {sorted(odd)[:3]}; start from an earlier checkpoint")
+    load_merged(model, load_package(directory)[0].state_dict(), {name: tensors[name] for name in adapters})
+    for name, buffer in momentum.items():
+        buffer.copy_(tensors[name])
+    torch.set_rng_state(tensors["rng.torch"])
+    return training.progress
+
+
+def _momentum(model: ResNetV2, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Momentum buffers by name; none for an optimizer without momentum."""
+    return {
+        f"momentum.{name}": optimizer.state[p]["momentum_buffer"]
+        for name, p in model.named_parameters()
+        if "momentum_buffer" in optimizer.state[p]
+    }

@@ -1,0 +1,92 @@
+"""Before a run: how many workers, what the resolved plan looks like, and what would fail later."""
+
+import os
+from contextlib import nullcontext
+
+import torch
+
+from bit_ray import store
+from bit_ray.cluster.session import Resources, cluster, num_local_cores
+from bit_ray.data.shards.manifest import Manifest
+from bit_ray.errors import ConfigError, DataError
+from bit_ray.models.zoo import model_config
+from bit_ray.progress import console, print_table
+from bit_ray.training.config import Runtime
+from bit_ray.training.dry_run import describe, worker_speed
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.shares import share_out
+
+_MOST_SHARDS_LOOKED_AT = 1000
+
+
+def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: int) -> tuple[int, bool]:
+    """Number of training workers, and whether each gets a GPU.
+
+    Left to us, it is one per GPU, or without GPUs one per core of this machine, or half the CPUs of a cluster, whose
+    other half then reads and decodes; never more than there are pairs of images in a batch.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none, or no CPU would be left for readers on this machine.
+    """
+    use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and resources.num_gpus > 0)
+    if use_gpu and resources.num_gpus == 0 and resources.local:
+        raise ConfigError("runtime.device: cuda, but this machine has no GPU; use auto or cpu")
+    if runtime.num_workers:
+        if resources.local and not use_gpu and runtime.num_workers >= resources.num_cpus:
+            raise ConfigError(
+                f"runtime.num_workers: {runtime.num_workers}; "
+                f"at most {resources.num_cpus - 1} on this machine; lower it"
+            )
+        return runtime.num_workers, use_gpu
+    if use_gpu:
+        most = resources.num_gpus
+    else:
+        most = num_local_cores() if resources.local else resources.num_cpus // 2
+    return max(1, min(most, global_batch_size // 2)), use_gpu
+
+
+def preflight(
+    plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime, *, dry_run: bool, subset: str = ""
+) -> bool:
+    """Find what would fail later, and for a dry run print the plan.
+
+    Args:
+        plan: What is to be learnt.
+        shards: URI of the training shards.
+        manifest: Their manifest.
+        runtime: How it is carried out.
+        dry_run: Print the plan, and the time that it will take as some steps of it tell.
+        subset: For a dry run: what is drawn from the shards, where not all of them is trained on.
+
+    Returns:
+        Whether to go on.
+
+    Raises:
+        BitRayError: There is no such network, the batch cannot be shared out, or more images than the run may leave
+            out are in shards that are missing or cut short.
+    """
+    model_config(plan.model, plan.num_classes)
+    if runtime.num_workers:
+        share_out(plan, runtime, runtime.num_workers)
+    # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
+    checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
+    sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])
+    wrong = [(shard, size) for shard, size in zip(checked, sizes, strict=True) if size != shard.num_bytes]
+    if wrong:
+        shard, size = wrong[0]
+        found = "is missing" if size is None else f"has {size:,} bytes, not {shard.num_bytes:,}"
+        lost, allowed = sum(s.num_examples for s, _ in wrong), runtime.bad_images_allowed(manifest.num_examples)
+        text = (
+            f"{store.join(shards, shard.path)}: {found}, against the manifest; "
+            f"run bit-ray shards verify {shards}, and write the set again or restore the shard"
+        )
+        if lost > allowed:
+            raise DataError(text)
+        console.print(f"warning: {text}; {lost:,} images are left out, runtime.max_bad_images allows {allowed:,}")
+    if dry_run:
+        here = Resources(1, 2 * num_local_cores() + 1, torch.cuda.device_count(), local=True)
+        with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext(here) as resources:
+            num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
+            speed = worker_speed(plan, runtime, num_workers, use_gpu, local=resources.local)
+        print_table("Plan", describe(plan, runtime, manifest, num_workers, speed, subset))
+    return not dry_run

@@ -1,0 +1,333 @@
+"""From a plan to a trained model: the driver's side of a run.
+
+The driver owns the terminal and the MLflow run; workers only report. A run lives in ``STORAGE/NAME``: Ray Train's
+checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json``. Starting it again with the same name
+continues it, or returns the result at once.
+"""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from bit_ray import store
+from bit_ray.cluster.session import Resources, cluster
+from bit_ray.config import to_dict
+from bit_ray.data.shards.manifest import Manifest
+from bit_ray.data.stream.history import PLAN_FILE, RunRecord
+from bit_ray.data.stream.requests import BadExample
+from bit_ray.errors import ConfigError, ModelError, root_cause
+from bit_ray.evaluation.probe import ProbeTask
+from bit_ray.plots.curves import curve_figure
+from bit_ray.progress import TrainingProgress, console, print_table
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.identity import code_revision
+from bit_ray.tracking.registry import RegisteredModel, register
+from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.server import probe, tracking_uri
+from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
+from bit_ray.training.checks import choose_workers
+from bit_ray.training.config import RegisterAs, Runtime
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.reports import Listener, report_queue
+from bit_ray.training.shares import share_out
+from bit_ray.training.worker import WorkerConfig, train_worker
+from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, parse_description
+
+RESULT_FILE = "result.json"
+BAD_IMAGES_FILE = "bad_images.json"
+_LISTED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where a finished run left its model."""
+
+    package_uri: str
+    """Directory of the last checkpoint, which is a model that `bit_ray.load_model` reads."""
+    sha256: str
+    """Digest of its weights."""
+    run_id: str
+    """MLflow run."""
+    plan_digest: str
+    """Identity of what was learnt."""
+    metrics: dict[str, float]
+    """Last reported metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished run and the registered version of its model."""
+
+    result: TrainResult
+    version: RegisteredModel
+
+
+Test = Callable[[TrainResult, TrackedRun, Resources], dict[str, float]]
+
+
+def _finished(run_uri: str, plan: TrainPlan) -> TrainResult | None:
+    """The result of the run, if it is done already.
+
+    Raises:
+        ConfigError: The name belongs to a run with another plan.
+    """
+    place = store.join(run_uri, PLAN_FILE)
+    if not store.exists(place):
+        return None
+    recorded = store.read_record(RunRecord, place)
+    if recorded.digest != plan.digest:
+        field, old, new = _first_difference(recorded.plan, to_dict(plan))
+        raise ConfigError(
+            f"name: {run_uri} holds a run whose {field} is {old}, here it is {new}; "
+            "a run continues with the settings it began with; choose another name or restore the setting"
+        )
+    result = store.join(run_uri, RESULT_FILE)
+    return store.read_record(TrainResult, result) if store.exists(result) else None
+
+
+def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    return where or "plan", old, new
+
+
+def train(
+    plan: TrainPlan,
+    *,
+    name: str,
+    storage: str,
+    shards: str,
+    manifest: Manifest,
+    runtime: Runtime,
+    tracking: TrackingConfig,
+    init_weights: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    config: Mapping[str, Any],
+    test: Test | None = None,
+    probe_task: ProbeTask | None = None,
+) -> TrainResult:
+    """Carry out a plan on the cluster, from where the run of this name stands.
+
+    Args:
+        plan: What to learn.
+        name: Name of the run.
+        storage: URI of the folder of all runs.
+        shards: URI of the training shards.
+        manifest: Their manifest.
+        runtime: How to carry it out.
+        tracking: Where to record it.
+        init_weights: Initial tensors by name; the head's are ignored.
+        provenance: Where the initial weights come from.
+        config: The user's settings, recorded in MLflow.
+        test: Evaluates the result while cluster and MLflow run are open; its metrics become ``test/...``.
+        probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
+
+    Raises:
+        BitRayError: Anything the user can put right.
+    """
+    shards, storage = store.absolute(shards), store.absolute(storage)  # workers have other current directories
+    run_uri = store.join(storage, name)
+    done = _finished(run_uri, plan)
+    if done is not None:
+        console.print(f"{name}: done already, {done.package_uri}")
+        return done
+    probe(tracking_uri(tracking.uri, storage))  # before Ray starts, which takes longer
+    with cluster() as resources:
+        num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
+        share_out(plan, runtime, num_workers)
+        if probe_task is not None:
+            check_room(probe_task, resources, num_workers)
+        described = f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes"
+        identity = {
+            "manifest_digest": plan.manifest_digest,
+            "config_digest": plan.digest,
+            "code_revision": code_revision(),
+            **(provenance or {}),
+        }
+        run = TrackedRun.open(
+            tracking,
+            run_name=name,
+            storage=storage,
+            params=dict(config),
+            tags={f"bit_ray.{k}": v for k, v in identity.items()},
+            kind=plan.kind,
+        )
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            # From here on the name belongs to this plan.
+            record = RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))
+            store.write_json(store.join(run_uri, PLAN_FILE), to_dict(record))
+            spec = ModelSpec(
+                model=plan.model,
+                num_classes=plan.num_classes,
+                class_names=manifest.class_names,
+                multi_label=manifest.multi_label,
+                resize_mode=plan.resize_mode,
+                resize_size=plan.resize_size,
+                crop_size=plan.view.crop_size,
+                recipe={**plan.recipe, "train": plan.train} if plan.kind == "finetune" else plan.recipe,
+                provenance={**identity, "data": described, "run_id": run.run_id, "run_name": name},
+            )
+            worker = WorkerConfig(
+                plan=plan,
+                runtime=runtime,
+                spec=spec,
+                shards=shards,
+                run_uri=run_uri,
+                init_weights=ray.put(dict(init_weights)) if init_weights is not None else None,
+                reports=report_queue(),
+            )
+            probes = CheckpointProbes(probe_task, run, name, resources, num_workers) if probe_task else None
+            try:
+                result = _fit(worker, name, storage, num_workers, use_gpu, run, probes)
+            finally:
+                if probes is not None:
+                    probes.cancel()  # nothing is left of it unless the training failed
+            if test is not None:
+                scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
+                result = replace(result, metrics={**result.metrics, **scores})
+            run.set_tags({"bit_ray.weights_sha256": result.sha256, "bit_ray.weights_uri": result.package_uri})
+            store.write_json(store.join(run_uri, RESULT_FILE), to_dict(result))
+            status = "FINISHED"
+            return result
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            run.close(status)
+
+
+def _fit(
+    worker: WorkerConfig,
+    name: str,
+    storage: str,
+    num_workers: int,
+    use_gpu: bool,
+    run: TrackedRun,
+    probes: CheckpointProbes | None,
+) -> TrainResult:
+    runtime = worker.runtime
+
+    def offer(step: int, checkpoint: str) -> None:
+        if probes is not None:
+            probes.offer(step, store.join(worker.run_uri, checkpoint))
+
+    listener = Listener(worker.reports, run, TrainingProgress(name), offer)
+    listener.start()
+    filesystem, path = store.filesystem(storage)
+    trainer_config = ray.train.RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=runtime.num_checkpoints_to_keep),
+        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say the same, shorter
+    )
+    scaling = ray.train.ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+        # Without GPUs a worker's readers want the cores beside it; with them, workers want to be near each other.
+        placement_strategy="PACK" if use_gpu else "SPREAD",
+    )
+    try:
+        for attempt in range(runtime.max_failures + 1):
+            try:
+                trainer = TorchTrainer(
+                    train_worker,
+                    train_loop_config={"worker": worker},
+                    scaling_config=scaling,
+                    run_config=trainer_config,
+                )
+                with _interruptible():
+                    result = trainer.fit()
+                break
+            except ray.train.TrainingFailedError as error:
+                # What the user must put right would only fail again; Ray Train's own retries cannot tell the two apart.
+                cause = root_cause(error)
+                if cause is not None:
+                    raise cause from None
+                if attempt == runtime.max_failures:
+                    reason = str(error).strip().splitlines()
+                    raise ModelError(
+                        f"{name}: workers failed {attempt + 1} times (last: {reason[-1] if reason else 'unknown'}); "
+                        "see the worker logs; start the run again to continue from its last checkpoint"
+                    ) from error
+                console.print(f"{name}: workers failed, starting them again from the last checkpoint")
+    finally:
+        listener.finish()
+        listener.progress.close()
+        worker.reports.shutdown()
+        if listener.bad_images:
+            _report_bad_images(listener.bad_images, run)
+    if probes is not None:
+        probes.finish()
+    if listener.history:
+        steps, losses, rates = zip(
+            *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
+        )
+        evaluations = _probed(probes) if probes is not None else []
+        run.log_figure(curve_figure(steps, losses, rates, evaluations, title=name), "plots/training.png")
+    assert result.checkpoint is not None, "the last step always has a checkpoint"
+    last = result.metrics or {}
+    package_uri = store.join(storage, name, result.checkpoint.path.rstrip("/").rsplit("/", 1)[-1])
+    description = store.join(package_uri, DESCRIPTION_FILE)
+    _, weights = parse_description(store.read_bytes(description), description)
+    return TrainResult(
+        package_uri=package_uri,
+        sha256=weights.sha256,
+        run_id=run.run_id,
+        plan_digest=worker.plan.digest,
+        metrics={key: float(value) for key, value in last.items() if "/" in key},
+    )
+
+
+def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:
+    """Step and score of each probe, by ridge regression with the most examples per class."""
+    most = max(probes.task.config.shots)
+    return sorted((step, metrics[f"probe/ridge_{most}_shot"]) for step, metrics in probes.history)
+
+
+def _report_bad_images(bad_images: list[BadExample], run: TrackedRun) -> None:
+    """Show and record what a run has left out; a restarted worker group reports again what it knew."""
+    unique = list({(bad.shard, bad.row): bad for bad in bad_images}.values())
+    run.log_text(json.dumps([to_dict(bad) for bad in unique], indent=1), BAD_IMAGES_FILE)
+    rows = [(bad.id or "(unknown)", bad.shard, str(bad.row), bad.reason) for bad in unique[:_LISTED]]
+    more = f", the first {_LISTED} of them" if len(unique) > _LISTED else ""
+    print_table(f"Left out: {len(unique):,} images that cannot be read{more}", rows, ("id", "shard", "row", "reason"))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn what Ray Train makes of Ctrl-C, an exit with status 0, back into a KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
+
+
+def register_result(
+    result: TrainResult, run_name: str, target: RegisterAs, tracking: TrackingConfig, storage: str
+) -> Trained:
+    """Register the model of a finished run by reference."""
+    version = register(
+        result.package_uri,
+        name=target.name or run_name,
+        alias=target.alias,
+        tracking_uri=tracking_uri(tracking.uri, storage),
+        run_id=result.run_id,
+    )
+    return Trained(result=result, version=version)

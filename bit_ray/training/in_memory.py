@@ -1,0 +1,97 @@
+"""Training on examples held in memory, in this process: what few-shot suites run by the dozen. PyTorch only.
+
+It follows the same plan, order, views and step as a run on the cluster.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bit_ray.data.images.resize import eval_view, train_view
+from bit_ray.data.images.views import example_keys, uniforms
+from bit_ray.data.stream.order import Order
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.training.learner import Learner
+from bit_ray.training.parts import merge_adapters
+from bit_ray.training.plan import TrainPlan
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Decoded images in memory."""
+
+    ids: tuple[str, ...]
+    """Their ids, which decide the random views."""
+    images: Sequence[npt.NDArray[np.uint8]]
+    """``[H, W, 3] uint8`` each; sizes may differ."""
+    labels: npt.NDArray[np.int64]
+    """``[N]`` class indices."""
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> "Examples":
+        """The examples at these places."""
+        return Examples(tuple(self.ids[i] for i in indices), [self.images[i] for i in indices], self.labels[indices])
+
+
+def fit(
+    plan: TrainPlan,
+    examples: Examples,
+    init_weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    micro_batch_size: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> ResNetV2:
+    """Train to the last step of a plan.
+
+    Args:
+        plan: What to learn; its ``num_examples`` is that of ``examples``.
+        examples: Single-label training examples.
+        init_weights: Initial tensors by name, without the head; None: from scratch.
+        device: Where to train.
+        micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
+        on_step: Called with the step's number and loss.
+
+    Returns:
+        The trained network, in evaluation mode.
+
+    Raises:
+        NonFiniteError: The loss or its gradient is not finite.
+    """
+    assert plan.num_examples == len(examples.ids) == len(examples.labels)
+    learner = Learner(plan, torch.device(device), init_weights=init_weights, micro_batch_size=micro_batch_size)
+    order = Order(
+        shard_sizes=(plan.num_examples,),
+        row_group_size=1,  # nothing is read in groups here, so the shuffle is as good as it gets
+        global_batch_size=plan.global_batch_size,
+        seed=plan.seed,
+        shuffle=plan.shuffle,
+    )
+    view, size = plan.view, plan.view.crop_size
+    images = examples.images
+    if view.crop == "resize_crop":  # the resize is the same every time
+        images = [eval_view(image, resize_mode="square", resize_size=0, crop_size=view.resize_size) for image in images]
+    keys = example_keys(examples.ids)
+    slots = range(plan.global_batch_size)
+    pixels = np.empty((plan.global_batch_size, size, size, 3), np.uint8)
+    rows = np.empty((0, 3), np.int64)  # (step, epoch, row) not trained on yet
+    units = iter(order.unit_range(slots, 0, plan.schedule.num_steps))
+    for step in range(plan.schedule.num_steps):
+        while np.count_nonzero(rows[:, 0] == step) < plan.global_batch_size:
+            unit = order.unit(next(units), slots)
+            rows = np.concatenate(
+                [rows, np.stack([unit.steps, np.full_like(unit.steps, unit.epoch), unit.rows], axis=1)]
+            )
+        _, epochs, picked = rows[rows[:, 0] == step].T
+        rows = rows[rows[:, 0] > step]
+        u = uniforms(plan.seed, epochs, keys[picked])
+        for slot, index in enumerate(picked):
+            pixels[slot] = train_view(images[index], view, u[slot])
+        loss, _ = learner.step(step, torch.from_numpy(pixels), torch.from_numpy(examples.labels[picked]))
+        if on_step is not None:
+            on_step(step, loss.item())
+    learner.check()
+    merge_adapters(learner.model)
+    return learner.model.eval()

@@ -1,0 +1,209 @@
+"""What runs in each Ray Train worker: the order of events of a training run, and nothing else."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.util.queue import Queue
+from torch import nn
+
+from bit_ray import store
+from bit_ray.cluster.session import num_local_cores
+from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
+from bit_ray.errors import ModelError
+from bit_ray.locks import scratch_directory
+from bit_ray.tracking.system import system_metrics
+from bit_ray.training.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.config import Runtime
+from bit_ray.training.device import keep_freed_memory
+from bit_ray.training.learner import Learner
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.quarantine import Quarantine
+from bit_ray.training.step import NonFiniteError
+from bit_ray.weights.package import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What the driver hands to every worker."""
+
+    plan: TrainPlan
+    runtime: Runtime
+    spec: ModelSpec
+    """Saved beside the weights."""
+    shards: str
+    """URI of the training shards."""
+    run_uri: str
+    """Where the run's own files go."""
+    init_weights: Any = None
+    """Ray object reference to the initial tensors by name, or None to start from scratch."""
+    reports: Queue
+    """Where rank 0 sends metrics."""
+
+
+def train_worker(config: dict[str, WorkerConfig]) -> None:
+    """Train until the plan's last step, from the latest checkpoint of the run if there is one."""
+    worker = config["worker"]
+    plan, runtime = worker.plan, worker.runtime
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    else:
+        keep_freed_memory()
+    # Rank 0 brings the weights; the others get them from it.
+    needs_init = worker.init_weights is not None and rank == 0
+    learner = Learner(
+        plan,
+        device,
+        precision=runtime.precision,
+        init_weights=ray.get(worker.init_weights) if needs_init else None,
+        micro_batch_size=runtime.micro_batch_size,
+        rank=rank,
+        num_workers=num_workers,
+    )
+    progress = Progress()
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as directory:
+            progress = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
+    if progress.next_step >= plan.schedule.num_steps:
+        return
+    learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
+
+    stream = StreamSpec(
+        shards=worker.shards,
+        manifest_digest=plan.manifest_digest,
+        global_batch_size=plan.global_batch_size,
+        slots=learner.slots,
+        start_step=progress.next_step,
+        stop_step=plan.schedule.num_steps,
+        seed=plan.seed,
+        shuffle=plan.shuffle,
+        view=plan.view,
+        cache=runtime.cache,
+    )
+
+    quarantine = Quarantine(progress.bad_images, runtime.bad_images_allowed(plan.num_examples), worker.shards)
+    counts = StreamCounts()
+
+    def now(next_step: int) -> Progress:
+        return Progress(
+            next_step=next_step,
+            train_s=progress.train_s + time.perf_counter() - started,
+            bad_images=quarantine.known,
+        )
+
+    started = mark = time.perf_counter()
+    waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
+    wait_from = started
+    for step, images, targets, _, bad in batches(
+        stream,
+        num_readers=runtime.num_readers,
+        num_threads=runtime.num_decode_threads or max(1, num_local_cores() // context.get_local_world_size()),
+        pin_memory=device.type == "cuda",
+        counts=counts,
+    ):
+        waited += time.perf_counter() - wait_from
+        quarantine.meet(bad)
+        try:
+            loss, grad_norm = learner.step(step, images, targets)
+            loss_since += loss
+            steps_since += 1
+            done = step + 1
+            last = done == plan.schedule.num_steps
+            save = last or done % runtime.checkpoint_every_steps == 0
+            log = save or done % runtime.log_every_steps == 0
+            if log:
+                learner.check()
+                # Overflowed weights fail the next step for certain, and must not get into a checkpoint before.
+                weight_norm = _kernel_norm(learner.model)
+                if not math.isfinite(weight_norm):
+                    raise NonFiniteError(done)
+        except NonFiniteError as error:
+            place = store.join(worker.run_uri, f"nonfinite-step-{error.step:08d}")
+            if rank == 0:
+                with scratch_directory() as local:
+                    save_checkpoint(Path(local), learner.model, worker.spec, learner.optimizer, plan, now(error.step))
+                    for file in Path(local).iterdir():
+                        store.upload_file(file, store.join(place, file.name))
+            if num_workers > 1:
+                dist.barrier()  # all raise at the same step, and the first to leave takes the others with it
+            raise ModelError(
+                f"{error} with bit-ray shards ids {worker.shards} --run {worker.run_uri} --step {error.step}; "
+                f"checkpoint: {place}"
+            ) from None
+        if log:
+            quarantine.share(device)
+            if num_workers > 1:
+                dist.all_reduce(loss_since)
+            elapsed = time.perf_counter() - mark
+            metrics: dict[str, Any] = {
+                "step": done,
+                "num_steps": plan.schedule.num_steps,
+                "train/loss": loss_since.item() / steps_since,
+                "train/lr": plan.schedule.lr_at(step),
+                "train/grad_norm": grad_norm.item(),
+                "train/weight_norm": weight_norm,
+                "train/images_seen": done * plan.global_batch_size,
+                "train/epoch": done * plan.global_batch_size / plan.num_examples,
+                "speed/images_per_s": steps_since * plan.global_batch_size / elapsed,
+                "speed/wait_share": waited / elapsed,
+            }
+            if rank == 0:
+                metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
+                worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
+            if save:
+                name = f"step-{done:08d}"
+                _report_checkpoint(rank, name, metrics, learner, worker.spec, plan, now(done))
+                if rank == 0:
+                    worker.reports.put_nowait({"step": done, "checkpoint": name})
+            mark, waited, steps_since = time.perf_counter(), 0.0, 0
+            loss_since.zero_()
+        wait_from = time.perf_counter()
+
+
+def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:
+    """What the data cost this worker so far."""
+    decoded = sum(counts.decoded.values())
+    metrics = {
+        "data/bad_images": num_bad,
+        "data/fast_decode_share": 1 - counts.decoded.get("full", 0) / max(1, decoded),
+    }
+    if counts.fetched_bytes:
+        metrics["data/fetched_mb"] = counts.fetched_bytes / 1e6
+        metrics["data/cache_hit_share"] = counts.row_groups_on_node / counts.row_groups
+    return metrics
+
+
+def _kernel_norm(model: nn.Module) -> float:
+    """Norm of all kernels: weight decay and weight standardization play against each other in it (paper §4.2)."""
+    kernels = [p.detach() for p in model.parameters() if p.ndim > 1]
+    return torch.nn.utils.get_total_norm(kernels, foreach=True).item()
+
+
+def _report_checkpoint(
+    rank: int,
+    name: str,
+    metrics: dict[str, Any],
+    learner: Learner,
+    spec: ModelSpec,
+    plan: TrainPlan,
+    progress: Progress,
+) -> None:
+    if rank != 0:
+        ray.train.report(metrics, checkpoint_dir_name=name)
+        return
+    with scratch_directory() as local:
+        save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, progress)
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(local),
+            checkpoint_dir_name=name,
+        )

@@ -1,0 +1,297 @@
+"""A network as a program of its own: ONNX, or a ``.pt2`` of `torch.export`, for any batch and image size.
+
+Weight standardization is done once, here: the program has plain convolutions. Its input ``pixels`` is
+``[B, 3, H, W] float32`` in the range that the metadata says, H and W at least 32; its output ``logits`` is
+``[B, num_classes] float32``. The metadata's ``bit_ray.spec`` is our `ModelSpec` as JSON: class names, preprocessing,
+origin. Reading and writing ONNX needs the ``export`` extra.
+"""
+
+import copy
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as fx_config
+from torch.nn import functional
+
+from bit_ray.config import from_dict, to_dict
+from bit_ray.errors import ConfigError, ModelError
+from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2, StdConv2d, standardize
+from bit_ray.weights.package import ModelSpec, write_whole
+from bit_ray.weights.read import SPEC_KEY
+
+ExportFormat = Literal["onnx", "torch"]
+SUFFIX: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
+
+_OPSET = 20
+_ALL_BUT_ZERO = 1e-30
+_LARGEST_PROTOBUF = 1_900_000_000  # protobuf itself stops at 2 GiB
+_LARGEST_BATCH, _LARGEST_SIDE = 65_536, 16_384
+
+
+def bake(model: ResNetV2) -> ResNetV2:
+    """Return a copy of a network with its kernels standardized for good, in plain convolutions."""
+    baked = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    for name, module in list(baked.named_modules()):
+        if isinstance(module, StdConv2d):
+            size, stride = module.kernel_size[0], module.stride[0]
+            with torch.device("meta"):
+                plain = nn.Conv2d(module.in_channels, module.out_channels, size, stride, padding=size // 2, bias=False)
+            plain.weight = nn.Parameter(standardize(module.weight.float()), requires_grad=False)
+            baked.set_submodule(name, plain)
+    return baked
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round weights to 8 bits, symmetric, with one scale for each output.
+
+    Args:
+        weight: ``[O, ...] float32``.
+
+    Returns:
+        ``[O, ...] int8`` in -127..127 and scales ``[O] float32``; their product is nearest to ``weight``.
+    """
+    scale = weight.abs().flatten(1).amax(dim=1) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    rounded = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round()
+    return rounded.to(torch.int8), scale
+
+
+def export(
+    model: ResNetV2, spec: ModelSpec, path: str | os.PathLike[str], to: ExportFormat, *, int8: bool = False
+) -> None:
+    """Write a network as a program.
+
+    Args:
+        model: The network.
+        spec: What it is, for the metadata.
+        path: File, ``.onnx`` or ``.pt2``. ONNX of more than 2 GB has its weights in a file beside it.
+        to: ``onnx``, or ``torch`` for `torch.export`.
+        int8: Keep the weights of convolutions and classifier in 8 bits, one scale per output channel; activations and
+            arithmetic stay float32. A quarter of the size.
+
+    Raises:
+        ConfigError: the file's name has another ending.
+        ModelError: the place is not writable, or a package is missing.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX[to]:
+        raise ConfigError(f"output: {path}; a name that ends in {SUFFIX[to]} for {to}; rename it")
+    baked = bake(model)
+    metadata = {
+        SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False),
+        "bit_ray.weights": "int8" if int8 else "float32",
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if to == "torch":
+            program = _trace(_with_int8(baked) if int8 else baked)
+            write_whole(path, partial(_save_torch, program, metadata))
+        else:
+            _save_onnx(_onnx(baked, int8), path, metadata)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported program ready to run."""
+
+    spec: ModelSpec
+    """What it is."""
+    logits: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+    """Map ``[B, 3, H, W] float32`` in the spec's input range to ``[B, num_classes] float32``."""
+    num_bytes: int
+    """Size of its files, bytes."""
+
+
+def load_exported(path: str | os.PathLike[str]) -> Exported:
+    """Load an exported program, ``.onnx`` with onnxruntime and ``.pt2`` with PyTorch, on the CPU.
+
+    Unlike weights, a ``.pt2`` is a program, and PyTorch runs code that it holds: open those that you made or trust.
+
+    Raises:
+        ModelError: it is missing, damaged or not ours, or onnxruntime is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; an exported model; check the path")
+    try:
+        if path.suffix == ".onnx":
+            session = _need("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            metadata = dict(session.get_modelmeta().custom_metadata_map)
+
+            def logits(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+                result: npt.NDArray[np.float32] = session.run(["logits"], {"pixels": pixels})[0]
+                return result
+        else:
+            files = {SPEC_KEY: ""}
+            program = torch.export.load(path, extra_files=files).module()
+            metadata = dict(files)
+
+            @torch.inference_mode()
+            def logits(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+                result: npt.NDArray[np.float32] = program(torch.from_numpy(pixels)).numpy()
+                return result
+
+        spec = from_dict(ModelSpec, json.loads(metadata.get(SPEC_KEY) or "{}"))
+    except ModelError:
+        raise
+    except Exception as error:  # each library has errors of its own for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not an exported model of ours ({reason}); export it again") from None
+    beside = path.with_name(path.name + ".data")
+    num_bytes = sum(file.stat().st_size for file in (path, beside) if file.is_file())
+    return Exported(spec, logits, num_bytes)
+
+
+class _Logits(nn.Module):
+    """The forward pass alone, without the checks of shapes, which a traced program cannot make."""
+
+    def __init__(self, model: ResNetV2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        model = self.model
+        logits: Tensor = model.head(model.gn(model.stages(model.pool(model.root(pixels)))).mean(dim=(2, 3)))
+        return logits
+
+
+class _Int8(nn.Module):
+    """A convolution or linear layer that keeps its weights in 8 bits."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        weight, scale = quantize(layer.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale.view(-1, *[1] * (weight.ndim - 1)))
+        self.register_buffer("bias", layer.bias)
+        self.padding: Any = layer.padding if isinstance(layer, nn.Conv2d) else None
+        self.stride: Any = layer.stride if isinstance(layer, nn.Conv2d) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float() * self.scale
+        if self.stride is None:
+            return functional.linear(x, weight, self.bias)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def _with_int8(baked: ResNetV2) -> ResNetV2:
+    for name, module in list(baked.named_modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            baked.set_submodule(name, _Int8(module))
+    return baked
+
+
+def _dynamic_shapes() -> dict[str, dict[int, Any]]:
+    return {
+        "pixels": {
+            0: torch.export.Dim("batch", min=1, max=_LARGEST_BATCH),
+            2: torch.export.Dim("height", min=MIN_IMAGE_SIZE, max=_LARGEST_SIDE),
+            3: torch.export.Dim("width", min=MIN_IMAGE_SIZE, max=_LARGEST_SIDE),
+        }
+    }
+
+
+def _trace(baked: ResNetV2) -> torch.export.ExportedProgram:
+    # Oblivious to sizes of 1, the tracer does not exclude what images of 32 pixels are after stage 4. torch.export has
+    # no other name for it.
+    with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        return torch.export.export(_Logits(baked), (torch.zeros(2, 3, 80, 96),), dynamic_shapes=_dynamic_shapes())
+
+
+def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str], place: Path) -> None:
+    # Through memory: PyTorch's writer ends the whole process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=metadata)
+    place.write_bytes(buffer.getbuffer())
+
+
+def _onnx(baked: ResNetV2, int8: bool) -> Any:
+    """Return the program as an ``onnx.ModelProto``."""
+    for name in ("onnx", "onnxscript"):
+        _need(name)
+    # onnxruntime takes a padding by zeros into the pooling behind it, where it becomes one by -inf. A padding by all
+    # but zero it leaves alone.
+    baked.pool = nn.Sequential(nn.ConstantPad2d(1, _ALL_BUT_ZERO), nn.MaxPool2d(3, stride=2))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _trace(baked), input_names=["pixels"], output_names=["logits"], opset_version=_OPSET, dynamo=True
+        )
+    assert program is not None
+    proto = program.model_proto
+    if int8:
+        _quantize_onnx(proto)
+    return proto
+
+
+def _quantize_onnx(proto: Any) -> None:
+    """Replace the weights of convolutions and classifier by int8 and a DequantizeLinear each."""
+    onnx = _need("onnx")
+    graph = proto.graph
+    places = {initializer.name: i for i, initializer in enumerate(graph.initializer)}
+    nodes, replaced = [], set()
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm") and node.input[1] in places:
+            name = node.input[1]
+            assert node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+            if name not in replaced:
+                weight = torch.from_numpy(onnx.numpy_helper.to_array(graph.initializer[places[name]]).copy())
+                rounded, scale = quantize(weight)
+                graph.initializer[places[name]].CopyFrom(onnx.numpy_helper.from_array(rounded.numpy(), f"{name}_int8"))
+                graph.initializer.append(onnx.numpy_helper.from_array(scale.numpy(), f"{name}_scale"))
+                nodes.append(
+                    onnx.helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=0)
+                )
+                replaced.add(name)
+        nodes.append(node)
+    assert replaced
+    del graph.node[:]
+    graph.node.extend(nodes)
+    kept = [info for info in graph.value_info if info.name not in replaced]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]) -> None:
+    onnx = _need("onnx")
+    onnx.helper.set_model_props(proto, metadata)
+    proto.producer_name = "bit_ray"
+    if sum(len(initializer.raw_data) for initializer in proto.graph.initializer) < _LARGEST_PROTOBUF:
+        write_whole(path, lambda place: place.write_bytes(proto.SerializeToString()))
+        return
+    # The program comes last: without it, the weights beside it are no model.
+    beside = path.with_name(path.name + ".data")
+    onnx.external_data_helper.convert_model_to_external_data(proto, location=beside.name)
+    beside.unlink(missing_ok=True)
+    write_whole(path, lambda place: onnx.save_model(proto, str(place), format="protobuf"))
+
+
+def _need(name: str) -> ModuleType:
+    """Import a package of the ``export`` extra."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ModelError(f"{name}: not installed, and ONNX needs it; run pip install 'bit-ray[export]'") from None

@@ -1,0 +1,274 @@
+"""A saved model: a directory with ``model.safetensors`` (the weights) and ``model.json`` (everything else).
+
+``model.json`` holds the digest of the weights and is written last, so a directory without it holds no model. Other
+files may lie in the same directory: a training checkpoint is such a package with the optimizer beside it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document, to_dict
+from bit_ray.errors import ConfigError, ModelError
+from bit_ray.locks import partial
+from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2
+from bit_ray.models.zoo import model_config
+
+DESCRIPTION_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+
+MAX_IMAGE_SIZE = 16384
+"""Side of the views that a network may ask for, pixels: such a view takes 0.8 GB."""
+MAX_INPUT = 1000.0
+"""What a pixel may become, either way; the widest range in use is 0 to 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a saved network is, what it expects to see and where it comes from."""
+
+    model: str
+    """Name of the network, as `bit_ray.create_model` takes it."""
+    num_classes: int
+    """Outputs of the classifier."""
+    class_names: tuple[str, ...]
+    """One name for each output, in order; two may have the same, as some of ImageNet-21k do."""
+    multi_label: bool
+    """Scores are independent (sigmoid) rather than one distribution (softmax)."""
+    resize_mode: Literal["square", "shorter_side"]
+    """How an image is brought to size: see `bit_ray.data.images.resize.eval_view`."""
+    resize_size: int
+    """Shorter side after the resize, pixels; without effect for ``square``."""
+    crop_size: int
+    """Side of the square that the network sees, pixels."""
+    input_range: tuple[float, float] = (-1.0, 1.0)
+    """What pixel values 0 and 255 become (big_transfer#26)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The settings of the training run, as plain data."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Digests and names that tie the weights to their origin: manifest_digest, config_digest, code_revision, parent."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop_size", "resize_size"):
+            if getattr(self, name) > MAX_IMAGE_SIZE:
+                raise ConfigError(f"{name}: {getattr(self, name)}; at most {MAX_IMAGE_SIZE} pixels; correct it")
+        model_config(self.model, self.num_classes)
+        if len(self.class_names) != self.num_classes:
+            raise ConfigError(
+                f"class_names: {len(self.class_names)} names for a head of {self.num_classes} classes; one name for "
+                f"each class; correct num_classes or class_names"
+            )
+        if not all(self.class_names):
+            raise ConfigError(
+                f"class_names: name {self.class_names.index('')} is empty; a name for each class; give it"
+            )
+        if self.crop_size < MIN_IMAGE_SIZE:
+            raise ConfigError(
+                f"crop_size: {self.crop_size}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five "
+                f"times"
+            )
+        if self.resize_mode == "shorter_side" and self.resize_size < self.crop_size:
+            raise ConfigError(
+                f"resize_size: {self.resize_size}; at least crop_size ({self.crop_size}); a crop cannot exceed the "
+                f"image"
+            )
+        low, high = self.input_range
+        if not -MAX_INPUT <= low < high <= MAX_INPUT:
+            raise ConfigError(
+                f"input_range: {self.input_range}; low < high, both from {-MAX_INPUT:g} to {MAX_INPUT:g}; for example "
+                f"(-1.0, 1.0)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights file of a package, by content."""
+
+    file: str
+    """Name of the file inside the package."""
+    sha256: str
+    """SHA-256 of its bytes, hex."""
+    num_bytes: int
+    """Its size, bytes."""
+
+    def __post_init__(self) -> None:
+        check_digest("sha256", self.sha256)
+        check_num_bytes("num_bytes", self.num_bytes)
+        name = self.file
+        if name in ("", ".", "..") or {"/", "\\"} & {*name} or len(name) > 255 or not is_plain(name):
+            raise ConfigError(f"file: {name[:80]!r}; a plain file name inside the package; write the package again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The content of ``model.json``."""
+
+    format: Literal[1] = 1
+    spec: ModelSpec
+    weights: Weights
+
+
+def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: ModelSpec) -> Weights:
+    """Write the model and its description into a local directory, which is made if missing.
+
+    Raises:
+        ModelError: ``spec`` describes another network, or the directory is not writable.
+        ConfigError: ``spec`` holds what JSON cannot.
+    """
+    directory = Path(directory)
+    if model_config(spec.model, spec.num_classes) != model.config:
+        raise ModelError(
+            f"{directory}: the description says {spec.model} with {spec.num_classes} classes, the model is "
+            f"{model.config}; pass the spec of this model"
+        )
+    try:  # what JSON or UTF-8 cannot hold is refused before anything is touched
+        json.dumps(to_dict(spec), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"spec: {error}; accepted: text that UTF-8 can hold; correct it") from None
+    # Contiguous: safetensors refuses the strides of channels_last.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # While weights are being replaced, no old description may vouch for them.
+        description.unlink(missing_ok=True)
+        write_whole(weights_path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        weights = Weights(file=WEIGHTS_FILE, sha256=file_digest(weights_path), num_bytes=weights_path.stat().st_size)
+        text = json.dumps(to_dict(Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
+        write_whole(description, lambda partial: partial.write_text(text, encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
+    return weights
+
+
+def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
+    """Read the bytes of a ``model.json``; ``where`` names them in errors.
+
+    Raises:
+        ModelError: they are not a description this version reads.
+    """
+    try:
+        description = from_json(Description, data)
+    except ConfigError as error:
+        raise ModelError(f"{where}: not a model description ({error}); save the model again") from None
+    return description.spec, description.weights
+
+
+def cached_path(cache: Path, weights: str, description: str) -> Path:
+    """Return where a package lies in a cache, by the digests of its weights and of its description.
+
+    The class names may change without the weights, so both are in the name.
+
+    Raises:
+        ModelError: the digests name a place outside the cache, whose old content the caller would delete.
+    """
+    path = cache / f"{weights}-{description[:8]}"
+    if path.parent != cache:
+        raise ModelError(f"{path}: outside the cache {cache}; accepted: a package named by SHA-256; save it again")
+    return path
+
+
+def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
+    """Read the description of a package.
+
+    Raises:
+        ModelError: there is no such directory, no model in it, or a description that cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such directory; a saved model; check the path")
+    path = directory / DESCRIPTION_FILE
+    try:
+        data = read_document(path)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{directory}: no {DESCRIPTION_FILE} in it; the directory of a saved model; check the path"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); a readable file; check its permissions") from None
+    return parse_description(data, str(path))
+
+
+def load_package(directory: str | os.PathLike[str]) -> tuple[ResNetV2, ModelSpec]:
+    """Load a package onto the CPU, in evaluation mode, after verifying the size and digest of its weights.
+
+    Raises:
+        ModelError: the package is missing, damaged, or its weights do not fit its description.
+    """
+    directory = Path(directory)
+    spec, weights = read_spec(directory)
+    path = directory / weights.file
+    verify_weights(path, weights)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a safetensors file ({error}); save the model again") from None
+    # The network takes the loaded tensors as they are: nothing is initialised first only to be overwritten.
+    with torch.device("meta"):
+        model = ResNetV2(model_config(spec.model, spec.num_classes))
+    _check_tensors(path, tensors, model, spec)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), spec
+
+
+def verify_weights(path: Path, weights: Weights) -> None:
+    """Compare a local file with the size and digest recorded for it.
+
+    Raises:
+        ModelError: it is missing or differs.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        # The size first: it tells a cut-off file without reading gigabytes.
+        if num_bytes != weights.num_bytes:
+            raise ModelError(
+                f"{path}: {num_bytes} bytes; {weights.num_bytes} in {DESCRIPTION_FILE}; fetch the model again"
+            )
+        digest = file_digest(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
+    if digest != weights.sha256:
+        raise ModelError(
+            f"{path}: SHA-256 {digest[:12]}...; {weights.sha256[:12]}... in {DESCRIPTION_FILE}; the weights were "
+            f"changed or damaged: fetch the model again"
+        )
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec: ModelSpec) -> None:
+    expected = model.state_dict()
+    for kind, odd in (("lacks", expected.keys() - tensors.keys()), ("holds the unexpected", tensors.keys() - expected)):
+        if odd:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            raise ModelError(
+                f"{path}: {kind} {min(odd)!r}{more}; exactly the {len(expected)} tensors of {spec.model}; "
+                f"save the model again"
+            )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+            raise ModelError(
+                f"{path}: {name} is {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; "
+                f"{list(expected[name].shape)} floating point in {spec.model} with {spec.num_classes} classes; "
+                f"save the model again"
+            )
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path`` that then takes its place, whole."""
+    with partial(path) as unfinished:
+        write(unfinished)
+        os.replace(unfinished, path)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

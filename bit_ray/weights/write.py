@@ -1,0 +1,109 @@
+"""A network's weights for other programs: the authors' ``.npz``, one safetensors file, or a folder of timm's or Hugging
+Face's, with class names and preprocessing where the format has a place for them.
+
+Kernels are written raw, as all of these programs keep them. timm and transformers add 1e-8 to the variance of a kernel
+where the authors and we add 1e-10; `eps_effect` says how much that matters, and ``rescale`` undoes it.
+"""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bit_ray.config import to_dict
+from bit_ray.errors import ConfigError, ModelError
+from bit_ray.models.resnet import ResNetV2
+from bit_ray.weights.folders import CONFIG_FILE, huggingface_files, timm_files
+from bit_ray.weights.naming import NAMINGS, is_kernel, to_theirs, weight_names
+from bit_ray.weights.npz import save_npz
+from bit_ray.weights.package import ModelSpec, save_package, write_whole
+from bit_ray.weights.read import SPEC_KEY
+
+WeightFormat = Literal["package", "npz", "safetensors", "timm", "huggingface"]
+
+_OUR_EPS, _THEIR_EPS = 1e-10, 1e-8
+
+
+def write_weights(
+    model: ResNetV2, spec: ModelSpec, path: str | os.PathLike[str], to: WeightFormat, *, rescale: bool = False
+) -> None:
+    """Write a network's weights in the format of another program, or as a saved model of ours (``package``).
+
+    Args:
+        model: The network.
+        spec: What it is; its class names and preprocessing go where the format has a place for them.
+        path: A file for ``npz`` and ``safetensors``; else a new or empty folder.
+        to: The format.
+        rescale: timm and Hugging Face only: multiply all kernels by 10. Standardization undoes that, and their 1e-8
+            then acts as our 1e-10 does: the same function even where kernels are tiny. Training on goes with
+            another effective learning rate, though.
+
+    Raises:
+        ModelError: the place cannot be written, or is not empty.
+        ConfigError: ``rescale`` with another format.
+    """
+    path = Path(path)
+    folder = to in ("package", "timm", "huggingface")
+    if rescale and to not in ("timm", "huggingface"):
+        raise ConfigError(f"rescale: on with {to}; for timm and huggingface, whose eps differs from ours; leave it off")
+    if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ModelError(f"{path}: not an empty folder; a new or empty one; choose another")
+    if to == "package":
+        save_package(path, model, spec)
+    elif to == "npz":
+        if path.suffix != ".npz":
+            raise ModelError(f"{path}: not the name of an .npz file; for example {path.with_suffix('.npz')}; rename it")
+        save_npz(model, path)
+    else:
+        tensors = named_tensors(model, "bit_ray" if to == "safetensors" else to, 10 if rescale else 1)
+        try:
+            if to == "safetensors":
+                _write_file(tensors, spec, path)
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                metadata = {"format": "pt"}
+                write_whole(path / "model.safetensors", lambda place: save_file(tensors, place, metadata=metadata))
+                files = (huggingface_files if to == "huggingface" else timm_files)(spec, model.config)
+                # What makes it a model comes last.
+                for name in sorted(files, key=lambda name: name == CONFIG_FILE):
+                    text = json.dumps(files[name], indent=2, ensure_ascii=False) + "\n"
+                    write_whole(path / name, partial(Path.write_text, data=text, encoding="utf-8"))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: cannot be written ({error}); choose a writable folder") from None
+
+
+def named_tensors(
+    model: ResNetV2, naming: Literal["bit_ray", "timm", "huggingface", "big_vision", "bit_pytorch"], scale: float = 1
+) -> dict[str, Tensor]:
+    """Return a network's weights under the names and in the layout of another program, kernels times ``scale``."""
+    names = weight_names(NAMINGS[naming], model.config.units)
+    tensors = {}
+    for ours, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if scale != 1 and is_kernel(ours):
+            tensor = tensor * scale
+        tensors[names[ours]] = to_theirs(NAMINGS[naming], ours, tensor).contiguous()
+    return tensors
+
+
+def eps_effect(model: ResNetV2) -> float:
+    """Return the largest relative change of a standardized filter by an eps of 1e-8 in place of 1e-10."""
+    largest = 0.0
+    for name, weight in model.state_dict().items():
+        if is_kernel(name):
+            variance = weight.double().flatten(1).var(dim=1, correction=0)
+            largest = max(largest, (1 - ((variance + _OUR_EPS) / (variance + _THEIR_EPS)).sqrt()).max().item())
+    return largest
+
+
+def _write_file(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: not the name of a .safetensors file; {path.with_suffix('.safetensors')}; rename it")
+    metadata = {"format": "pt", SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda place: save_file(tensors, place, metadata=metadata))

@@ -1,0 +1,184 @@
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from sklearn.metrics import accuracy_score
+
+from bit_ray.cli.main import main
+from bit_ray.config import write_config
+from bit_ray.data.images.decode import decode_image
+from bit_ray.data.images.resize import eval_view
+from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.read import read_tables, to_examples
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.embedded.digits import DigitsSource
+from bit_ray.errors import DataError
+from bit_ray.evaluation.subsets import few_shot_subset
+from bit_ray.models.zoo import create_model
+from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
+from bit_ray.training.config import RuleOverrides
+from bit_ray.training.in_memory import Examples, fit
+from bit_ray.training.plan import transfer_plan
+from bit_ray.weights.package import ModelSpec, save_package
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
+MODEL = "R1-1-1-1x0.5"
+RULE = RuleOverrides(resize=36, crop=32, num_steps=6, warmup_steps=0, boundaries=(), batch_size=16, base_lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Training digits, 100 test digits in row groups that no batch divides, and a network to start from."""
+    folder = tmp_path_factory.mktemp("suite")
+    write_shards("digits:train", folder / "train", name="train", row_group_size=64)
+    test = DigitsSource("test")
+    write_shards(
+        iter(test.part(np.arange(100))), folder / "test", name="test", class_names=test.class_names, row_group_size=33
+    )
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        model=MODEL, num_classes=3, class_names=("a", "b", "c"), multi_label=False, resize_mode="square",
+        resize_size=32, crop_size=32,
+    )  # fmt: skip
+    save_package(folder / "model", create_model(MODEL, 3), spec)
+    return folder
+
+
+def suite(folder, storage, **changes):
+    settings = {
+        "name": "suite",
+        "init": str(folder / "model"),
+        "shards": str(folder / "train"),
+        "test_shards": str(folder / "test"),
+        "shots": (1, 2),
+        "num_subsets": 2,
+        "rule": RULE,
+        "random_flip": False,
+        "storage": str(storage),
+    }
+    return FewShotConfig(**settings | changes)
+
+
+def examples(folder, name):
+    found = [e for t in read_tables(folder / name, read_manifest(folder / name)) for e in to_examples(t)]
+    images = [decode_image(e.image) for e in found]
+    return Examples(tuple(e.id for e in found), images, np.array([e.labels[0] for e in found]))
+
+
+@pytest.fixture(scope="module")
+def done(folder, tmp_path_factory, ray_local):
+    storage = tmp_path_factory.mktemp("runs")
+    config = suite(folder, storage, scratch_lrs=(0.01, 0.03))
+    return config, fewshot_suite(config)
+
+
+def trained_here(folder, k, seed, train="all"):
+    """Top-1 after the same training in this process, judged by scikit-learn."""
+    learnt, test = examples(folder, "train"), examples(folder, "test")
+    torch.manual_seed(0)
+    weights = create_model(MODEL, 3).state_dict()
+    torch.set_num_threads(1)
+    chosen = few_shot_subset(learnt.labels, k, seed)
+    rule = hyperrule(
+        10 * k, (32, 32), random_flip=False, resize=36, crop=32, num_steps=6, warmup_steps=0, boundaries=(),
+        batch_size=16, base_lr=0.01,
+    )  # fmt: skip
+    plan = transfer_plan(
+        rule, model=MODEL, num_classes=10, manifest_digest=read_manifest(folder / "train").digest, init="any",
+        init_digest="any", seed=seed, train=train,
+    )  # fmt: skip
+    model = fit(plan, learnt.subset(chosen), weights)
+    views = [eval_view(i, resize_mode="square", resize_size=0, crop_size=32) for i in test.images]
+    with torch.inference_mode():
+        x = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) / 127.5 - 1
+        predicted = model(x).argmax(1).numpy()
+    return accuracy_score(test.labels, predicted)
+
+
+# An image whose two best classes are as good as equal may fall either way in another batch.
+ONE_IMAGE = 0.011
+
+
+def test_every_score_is_that_of_a_training_in_this_process(folder, done):
+    _, report = done
+    for k in (1, 2):
+        row = next(row for row in report.rows if (row.series, row.k) == (PRE_TRAINED, k))
+        for seed in range(2):
+            assert row.values[seed] == pytest.approx(trained_here(folder, k, seed), abs=ONE_IMAGE)
+
+
+def test_a_part_of_the_network_is_trained_where_asked_for_and_all_of_it_from_scratch(folder, done, tmp_path):
+    _, report = done
+    config = suite(folder, tmp_path, shots=(2,), train="head", scratch_lrs=(0.03,))
+    head, scratch = fewshot_suite(config).rows
+    for seed in range(2):
+        assert head.values[seed] == pytest.approx(trained_here(folder, 2, seed, "head"), abs=ONE_IMAGE)
+    assert head.values != next(row.values for row in report.rows if (row.series, row.k) == (PRE_TRAINED, 2))
+    whole = fewshot_suite(replace(config, name="whole", train="all")).rows[1]
+    assert scratch.values == whole.values
+
+
+def test_the_suite_leaves_index_files_a_table_and_a_picture(done):
+    config, report = done
+    assert len(report.rows) == 4
+    for row in report.rows:
+        assert len(row.values) == 2
+        assert report.median(row.series, row.k) == statistics.median(row.values)
+    assert set(report.scratch_lr) == {1, 2}
+    client = MlflowClient(tracking_uri=f"sqlite:///{config.storage}/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "few_shot/pre_trained")}
+    assert history == {k: report.median(PRE_TRAINED, k) for k in (1, 2)}
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    table = json.loads((artifacts / "few_shot.json").read_text())
+    assert [tuple(row["values"]) for row in table] == [row.values for row in report.rows]
+    assert (artifacts / "few_shot.png").stat().st_size > 10_000
+
+
+def test_the_same_name_continues_from_its_scores(done):
+    config, report = done
+    file = Path(config.storage, "suite", "scores", "pre-trained-1-per-class-seed-0-lr-0.01.json")
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "top_1": 0.123}))
+    assert fewshot_suite(config).rows[0].values == (0.123, report.rows[0].values[1])
+    # A score of other settings or other examples is none.
+    file.write_text(json.dumps({**record, "identity": "another", "top_1": 0.123}))
+    assert fewshot_suite(config) == report
+
+
+def test_given_index_files_are_used(done, tmp_path):
+    config, report = done
+    given = replace(
+        config, name="given", storage=str(tmp_path), scratch_lrs=(), subsets=f"{config.storage}/suite/subsets"
+    )
+    again = fewshot_suite(given)
+    assert again.rows == tuple(row for row in report.rows if row.series == PRE_TRAINED)
+    assert not (tmp_path / "given" / "subsets").exists()
+    with pytest.raises(DataError, match=r"^subsets: .*/5-per-class-seed-0.json is missing; "):
+        fewshot_suite(replace(given, shots=(5,)))
+
+
+def test_the_command_line_prints_medians_and_spread(folder, tmp_path, capsys):
+    config = suite(folder, tmp_path, shots=(1,), scratch_lrs=(0.01,))
+    write_config(config, tmp_path / "config.json")
+    assert main(["fewshot", "--config", str(tmp_path / "config.json")]) == 0
+    shown = capsys.readouterr().out
+    assert PRE_TRAINED in shown
+    assert FROM_SCRATCH in shown
+    assert f"Index files: {tmp_path}/suite/subsets" in shown
+
+
+def test_a_class_with_too_few_examples_is_one_line_before_any_run_is_opened(folder, tmp_path, capfd):
+    write_config(suite(folder, tmp_path / "runs", shots=(500,)), tmp_path / "config.json")
+    assert main(["fewshot", "--config", str(tmp_path / "config.json")]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: shots: 500; at most 9")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

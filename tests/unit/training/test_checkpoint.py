@@ -1,0 +1,212 @@
+import copy
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from bit_ray.config import replace
+from bit_ray.data.images.views import TrainView
+from bit_ray.errors import ModelError
+from bit_ray.inference.classifier import load_model
+from bit_ray.models.zoo import create_model
+from bit_ray.recipes.schedules import Schedule
+from bit_ray.training.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.step import TrainStep
+from bit_ray.weights.package import ModelSpec, load_package
+
+NUM_CLASSES = 7
+PLAN = TrainPlan(
+    kind="pretrain",
+    model="R1-1-1-1x0.5",
+    num_classes=NUM_CLASSES,
+    manifest_digest="0" * 64,
+    num_examples=640,
+    view=TrainView(crop="inception", crop_size=32),
+    resize_mode="square",
+    resize_size=32,
+    loss="softmax",
+    schedule=Schedule(base_lr=0.1, num_steps=10),
+    global_batch_size=8,
+    weight_decay=0.01,
+    mixup_alpha=0.2,
+)
+GENERATOR = torch.Generator().manual_seed(0)
+BATCHES = [
+    (
+        torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=GENERATOR),
+        torch.randint(0, NUM_CLASSES, (8,), generator=GENERATOR),
+    )
+    for _ in range(6)
+]
+SPEC = ModelSpec(
+    model=PLAN.model,
+    num_classes=NUM_CLASSES,
+    class_names=tuple("abcdefg"),
+    multi_label=False,
+    resize_mode="square",
+    resize_size=32,
+    crop_size=32,
+)
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    model = create_model(PLAN.model, NUM_CLASSES)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(model, optimizer, start, stop, plan=PLAN):
+    step_fn = TrainStep(model, optimizer, plan)
+    for step in range(start, stop):
+        step_fn(step, [BATCHES[step]], 1)
+    step_fn.check()
+
+
+@pytest.fixture
+def trained():
+    """A model, its optimizer, and what they are after three steps."""
+    model = make_model()
+    optimizer = build_optimizer(model, PLAN)
+    train(model, optimizer, 0, 3)
+    return model, optimizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path, trained):
+    model, optimizer = trained
+    save_checkpoint(tmp_path, model, SPEC, optimizer, PLAN, Progress(next_step=3, train_s=1.5))
+    return tmp_path
+
+
+def fresh(plan=PLAN):
+    model = make_model(seed=99)
+    return model, build_optimizer(model, plan)
+
+
+def test_a_restored_run_ends_bit_for_bit_where_an_undisturbed_one_does(checkpoint, trained):
+    model, optimizer = fresh()
+    assert load_checkpoint(checkpoint, model, optimizer, PLAN) == Progress(next_step=3, train_s=1.5)
+    original, original_optimizer = trained
+    for p, q in zip(model.parameters(), original.parameters(), strict=True):
+        assert torch.equal(p, q)
+        buffer = optimizer.state[p]["momentum_buffer"]
+        assert torch.equal(buffer, original_optimizer.state[q]["momentum_buffer"])
+        assert buffer.abs().max() > 0
+        assert buffer.stride() == p.stride()
+    train(original, original_optimizer, 3, 6)
+    train(model, optimizer, 3, 6)
+    for p, q in zip(model.parameters(), original.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], original_optimizer.state[q]["momentum_buffer"])
+
+
+def test_the_random_generator_is_restored(tmp_path, trained):
+    model, optimizer = trained
+    torch.manual_seed(7)
+    save_checkpoint(tmp_path, model, SPEC, optimizer, PLAN, Progress(next_step=3))
+    expected = torch.rand(5)
+    torch.rand(100)
+    load_checkpoint(tmp_path, *fresh(), PLAN)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_run_without_momentum_is_restored(tmp_path):
+    plan = replace(PLAN, {"momentum": 0.0})
+    model = make_model()
+    optimizer = build_optimizer(model, plan)
+    train(model, optimizer, 0, 2, plan)
+    save_checkpoint(tmp_path, model, SPEC, optimizer, plan, Progress(next_step=2))
+    other, other_optimizer = fresh(plan)
+    load_checkpoint(tmp_path, other, other_optimizer, plan)
+    train(model, optimizer, 2, 4, plan)
+    train(other, other_optimizer, 2, 4, plan)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_is_a_model(checkpoint, trained):
+    model, spec = load_package(checkpoint)
+    assert spec == SPEC
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, trained[0].state_dict()[name])
+    images, _ = BATCHES[0]
+    expected = copy.deepcopy(trained[0]).eval()((images.permute(0, 3, 1, 2).float() - 127.5) / 127.5)
+    torch.testing.assert_close(load_model(checkpoint).logits(images), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(checkpoint):
+    files = sorted(path.name for path in checkpoint.iterdir())
+    assert files == ["model.json", "model.safetensors", "optimizer.safetensors", "training.json"]
+    for path in checkpoint.iterdir():
+        assert not zipfile.is_zipfile(path)
+        with path.open("rb") as file, pytest.raises((pickle.UnpicklingError, EOFError, ValueError, KeyError)):
+            pickle.load(file)
+
+
+def refused(checkpoint, plan=PLAN):
+    model, optimizer = fresh(plan)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(checkpoint, model, optimizer, plan)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(checkpoint):
+    other = replace(PLAN, {"weight_decay": 0.02})
+    text = refused(checkpoint, other)
+    assert PLAN.digest[:12] in text
+    assert other.digest[:12] in text
+    assert text.endswith("use another name for other settings")
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -8])
+def test_a_truncated_optimizer_file_is_refused(checkpoint, size):
+    path = checkpoint / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert str(path) in refused(checkpoint)
+
+
+def test_a_missing_optimizer_file_is_refused(checkpoint):
+    (checkpoint / "optimizer.safetensors").unlink()
+    assert "optimizer.safetensors" in refused(checkpoint)
+
+
+def test_an_optimizer_file_of_another_network_is_refused(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    path = checkpoint / "optimizer.safetensors"
+    tensors = load_file(path)
+    del tensors["momentum.head.bias"]
+    save_file(tensors, path)
+    assert "['momentum.head.bias']" in refused(checkpoint)
+
+
+def test_damaged_weights_are_refused(checkpoint):
+    path = checkpoint / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert "SHA-256" in refused(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"plan_digest": "x"}', '{"plan_digest": "x", "progress": 3}'])
+def test_a_damaged_position_is_refused(checkpoint, text):
+    (checkpoint / "training.json").write_text(text)
+    assert "not a training checkpoint" in refused(checkpoint)
+
+
+def test_a_directory_without_a_position_is_refused(tmp_path):
+    assert "training.json" in refused(tmp_path)
+
+
+def test_the_plan_stands_in_the_checkpoint(checkpoint):
+    training = json.loads((checkpoint / "training.json").read_text())
+    assert training["plan_digest"] == PLAN.digest
+    assert training["plan"]["schedule"]["base_lr"] == 0.1
+    assert training["progress"]["next_step"] == 3

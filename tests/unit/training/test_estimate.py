@@ -1,0 +1,105 @@
+import re
+import statistics
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bit_ray.data.images.views import TrainView
+from bit_ray.recipes.schedules import Schedule
+from bit_ray.training import estimate
+from bit_ray.training.device import to_channels_last
+from bit_ray.training.estimate import as_duration, measure_speed, multiply_adds
+from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.parts import set_trainable
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.step import TrainStep
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(estimate, "_SECONDS", 0.4)
+
+
+def make_plan(**changes):
+    settings = {
+        "kind": "finetune",
+        "model": "R1-1-1-1x0.5",
+        "num_classes": 10,
+        "manifest_digest": "",
+        "num_examples": 640,
+        "view": TrainView(crop="resize", crop_size=64),
+        "resize_mode": "square",
+        "resize_size": 64,
+        "loss": "softmax",
+        "schedule": Schedule(base_lr=0.003, num_steps=10),
+        "global_batch_size": 64,
+    }
+    return TrainPlan(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "giga"),
+    [("R26x1", 224, 2.34), ("R50x1", 224, 4.09), ("R101x1", 224, 7.80), ("R50x1", 480, 18.8), ("R152x4", 224, 182.78)],
+)
+def test_multiply_adds_are_those_of_the_published_networks(model, crop, giga):
+    assert multiply_adds(model, crop) / 1e9 == pytest.approx(giga, rel=0.005)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train": "head"}, {"mixup_alpha": 0.1, "loss": "sigmoid"}])
+def test_the_speed_is_that_of_the_steps_of_the_plan(changes):
+    plan = make_plan(**changes)
+    torch.manual_seed(4)
+    expected, threads = torch.rand(1), torch.get_num_threads()
+    torch.manual_seed(4)
+    speed = measure_speed(plan, "auto", "cpu", 8)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
+    assert re.fullmatch("measured with [2468] images a pass on one CPU thread", speed.how)
+
+    torch.set_num_threads(1)
+    try:
+        model = estimate.create_model(plan.model, plan.num_classes)
+        set_trainable(model, plan.train)
+        to_channels_last(model)
+        step = TrainStep(model, build_optimizer(model, plan), plan)
+        targets = torch.zeros(8, 10) if plan.loss == "sigmoid" else torch.zeros(8, dtype=torch.int64)
+        batch = torch.zeros(8, 64, 64, 3, dtype=torch.uint8), targets
+        taken = []
+        for _ in range(6):
+            before = time.perf_counter()
+            step(0, [batch], 1)
+            step.check()
+            taken.append(time.perf_counter() - before)
+    finally:
+        torch.set_num_threads(threads)
+    # Other work on the machine comes and goes; a factor of the batch or of the threads would still show.
+    assert 0.15 < speed.images_per_s / (8 / statistics.median(taken)) < 7
+
+
+def test_a_network_too_large_for_a_cpu_is_judged_by_a_smaller_one(monkeypatch):
+    monkeypatch.setattr(estimate, "_STAND_IN", "R1-1-1-1x0.5")
+    monkeypatch.setattr(estimate, "_STAND_IN_CROP", 64)
+    plan = make_plan(model="R152x2", view=TrainView(crop="resize", crop_size=480), global_batch_size=512)
+    started = time.perf_counter()
+    large, small = measure_speed(plan, "auto", "cpu", 64), measure_speed(make_plan(), "auto", "cpu", 64)
+    assert time.perf_counter() - started < 60
+    assert large.how.endswith("by R1-1-1-1x0.5 at 64 pixels and the ratio of multiply-adds")
+    ratio = multiply_adds("R152x2", 480) / multiply_adds("R1-1-1-1x0.5", 64)
+    assert 0.15 < small.images_per_s / large.images_per_s / ratio < 7
+
+
+def test_every_size_of_micro_batch_can_be_measured():
+    for size, alpha in ((1, 0.0), (2, 0.0), (2, 0.1)):
+        plan = replace(make_plan(), mixup_alpha=alpha, view=TrainView(crop="resize", crop_size=32))
+        assert f"with {size} images" in measure_speed(plan, "fp32", "cpu", size).how
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (5340, "89 min"), (5460, "1 h 31 min"), (90_000, "25 h 0 min")]
+    + [(172_800, "2.0 days"), (1e6, "11.6 days")],
+)
+def test_durations_are_said_in_the_units_of_people(seconds, text):
+    assert as_duration(seconds) == text
