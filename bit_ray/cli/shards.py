@@ -181,7 +181,7 @@ def write(config: WriteConfig) -> None:
     """Write a shard set."""
     from bit_ray.data.shards.write import write_shards
 
-    _show_log("bit_ray.data.datasets")
+    _show_log("bit_ray.data.sources")
     with follow("write") as progress:
         report = write_shards(
             config.source,

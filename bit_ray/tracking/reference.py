@@ -32,8 +32,6 @@ PYFUNC_LOADER = "bit_ray.inference.serving"
 
 _MAX_URI = 4096  # what Linux takes for a path; a store takes a key of 1,024 bytes
 
-_MAX_URI = 4096
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReference:

@@ -23,6 +23,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.evaluation.probe",
     "bit_ray.evaluation.rank",
     "bit_ray.evaluation.evaluate",
+    "bit_ray.evaluation.serving",
     "bit_ray.inference.serving",
     "bit_ray.tracking.fetch",
     "bit_ray.tracking.reference",
