@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from bit_ray.errors import ConfigError, brief
-from bit_ray.locks import partial
+from bit_ray.locks import whole
 
 T = TypeVar("T")
 
@@ -160,9 +159,8 @@ def write_config(config: Any, path: str | Path) -> None:
     else:
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     try:
-        with partial(path) as unfinished:
+        with whole(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
-            os.replace(unfinished, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 

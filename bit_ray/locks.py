@@ -104,6 +104,18 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield another path to write a file to, which is renamed to ``path`` at the end: it appears whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with partial(path) as unfinished:
+        yield unfinished
+        os.replace(unfinished, path)
+
+
+@contextmanager
 def scratch_directory() -> Iterator[Path]:
     """Make a folder of this user's among the system's temporary files, removed at the end; the next removes those of
     processes that were killed.

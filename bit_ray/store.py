@@ -22,9 +22,8 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from bit_ray.config import MAX_DOCUMENT_BYTES, from_dict
-from bit_ray.errors import DamagedShardError as DamagedShardError
-from bit_ray.errors import DataError, StoreError
-from bit_ray.locks import partial
+from bit_ray.errors import ConfigError, DataError, StoreError
+from bit_ray.locks import partial, whole
 from bit_ray.uris import MASK
 
 _REMOTE = ("s3", "gs")
@@ -471,9 +470,8 @@ def renamed(uri: str | Path, path: str) -> Iterator[str]:
         yield path
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with partial(Path(path)) as unfinished:
+    with whole(Path(path)) as unfinished:
         yield str(unfinished)
-        os.replace(unfinished, path)
 
 
 def _scheme(uri: str) -> str:
@@ -484,6 +482,21 @@ def _scheme(uri: str) -> str:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a local file."""
+    """Return the SHA-256 of a local file, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return this user's cache folder, absolute: ``$BIT_RAY_CACHE`` if set and not empty, else ``~/.cache/bit_ray``.
+
+    Raises:
+        ConfigError: It lies in a home folder, and that is not known.
+    """
+    folder = os.environ.get("BIT_RAY_CACHE") or "~/.cache/bit_ray"
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(
+            f"BIT_RAY_CACHE: {folder}: no such home folder; accepted: a folder; set it to an absolute path"
+        ) from None

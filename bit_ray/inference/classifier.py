@@ -1,9 +1,7 @@
 """A saved model ready for use: images in, class names and probabilities out."""
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -17,10 +15,10 @@ from bit_ray import store
 from bit_ray.data.images.decode import MAX_PIXELS, ImageError, decode_image
 from bit_ray.data.images.resize import eval_view
 from bit_ray.errors import ConfigError, DataError, ModelError, brief
-from bit_ray.locks import partial, remove_abandoned
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import create_model
-from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, cached_path, load_package, parse_description, read_spec
+from bit_ray.weights.fetch import fetch_package
+from bit_ray.weights.package import ModelSpec, load_package, read_spec
 from bit_ray.weights.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -182,6 +180,7 @@ def load_model(
     labels: str | Sequence[str] = "",
     crop_size: int = 0,
     features_only: bool = False,
+    cache: Path | None = None,
 ) -> Classifier:
     """Load a saved model, or the weights of another program, for use.
 
@@ -196,6 +195,8 @@ def load_model(
         crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: what
             their folder or the file's name says (see `bit_ray.weights.read.foreign_spec`).
         features_only: Weights of another program may lack a head, or names for its classes; they get a head of zeros.
+        cache: Folder where a saved model from a store is kept; by default ``models`` in
+            `bit_ray.store.cache_folder`.
 
     Returns:
         The classifier, a saved model's weights verified against their recorded digest.
@@ -219,7 +220,7 @@ def load_model(
             raise ConfigError(
                 f"{name}: {value}, but {os.fspath(uri)} is a saved model, which has its own; leave it out"
             )
-    model, spec, digest = _load(os.fspath(uri), tracking_uri)
+    model, spec, digest = _load(os.fspath(uri), tracking_uri, cache)
     return Classifier(model.to(target), spec, digest)
 
 
@@ -276,44 +277,13 @@ def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> np
     raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
 
 
-def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec, str]:
+def _load(uri: str, tracking_uri: str | None, cache: Path | None) -> tuple[ResNetV2, ModelSpec, str]:
     if uri.startswith("models:/"):
-        from bit_ray.tracking import registry  # MLflow, which only these names need
+        from bit_ray.tracking import fetch, registry  # MLflow, which only these names need
 
-        directory = registry.fetch(registry.resolve(uri, tracking_uri))
+        directory = fetch.fetch(registry.resolve(uri, tracking_uri), cache)
     elif store.is_local(uri):
         directory = Path(store.filesystem(uri)[1])
     else:
-        return _load_remote(uri)
+        directory = fetch_package(uri, cache)
     return *load_package(directory), read_spec(directory)[1].sha256
-
-
-def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec, str]:
-    """Load a package through the cache, ``~/.cache/bit_ray`` or the folder that BIT_RAY_CACHE names."""
-    try:
-        description = store.read_bytes(store.join(uri, DESCRIPTION_FILE))
-    except DataError as error:
-        raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
-    _, weights = parse_description(description, store.join(uri, DESCRIPTION_FILE))
-    folder = Path(os.environ.get("BIT_RAY_CACHE", "~/.cache/bit_ray")).expanduser() / "models"
-    cached = cached_path(folder, weights.sha256, sha256(description).hexdigest())
-    if cached.is_dir():
-        try:
-            return *load_package(cached), weights.sha256
-        except ModelError:  # damaged on this disk: fetch it again
-            shutil.rmtree(cached, ignore_errors=True)
-    remove_abandoned(folder)  # gigabytes that a process was fetching when it was killed
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial(cached, directory=True) as unfinished:
-            store.download_file(store.join(uri, weights.file), unfinished / weights.file)
-            store.write_bytes(unfinished / DESCRIPTION_FILE, description)
-            loaded = load_package(unfinished)
-            try:
-                unfinished.replace(cached)
-            except OSError:
-                if not cached.is_dir():  # where it is, another process was faster
-                    raise
-        return *loaded, weights.sha256
-    except (ModelError, DataError, OSError) as error:
-        raise ModelError(f"{uri}: {error}") from error

@@ -16,7 +16,7 @@ from bit_ray import store
 from bit_ray.claim import CLAIM_FILE
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.inference.classifier import Classifier
-from bit_ray.locks import partial, scratch_directory
+from bit_ray.locks import scratch_directory, whole
 
 SUMMARY_FILE = "_predictions.json"
 """Last file of a folder of parts."""
@@ -152,9 +152,8 @@ def _whole(output: str) -> Iterator[str]:
     target = Path(store.filesystem(output)[1])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial(target) as unfinished:
+        with whole(target) as unfinished:
             yield str(unfinished)
-            os.replace(unfinished, target)
     except OSError as error:
         if type(error).__module__.startswith("ray."):  # Ray gives its errors the class of their cause as well
             raise

@@ -1,7 +1,6 @@
 """What all figures share: colours, headings, and how one is written. No global state of matplotlib is touched."""
 
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from bit_ray.errors import ConfigError
-from bit_ray.locks import partial
+from bit_ray.locks import whole
 
 INK, GRAY, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 SERIES = ("#0b6e99", "#d9730d", "#6b4fa0", "#2f855a", "#b83280")  # apart in lightness too
@@ -37,9 +36,8 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(content, format=path.suffix[1:], dpi=dpi, facecolor="white")
     try:
-        with partial(path) as unfinished:
+        with whole(path) as unfinished:
             unfinished.write_bytes(content.getvalue())
-            os.replace(unfinished, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 

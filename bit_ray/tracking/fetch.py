@@ -1,18 +1,15 @@
 """From a reference to a package directory on this machine, with proof that it is what was registered."""
 
-import hashlib
-import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bit_ray import store
 from bit_ray.config import read_document
-from bit_ray.errors import DataError, ModelError
-from bit_ray.locks import partial, remove_abandoned
+from bit_ray.errors import ModelError
 from bit_ray.tracking.reference import ModelReference
-from bit_ray.tracking.server import one_line
-from bit_ray.tracking.spool import cache_directory
-from bit_ray.weights.package import DESCRIPTION_FILE, Weights, cached_path, parse_description, verify_weights
+from bit_ray.weights.fetch import Digests, check_description, download_package, fetch_package
+from bit_ray.weights.package import DESCRIPTION_FILE
 
 
 def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
@@ -20,7 +17,7 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
 
     A local package is used where it is: its description must be the registered one, its weights of the registered
     size; their digest is verified by ``load_package``, as always. A remote one is downloaded once, verified in full,
-    into ``cache_dir`` (default ``$BIT_RAY_CACHE/models`` or ``~/.cache/bit_ray/models``).
+    into ``cache_dir`` (default: see `bit_ray.weights.fetch`).
 
     Raises:
         ModelError: the package is gone, or is not what was registered.
@@ -29,16 +26,18 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
         directory = Path(store.filesystem(reference.weights_uri)[1])
         _check(directory, reference)
         return directory
-    cache = cache_dir or cache_directory() / "models"
-    directory = cached_path(cache, reference.sha256, reference.description_sha256)
-    if directory.exists():
-        with suppress(ModelError):
-            _check(directory, reference)
-            return directory
-        shutil.rmtree(directory, ignore_errors=True)
-    remove_abandoned(cache)  # gigabytes that a process was fetching when it was killed
-    download(reference, directory)
-    return directory
+    with _named(reference):
+        return fetch_package(reference.weights_uri, cache_dir, _digests(reference))
+
+
+def download(reference: ModelReference, directory: Path) -> None:
+    """Copy the two files of the package to ``directory`` (absent or empty), which appears whole and verified.
+
+    Raises:
+        ModelError: the package cannot be read, or is not what was registered.
+    """
+    with _named(reference):
+        download_package(reference.weights_uri, directory, _digests(reference))
 
 
 def _check(directory: Path, reference: ModelReference) -> None:
@@ -46,7 +45,7 @@ def _check(directory: Path, reference: ModelReference) -> None:
     where = f"{reference.uri}: {reference.weights_uri}"
     remedy = "restore it, or register what is there now"
     try:
-        weights = _described(directory / DESCRIPTION_FILE, reference)
+        weights = check_description(read_document(directory / DESCRIPTION_FILE), where, _digests(reference))
         size = (directory / weights.file).stat().st_size
     except OSError as error:
         raise ModelError(
@@ -56,42 +55,14 @@ def _check(directory: Path, reference: ModelReference) -> None:
         raise ModelError(f"{where}: {weights.file} of {size} bytes; registered: {reference.num_bytes}; {remedy}")
 
 
-def _described(path: Path, reference: ModelReference) -> Weights:
-    """Return what the description says of the weights, having checked that it is the registered description."""
-    data = read_document(path)
-    where = f"{reference.uri}: {reference.weights_uri}"
-    remedy = "restore it, or register what is there now"
-    _, weights = parse_description(data, where)
-    if weights.sha256 != reference.sha256:
-        raise ModelError(
-            f"{where}: weights of SHA-256 {weights.sha256[:12]}...; registered: {reference.sha256[:12]}...; {remedy}"
-        )
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != reference.description_sha256:
-        raise ModelError(
-            f"{where}: {DESCRIPTION_FILE} of SHA-256 {digest[:12]}...; registered: "
-            f"{reference.description_sha256[:12]}...; {remedy}"
-        )
-    return weights
+def _digests(reference: ModelReference) -> Digests:
+    return Digests(weights=reference.sha256, description=reference.description_sha256)
 
 
-def download(reference: ModelReference, directory: Path) -> None:
-    """Copy the two files of the package to ``directory`` (absent or empty), which appears whole and verified.
-
-    Raises:
-        ModelError: the package cannot be read, or is not what was registered.
-    """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with partial(directory, directory=True) as unfinished:
-        try:
-            store.download_file(store.join(reference.weights_uri, DESCRIPTION_FILE), unfinished / DESCRIPTION_FILE)
-            weights = _described(unfinished / DESCRIPTION_FILE, reference)  # before gigabytes travel
-            store.download_file(store.join(reference.weights_uri, weights.file), unfinished / weights.file)
-        except DataError as error:
-            raise ModelError(f"{reference.uri}: its package cannot be read: {one_line(error)}") from None
-        verify_weights(unfinished / weights.file, weights)
-        try:
-            unfinished.replace(directory)
-        except OSError:
-            if not (directory / DESCRIPTION_FILE).exists():  # else another process was first
-                raise
+@contextmanager
+def _named(reference: ModelReference) -> Iterator[None]:
+    """Have errors begin with the registered name."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{reference.uri}: its package cannot be read: {error}") from None

@@ -23,7 +23,7 @@ from bit_ray import store
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
-from bit_ray.tracking.fetch import download, fetch
+from bit_ray.tracking.fetch import download
 from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
 from bit_ray.uris import shown, shown_in
@@ -33,18 +33,6 @@ from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-
-__all__ = [
-    "ListedModel",
-    "ModelReference",
-    "RegisteredModel",
-    "check_name",
-    "fetch",
-    "list_models",
-    "pull",
-    "register",
-    "resolve",
-]
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """A queue on disk: what is to be sent to MLflow survives an outage of the server and the end of the process."""
 
 import json
-import os
 import shutil
 import threading
 import uuid
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from bit_ray import store
 
 SEGMENT_OPERATIONS = 1000
 
@@ -116,7 +117,7 @@ def read_segment(segment: Path) -> list[Operation]:
 
 def spool_directory(storage: str, run_id: str) -> Path:
     """Return where a run's queue lives: in its storage, or in the cache of this machine for storage that is remote."""
-    return (local_path(storage) or cache_directory()) / "spool" / run_id
+    return (local_path(storage) or store.cache_folder()) / "spool" / run_id
 
 
 def local_path(uri: str) -> Path | None:
@@ -124,8 +125,3 @@ def local_path(uri: str) -> Path | None:
     if uri.startswith("file:"):
         return Path(url2pathname(urlsplit(uri).path)).absolute()
     return None if "://" in uri else Path(uri).expanduser().absolute()
-
-
-def cache_directory() -> Path:
-    """Return this machine's cache: ``$BIT_RAY_CACHE``, else ``~/.cache/bit_ray``."""
-    return Path(os.environ.get("BIT_RAY_CACHE") or Path.home() / ".cache" / "bit_ray").absolute()

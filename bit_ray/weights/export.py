@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -29,8 +28,9 @@ from torch.nn import functional
 
 from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError, ModelError
+from bit_ray.locks import whole
 from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2, StdConv2d, standardize
-from bit_ray.weights.package import ModelSpec, write_whole
+from bit_ray.weights.package import ModelSpec
 from bit_ray.weights.read import SPEC_KEY
 
 ExportFormat = Literal["onnx", "torch"]
@@ -99,7 +99,8 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         if to == "torch":
             program = _trace(_with_int8(baked) if int8 else baked)
-            write_whole(path, partial(_save_torch, program, metadata))
+            with whole(path) as unfinished:
+                _save_torch(program, metadata, unfinished)
         else:
             _save_onnx(_onnx(baked, int8), path, metadata)
     except OSError as error:
@@ -278,13 +279,15 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]) -> None:
     onnx.helper.set_model_props(proto, metadata)
     proto.producer_name = "bit_ray"
     if sum(len(initializer.raw_data) for initializer in proto.graph.initializer) < _LARGEST_PROTOBUF:
-        write_whole(path, lambda place: place.write_bytes(proto.SerializeToString()))
+        with whole(path) as unfinished:
+            unfinished.write_bytes(proto.SerializeToString())
         return
     # The program comes last: without it, the weights beside it are no model.
     beside = path.with_name(path.name + ".data")
     onnx.external_data_helper.convert_model_to_external_data(proto, location=beside.name)
     beside.unlink(missing_ok=True)
-    write_whole(path, lambda place: onnx.save_model(proto, str(place), format="protobuf"))
+    with whole(path) as unfinished:
+        onnx.save_model(proto, str(unfinished), format="protobuf")
 
 
 def _need(name: str) -> ModuleType:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bit_ray.errors import ModelError, brief
-from bit_ray.locks import partial
+from bit_ray.locks import whole
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_name
 from bit_ray.weights.naming import NAMINGS, to_theirs, weight_names
@@ -109,10 +109,8 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         arrays[theirs] = to_theirs(NAMINGS["npz"], ours, tensor).numpy()
     try:
-        with partial(path) as unfinished:
-            with unfinished.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            os.replace(unfinished, path)
+        with whole(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 

@@ -4,10 +4,8 @@
 files may lie in the same directory: a training checkpoint is such a package with the optimizer beside it.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +17,10 @@ from torch import Tensor
 
 from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document, to_dict
 from bit_ray.errors import ConfigError, ModelError
-from bit_ray.locks import partial
+from bit_ray.locks import whole
 from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2
 from bit_ray.models.zoo import model_config
+from bit_ray.store import file_sha256
 
 DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -141,10 +140,12 @@ def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: Model
         directory.mkdir(parents=True, exist_ok=True)
         # While weights are being replaced, no old description may vouch for them.
         description.unlink(missing_ok=True)
-        write_whole(weights_path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
-        weights = Weights(file=WEIGHTS_FILE, sha256=file_digest(weights_path), num_bytes=weights_path.stat().st_size)
+        with whole(weights_path) as unfinished:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+        weights = Weights(file=WEIGHTS_FILE, sha256=file_sha256(weights_path), num_bytes=weights_path.stat().st_size)
         text = json.dumps(to_dict(Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
-        write_whole(description, lambda partial: partial.write_text(text, encoding="utf-8"))
+        with whole(description) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
     return weights
@@ -161,20 +162,6 @@ def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
     except ConfigError as error:
         raise ModelError(f"{where}: not a model description ({error}); save the model again") from None
     return description.spec, description.weights
-
-
-def cached_path(cache: Path, weights: str, description: str) -> Path:
-    """Return where a package lies in a cache, by the digests of its weights and of its description.
-
-    The class names may change without the weights, so both are in the name.
-
-    Raises:
-        ModelError: the digests name a place outside the cache, whose old content the caller would delete.
-    """
-    path = cache / f"{weights}-{description[:8]}"
-    if path.parent != cache:
-        raise ModelError(f"{path}: outside the cache {cache}; accepted: a package named by SHA-256; save it again")
-    return path
 
 
 def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
@@ -233,7 +220,7 @@ def verify_weights(path: Path, weights: Weights) -> None:
             raise ModelError(
                 f"{path}: {num_bytes} bytes; {weights.num_bytes} in {DESCRIPTION_FILE}; fetch the model again"
             )
-        digest = file_digest(path)
+        digest = file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
     if digest != weights.sha256:
@@ -259,16 +246,3 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec
                 f"{list(expected[name].shape)} floating point in {spec.model} with {spec.num_classes} classes; "
                 f"save the model again"
             )
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path`` that then takes its place, whole."""
-    with partial(path) as unfinished:
-        write(unfinished)
-        os.replace(unfinished, path)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

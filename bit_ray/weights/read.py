@@ -22,11 +22,12 @@ from bit_ray.config import from_dict
 from bit_ray.errors import ConfigError, ModelError, brief
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_config, model_name
+from bit_ray.store import file_sha256
 from bit_ray.weights.class_names import label_names, read_text
 from bit_ray.weights.folders import CONFIG_FILE, folder_spec
 from bit_ray.weights.naming import NAMINGS, NamingName, count_units, to_ours, weight_names
 from bit_ray.weights.npz import npz_architecture, npz_tensors, read_arrays, read_headers
-from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, file_digest
+from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec
 from bit_ray.weights.state_dicts import read_tensors
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -348,5 +349,5 @@ def _detect(path: Path, names: Collection[str]) -> NamingName:
 
 
 def _sha256(files: list[Path]) -> str:
-    digests = [file_digest(path) for path in files]
+    digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -7,7 +7,6 @@ where the authors and we add 1e-10; `eps_effect` says how much that matters, and
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError, ModelError
+from bit_ray.locks import whole
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.weights.folders import CONFIG_FILE, huggingface_files, timm_files
 from bit_ray.weights.naming import NAMINGS, is_kernel, to_theirs, weight_names
 from bit_ray.weights.npz import save_npz
-from bit_ray.weights.package import ModelSpec, save_package, write_whole
+from bit_ray.weights.package import ModelSpec, save_package
 from bit_ray.weights.read import SPEC_KEY
 
 WeightFormat = Literal["package", "npz", "safetensors", "timm", "huggingface"]
@@ -67,12 +67,14 @@ def write_weights(
             else:
                 path.mkdir(parents=True, exist_ok=True)
                 metadata = {"format": "pt"}
-                write_whole(path / "model.safetensors", lambda place: save_file(tensors, place, metadata=metadata))
+                with whole(path / "model.safetensors") as unfinished:
+                    save_file(tensors, unfinished, metadata=metadata)
                 files = (huggingface_files if to == "huggingface" else timm_files)(spec, model.config)
                 # What makes it a model comes last.
                 for name in sorted(files, key=lambda name: name == CONFIG_FILE):
                     text = json.dumps(files[name], indent=2, ensure_ascii=False) + "\n"
-                    write_whole(path / name, partial(Path.write_text, data=text, encoding="utf-8"))
+                    with whole(path / name) as unfinished:
+                        unfinished.write_text(text, encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be written ({error}); choose a writable folder") from None
 
@@ -106,4 +108,5 @@ def _write_file(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None
         raise ModelError(f"{path}: not the name of a .safetensors file; {path.with_suffix('.safetensors')}; rename it")
     metadata = {"format": "pt", SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda place: save_file(tensors, place, metadata=metadata))
+    with whole(path) as unfinished:
+        save_file(tensors, unfinished, metadata=metadata)

@@ -27,7 +27,6 @@ from bit_ray.data.shards.row_group import (
     shard_schema,
 )
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
-from bit_ray.errors import DamagedShardError as DamagedShardError
 from bit_ray.errors import DataError, StoreError, brief
 from bit_ray.locks import scratch_directory
 from bit_ray.store import file_sha256

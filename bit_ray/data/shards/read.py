@@ -23,7 +23,7 @@ from bit_ray.data.shards.row_group import (
     value_extents,
 )
 from bit_ray.data.sources.base import Example
-from bit_ray.errors import DamagedShardError as DamagedShardError
+from bit_ray.errors import DamagedShardError
 
 
 def read_rows(

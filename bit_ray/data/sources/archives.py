@@ -4,7 +4,6 @@ A plain tar file is read in place. A compressed one has no such places: it is de
 it.
 """
 
-import glob
 import gzip
 import io
 import logging
@@ -21,7 +20,7 @@ import pyarrow as pa
 from bit_ray import store
 from bit_ray.data.sources.tar import TarError, regular_files
 from bit_ray.errors import DataError
-from bit_ray.locks import partial, remove_abandoned
+from bit_ray.locks import whole
 
 log = logging.getLogger(__name__)
 
@@ -156,16 +155,14 @@ def decompressed(path: str | Path) -> str:
             )
         log.info("%s: decompressing it to %s, once", text, os.path.basename(tar))
         target = Path(tar)
-        remove_abandoned(target.parent, f".{glob.escape(target.name)}.*.partial")
         with (
             store.explained(tar),
             open(text, "rb") as source,
-            partial(target) as unfinished,
+            whole(target) as unfinished,
+            open(unfinished, "wb") as plain,
             _damage_explained(text),
         ):
-            with open(unfinished, "wb") as whole:
-                shutil.copyfileobj(unpacked(text, source)[0], whole, _COPY_BYTES)
-            unfinished.replace(target)
+            shutil.copyfileobj(unpacked(text, source)[0], plain, _COPY_BYTES)
     return tar
 
 

@@ -7,8 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bit_ray.errors import DamagedShardError as DamagedShardError
-
 # Parquet addresses the values of a page by 32-bit offsets.
 MAX_IMAGE_BYTES = 2**28
 

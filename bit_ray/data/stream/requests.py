@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from bit_ray import store
-from bit_ray.data.shards.build import DamagedShardError
 from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.read import index_rows, row_problems
 from bit_ray.data.stream.cache import CacheConfig, Located, NodeCache
+from bit_ray.errors import DamagedShardError
 
 # Requests to an object store that are under way at a time; one of them brings tens of megabytes per second.
 _MOST_THREADS = 16

@@ -141,9 +141,8 @@ class _Prober:
         """Scores of a checkpoint and the seconds they took, or None if it has been deleted."""
         started = time.perf_counter()
         with scratch_directory() as directory:
-            os.environ["BIT_RAY_CACHE"] = str(directory)  # of no use to anyone afterwards
             try:
-                classifier = load_model(uri, device=self.device)
+                classifier = load_model(uri, device=self.device, cache=directory)  # of no use to anyone afterwards
             except (BitRayError, OSError):
                 if not store.exists(store.join(uri, DESCRIPTION_FILE)):
                     return None  # the run keeps only its newest checkpoints

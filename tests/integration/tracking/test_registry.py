@@ -21,7 +21,8 @@ from bit_ray.errors import ConfigError, ModelError, TrackingError
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_config
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.registry import check_name, fetch, list_models, pull, register, resolve
+from bit_ray.tracking.fetch import fetch
+from bit_ray.tracking.registry import check_name, list_models, pull, register, resolve
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.weights.package import ModelSpec, load_package, save_package
 
@@ -86,7 +87,8 @@ def test_a_user_with_only_the_tracking_uri_loads_the_model(
     code = """
 import sys
 from bit_ray.weights.package import load_package
-from bit_ray.tracking.registry import fetch, resolve
+from bit_ray.tracking.fetch import fetch
+from bit_ray.tracking.registry import resolve
 directory = fetch(resolve("models:/glyphs@best"))
 model, spec = load_package(directory)
 print(directory, spec.class_names, sep="|")

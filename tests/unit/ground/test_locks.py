@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from bit_ray import store
 from bit_ray.config import write_config
 from bit_ray.errors import ConfigError
-from bit_ray.locks import describe, locked, partial, remove_abandoned
+from bit_ray.locks import describe, locked, partial, remove_abandoned, whole
 from bit_ray.models.zoo import create_model
 from bit_ray.plots.style import save_figure
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.weights.npz import save_npz
-from bit_ray.weights.package import write_whole
 
 HOLD = """
 import sys
@@ -199,13 +198,18 @@ def save_small_npz(path: Path) -> None:
     save_npz(create_model("R1-1-1-1x0.5", 2), path)
 
 
+def write_text(path: Path) -> None:
+    with whole(path) as unfinished:
+        unfinished.write_text("whole")
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
         ("a.json", lambda path: write_config(TrackingConfig(), path)),
         ("a.bin", lambda path: store.write_bytes(path, b"whole")),
         ("a.npz", save_small_npz),
-        ("a.safetensors", lambda path: write_whole(path, lambda unfinished: unfinished.write_bytes(b"whole"))),
+        ("a.txt", write_text),
         ("a.png", lambda path: save_figure(Figure(figsize=(1, 1)), path)),
     ],
 )

@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from bit_ray import store
-from bit_ray.errors import DataError
+from bit_ray.errors import ConfigError, DataError
 
 
 def test_bytes_and_json_come_back(tmp_path):
@@ -141,3 +142,31 @@ def test_s3_asks_for_no_trailing_checksums_unless_told(monkeypatch):
     assert store.filesystem("s3://bucket/a b/100%?endpoint_override=127.0.0.1:9&scheme=http")[1] == "bucket/a b/100%"
     assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
     assert os.environ["AWS_RESPONSE_CHECKSUM_VALIDATION"] == "when_supported"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "{home}/.cache/bit_ray"),
+        ("", "{home}/.cache/bit_ray"),
+        ("~/kept", "{home}/kept"),
+        ("~", "{home}"),
+        ("here/below", "{cwd}/here/below"),
+        ("/kept", "/kept"),
+    ],
+)
+def test_the_cache_folder_is_absolute_whatever_names_it(tmp_path, monkeypatch, given, expected):
+    home, cwd = tmp_path / "home", tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("BIT_RAY_CACHE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("BIT_RAY_CACHE", given)
+    assert store.cache_folder() == Path(expected.format(home=home, cwd=cwd))
+
+
+def test_a_cache_folder_in_a_home_that_nobody_has_is_refused(monkeypatch):
+    monkeypatch.setenv("BIT_RAY_CACHE", "~nobody-of-that-name/kept")
+    with pytest.raises(ConfigError, match="^BIT_RAY_CACHE: ~nobody-of-that-name/kept: no such home folder; accepted: "):
+        store.cache_folder()

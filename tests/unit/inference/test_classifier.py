@@ -297,6 +297,25 @@ def test_a_damaged_cache_is_fetched_again(package, bucket, tmp_path, classifier)
     load_package(cached)
 
 
+def test_a_flipped_bit_in_the_cache_is_found_and_the_package_fetched_again(package, bucket, tmp_path, classifier):
+    _upload(package, f"{bucket}/one")
+    load_model(f"{bucket}/one")
+    [cached] = (tmp_path / "cache" / "models").iterdir()
+    weights = bytearray((cached / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (cached / "model.safetensors").write_bytes(weights)
+    assert_same(load_model(f"{bucket}/one").predict(_image()), classifier.predict(_image()))
+    load_package(cached)
+
+
+def test_a_package_is_kept_in_the_cache_that_is_named(package, bucket, tmp_path):
+    _upload(package, f"{bucket}/one")
+    load_model(f"{bucket}/one", cache=tmp_path / "named")
+    [kept] = (tmp_path / "named").iterdir()
+    assert sorted(path.name for path in kept.iterdir()) == ["model.json", "model.safetensors"]
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_a_killed_process_had_fetched_is_removed_from_the_cache(package, bucket, tmp_path):
     _upload(package, f"{bucket}/one")
     left = tmp_path / "cache" / "models" / f".another.{'0' * 32}.partial"

@@ -23,7 +23,8 @@ from bit_ray.tracking.registry import list_models, register, resolve
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.finetune import finetune
 from bit_ray.training.pretrain import pretrain
-from bit_ray.weights.package import ModelSpec, cached_path, save_package
+from bit_ray.weights.fetch import cached_path
+from bit_ray.weights.package import ModelSpec, save_package
 
 SPEC = ModelSpec(
     model="R1-1-1-1x0.5",

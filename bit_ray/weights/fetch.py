@@ -1,0 +1,137 @@
+"""Saved models in an object store: each is downloaded once, verified, and kept in this user's cache."""
+
+import hashlib
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bit_ray import store
+from bit_ray.config import MAX_DOCUMENT_BYTES, read_document
+from bit_ray.errors import BitRayError, DataError, ModelError
+from bit_ray.locks import partial, remove_abandoned
+from bit_ray.weights.package import DESCRIPTION_FILE, Weights, parse_description, verify_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """A package by content, SHA-256 in hex."""
+
+    weights: str
+    """Of the weights file."""
+    description: str
+    """Of ``model.json``."""
+
+
+def fetch_package(uri: str, cache: Path | None = None, registered: Digests | None = None) -> Path:
+    """Return a local copy of a package, downloaded into the cache unless it is there, verified in full either way.
+
+    Args:
+        uri: The package, in an object store.
+        cache: The folder of the copies; by default ``models`` in `bit_ray.store.cache_folder`.
+        registered: What the package must be; one that is in the cache is not asked for in the store then.
+
+    Raises:
+        ModelError: There is no package at ``uri``, it is damaged or not the registered one, or the cache cannot be
+            written.
+    """
+    data, digests = None, registered
+    if digests is None:
+        data = read_description(uri)
+        digests = _digests(data, uri)
+    folder = cache or store.cache_folder() / "models"
+    directory = cached_path(folder, digests.weights, digests.description)
+    if directory.exists():
+        with suppress(BitRayError, OSError):
+            weights = check_description(read_document(directory / DESCRIPTION_FILE), str(directory), digests)
+            verify_weights(directory / weights.file, weights)
+            return directory
+        shutil.rmtree(directory, ignore_errors=True)  # damaged on this disk
+    remove_abandoned(folder)  # gigabytes that a process was fetching when it was killed
+    download_package(uri, directory, registered, data)
+    return directory
+
+
+def download_package(uri: str, directory: Path, registered: Digests | None, data: bytes | None = None) -> None:
+    """Copy the two files of a package to ``directory`` (absent or empty), which appears whole and verified.
+
+    Args:
+        uri: The package, local or in an object store.
+        directory: Where it goes.
+        registered: What it must be.
+        data: Its ``model.json``, if it has been read.
+
+    Raises:
+        ModelError: There is no package at ``uri``, it is damaged or not the registered one, or ``directory`` cannot be
+            written.
+    """
+    data = data or read_description(uri)
+    weights = check_description(data, uri, registered)  # before gigabytes travel
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with partial(directory, directory=True) as unfinished:
+            store.write_bytes(unfinished / DESCRIPTION_FILE, data)
+            store.download_file(store.join(uri, weights.file), unfinished / weights.file)
+            verify_weights(unfinished / weights.file, weights)
+            try:
+                unfinished.replace(directory)
+            except OSError:
+                if not (directory / DESCRIPTION_FILE).exists():  # else another process was first
+                    raise
+    except OSError as error:
+        raise ModelError(
+            f"{uri}: {directory} cannot be written ({error.strerror or error}); choose a writable folder"
+        ) from None
+    except (ModelError, DataError) as error:
+        raise ModelError(f"{uri}: {error}") from None
+
+
+def read_description(uri: str) -> bytes:
+    """Return the bytes of a package's ``model.json``.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    try:
+        return store.read_bytes(store.join(uri, DESCRIPTION_FILE), MAX_DOCUMENT_BYTES)
+    except DataError as error:
+        raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
+
+
+def check_description(data: bytes, where: str, registered: Digests | None) -> Weights:
+    """Return what a ``model.json`` says of the weights, having checked that it is the registered one.
+
+    Raises:
+        ModelError: It is not, or is no description; ``where`` names the package.
+    """
+    _, weights = parse_description(data, where)
+    if registered is None:
+        return weights
+    found = _digests(data, where)
+    remedy = "restore it, or register what is there now"
+    for what, given, wanted in (
+        ("weights", found.weights, registered.weights),
+        (DESCRIPTION_FILE, found.description, registered.description),
+    ):
+        if given != wanted:
+            raise ModelError(f"{where}: {what} of SHA-256 {given[:12]}...; registered: {wanted[:12]}...; {remedy}")
+    return weights
+
+
+def cached_path(cache: Path, weights: str, description: str) -> Path:
+    """Return where a package lies in a cache, by the digests of its weights and of its description.
+
+    The class names may change without the weights, so both are in the name.
+
+    Raises:
+        ModelError: The digests name a path outside the cache, whose old content the caller would delete.
+    """
+    path = cache / f"{weights}-{description[:8]}"
+    if path.parent != cache:
+        raise ModelError(f"{path}: outside the cache {cache}; accepted: a package named by SHA-256; save it again")
+    return path
+
+
+def _digests(data: bytes, where: str) -> Digests:
+    """Return the digests that a ``model.json`` stands for."""
+    return Digests(weights=parse_description(data, where)[1].sha256, description=hashlib.sha256(data).hexdigest())
