@@ -22,7 +22,7 @@ import tyro
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from bit_ray.cluster.session import num_local_cores
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.errors import ConfigError
 
 NUM_CLASSES = 100

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from bit_ray.cluster.session import num_local_cores
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.sources.embedded.catalog import open_embedded

@@ -27,7 +27,7 @@ from candidates import BATCH_SIZE, CANDIDATES, Candidate, Run
 from corpus import make_corpus
 from measure import memory_bytes
 
-from bit_ray.cluster.session import num_local_cores
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.errors import BitRayError, ConfigError
 
 INTERVAL_S = 0.5

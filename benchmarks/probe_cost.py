@@ -16,7 +16,8 @@ import tyro
 from mlflow import MlflowClient
 from transfer import shards, upstream_recipe
 
-from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.training.config import PretrainConfig, Runtime

@@ -19,7 +19,8 @@ import psutil
 import tyro
 from corpus import make_corpus
 
-from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards

@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.write import write_shards

@@ -237,7 +237,7 @@ def rank(config: RankConfig) -> None:
                 shards,
                 name=name,
                 convert_images=config.convert_images,
-                num_workers=resources.num_places,
+                num_workers=resources.num_slots,
             )
             console.print(f"{config.images}: written as the shard set {shards}")
         ranked, broken = rank_models(

@@ -10,13 +10,13 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from bit_ray.cluster.slots import Resources, num_local_cores
 from bit_ray.errors import ConfigError
 from bit_ray.locks import locked
 
@@ -24,27 +24,6 @@ _OBJECT_STORE_BYTES = 512 * 1024**2
 # Ray adds up to 64 characters for its sockets, whose paths may have 107.
 _LONGEST_FOLDER = 40
 _started_here = False
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the cluster has now; an autoscaling one may grow."""
-
-    num_nodes: int
-    num_cpus: int
-    num_gpus: int
-    local: bool
-    """Whether this process started the cluster."""
-
-    @property
-    def num_places(self) -> int:
-        """Computations that run side by side without sharing a core or a GPU."""
-        return self.num_gpus or (num_local_cores() if self.local else max(1, self.num_cpus))
-
-
-def num_local_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 @contextmanager
@@ -72,7 +51,7 @@ def cluster() -> Iterator[Resources]:
         with _loopback_only():
             ray.init(
                 address="local",
-                # Training workers and readers share the cores: Ray's CPUs are places to run, and each kind needs its
+                # Training workers and readers share the cores: Ray's CPUs are slots to run in, and each kind needs its
                 # own.
                 num_cpus=2 * num_local_cores() + 1,
                 object_store_memory=_OBJECT_STORE_BYTES,

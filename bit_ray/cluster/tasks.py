@@ -1,21 +1,28 @@
 """One function over many tasks: in this process, or as Ray tasks with a bounded number in flight."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from bit_ray.errors import BitRayError, ConfigError
+from bit_ray.cluster.slots import Resources
+from bit_ray.errors import BitRayError, ConfigError, root_cause
 
+# More parts than slots, so that a slow one does not hold up the end; a small set is not worth as many.
+_PARTS_PER_SLOT, _SMALL = 4, 64
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
-def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int) -> Generator[T, None, None]:
+def each(
+    function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int, *, num_gpus: int = 0
+) -> Generator[T, None, None]:
     """Yield ``function(*task)`` for every task: in order in this process, or as they finish from Ray.
 
     Args:
         function: importable by name, its result and arguments picklable; may run twice if a worker dies.
         tasks: taken one by one, no faster than they are worked on.
         num_workers: Ray tasks in flight, on the cluster of ``RAY_ADDRESS`` or one started here; 0 is this process.
+        num_gpus: GPUs of each Ray task.
 
     Raises:
         ConfigError: num_workers is negative.
@@ -32,7 +39,7 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
     from bit_ray.cluster.session import cluster
 
     with cluster():
-        remote = ray.remote(num_cpus=1)(_call)
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus)(_call)
         pending: list[Any] = []
         queue = iter(tasks)
         try:
@@ -50,6 +57,38 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
             # A caller that cleans up after a failure must not meet a task that still writes.
             if pending:
                 ray.wait(pending, num_returns=len(pending))
+
+
+def spread_over_cluster(
+    function: Callable[..., T], items: Sequence[Item], resources: Resources, *shared: Any
+) -> list[T]:
+    """Return ``function(part, *shared)`` of parts of the items, in their order: Ray tasks, a GPU each if there is any.
+
+    Args:
+        function: As for `each`.
+        items: Cut into parts of about equal length, which keep their order; at least one.
+        resources: The cluster that is running.
+        shared: Sent to every node once.
+
+    Raises:
+        BitRayError: As for `each`.
+    """
+    import ray
+
+    slots = resources.num_slots
+    num_parts = min(len(items), slots * _PARTS_PER_SLOT if len(items) > _SMALL else slots)
+    cuts = [round(len(items) * part / num_parts) for part in range(num_parts + 1)]
+    sent = ray.put(shared)
+    tasks = ((number, function, items[cuts[number] : cuts[number + 1]], sent) for number in range(num_parts))
+    try:
+        results = dict(each(_part, tasks, slots, num_gpus=1 if resources.num_gpus else 0))
+    except ray.exceptions.RayError as error:
+        raise root_cause(error) or error from None
+    return [results[number] for number in range(num_parts)]
+
+
+def _part(number: int, function: Callable[..., T], part: Any, shared: tuple[Any, ...]) -> tuple[int, T]:
+    return number, function(part, *shared)
 
 
 def _call(function: Callable[..., T], *task: Any) -> T | BitRayError:

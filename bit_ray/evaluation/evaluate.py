@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 from matplotlib.figure import Figure
 
 from bit_ray import store
-from bit_ray.cluster.session import Resources, cluster
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources
+from bit_ray.cluster.tasks import spread_over_cluster
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.scan import Group, read_views, row_groups, single_labels
-from bit_ray.errors import ConfigError, root_cause
+from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
 from bit_ray.evaluation.metrics import Calibration, ClassificationMetrics
@@ -27,9 +28,6 @@ from bit_ray.plots.reliability import reliability_figure
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.weights.package import ModelSpec
-
-# More parts than places to run, so that a slow one does not hold up the end.
-_PARTS_PER_PLACE = 4
 
 
 @dataclass(frozen=True)
@@ -156,20 +154,11 @@ def evaluate_model(
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
     shards = store.absolute(shards)  # tasks may have another current directory
-    groups = row_groups(manifest)
-    places = resources.num_places
-    num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else min(places, 2))
-    parts = [groups[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(groups)), num_parts)]
-    model = ray.put(classifier.state())
-    task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_evaluate_part)
     total, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
-    try:
-        tasks = [task.remote(model, shards, manifest.digest, part, batch_size) for part in parts]
-        for state, items in ray.get(tasks):
-            total.merge(ClassificationMetrics.from_state(state))
-            worst.merge(items)
-    except ray.exceptions.RayError as error:
-        raise root_cause(error) or error from None
+    shared = (classifier.state(), shards, manifest.digest, batch_size)
+    for state, items in spread_over_cluster(_evaluate_part, row_groups(manifest), resources, *shared):
+        total.merge(ClassificationMetrics.from_state(state))
+        worst.merge(items)
     assert total.num_examples == manifest.num_examples
     return Evaluation(
         metrics=total.result(),
@@ -182,7 +171,7 @@ def evaluate_model(
 
 
 def _evaluate_part(
-    model: ClassifierState, shards: str, digest: str, groups: list[Group], batch_size: int
+    groups: list[Group], model: ClassifierState, shards: str, digest: str, batch_size: int
 ) -> tuple[dict[str, Any], list[WorstPrediction]]:
     """Metrics and worst predictions over some row groups; runs in a Ray task and may run again."""
     classifier = Classifier.from_state(model, "cuda" if torch.cuda.is_available() else "cpu")

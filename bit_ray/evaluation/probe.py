@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bit_ray import store
-from bit_ray.cluster.session import Resources
+from bit_ray.cluster.slots import Resources
 from bit_ray.data.shards.manifest import Manifest, check_same_classes, read_manifest
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.evaluation.frozen import ProbeScore, probe_features

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bit_ray.cluster.session import Resources
+from bit_ray.cluster.slots import Resources
 from bit_ray.data.shards.manifest import Manifest
 from bit_ray.errors import BitRayError, ConfigError, DataError
 from bit_ray.evaluation.frozen import knn_predict, logme, ridge_predict

@@ -6,19 +6,16 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 
 from bit_ray import store
-from bit_ray.cluster.session import Resources
+from bit_ray.cluster.slots import Resources
+from bit_ray.cluster.tasks import spread_over_cluster
 from bit_ray.data.images.resize import resize
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.scan import Group, read_views, row_groups, single_labels
-from bit_ray.errors import ConfigError, root_cause
+from bit_ray.errors import ConfigError
 from bit_ray.inference.classifier import Classifier, ClassifierState
-
-# More parts than places to run, so that a slow one does not hold up the end.
-_PARTS_PER_PLACE = 4
 
 
 @dataclass(frozen=True)
@@ -98,20 +95,8 @@ def cluster_features(
     """`read_features` on the cluster that is running: one task per part, on a GPU each where there are any."""
     check_single_label(manifest, shards)
     shards = store.absolute(shards)  # tasks may have another current directory
-    groups = row_groups(manifest, indices)
-    places = resources.num_places
-    num_parts = min(len(groups), places * _PARTS_PER_PLACE if len(groups) > 64 else places)
-    cuts = np.linspace(0, len(groups), num_parts + 1).round().astype(int)
-    model = ray.put((classifier.state(), isinstance(classifier, CentreCrop)))
-    task = ray.remote(num_cpus=1, num_gpus=1 if resources.num_gpus else 0)(_part)
-    refs = [
-        task.remote(model, shards, manifest.digest, groups[start:stop], batch_size)
-        for start, stop in zip(cuts, cuts[1:], strict=False)
-    ]
-    try:
-        return _join(ray.get(refs))
-    except ray.exceptions.RayError as error:
-        raise root_cause(error) or error from None
+    shared = (classifier.state(), isinstance(classifier, CentreCrop), shards, manifest.digest, batch_size)
+    return _join(spread_over_cluster(_part, row_groups(manifest, indices), resources, *shared))
 
 
 def check_single_label(manifest: Manifest, shards: str) -> None:
@@ -128,14 +113,9 @@ def check_single_label(manifest: Manifest, shards: str) -> None:
 
 
 def _part(
-    model: tuple[ClassifierState, bool],
-    shards: str,
-    digest: str,
-    groups: list[Group],
-    batch_size: int,
+    groups: list[Group], state: ClassifierState, centre_crop: bool, shards: str, digest: str, batch_size: int
 ) -> FeatureSet:
     """Features of some row groups; runs in a Ray task and may run again."""
-    state, centre_crop = model
     classifier = Classifier.from_state(state, "cuda" if torch.cuda.is_available() else "cpu")
     if centre_crop:
         classifier = CentreCrop(classifier, classifier.spec.resize_size, classifier.spec.crop_size)

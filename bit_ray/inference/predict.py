@@ -23,7 +23,8 @@ import torch
 
 from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, claimed
-from bit_ray.cluster.session import Resources, cluster
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources
 from bit_ray.config import digest
 from bit_ray.data.images.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError, root_cause
@@ -192,9 +193,9 @@ def _tables(
     use_gpu = device != "cpu" and resources.num_gpus > 0
     if device == "cuda" and not use_gpu:
         raise ConfigError("device: 'cuda', but the cluster has no GPU; use auto or cpu")
-    places = resources.num_places if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
+    slots = resources.num_slots if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
     # A network on a GPU wants all cores beside it; one on a core, a thread that waits for files.
-    threads = min(_MOST_THREADS, max(2, resources.num_cpus // places)) if use_gpu else 2
+    threads = min(_MOST_THREADS, max(2, resources.num_cpus // slots)) if use_gpu else 2
     settings = replace(settings, num_threads=threads)
     shared = ray.put((classifier.state(), images, settings))
     # Not ray.data.range, whose read tasks would want CPUs that the actors hold.
@@ -204,7 +205,7 @@ def _tables(
         fn_constructor_args=([shared],),  # in a list, so that actors fetch it and the driver does not
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(places, images.num_parts)),
+        compute=ray.data.ActorPoolStrategy(size=min(slots, images.num_parts)),
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )

@@ -15,7 +15,8 @@ import torch
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
-from bit_ray.cluster.session import Resources, cluster
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources
 from bit_ray.config import digest, to_dict
 from bit_ray.data.images.resize import eval_view, resize
 from bit_ray.data.shards.manifest import Manifest, check_same_classes, read_manifest
@@ -161,7 +162,7 @@ def _run(
     """Top-1 of each trial; those that an earlier start has done are read back."""
     scores = [_recorded(store.join(place, trial.file), trial.identity, test_digest) for trial in trials]
     task = ray.remote(
-        num_cpus=resources.num_cpus // resources.num_places, num_gpus=1 if resources.num_gpus else 0, max_retries=3
+        num_cpus=resources.num_cpus // resources.num_slots, num_gpus=1 if resources.num_gpus else 0, max_retries=3
     )(_train_and_test)
     weights = ray.put(dict(tensors))
     shards, test_shards = store.absolute(config.shards), store.absolute(config.test_shards)

@@ -16,7 +16,8 @@ import torch
 
 from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, claimed, claimed_run
-from bit_ray.cluster.session import Resources, cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources, num_local_cores
 from bit_ray.config import digest, replace, to_dict
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.shards.manifest import MANIFEST, read_manifest
@@ -208,13 +209,13 @@ def _run(
     todo: list[Task], config: VtabConfig, start: _Start, settings: str, place: str, resources: Resources
 ) -> Iterator[tuple[str, TaskScore | BitRayError]]:
     """The outcome of each task, as they finish."""
-    at_a_time = min(config.side_by_side or resources.num_places, resources.num_places, len(todo))
+    at_a_time = min(config.side_by_side or resources.num_slots, resources.num_slots, len(todo))
     if resources.num_gpus:
-        num_threads = max(1, resources.num_cpus // resources.num_places)
+        num_threads = max(1, resources.num_cpus // resources.num_slots)
         options = {"num_cpus": num_threads, "num_gpus": 1}
     else:  # one task uses the cores that no other can
-        num_threads = max(1, min(num_local_cores(), resources.num_places // at_a_time))
-        options = {"num_cpus": resources.num_cpus // resources.num_places * num_threads, "num_gpus": 0}
+        num_threads = max(1, min(num_local_cores(), resources.num_slots // at_a_time))
+        options = {"num_cpus": resources.num_cpus // resources.num_slots * num_threads, "num_gpus": 0}
     remote = ray.remote(**options, max_retries=3)(_outcome)
     tensors = ray.put(start.tensors)
     # The largest test sets first, so that no core idles at the end.

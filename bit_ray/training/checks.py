@@ -1,4 +1,4 @@
-"""Before a run: how many workers, what the resolved plan looks like, and what would fail later."""
+"""Before a run: what the resolved plan looks like, and what would fail later."""
 
 import os
 from contextlib import nullcontext
@@ -6,9 +6,10 @@ from contextlib import nullcontext
 import torch
 
 from bit_ray import store
-from bit_ray.cluster.session import Resources, cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources, choose_workers, num_local_cores
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.errors import DataError
 from bit_ray.models.zoo import model_config
 from bit_ray.progress import console, print_table
 from bit_ray.training.config import Runtime
@@ -17,32 +18,6 @@ from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import share_out
 
 _MOST_SHARDS_LOOKED_AT = 1000
-
-
-def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: int) -> tuple[int, bool]:
-    """Number of training workers, and whether each gets a GPU.
-
-    Left to us, it is one per GPU, or without GPUs one per core of this machine, or half the CPUs of a cluster, whose
-    other half then reads and decodes; never more than there are pairs of images in a batch.
-
-    Raises:
-        ConfigError: CUDA is asked for and there is none, or no CPU would be left for readers on this machine.
-    """
-    use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and resources.num_gpus > 0)
-    if use_gpu and resources.num_gpus == 0 and resources.local:
-        raise ConfigError("runtime.device: cuda, but this machine has no GPU; use auto or cpu")
-    if runtime.num_workers:
-        if resources.local and not use_gpu and runtime.num_workers >= resources.num_cpus:
-            raise ConfigError(
-                f"runtime.num_workers: {runtime.num_workers}; "
-                f"at most {resources.num_cpus - 1} on this machine; lower it"
-            )
-        return runtime.num_workers, use_gpu
-    if use_gpu:
-        most = resources.num_gpus
-    else:
-        most = num_local_cores() if resources.local else resources.num_cpus // 2
-    return max(1, min(most, global_batch_size // 2)), use_gpu
 
 
 def preflight(
@@ -86,7 +61,9 @@ def preflight(
     if dry_run:
         here = Resources(1, 2 * num_local_cores() + 1, torch.cuda.device_count(), local=True)
         with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext(here) as resources:
-            num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
+            num_workers, use_gpu = choose_workers(
+                resources, plan.global_batch_size, num_workers=runtime.num_workers, device=runtime.device
+            )
             speed = worker_speed(plan, runtime, num_workers, use_gpu, local=resources.local)
         print_table("Plan", describe(plan, runtime, manifest, num_workers, speed, subset))
     return not dry_run

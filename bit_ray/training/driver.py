@@ -18,7 +18,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from bit_ray import store
-from bit_ray.cluster.session import Resources, cluster
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources, choose_workers
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import Manifest
 from bit_ray.data.stream.history import PLAN_FILE, RunRecord
@@ -33,7 +34,6 @@ from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
-from bit_ray.training.checks import choose_workers
 from bit_ray.training.config import RegisterAs, Runtime
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.reports import Listener, report_queue
@@ -143,7 +143,9 @@ def train(
         return done
     probe(tracking_uri(tracking.uri, storage))  # before Ray starts, which takes longer
     with cluster() as resources:
-        num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
+        num_workers, use_gpu = choose_workers(
+            resources, plan.global_batch_size, num_workers=runtime.num_workers, device=runtime.device
+        )
         share_out(plan, runtime, num_workers)
         if probe_task is not None:
             check_room(probe_task, resources, num_workers)

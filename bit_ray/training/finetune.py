@@ -10,7 +10,7 @@ import torch
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
-from bit_ray.cluster.session import Resources
+from bit_ray.cluster.slots import Resources
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import MANIFEST, Manifest, check_same_classes, read_manifest
 from bit_ray.data.shards.read import read_tables, to_examples

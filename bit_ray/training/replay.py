@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from bit_ray import store
-from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.stream.batches import StreamSpec, batches
 from bit_ray.data.stream.history import recorded_shards
 from bit_ray.errors import ModelError

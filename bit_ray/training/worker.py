@@ -14,7 +14,7 @@ from ray.util.queue import Queue
 from torch import nn
 
 from bit_ray import store
-from bit_ray.cluster.session import num_local_cores
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bit_ray.cluster.session import cluster, num_local_cores
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.decode import ImageError
 from bit_ray.data.images.decode_view import decode_train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms

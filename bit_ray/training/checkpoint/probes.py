@@ -15,7 +15,7 @@ import ray
 import torch
 
 from bit_ray import store
-from bit_ray.cluster.session import Resources
+from bit_ray.cluster.slots import Resources
 from bit_ray.errors import BitRayError, ConfigError, root_cause
 from bit_ray.evaluation.frozen import ProbeScore
 from bit_ray.evaluation.probe import ProbeTask, probe, probe_metrics

@@ -4,7 +4,8 @@ import torch
 from mlflow import MlflowClient
 from torchmetrics.classification import MulticlassCalibrationError
 
-from bit_ray.cluster.session import Resources, cluster
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import Resources
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.images.resize import eval_view
 from bit_ray.data.shards.manifest import read_manifest
@@ -154,7 +155,7 @@ def test_neither_batches_nor_parts_change_the_result(glyphs, batch_size, monkeyp
     classifier, manifest = load_model(package), read_manifest(shards)
     expected = evaluate_model(classifier, str(shards), manifest, Resources(1, 2, 0, True), batch_size=7)
     places = Resources(1, 6, 0, False)
-    monkeypatch.setattr(Resources, "num_places", 5 if batch_size == 1 else 1)
+    monkeypatch.setattr(Resources, "num_slots", 5 if batch_size == 1 else 1)
     found = evaluate_model(classifier, str(shards), manifest, places, batch_size=batch_size)
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torchvision.transforms.v2 import functional
 
 from bit_ray.cli.main import main
-from bit_ray.cluster.session import Resources
+from bit_ray.cluster.slots import Resources
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import read_tables, to_examples
@@ -73,12 +73,12 @@ def whole(shards):
     return [decode_image(e.image) for e in examples], np.array([e.labels[0] for e in examples])
 
 
-@pytest.mark.parametrize(("num_places", "batch_size"), [(1, 7), (5, 64)])
-def test_the_cluster_finds_the_features_of_every_image_in_order(digits, num_places, batch_size, monkeypatch):
+@pytest.mark.parametrize(("num_slots", "batch_size"), [(1, 7), (5, 64)])
+def test_the_cluster_finds_the_features_of_every_image_in_order(digits, num_slots, batch_size, monkeypatch):
     shards, _, package = digits
     classifier, manifest = load_model(package), read_manifest(shards)
     images, labels = whole(shards)
-    monkeypatch.setattr(Resources, "num_places", num_places)
+    monkeypatch.setattr(Resources, "num_slots", num_slots)
     found = cluster_features(classifier, shards, manifest, Resources(1, 6, 0, True), batch_size=batch_size)
     np.testing.assert_array_equal(found.labels, labels)
     views = np.stack([classifier.view(image) for image in images])

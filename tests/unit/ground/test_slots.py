@@ -1,0 +1,36 @@
+import pytest
+
+from bit_ray.cluster.slots import Resources, choose_workers, num_local_cores
+from bit_ray.errors import ConfigError
+
+CORES = num_local_cores()
+HERE, GPUS, CLUSTER = Resources(1, 2 * CORES + 1, 0, True), Resources(2, 64, 8, False), Resources(4, 64, 0, False)
+
+
+def test_a_slot_is_a_gpu_or_else_a_core_here_or_a_cpu_of_a_cluster():
+    assert [resources.num_slots for resources in (HERE, GPUS, CLUSTER)] == [CORES, 8, 64]
+    assert Resources(1, 0, 0, False).num_slots == 1
+
+
+@pytest.mark.parametrize(
+    ("resources", "batch", "given", "chosen"),
+    [
+        (GPUS, 4096, {}, (8, True)),
+        (GPUS, 8, {}, (4, True)),  # a pair of images for each
+        (GPUS, 4096, {"device": "cpu"}, (32, False)),
+        (GPUS, 4096, {"num_workers": 3}, (3, True)),
+        (CLUSTER, 4096, {}, (32, False)),
+        (CLUSTER, 4096, {"num_workers": 100, "device": "cuda"}, (100, True)),  # a cluster may grow
+        (HERE, 4096, {}, (CORES, False)),
+        (HERE, 1, {}, (1, False)),
+    ],
+)
+def test_workers_are_as_many_as_compute_side_by_side(resources, batch, given, chosen):
+    assert choose_workers(resources, batch, **given) == chosen
+
+
+def test_a_machine_that_has_too_little_is_told_what_to_change():
+    with pytest.raises(ConfigError, match="^runtime.device: cuda, but this machine has no GPU; use auto or cpu$"):
+        choose_workers(HERE, 64, device="cuda")
+    with pytest.raises(ConfigError, match=f"^runtime.num_workers: 99999; at most {2 * CORES} on this machine; lower"):
+        choose_workers(HERE, 64, num_workers=99999)
