@@ -68,6 +68,12 @@ def cluster() -> Iterator[Resources]:
             ray.shutdown()
 
 
+def quiet_ray_data() -> None:
+    """Have Ray Data log neither that a setting of ours is in force, nor how much it has read."""
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+
+
 @contextmanager
 def _token_wanted() -> Iterator[None]:
     """Have a cluster ask for the token, whatever ``RAY_AUTH_MODE`` says of the clusters that others run."""

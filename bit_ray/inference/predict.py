@@ -5,7 +5,6 @@ few images ahead of the network in threads. Neither pixels nor features of more 
 images that cannot be read are rows with a reason.
 """
 
-import logging
 import os
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ import torch
 
 from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, claimed
-from bit_ray.cluster.session import cluster
+from bit_ray.cluster.session import cluster, quiet_ray_data
 from bit_ray.cluster.slots import Resources
 from bit_ray.config import digest
 from bit_ray.data.images.decode import ImageError, decode_image
@@ -39,10 +38,6 @@ from bit_ray.inference.outputs import (
     read_errors,
     write_file,
 )
-
-# Nothing to a user: that our own setting is in force, and how far Ray Data thinks it is.
-logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
 PLAN_FILE = "_plan.json"
 _NUM_REASONS = 5
@@ -198,6 +193,7 @@ def _tables(
     threads = min(_MOST_THREADS, max(2, resources.num_cpus // slots)) if use_gpu else 2
     settings = replace(settings, num_threads=threads)
     shared = ray.put((classifier.state(), images, settings))
+    quiet_ray_data()
     # Not ray.data.range, whose read tasks would want CPUs that the actors hold.
     dataset = ray.data.from_arrow([pa.table({"part": [part]}) for part in range(images.num_parts)])
     dataset = dataset.map_batches(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bit_ray.errors import ConfigError, brief
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
 
 NUM_GROUPS = 32
-MIN_IMAGE_SIZE = 32
 STAGE_STRIDES = (1, 2, 2, 2)
 # A description of a few bytes must not cost minutes or all memory. The largest published network, R152x4, has 36 units
 # in a stage and 1.1e9 parameters with the 21843 classes of ImageNet-21k; JFT has 30,000 classes.

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bit_ray.errors import ConfigError
-from bit_ray.models.resnet import MIN_IMAGE_SIZE
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
 from bit_ray.training.device import worker_threads

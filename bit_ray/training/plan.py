@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bit_ray.config import digest, to_dict
-from bit_ray.data.images.views import ResizeMode, TrainView
+from bit_ray.data.images.views import TrainView
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
+from bit_ray.models.inputs import ResizeMode
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.config import parse_train

@@ -29,7 +29,8 @@ from torch.nn import functional
 from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import whole
-from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2, StdConv2d, standardize
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
+from bit_ray.models.resnet import ResNetV2, StdConv2d, standardize
 from bit_ray.weights.package import ModelSpec
 from bit_ray.weights.read import SPEC_KEY
 

@@ -23,7 +23,6 @@ from bit_ray.models.zoo import model_name
 from bit_ray.weights.naming import NAMINGS, to_theirs, weight_names
 
 _ROOT = "resnet/root_block/standardized_conv2d/kernel"
-_HEAD_KERNEL = "resnet/head/conv2d/kernel"
 _HEAD_BIAS = "resnet/head/conv2d/bias"
 _UNIT = re.compile(r"resnet/block([1-4])/unit([0-9]{2,6})/")
 _MOST_PER_BYTE = 1032  # bytes that deflate can make of one

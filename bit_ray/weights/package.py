@@ -18,7 +18,8 @@ from torch import Tensor
 from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document, to_dict
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import whole
-from bit_ray.models.resnet import MIN_IMAGE_SIZE, ResNetV2
+from bit_ray.models.inputs import MIN_IMAGE_SIZE, ResizeMode
+from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import model_config
 from bit_ray.store import file_sha256
 
@@ -43,7 +44,7 @@ class ModelSpec:
     """One name for each output, in order; two may have the same, as some of ImageNet-21k do."""
     multi_label: bool
     """Scores are independent (sigmoid) rather than one distribution (softmax)."""
-    resize_mode: Literal["square", "shorter_side"]
+    resize_mode: ResizeMode
     """How an image is brought to size: see `bit_ray.data.images.resize.eval_view`."""
     resize_size: int
     """Shorter side after the resize, pixels; without effect for ``square``."""

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from bit_ray.data.images.views import ResizeMode, TrainView, place_view
+from bit_ray.data.images.views import TrainView, place_view
+from bit_ray.models.inputs import ResizeMode
 
 _LINE = 100  # longer side over shorter side of what is a line rather than an image
 

@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bit_ray.errors import ConfigError
-
-ResizeMode = Literal["square", "shorter_side"]
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
 
 _NUM_CROP_ATTEMPTS = 10
 _NUM_UNIFORMS = 2 * _NUM_CROP_ATTEMPTS + 3  # (aspect, height) per attempt, then top, left, flip
@@ -39,9 +38,10 @@ class TrainView:
     """Mirror left and right with probability 1/2."""
 
     def __post_init__(self) -> None:
-        if self.crop_size < 32:
+        if self.crop_size < MIN_IMAGE_SIZE:
             raise ConfigError(
-                f"crop_size: {self.crop_size}; at least 32 pixels; the network halves its input five times"
+                f"crop_size: {self.crop_size}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five "
+                "times"
             )
         if self.crop == "resize_crop" and self.resize_size < self.crop_size:
             raise ConfigError(f"resize_size: {self.resize_size}; at least crop_size ({self.crop_size}); raise it")

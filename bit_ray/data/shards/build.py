@@ -29,10 +29,10 @@ from bit_ray.data.shards.row_group import (
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
 from bit_ray.errors import DataError, StoreError, brief
 from bit_ray.locks import scratch_directory
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
 from bit_ray.store import file_sha256
 
 # The network's stride, and so its smallest input; smaller images are trained on enlarged.
-SMALL_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class ShardResult:
     num_seekable: int = 0
     num_shrunk: int = 0
     num_small: int = 0
-    """Images with a side below ``SMALL_SIDE`` pixels."""
+    """Images with a side below ``MIN_IMAGE_SIZE`` pixels."""
     source_digest: str = ""
     """SHA-256 of the ids and labels, in order, for the sources that cannot tell their content beforehand."""
 
@@ -160,7 +160,7 @@ def build_shard(
         median_image_size=median_size(sizes, [1] * len(sizes)),
         num_seekable=num_seekable,
         num_shrunk=num_shrunk,
-        num_small=sum(min(size) < SMALL_SIDE for size in sizes),
+        num_small=sum(min(size) < MIN_IMAGE_SIZE for size in sizes),
     )
 
 

@@ -82,6 +82,15 @@ def fetch_columns(uri: str, shard: Shard, number: int, num_rows: int, names: Seq
     return _read(uri, shard, columns)
 
 
+def local_group(uri: str, shard: Shard, number: int, num_rows: int) -> str:
+    """Return the path of a shard of a local set, whose size and footer are those of the manifest.
+
+    Args and errors are those of `fetch_group`.
+    """
+    _read(uri, shard, lambda file: _group(file.footer, number, num_rows))
+    return store.filesystem(store.join(uri, shard.path))[1]
+
+
 def damaged(uri: str | Path, path: str | Path, what: str) -> DamagedShardError:
     """Return the error for a shard of the set at ``uri``."""
     return DamagedShardError(
@@ -90,13 +99,13 @@ def damaged(uri: str | Path, path: str | Path, what: str) -> DamagedShardError:
 
 
 @contextmanager
-def local_shard(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
-    """Open a local shard; its footer is read once while the file stays the same.
+def local_shard(path: str | Path, num_bytes: int | None = None) -> Iterator[tuple[FileIO, ShardFile]]:
+    """Open a local shard, which has ``num_bytes`` if they are given; its footer is read once while it stays the same.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it may not be read.
-        LayoutError: it is not a shard, or a damaged one.
+        LayoutError: it is not a shard, a damaged one, or of another size.
     """
     try:
         file = FileIO(path)
@@ -104,6 +113,8 @@ def local_shard(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
         raise DataError(f"{path}: permission denied; check the owner and mode of the path") from None
     with file:
         status = os.fstat(file.fileno())
+        if num_bytes is not None and status.st_size != num_bytes:
+            raise LayoutError(_other_size(status.st_size, num_bytes))
         footer = _local_footer(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
         yield file, ShardFile(lambda offset, n: os.pread(file.fileno(), n, offset), footer)
 
@@ -119,10 +130,7 @@ def _read(uri: str, shard: Shard, read: Callable[[ShardFile], T]) -> T:
     if store.is_local(uri):
         local = store.filesystem(path)[1]
         try:
-            size = os.stat(local).st_size
-            if size != shard.num_bytes:
-                raise _other_size(uri, path, size, shard)
-            with local_shard(local) as (_, file):
+            with local_shard(local, shard.num_bytes) as (_, file):
                 return read(file)
         except FileNotFoundError:
             raise damaged(uri, path, "is in the manifest but missing") from None
@@ -140,8 +148,8 @@ def _read(uri: str, shard: Shard, read: Callable[[ShardFile], T]) -> T:
                 raise damaged(uri, path, str(error)) from None
 
 
-def _other_size(uri: str, path: str, size: int, shard: Shard) -> DamagedShardError:
-    return damaged(uri, path, f"has {size} bytes, the manifest says {shard.num_bytes}")
+def _other_size(found: int, expected: int) -> str:
+    return f"has {found} bytes, the manifest says {expected}"
 
 
 class _Opened:
@@ -158,7 +166,7 @@ class _Opened:
                 file = self.files.open_input_file(inner)  # asks for the size
                 size = file.size()
                 if size != shard.num_bytes:
-                    raise _other_size(uri, path, size, shard)
+                    raise damaged(uri, path, _other_size(size, shard.num_bytes))
                 read_at = partial(store.read_range, file)
                 self.file = ShardFile(read_at, _read_footer(read_at, size))
             return self.file

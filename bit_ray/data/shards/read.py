@@ -87,16 +87,6 @@ def index_rows(path: str | Path, group: int, expected_checksum: str = "") -> pa.
     return table.append_column("length", pa.array(lengths, pa.int64()))
 
 
-def count_rows(path: str | Path, group: int) -> int:
-    """Return the number of rows of a row group of a local shard, from its footer.
-
-    Raises:
-        DamagedShardError: the file is missing or damaged, or has no such row group.
-    """
-    with _opened(path) as (_, shard):
-        return shard.footer.group(group).num_rows
-
-
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
     try:

@@ -1,8 +1,7 @@
 """Read a whole shard set and report everything that is wrong with it."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from bit_ray import store
 from bit_ray.cluster.tasks import each
 from bit_ray.data.images.decode import ImageError, decode_image
+from bit_ray.data.images.views import example_keys
 from bit_ray.data.shards.build import check_example, scratch_file
 from bit_ray.data.shards.fetch import local_shard
 from bit_ray.data.shards.manifest import Manifest, Shard, read_manifest
@@ -128,14 +128,14 @@ def verify_shards(
 
 def repeated_ids(uri: str, manifest: Manifest) -> list[str]:
     """Return the ids that come more than once in the set, sorted; shards that cannot be read are passed over."""
-    hashes = [_hashes(ids) for ids in _read_ids(uri, manifest)]
+    hashes = [example_keys(ids) for ids in _read_ids(uri, manifest)]
     if not _has_repetitions(hashes):
         return []
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     suspects = values[counts > 1]
     seen: Counter[str] = Counter()
     for ids in _read_ids(uri, manifest):  # two ids may share a hash: count the suspects themselves
-        found = np.isin(_hashes(ids), suspects)
+        found = np.isin(example_keys(ids), suspects)
         seen.update(id for id, suspect in zip(ids, found, strict=True) if suspect)
     return sorted(id for id, count in seen.items() if count > 1)
 
@@ -192,7 +192,7 @@ def _check_shard(
         num_examples=len(ids),
         counts=dict(counts),
         problems=tuple(problems),
-        id_hashes=_hashes(ids).tobytes(),
+        id_hashes=example_keys(ids).tobytes(),
     )
 
 
@@ -239,10 +239,6 @@ def _read_ids(uri: str, manifest: Manifest) -> Iterator[list[str]]:
             yield read_rows(uri, manifest, index, range(manifest.row_groups(index)), ["id"])["id"].to_pylist()
         except DataError:
             continue
-
-
-def _hashes(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in ids), np.uint64)
 
 
 def _has_repetitions(hashes: list[npt.NDArray[np.uint64]]) -> bool:

@@ -6,7 +6,6 @@ the worker read the encoded bytes from there and decode straight into the batch.
 processes, and a batch depends on the spec and its step alone, whatever is lost and read again on the way.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from bit_ray.cluster.session import quiet_ray_data
 from bit_ray.data.images.decode import ImageError
 from bit_ray.data.images.decode_view import DecodePath, decode_train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms
@@ -32,10 +32,6 @@ from bit_ray.data.stream.cache import CacheConfig
 from bit_ray.data.stream.order import Order, Shuffle
 from bit_ray.data.stream.requests import BadExample, ReadRequest, read, request_groups
 from bit_ray.errors import root_cause
-
-# Nothing to a user: that our own setting is in force, and each time 1,024 units have been read.
-logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
 # Examples per Ray Data execution, rounded up to whole rounds. While output waits to be taken, Ray Data's scheduler
 # spins and takes a core from training; an execution of a few rounds ends instead.
@@ -146,6 +142,7 @@ class _Requests(Datasource):
 
 def _read_with_ray_data(requests: Sequence[ReadRequest], num_readers: int) -> list[pa.Table]:
     """One table per request, in order, from reader tasks on this node."""
+    quiet_ray_data()
     dataset = ray.data.read_datasource(
         _Requests(requests),
         override_num_blocks=len(requests),

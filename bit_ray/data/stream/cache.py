@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bit_ray import store
-from bit_ray.data.shards.fetch import damaged, fetch_group
+from bit_ray.data.shards.fetch import fetch_group, local_group
 from bit_ray.data.shards.manifest import Shard
-from bit_ray.data.shards.read import count_rows
 from bit_ray.data.shards.row_group import MAGIC, Pieces
 from bit_ray.errors import ConfigError, DataError
 
@@ -112,7 +111,8 @@ class NodeCache:
             DataError: the store refuses or cannot be reached, or the directory cannot be written.
         """
         if store.is_local(set_uri):
-            return _locate_local(set_uri, shard, group, row_group_size)
+            path = local_group(set_uri, shard, group, _rows(shard, group, row_group_size))
+            return Located(path, group, 0, True, False)
         of_set = hashlib.sha256(f"{set_key} {set_uri}".encode()).hexdigest()[:32]
         name = f"{of_set}-{shard.sha256[:32]}-{group:05d}.parquet"
         kept = self._sets / of_set / name
@@ -352,19 +352,6 @@ def _check_private(directory: Path) -> None:
         raise PermissionError(errno.EPERM, "belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "can be written by other users")
-
-
-def _locate_local(set_uri: str, shard: Shard, group: int, row_group_size: int) -> Located:
-    path = store.filesystem(store.join(set_uri, shard.path))[1]
-    try:
-        size = os.stat(path).st_size
-    except FileNotFoundError:
-        raise damaged(set_uri, path, "is in the manifest but missing") from None
-    if size != shard.num_bytes:
-        raise damaged(set_uri, path, f"has {size} bytes, the manifest says {shard.num_bytes}")
-    if count_rows(path, group) != _rows(shard, group, row_group_size):
-        raise damaged(set_uri, path, "other rows than the manifest says")
-    return Located(path, group, 0, True, False)
 
 
 def _rows(shard: Shard, group: int, row_group_size: int) -> int:

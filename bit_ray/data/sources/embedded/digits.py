@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.base import Example
-from bit_ray.data.sources.embedded.glyphs import IMAGE_SIZE, encode_png
+from bit_ray.data.sources.embedded.glyphs import IMAGE_SIZE
 from bit_ray.errors import ConfigError
 
 NUM_TEST = 800
@@ -33,7 +34,7 @@ class DigitsPart:
         for index in self.indices:
             split = "test" if index in test else "train"
             image, label = digit(index)
-            yield Example(f"digits/{split}/{index:05d}", encode_png(image), (label,))
+            yield Example(f"digits/{split}/{index:05d}", rgb_png(image), (label,))
 
 
 class DigitsSource:

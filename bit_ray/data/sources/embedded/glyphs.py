@@ -7,7 +7,6 @@ letters that merely look like digits (O, l, I) are letters and stay, as do lette
 one seeded permutation.
 """
 
-import io
 import math
 import unicodedata
 from collections import Counter
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from matplotlib.ft2font import FT2Font, LoadFlags
 from PIL import Image
 
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.base import Example
 from bit_ray.errors import ConfigError
 
@@ -69,7 +69,7 @@ class GlyphPart:
         characters = permuted_characters(self.seed)
         for label, index in self.pairs:
             id = f"glyphs/U+{ord(characters[label]):04X}/{index:05d}"
-            yield Example(id, encode_png(render_glyph(label, index, seed=self.seed)), (label,))
+            yield Example(id, rgb_png(render_glyph(label, index, seed=self.seed)), (label,))
 
 
 class GlyphSource:
@@ -164,14 +164,6 @@ def render_glyph(label: int, index: int, *, seed: int = 0) -> npt.NDArray[np.uin
     coefficients = (a, b, ink.width / 2 - a * x - b * y, d, e, ink.height / 2 - d * x - e * y)
     drawn = ink.transform((_CANVAS, _CANVAS), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
     return 255 - np.asarray(drawn.reduce(2))
-
-
-def encode_png(gray: npt.NDArray[np.uint8]) -> bytes:
-    """Encode a [H, W] uint8 image as RGB PNG."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(gray)
-    Image.merge("RGB", (image, image, image)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 @cache

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.archives import as_text, read_members
 from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.published.files import Download, Place
@@ -71,10 +70,7 @@ class CifarPart:
     def __iter__(self) -> Iterator[Example]:
         """Encode the images in order, as PNG, which loses nothing."""
         for id, row, label in zip(self.ids, self.pixels, self.labels, strict=True):
-            buffer = io.BytesIO()
-            image = Image.fromarray(np.ascontiguousarray(row.reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)))
-            image.save(buffer, "PNG", compress_level=1)
-            yield Example(id, buffer.getvalue(), (label,))
+            yield Example(id, rgb_png(row.reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)), (label,))
 
 
 @dataclass(frozen=True)

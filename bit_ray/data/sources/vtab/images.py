@@ -1,7 +1,6 @@
 """Images of the tasks, in a folder, a tar, a zip or an array: sources whose ids are known before any image is read."""
 
 import hashlib
-import io
 import re
 import struct
 import zipfile
@@ -15,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bit_ray import store
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.archived import Items
 from bit_ray.data.sources.archives import MAX_WHOLE_BYTES, Member, as_text, members, read_members
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Source, Unreadable
@@ -154,16 +153,6 @@ class ZipImages:
         with opened_zip(self.path) as archive:
             for name in self.names:
                 yield read_entry(archive, name, MAX_IMAGE_BYTES)
-
-
-def rgb_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode [H, W, 3], or gray [H, W] repeated over three channels, uint8, as PNG, which loses nothing."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if pixels.ndim == 2:
-        image = Image.merge("RGB", (image,) * 3)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 class Files:

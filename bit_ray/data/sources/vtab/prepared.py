@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from bit_ray import store
 from bit_ray.data.images.decode import ImageError, decode_image
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.archived import Items
 from bit_ray.data.sources.archives import MAX_WHOLE_BYTES, Member, as_text
 from bit_ray.data.sources.base import Example, Unreadable
 from bit_ray.data.sources.vtab import derive
-from bit_ray.data.sources.vtab.images import ImageSet, KnownSource, rgb_png
+from bit_ray.data.sources.vtab.images import ImageSet, KnownSource
 from bit_ray.data.sources.vtab.records import Record, read_records
 from bit_ray.data.sources.vtab.structured import CLASSES
 from bit_ray.data.sources.vtab.tasks import Task

@@ -14,11 +14,12 @@ from PIL import Image
 
 from bit_ray import store
 from bit_ray.data.images.decode import decode_image
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.archives import MAX_WHOLE_BYTES, as_text
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES
 from bit_ray.data.sources.vtab.derive import retinopathy_level
 from bit_ray.data.sources.vtab.files import class_folders, find
-from bit_ray.data.sources.vtab.images import Files, ImageSet, KnownSource, rgb_png
+from bit_ray.data.sources.vtab.images import Files, ImageSet, KnownSource
 from bit_ray.data.sources.vtab.tasks import Task
 from bit_ray.errors import ConfigError, DataError
 

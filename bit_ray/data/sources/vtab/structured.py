@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bit_ray import store
+from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.archived import Items
 from bit_ray.data.sources.archives import MAX_WHOLE_BYTES, Member, as_text, unpacked
 from bit_ray.data.sources.vtab import derive
@@ -28,7 +29,6 @@ from bit_ray.data.sources.vtab.images import (
     find_entry,
     opened_zip,
     read_entry,
-    rgb_png,
 )
 from bit_ray.data.sources.vtab.records import read_records
 from bit_ray.data.sources.vtab.tasks import Task

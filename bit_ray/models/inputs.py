@@ -1,0 +1,8 @@
+"""What a network sees, as plain values: no PyTorch."""
+
+from typing import Literal
+
+MIN_IMAGE_SIZE = 32
+"""Side of the smallest image, pixels: the network halves its input five times."""
+ResizeMode = Literal["square", "shorter_side"]
+"""How an image is brought to size: see `bit_ray.data.images.resize.eval_view`."""
