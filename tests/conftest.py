@@ -1,5 +1,6 @@
 """What holds for every test: nothing of the user's shell reaches it, and nothing of it reaches the outside."""
 
+import importlib.util
 import os
 
 import pytest
@@ -20,8 +21,19 @@ def pytest_addoption(parser):
     group.addoption("--fuzz-input", default="", metavar="KIND:NUMBER", help="Try this one input.")
 
 
+@pytest.fixture
+def extension():
+    """The C extension; tests that ask for it are left out where it was not built."""
+    from bit_ray.data.images import _jpeg
+
+    return _jpeg
+
+
+_left_out = []
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Say what may run side by side with ``-n 2``: a file stays in one process, and so do all that share the Ray.
 
     The latter come first, as they take longest; the other process runs the other files meanwhile.
@@ -30,3 +42,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in shared else str(item.path)))
     items.sort(key=lambda item: item.path not in shared)
+    if importlib.util.find_spec("bit_ray.data.images._jpeg") is None:
+        _left_out[:] = [item for item in items if "extension" in item.fixturenames]
+        config.hook.pytest_deselected(items=_left_out)
+        items[:] = [item for item in items if "extension" not in item.fixturenames]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _left_out:
+        terminalreporter.write_line(
+            f"{len(_left_out)} tests of the C extension were left out: it was not built, as there was no C compiler or no "
+            "libjpeg with its headers (README, Development)",
+            yellow=True,
+        )
