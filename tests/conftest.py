@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter):
     if _left_out:
         terminalreporter.write_line(
-            f"{len(_left_out)} tests of the C extension were left out: it was not built, as there was no C compiler or no "
-            "libjpeg with its headers (README, Development)",
+            f"{len(_left_out)} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's "
+            "headers were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
             yellow=True,
         )
