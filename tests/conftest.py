@@ -29,7 +29,7 @@ def extension():
     return _jpeg
 
 
-_left_out = []
+LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,15 +43,29 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in shared else str(item.path)))
     items.sort(key=lambda item: item.path not in shared)
     if importlib.util.find_spec("bit_ray.data.images._jpeg") is None:
-        _left_out[:] = [item for item in items if "extension" in item.fixturenames]
-        config.hook.pytest_deselected(items=_left_out)
+        left_out = [item for item in items if "extension" in item.fixturenames]
         items[:] = [item for item in items if "extension" not in item.fixturenames]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
 
 
-def pytest_terminal_summary(terminalreporter):
-    if _left_out:
+def pytest_sessionfinish(session):
+    """Have one of several processes tell the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take it, where this is the process that prints."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print how many tests were left out, and why."""
+    if left_out := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(
-            f"{len(_left_out)} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's "
-            "headers were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
+            f"{left_out} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's headers "
+            "were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
             yellow=True,
         )

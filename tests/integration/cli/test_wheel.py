@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 DECODE = """
 import sys
@@ -18,6 +20,7 @@ print(sorted({line.split()[-1] for line in open("/proc/self/maps") if "bit_ray.l
 """
 
 
+@pytest.mark.usefixtures("extension")  # there is a compiler
 def test_the_wheel_decodes_jpeg_files_with_what_is_inside(tmp_path: Path) -> None:
     tree, installed = tmp_path / "tree", tmp_path / "installed"
     for name in ("bit_ray", "pyproject.toml", "setup.py", "README.md", "Makefile"):
