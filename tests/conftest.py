@@ -38,6 +38,11 @@ def pytest_collection_modifyitems(config, items):
 
     The latter come first, as they take longest; the other process runs the other files meanwhile.
     """
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            items[:] = [item for item in items if not item.get_closest_marker("gpu")]
     shared = {item.path for item in items if "ray_local" in item.fixturenames}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in shared else str(item.path)))
@@ -65,7 +70,7 @@ def pytest_terminal_summary(terminalreporter, config):
     """Print how many tests were left out, and why."""
     if left_out := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(
-            f"{left_out} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's headers "
-            "were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
+            f"{left_out} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's "
+            "headers were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
             yellow=True,
         )
