@@ -8,7 +8,6 @@ from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import DataError
 
-
 CATALOG: dict[str, Callable[[], Source]] = {
     "glyphs:s": lambda: GlyphSource("s"),  # 50 classes x 60 rendered characters, 32x32
     "glyphs:m": lambda: GlyphSource("m"),  # 500 classes x 60 rendered characters, 32x32
