@@ -16,7 +16,7 @@ import numpy as np
 
 import bit_ray
 from bit_ray import store
-from bit_ray.cli.training import run_job
+from bit_ray.cli.main import run_job
 from bit_ray.cluster.session import cluster
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.shards.manifest import MANIFEST

@@ -32,8 +32,9 @@ from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.device import normalize
-from bit_ray.training.finetune import InitialWeights, given, read_init
+from bit_ray.training.finetune import given
 from bit_ray.training.in_memory import Examples, fit
+from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"

@@ -44,8 +44,9 @@ from bit_ray.studies.vtab_scores import (
 )
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.finetune import given, read_init
+from bit_ray.training.finetune import given
 from bit_ray.training.in_memory import fit
+from bit_ray.training.initial_weights import read_init
 from bit_ray.training.plan import transfer_plan
 
 log = logging.getLogger(__name__)

@@ -118,6 +118,14 @@ class TrackedRun:
         tracked.log_text(json.dumps(params, indent=2, default=str) + "\n", "config.json")
         return tracked
 
+    def __enter__(self) -> "TrackedRun":
+        """Record until the end of the ``with``, which ends the run too: FINISHED, FAILED, or KILLED by Ctrl-C."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """End the run by what was raised."""
+        self.close("FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record values at a step; NaN is kept, and MLflow's stores turn an infinity into the largest float."""
         values = {_metric_name(name): float(value) for name, value in metrics.items()}

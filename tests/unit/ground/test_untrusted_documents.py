@@ -22,7 +22,7 @@ from bit_ray.evaluation.subsets import load_subset
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.studies.vtab_scores import TaskScore, load_score
 from bit_ray.tracking.reference import ModelReference, parse_reference
-from bit_ray.training.checkpoint.state import Progress, read_checkpoint_record
+from bit_ray.training.checkpoint.state import Position, read_checkpoint_record
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.run import recorded_plan
 from bit_ray.weights.package import ModelSpec, Weights, parse_description
@@ -177,7 +177,7 @@ DOCUMENTS = {
         RUN, as_file("plan.json", lambda folder: recorded_plan(str(folder))), lambda read: len(read[0].digest) == 64
     ),
     "training.json": Document(
-        TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Progress)
+        TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Position)
     ),
     "subset": Document(
         SUBSET, as_file("s.json", lambda folder: load_subset(folder / "s.json", "0f" * 32)), lambda s: s.k
