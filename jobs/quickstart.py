@@ -66,7 +66,7 @@ class QuickstartConfig:
     shots: tuple[int, ...] = (1, 5, 10)
     """Digits per class in the few-shot comparison."""
     scratch_lrs: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
-    """Learning rates from scratch; the best counts."""
+    """Learning rates from scratch; the best on validation images counts."""
     recipe: UpstreamRecipe = RECIPE
     """Upstream recipe."""
     rule: RuleOverrides = RULE

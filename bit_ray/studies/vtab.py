@@ -41,7 +41,7 @@ from bit_ray.studies.vtab_scores import (
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.finetune import given
-from bit_ray.training.initial_weights import read_init
+from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import transfer_plan
 
 log = logging.getLogger(__name__)
@@ -60,16 +60,6 @@ class VtabReport:
     """Why the others were not, by name: what to fetch and where to put it."""
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The weights that all tasks start from."""
-
-    model: str
-    uri: str
-    digest: str
-    tensors: dict[str, torch.Tensor] | None
-
-
 def vtab_suite(config: VtabConfig) -> VtabReport:
     """Run the chosen tasks, as many side by side as the cluster has GPUs or cores, and record their means.
 
@@ -83,15 +73,14 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
         return _study(config, start)
 
 
-def _study(config: VtabConfig, start: _Start) -> VtabReport:
+def _study(config: VtabConfig, start: InitialWeights) -> VtabReport:
     settings = _settings(config, start)
-    weights = (start.model, start.uri, start.digest)
     trials = [
         Trial(
             key=task.name,
             identity=settings,
             params={"task": task.name, "group": task.group},
-            arguments=(task, config, weights, settings),
+            arguments=(task, config, start.model, start.digest, settings),
             size=task.sizes[2],
         )
         for task in config.chosen
@@ -107,7 +96,7 @@ def _study(config: VtabConfig, start: _Start) -> VtabReport:
     ) as run:
         found = study.run(
             _prepare_train_and_test,
-            start.tensors,
+            dict(start.tensors) or None,
             run,
             title="VTAB-1k",
             unit="tasks",
@@ -166,14 +155,15 @@ def _shards(task: Task, config: VtabConfig) -> str:
     return store.join(config.shards or store.join(config.storage, "vtab"), task.name)
 
 
-def _read_start(config: VtabConfig) -> _Start:
+def _read_start(config: VtabConfig) -> InitialWeights:
+    """Return the weights that all tasks start from; without tensors: from scratch."""
     if not config.init:
         create_model(config.model, 1)  # which refuses an unknown name
-        return _Start(config.model, "", "", None)
+        return InitialWeights(config.model, {}, "", "")
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
     if config.model and config.model != init.model:
         raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
-    return _Start(init.model, config.init, init.digest, dict(init.tensors))
+    return init
 
 
 def _with_absolute_paths(config: VtabConfig) -> VtabConfig:
@@ -183,7 +173,7 @@ def _with_absolute_paths(config: VtabConfig) -> VtabConfig:
     return replace(config, {name: store.absolute(path) for name, path in paths.items() if path})
 
 
-def _settings(config: VtabConfig, start: _Start) -> str:
+def _settings(config: VtabConfig, start: InitialWeights) -> str:
     """Digest of what decides the scores, whatever the tasks, the places and the record."""
     names = ("index", "subset_seed", "num_train", "num_val", "protocol", "profile", "rule", "train", "seed")
     chosen = to_dict(config)
@@ -211,16 +201,48 @@ def _prepare_train_and_test(
     tensors: dict[str, torch.Tensor] | None,
     task: Task,
     config: VtabConfig,
-    weights: tuple[str, str, str],
+    model: str,
+    init_digest: str,
     settings: str,
     num_threads: int,
 ) -> TaskScore:
     """One task from data to score; runs in a Ray task and may run again."""
     try:
         uris, index = prepare_shards(task, config)
-        return _train_and_test(task, config, _Start(*weights, tensors), uris, index, settings, num_threads)
+        began = time.monotonic()
+        manifest, test_manifest = (read_manifest(uri) for uri in uris)
+        for uri, found in zip(uris, (manifest, test_manifest), strict=True):
+            if found.multi_label or found.num_classes != task.num_classes or found.class_names != manifest.class_names:
+                raise DataError(
+                    f"{uri} has {found.num_classes} classes; accepted: the {task.num_classes} of the task, named as in "
+                    f"{uris[0]}; delete it to have it written again"
+                )
+        rule = _rule(config, task, model, manifest.num_examples, manifest.median_image_size)
+        plan = transfer_plan(
+            rule,
+            model=model,
+            num_classes=task.num_classes,
+            manifest_digest=manifest.digest,
+            init=config.init,
+            init_digest=init_digest,
+            seed=config.seed,
+            train=config.train,
+        )
+        micro = config.micro_batch_size
+        network = transfer(plan, uris[0], manifest, None, tensors, num_threads=num_threads, micro_batch_size=micro)
+        top_1 = top_1_on(network, uris[1], test_manifest, plan)
     except BitRayError as error:
         raise error if str(error).startswith(f"{task.name}: ") else type(error)(f"{task.name}: {error}") from None
+    return TaskScore(
+        task=task.name,
+        top_1=top_1,
+        num_train=plan.num_examples,
+        num_test=test_manifest.num_examples,
+        statement=_statement(task, config, index, test_manifest.num_examples),
+        rule=to_dict(rule),
+        seconds=time.monotonic() - began,
+        settings_digest=settings,
+    )
 
 
 def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Index]:
@@ -267,50 +289,6 @@ def _prepare_shards(task: Task, config: VtabConfig, root: str) -> tuple[tuple[st
                 write_index(stored, index_uri)
             write_shards(source, uri, name=f"vtab:{task.name}:{name}", convert_images=True)
     return (uris[0], uris[1]), stored
-
-
-def _train_and_test(
-    task: Task, config: VtabConfig, start: _Start, uris: tuple[str, str], index: Index, settings: str, num_threads: int
-) -> TaskScore:
-    began = time.monotonic()
-    manifest, test_manifest = (read_manifest(uri) for uri in uris)
-    for uri, found in zip(uris, (manifest, test_manifest), strict=True):
-        if found.multi_label or found.num_classes != task.num_classes or found.class_names != manifest.class_names:
-            raise DataError(
-                f"{task.name}: {uri} has {found.num_classes} classes; accepted: the {task.num_classes} of the task, "
-                f"named as in {uris[0]}; delete it to have it written again"
-            )
-    rule = _rule(config, task, start.model, manifest.num_examples, manifest.median_image_size)
-    plan = transfer_plan(
-        rule,
-        model=start.model,
-        num_classes=task.num_classes,
-        manifest_digest=manifest.digest,
-        init=start.uri,
-        init_digest=start.digest,
-        seed=config.seed,
-        train=config.train,
-    )
-    model = transfer(
-        plan,
-        uris[0],
-        manifest,
-        None,
-        start.tensors,
-        num_threads=num_threads,
-        micro_batch_size=config.micro_batch_size,
-    )
-    top_1 = top_1_on(model, uris[1], test_manifest, plan)
-    return TaskScore(
-        task=task.name,
-        top_1=top_1,
-        num_train=plan.num_examples,
-        num_test=test_manifest.num_examples,
-        statement=_statement(task, config, index, test_manifest.num_examples),
-        rule=to_dict(rule),
-        seconds=time.monotonic() - began,
-        settings_digest=settings,
-    )
 
 
 def _statement(task: Task, config: VtabConfig, index: Index, num_test: int) -> str:

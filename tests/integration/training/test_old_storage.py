@@ -1,8 +1,8 @@
 """What earlier code has left is read, continued and built on by today's.
 
 ``tests/assets/storage_1.tar.xz`` is a storage of revision ae8ac53: the run ``finished`` with checkpoints after 10 and
-20 steps and its registered version, the run ``stopped`` that was interrupted after 20 of 60 steps, and the scores of two
-studies. All but 4 of the 32 groups of channels were silenced before the first step, so that the files compress.
+20 steps and its registered version, the run ``stopped`` that was interrupted after 20 of 60 steps, and the scores of
+two studies. All but 4 of the 32 groups of channels were silenced before the first step, so that the files compress.
 """
 
 import json
