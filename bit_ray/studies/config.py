@@ -29,8 +29,8 @@ class FewShotConfig:
     """Folder of index files K-per-class-seed-S.json to use instead of drawing; empty: STORAGE/NAME/subsets, where what
     is drawn is saved."""
     scratch_lrs: tuple[float, ...] = ()
-    """Learning rates to try from scratch, for comparison: the best on training images outside the draw counts. Empty: no
-    comparison."""
+    """Learning rates to try from scratch, for comparison: the best on training images outside the draw counts. Empty:
+    no comparison."""
     profile: Profile = "code"
     """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
     rule: RuleOverrides = field(default_factory=RuleOverrides)

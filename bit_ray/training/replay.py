@@ -61,7 +61,7 @@ def replay(config: ReplayConfig) -> Replayed:
     start, checkpoint = _checkpoint_before(folder, begin, plan)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = _precision_of(folder, begin, device)
+    precision = precision_of(folder, begin, device)
     learner = Learner(plan, device, precision=precision, micro_batch_size=config.micro_batch_size)
     if checkpoint:
         with scratch_directory() as directory:
@@ -94,7 +94,7 @@ def replay(config: ReplayConfig) -> Replayed:
     )
 
 
-def _precision_of(folder: RunFolder, step: int, device: torch.device) -> Precision:
+def precision_of(folder: RunFolder, step: int, device: torch.device) -> Precision:
     """Return the precision that a step was computed in; ``auto`` for a run that did not record it.
 
     Raises:
