@@ -14,7 +14,13 @@ Item = TypeVar("Item")
 
 
 def each(
-    function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int, *, num_gpus: int = 0
+    function: Callable[..., T],
+    tasks: Iterable[tuple[Any, ...]],
+    num_workers: int,
+    *,
+    num_cpus: int = 1,
+    num_gpus: int = 0,
+    cancel: bool = False,
 ) -> Generator[T, None, None]:
     """Yield ``function(*task)`` for every task: in order in this process, or as they finish from Ray.
 
@@ -22,7 +28,9 @@ def each(
         function: importable by name, its result and arguments picklable; may run twice if a worker dies.
         tasks: taken one by one, no faster than they are worked on.
         num_workers: Ray tasks in flight, on the cluster of ``RAY_ADDRESS`` or one started here; 0 is this process.
-        num_gpus: GPUs of each Ray task.
+        num_cpus: Of a task.
+        num_gpus: Of a task.
+        cancel: Whether tasks that still run at the end are cancelled instead of waited for.
 
     Raises:
         ConfigError: num_workers is negative.
@@ -39,7 +47,7 @@ def each(
     from bit_ray.cluster.session import cluster
 
     with cluster():
-        remote = ray.remote(num_cpus=1, num_gpus=num_gpus)(_call)
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_call)
         pending: list[Any] = []
         queue = iter(tasks)
         try:
@@ -54,8 +62,10 @@ def each(
                     raise outcome
                 yield outcome
         finally:
+            for ref in pending if cancel else ():
+                ray.cancel(ref, force=True)
             # A caller that cleans up after a failure must not meet a task that still writes.
-            if pending:
+            if pending and not cancel:
                 ray.wait(pending, num_returns=len(pending))
 
 

@@ -32,8 +32,6 @@ from bit_ray.locks import scratch_directory
 from bit_ray.models.inputs import MIN_IMAGE_SIZE
 from bit_ray.store import file_sha256
 
-# The network's stride, and so its smallest input; smaller images are trained on enlarged.
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
