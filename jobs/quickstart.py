@@ -2,11 +2,14 @@
 
     python jobs/quickstart.py
 
-It writes the shards, pre-trains a small BiT, transfers it to a few digits per class by BiT-HyperRule beside the same
-network trained from scratch, fine-tunes on all training digits, evaluates, registers, loads the model back from the
-registry and predicts on image files. Everything lands in ``bit_ray_runs``.
+It writes the shards, pre-trains a small BiT, transfers it to a few digits per class by BiT-HyperRule, next to the
+same network trained from scratch, fine-tunes on all training digits, evaluates, registers, loads the model back from
+the registry and predicts on image files. Everything lands in ``bit_ray_runs``.
 """
 
+import shlex
+import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -157,9 +160,18 @@ def main(config: QuickstartConfig) -> None:
     )
     times = [(stage, f"{t - before:.0f}") for (_, before), (stage, t) in pairwise(marks)]
     print_table("Time", [*times, ("in all", f"{marks[-1][1] - marks[0][1]:.0f}")], ("stage", "seconds"))
-    place = Path(config.storage).resolve()
-    console.print(f"Pictures: {place}/few_shot.png, {place}/predictions.png")
-    console.print(f"MLflow:   mlflow ui --backend-store-uri {shown(tracking_uri('', config.storage))}")
+    storage = Path(config.storage).resolve()
+    console.print(f"Pictures: {storage}/few_shot.png, {storage}/predictions.png")
+    registry = shown(tracking_uri("", config.storage))
+    # Plain prints: long lines must stay lines, to be copied into a shell.
+    print("\nNext, for example:")
+    if Path(shutil.which("bit-ray") or "").parent != Path(sys.executable).parent:
+        print(f"  source {shlex.quote(str(Path(sys.executable).parent / 'activate'))}")
+    print(f"  export MLFLOW_TRACKING_URI={shlex.quote(registry)}")
+    print(f"  bit-ray predict {shlex.quote(str(storage / 'images'))} --model {digits_uri}")
+    print("  bit-ray models list")
+    print("  mlflow ui --backend-store-uri $MLFLOW_TRACKING_URI")
+    print("Your own images: README.md, or bit-ray shards write --help")
 
 
 def _shards(name: str, storage: str) -> str:

@@ -55,22 +55,20 @@ def test_the_main_job_runs_end_to_end(tmp_path: Path) -> None:
     assert scores["test/num_examples"] == 800
     assert scores["test/top_1"] > 0.5  # chance is 0.1
 
-    predicted = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("bit-ray")),
-            "predict",
-            "bit_ray_runs/images/digits-test-00000.png",
-            "--model",
-            "models:/digits@champion",
-            "--top-k",
-            "1",
-        ],
-        cwd=tmp_path,
+    # What it says to type next works as it stands, in any folder.
+    commands = done.stdout.split("Next, for example:\n")[1].split("  mlflow ui")[0]
+    assert commands.startswith("  source ")
+    environment["PATH"] = "/usr/bin:/bin"
+    typed = subprocess.run(
+        ["bash", "-e"],
+        input=commands,
+        cwd="/",
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
-    assert predicted.returncode == 0, predicted.stderr
-    assert "digits-test-00000.png" in predicted.stdout
+    assert typed.returncode == 0, typed.stderr
+    assert "digits-test-00000.png" in typed.stdout
+    assert "glyphs-s" in typed.stdout
