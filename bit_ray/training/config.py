@@ -64,7 +64,8 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: CUDA when the cluster has GPUs."""
     precision: Precision = "auto"
-    """``auto``: bfloat16 autocast on GPUs of compute capability 8 and up, else float32."""
+    """``auto``: bfloat16 autocast on GPUs of compute capability 8 and up, and where it pays on CPUs with AMX; else
+    float32."""
     compile: bool = False
     """Run the model through ``torch.compile``."""
     num_readers: int = 1

@@ -13,30 +13,42 @@ from bit_ray.training.config import Precision
 
 # Numbers of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# From here on bfloat16 pays on a CPU with AMX.
+_AMX_FEATURES, _AMX_PIXELS = 2048, 64
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of the convolutions.
+def resolve_precision(
+    precision: Precision, device: torch.device, *, num_features: int = 0, crop_size: int = 0
+) -> torch.dtype:
+    """Return the dtype of the convolutions.
 
-    ``auto`` takes bfloat16 on GPUs with tensor cores for it and float32 elsewhere: on a CPU without AMX or AVX512-BF16
-    bfloat16 convolutions are an order of magnitude slower than float32, and with them the networks small enough to
-    train on a CPU gain little.
+    ``auto`` takes bfloat16 on GPUs with tensor cores for it, and on CPUs with AMX for networks of full width and crops
+    of 64 pixels or more, whose steps take 0.66 to 0.85 of the time in float32; half as wide they take 1.06 to 1.28 of
+    it (benchmarks/results/2026-11-28-xeon-amx-precision.md). Without AMX or AVX512-BF16 bfloat16 is an order of magnitude
+    slower than float32.
+
+    Args:
+        precision: What was asked for.
+        device: Where the network is.
+        num_features: Channels that the head sees; R50x1 has 2048.
+        crop_size: Side of the images, pixels.
 
     Raises:
         ConfigError: bfloat16 is asked for on a device that has no fast path for it.
     """
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        pays = fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        amx = bool(capabilities.get("amx_bf16"))
+        fast = amx or bool(capabilities.get("avx512_bf16"))
+        pays = amx and num_features >= _AMX_FEATURES and crop_size >= _AMX_PIXELS
     if precision == "bf16" and not fast:
         raise ConfigError(
             f"runtime.precision: bf16 has no fast path on this {device.type} device (needs CUDA compute capability 8, "
             "AMX or AVX512-BF16); use auto or fp32"
         )
-    use_bf16 = precision == "bf16" or (precision == "auto" and fast and device.type == "cuda")
-    return torch.bfloat16 if use_bf16 else torch.float32
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and pays) else torch.float32
 
 
 @contextmanager

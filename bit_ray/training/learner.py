@@ -52,13 +52,16 @@ class Learner:
         self.slots = shares[rank]
         """Slots of every batch that are this worker's."""
         self._micro = micro_batch(len(self.slots), micro_batch_size, pairs=pairs)
-        dtype = resolve_precision(precision, device)
         self.model = build_model(plan, init_weights).to(device)
         """The network itself; in training mode."""
+        self.dtype = resolve_precision(
+            precision, device, num_features=self.model.num_features, crop_size=plan.view.crop_size
+        )
+        """Of the convolutions."""
         to_channels_last(self.model)
         self.model.train()
         self.optimizer = build_optimizer(self.model, plan)
-        self._step = TrainStep(self.model, self.optimizer, plan, dtype=dtype, num_workers=num_workers)
+        self._step = TrainStep(self.model, self.optimizer, plan, dtype=self.dtype, num_workers=num_workers)
 
     def wrap(self, *, distributed: bool, compile: bool = False) -> None:
         """Share gradients with the other workers, whose weights become those of rank 0; compile the network."""

@@ -22,7 +22,7 @@ from bit_ray.run_folder import RunFolder, Start, checkpoint_name
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
 from bit_ray.training.config import Runtime
-from bit_ray.training.device import keep_freed_memory, resolve_precision
+from bit_ray.training.device import keep_freed_memory
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
@@ -83,7 +83,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             Start(
                 first_step=position.next_step,
                 device="cuda" if device.type == "cuda" else "cpu",
-                precision="bf16" if resolve_precision(runtime.precision, device) == torch.bfloat16 else "fp32",
+                precision="bf16" if learner.dtype == torch.bfloat16 else "fp32",
                 num_workers=num_workers,
                 micro_batch_size=share_out(plan, runtime, num_workers)[1],
             )

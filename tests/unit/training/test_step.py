@@ -308,11 +308,14 @@ def capabilities(monkeypatch, **flags):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
 
 
-def test_auto_precision_on_a_cpu_is_float32(monkeypatch):
-    for flags in ({"amx_bf16": True, "avx512_bf16": True}, {}):
+def test_auto_precision_on_a_cpu_is_bfloat16_only_where_that_pays(monkeypatch):
+    for flags in ({"amx_bf16": True, "avx512_bf16": True}, {"avx512_bf16": True}, {}):
         capabilities(monkeypatch, **flags)
-        assert resolve_precision("auto", CPU) is torch.float32
-        assert resolve_precision("fp32", CPU) is torch.float32
+        for num_features, crop_size in ((2048, 224), (2048, 64), (2048, 63), (1024, 224), (0, 0)):
+            pays = "amx_bf16" in flags and (num_features, crop_size) in ((2048, 224), (2048, 64))
+            network = {"num_features": num_features, "crop_size": crop_size}
+            assert resolve_precision("auto", CPU, **network) is (torch.bfloat16 if pays else torch.float32)
+            assert resolve_precision("fp32", CPU, **network) is torch.float32
 
 
 def test_bfloat16_is_refused_on_a_cpu_without_a_fast_path(monkeypatch):
