@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from bit_ray.errors import ConfigError, brief
+from bit_ray.errors import ConfigError, MissingError, brief
 from bit_ray.locks import whole
 
 T = TypeVar("T")
@@ -252,7 +252,8 @@ def _read_dataclass(cls: type, value: Any, where: str) -> Any:
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in values:
-            raise ConfigError(f"{_join(where, field.name)}: missing; accepted: {_accepted(kinds[field.name])}; add it")
+            accepted = f"accepted: {_accepted(kinds[field.name])}"
+            raise MissingError.of(_join(where, field.name), "missing", accepted, "add it")
     try:
         return cls(**values)
     except ConfigError as error:  # its own checks name the field, not where the dataclass stands

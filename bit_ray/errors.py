@@ -4,14 +4,40 @@ Every message is one line: the field, what was given, what is accepted, what to 
 it after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+from typing import Self
+
 from bit_ray.uris import shown
 
 
 class BitRayError(Exception):
     """Base of all errors that a user can put right; whatever words went into one, it shows no password of a URI."""
 
+    field = ""
+    """The setting or value that is wrong, as the message names it; empty where the error was not made by `of`."""
+    problem = ""
+    """The rest of the message."""
+
     def __init__(self, *args: object) -> None:
         super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
+
+    @classmethod
+    def of(cls, field: str, given: object, accepted: str, remedy: str = "correct it") -> Self:
+        """Return the error whose message is ``field: given; accepted; remedy``."""
+        return cls._at(field, f"{given}; {accepted}; {remedy}")
+
+    def under(self, parent: str) -> Self:
+        """Return the same error of a field inside of another, such as ``runtime``; as it is where that is empty."""
+        return self.renamed(f"{parent}.{self.field}") if parent else self
+
+    def renamed(self, field: str) -> Self:
+        """Return the same error with the name that the caller's user knows the field by; as it is without a field."""
+        return self._at(field, self.problem) if self.field else self
+
+    @classmethod
+    def _at(cls, field: str, problem: str) -> Self:
+        error = cls(f"{field}: {problem}")
+        error.field, error.problem = field, problem
+        return error
 
     def __str__(self) -> str:
         """Return one line that can be shown: names of files and classes in it may hold line breaks and worse."""
@@ -21,6 +47,10 @@ class BitRayError(Exception):
 
 class ConfigError(BitRayError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
+
+
+class MissingError(ConfigError):
+    """A setting that has no default and was not given."""
 
 
 class DataError(BitRayError):

@@ -21,7 +21,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from bit_ray.config import from_dict, read_mapping, to_dict
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, MissingError
 from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
 from bit_ray.tracking.config import TrackingConfig
 
@@ -80,9 +80,10 @@ def _check_file(cls: type, path: str, settings: Mapping[str, Any]) -> None:
     """Refuse what is wrong in a file with the file's name, whatever flags say besides."""
     try:
         from_dict(cls, settings)
+    except MissingError:
+        pass  # a flag may give it
     except ConfigError as error:
-        if ": missing;" not in str(error):
-            raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, Any]) -> dict[str, Any]:

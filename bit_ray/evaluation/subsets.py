@@ -61,9 +61,8 @@ def few_shot_subset(
     for c, members in enumerate(by_class):
         if len(members) < k:
             name = f"class {c} ({class_names[c]!r})" if class_names else f"class {c}"
-            raise DataError(
-                f"k: {k}; at most {len(members)}, the number of examples of {name}; lower k or add examples"
-            )
+            most = f"at most {len(members)}, the number of examples of {name}"
+            raise DataError.of("k", k, most, "lower it or add examples")
         words = np.random.PCG64(np.random.SeedSequence((seed, c))).random_raw(len(members))
         chosen.append(members[np.argsort(words, kind="stable")[:k]])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
@@ -199,7 +198,7 @@ def draw_subsets(
             try:
                 chosen = few_shot_subset(labels, k, seed, class_names=manifest.class_names)
             except DataError as error:
-                raise DataError(str(error).replace("k:", "shots:", 1).replace("lower k", "lower shots")) from None
+                raise error.renamed("shots") from None
             subsets[k, seed] = chosen
             if saved:
                 index = Subset(manifest_digest=manifest.digest, k=k, seed=seed, ids=tuple(ids[i] for i in chosen))

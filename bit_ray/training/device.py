@@ -24,8 +24,8 @@ def resolve_precision(
 
     ``auto`` takes bfloat16 on GPUs with tensor cores for it, and on CPUs with AMX for networks of full width and crops
     of 64 pixels or more, whose steps take 0.66 to 0.85 of the time in float32; half as wide they take 1.06 to 1.28 of
-    it (benchmarks/results/2026-11-28-xeon-amx-precision.md). Without AMX or AVX512-BF16 bfloat16 is an order of magnitude
-    slower than float32.
+    it (benchmarks/results/2026-11-28-xeon-amx-precision.md). Without AMX or AVX512-BF16 bfloat16 is an order of
+    magnitude slower than float32.
 
     Args:
         precision: What was asked for.

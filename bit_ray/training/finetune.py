@@ -44,7 +44,7 @@ def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Sub
     try:
         chosen = few_shot_subset(labels, shots, seed, class_names=manifest.class_names)
     except DataError as error:
-        raise DataError(str(error).replace("k:", "shots:", 1).replace("lower k", "lower shots")) from None
+        raise error.renamed("shots") from None
     return Subset(manifest_digest=manifest.digest, k=shots, seed=seed, ids=tuple(ids[i] for i in sorted(chosen)))
 
 

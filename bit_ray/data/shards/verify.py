@@ -180,7 +180,7 @@ def _check_shard(
                             try:
                                 check_example(example, num_classes, multi_label)
                             except DataError as error:
-                                report("label" if "label" in str(error) else "id", str(error))
+                                report("label" if example.id else "id", str(error))
                             if decode:
                                 try:
                                     decode_image(example.image, convert=convert)

@@ -387,7 +387,7 @@ def test_class_counts_that_differ_between_train_and_test(
 def test_more_shots_than_a_class_has(dry: list[str], whole: Path, refused: Callable[..., str]) -> None:
     error = refused(*finetune(whole, "--model", NETWORK, "--shots", "4", *dry))
     assert error.startswith("shots: 4; at most 3, the number of examples of class 0 ('U+")
-    assert error.endswith("; lower shots or add examples")
+    assert error.endswith("; lower it or add examples")
     error = refused(*finetune(whole, "--model", NETWORK, "--shots", "-1", *dry))
     assert error == "shots: -1; a whole number of at least 0; raise it"
 

@@ -63,9 +63,9 @@ def test_every_example_of_a_class_is_equally_likely():
 
 def test_a_class_with_too_few_examples_is_named():
     labels = [0, 0, 1, 2, 2]
-    with pytest.raises(DataError, match=r"k: 2; at most 1, .*class 1 \('ibis'\); lower k"):
+    with pytest.raises(DataError, match=r"k: 2; at most 1, .*class 1 \('ibis'\); lower it"):
         few_shot_subset(labels, 2, seed=0, class_names=("crane", "ibis", "stork"))
-    with pytest.raises(DataError, match="class 1; lower k"):
+    with pytest.raises(DataError, match="class 1; lower it"):
         few_shot_subset(labels, 2, seed=0)
 
 
