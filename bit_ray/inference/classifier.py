@@ -18,7 +18,7 @@ from bit_ray.data.images.decode import MAX_PIXELS, ImageError, decode_image
 from bit_ray.data.images.resize import eval_view
 from bit_ray.errors import ConfigError, DataError, ModelError, brief
 from bit_ray.locks import partial, remove_abandoned
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, cached_path, load_package, parse_description, read_spec
 from bit_ray.weights.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
@@ -36,7 +36,7 @@ ClassifierState = tuple[dict[str, Tensor], ModelSpec]
 class Classifier:
     """A network together with what it needs to know to classify images."""
 
-    def __init__(self, model: ResNetV2, spec: ModelSpec, sha256: str = "") -> None:
+    def __init__(self, model: Network, spec: ModelSpec, sha256: str = "") -> None:
         if model.config.num_classes != spec.num_classes:
             raise ModelError(
                 f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
@@ -62,7 +62,7 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the network is, and where the images are taken to."""
-        return self.model.head.weight.device
+        return next(self.model.parameters()).device
 
     def predict(
         self,
@@ -153,7 +153,7 @@ class Classifier:
             DataError: the batch has another shape or type.
         """
         features = self.model.forward_features(self._input(batch))
-        return features.float(), self.model.head(features).float()
+        return features.float(), self.model.forward_head(features).float()
 
     def _input(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Check a batch and return it as the network takes it, on its device."""
@@ -166,7 +166,7 @@ class Classifier:
             )
         low, high = self.spec.input_range
         # uint8 over the bus, float on the device; the permuted view is channels_last without a copy.
-        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.model.head.weight.dtype)
+        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype)
         return pixels * ((high - low) / 255) + low
 
     def _views(self, images: Iterable[ImageInput], convert: bool, max_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -276,7 +276,7 @@ def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> np
     raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
 
 
-def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec, str]:
+def _load(uri: str, tracking_uri: str | None) -> tuple[Network, ModelSpec, str]:
     if uri.startswith("models:/"):
         from bit_ray.tracking import registry  # MLflow, which only these names need
 
@@ -288,7 +288,7 @@ def _load(uri: str, tracking_uri: str | None) -> tuple[ResNetV2, ModelSpec, str]
     return *load_package(directory), read_spec(directory)[1].sha256
 
 
-def _load_remote(uri: str) -> tuple[ResNetV2, ModelSpec, str]:
+def _load_remote(uri: str) -> tuple[Network, ModelSpec, str]:
     """Load a package through the cache, ``~/.cache/bit_ray`` or the folder that BIT_RAY_CACHE names."""
     try:
         description = store.read_bytes(store.join(uri, DESCRIPTION_FILE))

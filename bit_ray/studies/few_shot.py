@@ -6,7 +6,7 @@ budget; its learning rate is the best of several, judged on the test set, which 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from bit_ray.errors import root_cause
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.evaluation.subsets import draw_subsets, summarize
 from bit_ray.inference.features import check_single_label
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
 from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import hyperrule
@@ -32,7 +32,7 @@ from bit_ray.studies.config import FewShotConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.device import normalize
-from bit_ray.training.finetune import InitialWeights, given, read_init
+from bit_ray.training.finetune import InitialWeights, read_init
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
@@ -103,7 +103,6 @@ def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
     draws = draw_subsets(config.shards, manifest, config.shots, config.num_subsets, saved=saved, given=config.subsets)
     trials: list[_Trial] = []
     for (k, seed), chosen in draws.items():
-        overrides = given(config.rule)
         for lr in (None, *config.scratch_lrs):
             rule = hyperrule(
                 len(chosen),
@@ -112,7 +111,7 @@ def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
                 init.model,
                 random_crop=config.random_crop,
                 random_flip=config.random_flip,
-                **(overrides if lr is None else {**overrides, "base_lr": lr}),
+                overrides=config.rule if lr is None else replace(config.rule, base_lr=lr),
             )
             plan = transfer_plan(
                 rule,
@@ -239,7 +238,7 @@ def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64]
 
 
 @torch.inference_mode()
-def top_1_on(model: ResNetV2, shards: str, manifest: Manifest, plan: TrainPlan, batch_size: int = 128) -> float:
+def top_1_on(model: Network, shards: str, manifest: Manifest, plan: TrainPlan, batch_size: int = 128) -> float:
     """Top-1 of a network on a whole single-label set, by the plan's view for evaluation.
 
     Raises:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.checks import preflight
-from bit_ray.training.config import FinetuneConfig, RuleOverrides, check_train
+from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
 from bit_ray.training.plan import transfer_plan
 from bit_ray.weights.read import read_weights
@@ -169,7 +168,7 @@ def _finetune(
         model,
         random_crop=config.random_crop,
         random_flip=config.random_flip,
-        **given(config.rule),
+        overrides=config.rule,
     )
     plan = transfer_plan(
         rule,
@@ -182,6 +181,7 @@ def _finetune(
         seed=config.seed,
         shuffle=config.shuffle,
         train=config.train,
+        norm_batch=config.norm_batch,
     )
     if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run, subset=subset):
         return None
@@ -208,8 +208,3 @@ def _finetune(
         test=test,
     )
     return register_result(result, config.name, config.register, config.tracking, config.storage)
-
-
-def given(rule: RuleOverrides) -> dict[str, Any]:
-    """The settings that replace the rule's, by name."""
-    return {name: value for name, value in asdict(rule).items() if value is not None}
