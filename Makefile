@@ -1,6 +1,7 @@
 # make run    sets everything up and runs the main job: pre-train, transfer, register, predict
 # make test   sets everything up and runs all tests
 # make lint   format, lint, types and import arrows, as in CI
+# make wheel  puts a wheel into dist/ that needs no compiler where it is installed: libjpeg-turbo is inside
 #
 # PYTHON is the interpreter the environment is made from, VENV where it goes; its path may have no space, as Ray would
 # split it there when it starts a worker, and wait for ever.
@@ -13,20 +14,26 @@ export PIP_ROOT_USER_ACTION = ignore
 # What the environment is installed from: the C extension is built with it.
 SOURCES = pyproject.toml setup.py bit_ray/data/images/_jpeg.c bit_ray/data/images/_markers.h bit_ray/data/images/_resize.h
 
-.PHONY: run test lint
+.PHONY: run test lint wheel
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python jobs/quickstart.py
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest --cov
+	$(VENV)/bin/python -m pytest --cov --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist/built .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist dist/built/*.whl
+	rm -rf dist/built
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --editable .

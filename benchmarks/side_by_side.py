@@ -1,9 +1,9 @@
-"""How much of a machine a suite uses: two tasks of VTAB side by side, and one after the other.
+"""How much of a machine a study uses: two tasks of VTAB side by side, and one after the other.
 
     python benchmarks/side_by_side.py
 
-The data are small files in the publishers' formats, the work is that of a suite: shards are written, a small network is
-trained, a test set is scored. Three ways take turns in one Ray, each right after a suite of one step that starts the
+The data are small files in the publishers' formats, the work is that of a study: shards are written, a small network is
+trained, a test set is scored. Three ways take turns in one Ray, each right after a study of one step that starts the
 workers: one task after the other on one thread; one after the other, each on all cores; side by side. Printed are the
 median of each and, as machines drift, the median of the ratios of each round.
 """
@@ -31,10 +31,10 @@ ONE_THREAD, ALL_CORES, TOGETHER = (
 
 
 def run(folder: str, name: str, num_steps: int, way: str) -> float:
-    """Seconds of a suite of two tasks."""
+    """Seconds of a study of two tasks."""
     cores = os.sched_getaffinity(0)
     if way == ONE_THREAD:
-        os.sched_setaffinity(0, {min(cores)})  # a suite takes no more threads than its driver has cores
+        os.sched_setaffinity(0, {min(cores)})  # a study takes no more threads than its driver has cores
     start = time.perf_counter()
     report = vtab_suite(
         VtabConfig(

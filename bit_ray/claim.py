@@ -73,13 +73,30 @@ def claimed(uri: str, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterato
     claim = _Claim(uri)
     claim.make(busy, remedy)
     try:
-        yield
+        with _interruptible():
+            yield
     except KeyboardInterrupt:
         if claim.successor:
             raise ConfigError(f"{busy} by {claim.successor} too, which took this one for dead; {remedy}") from None
         raise
     finally:
         claim.end()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGINT, by which the loss of a claim ends this process, raise KeyboardInterrupt.
+
+    What a shell script starts in the background ignores it.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Claim(threading.Thread):

@@ -6,7 +6,8 @@
 ``--init`` also takes an official ``.npz``; ``--shots 10`` trains on ten examples per class.
 """
 
-from bit_ray.cli.training import finetune, run_job
+from bit_ray.cli.main import run_job
+from bit_ray.cli.training import finetune
 from bit_ray.training.config import FinetuneConfig
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 ``--dry-run`` prints the resolved plan and stops.
 """
 
-from bit_ray.cli.training import pretrain, run_job
+from bit_ray.cli.main import run_job
+from bit_ray.cli.training import pretrain
 from bit_ray.training.config import PretrainConfig
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ It trains on all GPUs of the cluster and continues when it is submitted again. T
 ``--dry-run`` prints the resolved plan and stops; ``--help`` lists all settings.
 """
 
-from bit_ray.cli.training import pretrain, run_job
+from bit_ray.cli.main import run_job
+from bit_ray.cli.training import pretrain
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.recipes.upstream import bit_l
 from bit_ray.training.config import PretrainConfig

@@ -16,7 +16,7 @@ import numpy as np
 
 import bit_ray
 from bit_ray import store
-from bit_ray.cli.training import run_job
+from bit_ray.cli.main import run_job
 from bit_ray.cluster.session import cluster
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.shards.manifest import MANIFEST
@@ -67,7 +67,7 @@ class QuickstartConfig:
     shots: tuple[int, ...] = (1, 5, 10)
     """Digits per class in the few-shot comparison."""
     scratch_lrs: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
-    """Learning rates from scratch; the best counts."""
+    """Learning rates from scratch; the best on validation images counts."""
     recipe: UpstreamRecipe = RECIPE
     """Upstream recipe."""
     rule: RuleOverrides = RULE

@@ -1,6 +1,9 @@
 """What holds for every test: nothing of the user's shell reaches it, and nothing of it reaches the outside."""
 
+import importlib.util
 import os
+
+import pytest
 
 # Small tensors and two cores: one thread is faster, and the same numbers come out everywhere. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -16,3 +19,58 @@ def pytest_addoption(parser):
     group.addoption("--minutes", type=float, default=0.8, help="How long to try inputs, all kinds together.")
     group.addoption("--fuzz-seed", type=int, default=0, help="What decides the inputs, with their numbers.")
     group.addoption("--fuzz-input", default="", metavar="KIND:NUMBER", help="Try this one input.")
+
+
+@pytest.fixture
+def extension():
+    """The C extension; tests that ask for it are left out where it was not built."""
+    from bit_ray.data.images import _jpeg
+
+    return _jpeg
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Say what may run side by side with ``-n 2``: a file stays in one process, and so do all that share the Ray.
+
+    The latter come first, as they take longest; the other process runs the other files meanwhile.
+    """
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    shared = {item.path for item in items if "ray_local" in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in shared else str(item.path)))
+    items.sort(key=lambda item: item.path not in shared)
+    if importlib.util.find_spec("bit_ray.data.images._jpeg") is None:
+        left_out = [item for item in items if "extension" in item.fixturenames]
+        items[:] = [item for item in items if "extension" not in item.fixturenames]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+
+
+def pytest_sessionfinish(session):
+    """Have one of several processes tell the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take it, where this is the process that prints."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print how many tests were left out, and why."""
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{left_out} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's "
+            "headers were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
+            yellow=True,
+        )

@@ -1,9 +1,13 @@
-"""The `bit-ray` command. Each subcommand imports what it needs when it runs, so that ``--help`` comes at once."""
+"""The `bit-ray` command, and the start of the files in ``jobs/``.
+
+Each subcommand imports what it needs when it runs, so that ``--help`` comes at once.
+"""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.cli import export, models, shards, studies, training
 from bit_ray.cli.flags import parse
@@ -12,6 +16,8 @@ from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
+
+T = TypeVar("T")
 
 
 class Command(NamedTuple):
@@ -38,7 +44,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "evaluate": Command(EvaluateConfig, training.evaluate, "score a model on a whole shard set"),
         "replay": Command(ReplayConfig, training.replay, "train a stretch of a run again and compare its loss"),
     },
-    "suites": {
+    "studies": {
         "fewshot": Command(FewShotConfig, studies.fewshot, "transfer to k examples per class, several draws each"),
         "vtab": Command(VtabConfig, studies.vtab, "transfer to the 19 tasks of VTAB-1k"),
         "probe": Command(studies.ProbeModelConfig, studies.probe, "score frozen features in seconds"),
@@ -60,6 +66,12 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     return training.exit_status(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run_job(function: Callable[[T], object], config_class: type[T], **defaults: object) -> None:
+    """Call ``function`` with the config that the command line makes of ``defaults``, and end the process."""
+    prog = f"python {os.path.relpath(sys.argv[0])}"
+    sys.exit(training.exit_status(lambda: function(parse(config_class, sys.argv[1:], prog=prog, **defaults))))
 
 
 def _dispatch(args: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the `bit-ray` command and the files in ``jobs/`` share: settings from flags, one-line errors, closing tables."""
+"""``bit-ray pretrain``, ``finetune``, ``evaluate``, ``replay``, and what all commands share: one-line errors."""
 
 import logging
 import os
@@ -6,9 +6,8 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from bit_ray.cli.flags import parse
 from bit_ray.errors import BitRayError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.progress import print_table
@@ -17,14 +16,7 @@ from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 if TYPE_CHECKING:
     from bit_ray.training.driver import Trained
 
-T = TypeVar("T")
 _NUM_WORST = 5
-
-
-def run_job(function: Callable[[T], object], config_class: type[T], **defaults: object) -> None:
-    """Call ``function`` with the config that the command line makes of ``defaults``, and end the process."""
-    prog = f"python {os.path.relpath(sys.argv[0])}"
-    sys.exit(exit_status(lambda: function(parse(config_class, sys.argv[1:], prog=prog, **defaults))))
 
 
 def exit_status(main: Callable[[], object]) -> int:

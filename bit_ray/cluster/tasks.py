@@ -9,13 +9,24 @@ from bit_ray.errors import BitRayError, ConfigError
 T = TypeVar("T")
 
 
-def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int) -> Generator[T, None, None]:
+def each(
+    function: Callable[..., T],
+    tasks: Iterable[tuple[Any, ...]],
+    num_workers: int,
+    *,
+    num_cpus: int = 1,
+    num_gpus: int = 0,
+    cancel: bool = False,
+) -> Generator[T, None, None]:
     """Yield ``function(*task)`` for every task: in order in this process, or as they finish from Ray.
 
     Args:
         function: importable by name, its result and arguments picklable; may run twice if a worker dies.
         tasks: taken one by one, no faster than they are worked on.
         num_workers: Ray tasks in flight, on the cluster of ``RAY_ADDRESS`` or one started here; 0 is this process.
+        num_cpus: Of a task.
+        num_gpus: Of a task.
+        cancel: Whether tasks that still run at the end are cancelled instead of waited for.
 
     Raises:
         ConfigError: num_workers is negative.
@@ -32,7 +43,7 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
     from bit_ray.cluster.session import cluster
 
     with cluster():
-        remote = ray.remote(num_cpus=1)(_call)
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_call)
         pending: list[Any] = []
         queue = iter(tasks)
         try:
@@ -47,8 +58,10 @@ def each(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_worke
                     raise outcome
                 yield outcome
         finally:
+            for ref in pending if cancel else ():
+                ray.cancel(ref, force=True)
             # A caller that cleans up after a failure must not meet a task that still writes.
-            if pending:
+            if pending and not cancel:
                 ray.wait(pending, num_returns=len(pending))
 
 

@@ -63,22 +63,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     labels = manifest.class_names if config.labels == "shards" else config.labels
     classifier = load_model(config.model, tracking_uri=uri, labels=labels, crop_size=config.crop_size)
     check_classes(classifier.spec, manifest, config.shards)
-    run = TrackedRun.open(
+    with TrackedRun.open(
         config.tracking,
         run_name=config.name or f"{config.model} on {manifest.name}",
         storage=config.storage,
         params=to_dict(config),
         tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": classifier.sha256},
         kind="evaluate",
-    )
-    try:
+    ) as run:
         with cluster() as resources:
             evaluation = evaluate_model(classifier, config.shards, manifest, resources, config.batch_size)
         record(run, evaluation, manifest, step=0)
-    except BaseException:
-        run.close("FAILED")
-        raise
-    run.close()
     return replace(evaluation, run_id=run.run_id)
 
 

@@ -1,6 +1,3 @@
-"""The old name of `bit_ray.inference.serving`, which MLmodel files of versions registered before 2026-11-28 give MLflow.
-
-Nothing else may use it.
-"""
+"""The old name of `bit_ray.inference.serving`: MLmodel files of versions registered under it give it to MLflow."""
 
 from bit_ray.inference.serving import _load_pyfunc as _load_pyfunc

@@ -43,7 +43,7 @@ from bit_ray.inference.outputs import (
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
-PLAN_FILE = "_plan.json"
+OUTPUT_PLAN_FILE = "_plan.json"
 _NUM_REASONS = 5
 _MOST_THREADS = 32
 
@@ -170,7 +170,7 @@ def _begin_folder(folder: str, images: Images, classifier: Classifier, settings:
         "convert": settings.convert,
         "features": settings.features,
     }
-    path = store.join(folder, PLAN_FILE)
+    path = store.join(folder, OUTPUT_PLAN_FILE)
     if store.exists(path):
         begun = store.read_json(path)
         changed = [name for name, value in plan.items() if not isinstance(begun, dict) or begun.get(name) != value]

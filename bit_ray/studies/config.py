@@ -29,7 +29,8 @@ class FewShotConfig:
     """Folder of index files K-per-class-seed-S.json to use instead of drawing; empty: STORAGE/NAME/subsets, where what
     is drawn is saved."""
     scratch_lrs: tuple[float, ...] = ()
-    """Learning rates to try from scratch, for comparison; none: no comparison."""
+    """Learning rates to try from scratch, for comparison: the best on training images outside the draw counts. Empty:
+    no comparison."""
     profile: Profile = "code"
     """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
     rule: RuleOverrides = field(default_factory=RuleOverrides)
@@ -43,7 +44,7 @@ class FewShotConfig:
     storage: str = "bit_ray_runs"
     """Folder of all runs, or s3://..."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the suite is recorded."""
+    """Where the study is recorded."""
 
     def __post_init__(self) -> None:
         check_folder_name(self.name)

@@ -1,42 +1,38 @@
 """The few-shot protocol of the paper (§3.5): k examples per class, several seeded draws, the full test set, the median.
 
-Beside the transferred network the suite can train the same network from scratch on the same subsets with the same
-budget; its learning rate is the best of several, judged on the test set, which favours the baseline.
+The study can also train the same network from scratch on the same subsets with the same budget. Its learning rate is
+the best of several, judged on images of the training set that the draw has left: the test set chooses nothing.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
-from bit_ray.cluster.session import Resources, cluster
 from bit_ray.config import digest, to_dict
-from bit_ray.data.images.resize import eval_view, resize
 from bit_ray.data.shards.manifest import Manifest, check_same_classes, read_manifest
-from bit_ray.data.shards.scan import read_views, row_groups, single_labels
-from bit_ray.errors import root_cause
-from bit_ray.evaluation.metrics import ClassificationMetrics
+from bit_ray.errors import ConfigError
 from bit_ray.evaluation.subsets import draw_subsets, summarize
 from bit_ray.inference.features import check_single_label
-from bit_ray.models.network import Network
 from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
-from bit_ray.progress import track
 from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.engine import Study, Trial
+from bit_ray.studies.transfer import top_1_on, transfer
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.device import normalize
-from bit_ray.training.finetune import InitialWeights, read_init
-from bit_ray.training.in_memory import Examples, fit
+from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"
+_MOST_VALIDATION_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -52,26 +48,6 @@ class FewShotReport:
         return summarize(next(r.values for r in self.rows if (r.series, r.k) == (series, k))).median
 
 
-@dataclass(frozen=True)
-class _Trial:
-    series: str
-    k: int
-    seed: int
-    lr: float
-    plan: TrainPlan
-    chosen: npt.NDArray[np.int64]
-
-    @property
-    def file(self) -> str:
-        """Name of the file of its score."""
-        return f"{self.series.replace(' ', '-')}-{self.k}-per-class-seed-{self.seed}-lr-{self.lr:g}.json"
-
-    @property
-    def identity(self) -> str:
-        """Digest of what it learns, and from which examples."""
-        return digest({"plan": self.plan.digest, "chosen": self.chosen.tolist()})
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Score:
     """The content of a trial's file."""
@@ -79,12 +55,14 @@ class _Score:
     identity: str
     test_digest: str
     top_1: float
+    validation_top_1: float | None = None
+    """On the images that a learning rate is chosen by; None where none is chosen."""
 
 
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
-    """Run the protocol, one Ray task per training, as many side by side as the cluster has places.
+    """Run the protocol, one Ray task per training, as many side by side as the cluster has GPUs or cores.
 
-    Scores are kept in ``STORAGE/NAME/scores``, so that a suite of the same name continues.
+    Scores are kept in ``STORAGE/NAME/scores``, so that a study of the same name continues.
 
     Raises:
         BitRayError: Anything the user can put right.
@@ -94,15 +72,48 @@ def fewshot_suite(config: FewShotConfig) -> FewShotReport:
     check_same_classes(manifest, test_manifest, config.test_shards)
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
     with claimed_run(config.storage, config.name):
-        return _suite(config, manifest, test_manifest, init)
+        return _study(config, manifest, test_manifest, init)
 
 
-def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, init: InitialWeights) -> FewShotReport:
-    place = store.join(store.absolute(config.storage), config.name)
-    saved = store.join(place, "subsets")
-    draws = draw_subsets(config.shards, manifest, config.shots, config.num_subsets, saved=saved, given=config.subsets)
-    trials: list[_Trial] = []
+def _study(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, init: InitialWeights) -> FewShotReport:
+    folder = RunFolder.of(config.storage, config.name)
+    trials = _trials(config, manifest, test_manifest, init, folder)
+    study = Study(folder, trials, partial(_load, test_digest=test_manifest.digest))
+    with TrackedRun.open(
+        config.tracking,
+        run_name=config.name,
+        storage=config.storage,
+        params=to_dict(config),
+        tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": init.digest},
+        kind="fewshot",
+    ) as run:
+        # One thread each, however many there are: a score must not depend on which of the others are done already.
+        study.run(_train_and_test, dict(init.tensors), run, title="few-shot", unit="trainings", num_threads=1)
+        report = _summarize(config, study)
+        for row in report.rows:
+            series = row.series.replace(" ", "_").replace("-", "_")
+            summary = summarize(row.values)
+            run.log_metrics({f"few_shot/{series}": summary.median, f"few_shot/{series}_std": summary.std}, step=row.k)
+        run.log_text(json.dumps([asdict(row) for row in report.rows], indent=1), "few_shot.json")
+        run.log_figure(few_shot_figure({"": report.rows}, test_manifest.name, config.init), "few_shot.png")
+    return report
+
+
+def _trials(
+    config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, init: InitialWeights, folder: RunFolder
+) -> list[Trial]:
+    """All trainings of the study, whose subsets are drawn and saved here.
+
+    Raises:
+        BitRayError: A subset or a plan cannot be had.
+    """
+    draws = draw_subsets(
+        config.shards, manifest, config.shots, config.num_subsets, saved=folder.subsets, given=config.subsets
+    )
+    shards, test_shards = store.absolute(config.shards), store.absolute(config.test_shards)
+    trials: list[Trial] = []
     for (k, seed), chosen in draws.items():
+        validation = _validation(config, manifest, chosen) if len(config.scratch_lrs) > 1 else None
         for lr in (None, *config.scratch_lrs):
             rule = hyperrule(
                 len(chosen),
@@ -123,156 +134,86 @@ def _suite(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
                 seed=seed,
                 train=config.train if lr is None else "all",
             )
-            trials.append(_Trial(PRE_TRAINED if lr is None else FROM_SCRATCH, k, seed, rule.base_lr, plan, chosen))
-    run = TrackedRun.open(
-        config.tracking,
-        run_name=config.name,
-        storage=config.storage,
-        params=to_dict(config),
-        tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": init.digest},
-        kind="fewshot",
-    )
-    try:
-        with cluster() as resources:
-            scores = _run(trials, init.tensors, config, test_manifest.digest, resources, store.join(place, "scores"))
-        report = _summarize(config, trials, scores)
-        for row in report.rows:
-            series = row.series.replace(" ", "_").replace("-", "_")
-            summary = summarize(row.values)
-            run.log_metrics({f"few_shot/{series}": summary.median, f"few_shot/{series}_std": summary.std}, step=row.k)
-        run.log_text(json.dumps([asdict(row) for row in report.rows], indent=1), "few_shot.json")
-        run.log_figure(few_shot_figure({"": report.rows}, test_manifest.name, config.init), "few_shot.png")
-    except BaseException:
-        run.close("FAILED")
-        raise
-    run.close()
-    return report
+            series = PRE_TRAINED if lr is None else FROM_SCRATCH
+            identity: dict[str, Any] = {"plan": plan.digest, "chosen": chosen.tolist()}
+            looked_at = None if lr is None else validation
+            if looked_at is not None:
+                identity["validation"] = looked_at.tolist()
+            trials.append(
+                Trial(
+                    key=f"{series.replace(' ', '-')}-{k}-per-class-seed-{seed}-lr-{rule.base_lr:g}",
+                    identity=digest(identity),
+                    params={"series": series, "k": k, "seed": seed, "lr": rule.base_lr},
+                    arguments=(digest(identity), plan, shards, chosen, looked_at, test_shards, test_manifest.digest),
+                    size=k,
+                )
+            )
+    return trials
 
 
-def _run(
-    trials: list[_Trial],
-    tensors: Mapping[str, torch.Tensor],
-    config: FewShotConfig,
-    test_digest: str,
-    resources: Resources,
-    place: str,
-) -> list[float]:
-    """Top-1 of each trial; those that an earlier start has done are read back."""
-    scores = [_recorded(store.join(place, trial.file), trial.identity, test_digest) for trial in trials]
-    task = ray.remote(
-        num_cpus=resources.num_cpus // resources.num_places, num_gpus=1 if resources.num_gpus else 0, max_retries=3
-    )(_train_and_test)
-    weights = ray.put(dict(tensors))
-    shards, test_shards = store.absolute(config.shards), store.absolute(config.test_shards)
-    # Longest first, so that no core idles at the end.
-    todo = sorted((i for i, score in enumerate(scores) if score is None), key=lambda i: -trials[i].k)
-    refs = {}
-    for i in todo:
-        start = weights if trials[i].series == PRE_TRAINED else None
-        refs[task.remote(start, shards, trials[i].chosen, test_shards, test_digest, trials[i].plan)] = i
-    pending = list(refs)
-    try:
-        with track("few-shot", len(todo), "trainings") as advance:
-            while pending:
-                [done], pending = ray.wait(pending)
-                trial, top_1 = trials[refs[done]], ray.get(done)
-                score = _Score(identity=trial.identity, test_digest=test_digest, top_1=top_1)
-                store.write_json(store.join(place, trial.file), asdict(score))
-                scores[refs[done]] = top_1
-                advance(1)
-    except ray.exceptions.RayError as error:
-        raise root_cause(error) or error from None
-    finally:
-        for ref in pending:
-            ray.cancel(ref)
-    return [score for score in scores if score is not None]
+def _validation(config: FewShotConfig, manifest: Manifest, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the indices of the images that a learning rate is chosen by: spread over what a draw has left of the set.
+
+    Raises:
+        ConfigError: It has left nothing.
+    """
+    left = np.setdiff1d(np.arange(manifest.num_examples), chosen)
+    if not len(left):
+        raise ConfigError(
+            f"scratch_lrs: {len(config.scratch_lrs)} rates, but {len(chosen)} examples are all of {config.shards}, and "
+            "none are left to choose one by; fewer shots, or one rate; correct it"
+        )
+    return left[:: -(-len(left) // _MOST_VALIDATION_IMAGES)]
 
 
-def _recorded(uri: str, identity: str, test_digest: str) -> float | None:
+def _load(uri: str, identity: str, test_digest: str) -> _Score | None:
     if not store.exists(uri):
         return None
     score = store.read_record(_Score, uri, "delete it to run the training again")
-    return score.top_1 if (score.identity, score.test_digest) == (identity, test_digest) else None
+    return score if (score.identity, score.test_digest) == (identity, test_digest) else None
 
 
 def _train_and_test(
-    tensors: dict[str, torch.Tensor] | None,
+    tensors: dict[str, torch.Tensor],
+    identity: str,
+    plan: TrainPlan,
     shards: str,
     chosen: npt.NDArray[np.int64],
+    validation: npt.NDArray[np.int64] | None,
     test_shards: str,
     test_digest: str,
-    plan: TrainPlan,
-) -> float:
-    """Top-1 on the test set after one training; runs in a Ray task and may run again."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # one place is one core: several trainings side by side
+    num_threads: int,
+) -> _Score:
+    """One training and its scores; runs in a Ray task."""
     manifest, test_manifest = read_manifest(shards, plan.manifest_digest), read_manifest(test_shards, test_digest)
-    model = fit(plan, read_examples(shards, manifest, chosen, plan), tensors, device=device)
-    return top_1_on(model, test_shards, test_manifest, plan)
-
-
-def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64] | None, plan: TrainPlan) -> Examples:
-    """Training examples of a single-label set, as `fit` takes them for a plan.
-
-    Args:
-        shards: The set.
-        manifest: Its manifest.
-        chosen: ``[N]`` ascending places in the set; None: all.
-        plan: Says the size of the square that they are resized to, which is done here once.
-
-    Raises:
-        DataError: A shard is missing or damaged, or an image cannot be decoded.
-    """
-    side = {"resize_crop": plan.view.resize_size, "resize": plan.view.crop_size}.get(plan.view.crop, 0)
-
-    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        return resize(image, side, side) if side else image
-
-    parts = list(read_views(shards, manifest, row_groups(manifest, chosen), view))
-    return Examples(
-        tuple(name for ids, _, _ in parts for name in ids),
-        [image for _, images, _ in parts for image in images],
-        np.concatenate([single_labels(labels) for _, _, labels in parts]),
+    start = tensors if plan.init else None
+    model = transfer(plan, shards, manifest, chosen, start, num_threads=num_threads)
+    return _Score(
+        identity=identity,
+        test_digest=test_digest,
+        top_1=top_1_on(model, test_shards, test_manifest, plan),
+        validation_top_1=None if validation is None else top_1_on(model, shards, manifest, plan, validation),
     )
 
 
-@torch.inference_mode()
-def top_1_on(model: Network, shards: str, manifest: Manifest, plan: TrainPlan, batch_size: int = 128) -> float:
-    """Top-1 of a network on a whole single-label set, by the plan's view for evaluation.
-
-    Raises:
-        DataError: A shard is missing or damaged, or an image cannot be decoded.
-    """
-    device = next(model.parameters()).device
-    metrics = ClassificationMetrics(plan.num_classes)
-
-    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        return eval_view(
-            image, resize_mode=plan.resize_mode, resize_size=plan.resize_size, crop_size=plan.view.crop_size
-        )
-
-    for _, images, names in read_views(shards, manifest, row_groups(manifest), view):
-        labels = single_labels(names)
-        for start in range(0, len(images), batch_size):
-            x = normalize(torch.from_numpy(np.stack(images[start : start + batch_size])), device)
-            metrics.update(model(x), torch.from_numpy(labels[start : start + batch_size]))
-    return metrics.result()["top_1"]
-
-
-def _summarize(config: FewShotConfig, trials: list[_Trial], scores: list[float]) -> FewShotReport:
+def _summarize(config: FewShotConfig, study: Study[_Score]) -> FewShotReport:
     rows: list[ComparisonRow] = []
     best: dict[int, float] = {}
     for k in config.shots:
-        values: dict[tuple[str, float], list[float]] = {}
-        for trial, score in zip(trials, scores, strict=True):
-            if trial.k == k:
-                values.setdefault((trial.series, trial.lr), []).append(score)
         for series in (PRE_TRAINED, FROM_SCRATCH):
-            tried = {lr: v for (name, lr), v in values.items() if name == series}
+            tried: dict[float, list[_Score]] = {}
+            for trial in study.trials:
+                if (trial.params["k"], trial.params["series"]) == (k, series):
+                    tried.setdefault(trial.params["lr"], []).append(study.scores[trial.key])
             if tried:
-                lr = max(tried, key=lambda lr: (summarize(tried[lr]).median, float(np.mean(tried[lr]))))
-                rows.append(ComparisonRow(series=series, k=k, values=tuple(tried[lr])))
+                lr = max(tried, key=lambda lr: _validated(tried[lr]))
+                rows.append(ComparisonRow(series=series, k=k, values=tuple(score.top_1 for score in tried[lr])))
                 if series == FROM_SCRATCH:
                     best[k] = lr
     return FewShotReport(tuple(rows), best)
+
+
+def _validated(scores: list[_Score]) -> tuple[float, float]:
+    """Return what rates are compared by: median and, where two have the same, mean over the draws."""
+    values = [score.validation_top_1 or 0.0 for score in scores]
+    return summarize(values).median, float(np.mean(values))

@@ -53,7 +53,7 @@ class VtabConfig:
     storage: str = "bit_ray_runs"
     """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the suite is recorded."""
+    """Where the study is recorded."""
     dry_run: bool = False
     """Print what would be done with each task, and what data are missing, and stop."""
 

@@ -1,7 +1,7 @@
 """Scores of VTAB-1k: per task, per group, over all, and beside them what has been published."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from bit_ray import store
@@ -131,12 +131,7 @@ def markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def save_score(score: TaskScore, uri: str) -> None:
-    """Write the score of a task, JSON, whole or not at all."""
-    store.write_json(uri, asdict(score))
-
-
-def load_score(uri: str, settings_digest: str) -> TaskScore | None:
+def load_score(uri: str, identity: str) -> TaskScore | None:
     """Read the score of a finished task; None if there is none.
 
     Raises:
@@ -146,7 +141,7 @@ def load_score(uri: str, settings_digest: str) -> TaskScore | None:
     if not store.exists(uri):
         return None
     score = store.read_record(TaskScore, uri, "delete it to run the task again")
-    if score.settings_digest != settings_digest:
+    if score.settings_digest != identity:
         raise ConfigError(
             f"name: {score.task} was run under this name with other settings or weights; accepted: the same; "
             f"choose another name, or delete {uri}"

@@ -118,12 +118,25 @@ class TrackedRun:
         tracked.log_text(json.dumps(params, indent=2, default=str) + "\n", "config.json")
         return tracked
 
+    def __enter__(self) -> "TrackedRun":
+        """Record until the end of the ``with``, which ends the run too: FINISHED, FAILED, or KILLED by Ctrl-C."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """End the run by what was raised."""
+        self.close("FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record values at a step; NaN is kept, and MLflow's stores turn an infinity into the largest float."""
         values = {_metric_name(name): float(value) for name, value in metrics.items()}
         values = {name: value for name, value in values.items() if step > self._last_steps.get(name, -1)}
         if values:
             self._queue({"metrics": values, "step": int(step), "time": _now()})
+
+    def log_child(self, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Record a part of this run that is over as a finished run below it; once, whatever is recorded again."""
+        values = {_metric_name(key): float(value) for key, value in metrics.items()}
+        self._queue({"child": name, "params": flatten(shown_in(params)), "values": values, "time": _now()})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, the last value of each counting."""
@@ -154,7 +167,7 @@ class TrackedRun:
         """End the run and wait until all is sent, at most ``timeout_s`` seconds.
 
         Returns:
-            the number of operations not sent. They stay on disk for the next start of the run or for ``send_spool``.
+            the number of operations not sent. They stay on disk for the next start of the run.
         """
         if not self._closing.is_set():
             self._queue({"status": status, "time": _now()})
@@ -204,28 +217,6 @@ class TrackedRun:
         elif self._outage and not failure:
             log.warning("MLflow can be used again; what was kept since %s has been sent", self._outage)
             self._outage = ""
-
-
-def send_spool(path: str | Path, *, uri: str = "") -> int:
-    """Send what a run that has ended left in its queue directory (``.../spool/RUN_ID``).
-
-    Returns:
-        the number of operations that could not be sent; the directory is gone when there are none.
-
-    Raises:
-        TrackingError: there is no such directory, or the server does not answer.
-        ConfigError: the run is still going on.
-    """
-    spool = Spool(Path(path).absolute())
-    if not spool.directory.is_dir():
-        raise TrackingError(f"{path}: no such directory; accepted: a run's queue, .../spool/RUN_ID; check the path")
-    client = connect(tracking_uri(uri))
-    with _lock(spool, str(path)):
-        failure = send(client, spool.directory.name, spool)
-        if failure:
-            log.warning("%s: not all could be sent: %s", path, failure)
-        spool.remove_if_empty()
-        return len(spool.waiting())
 
 
 def recorded_metric(

@@ -9,7 +9,7 @@ from bit_ray.tracking.spool import Operation, Spool, read_segment
 
 # isort: split
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ def _send_batch(client: MlflowClient, run_id: str, spool: Spool, batch: list[Ope
         elif path.exists():
             client.log_artifact(run_id, str(path), first["folder"] or None)
         spool.drop_file(first["artifact"])
+    elif "child" in first:
+        _send_child(client, run_id, first)
     elif first.get("status") == "RUNNING":
         client.update_run(run_id, status="RUNNING")
     elif "status" in first:
@@ -69,6 +71,18 @@ def _send_batch(client: MlflowClient, run_id: str, spool: Spool, batch: list[Ope
         ]
         tags = {name: value for operation in batch for name, value in operation.get("tags", {}).items()}
         client.log_batch(run_id, metrics=metrics, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
+
+
+def _send_child(client: MlflowClient, run_id: str, child: Operation) -> None:
+    experiment, name, now = client.get_run(run_id).info.experiment_id, child["child"], child["time"]
+    tags = {"mlflow.parentRunId": run_id, "bit_ray.run_name": name, "bit_ray.kind": "trial"}
+    query = " and ".join(f'tags.`{key}` = "{value}"' for key, value in tags.items())
+    found = client.search_runs([experiment], query, max_results=1)
+    run = found[0] if found else client.create_run(experiment, start_time=now, tags=tags, run_name=name)
+    params = [Param(key, value) for key, value in child["params"].items()]
+    metrics = [Metric(key, value, now, 0) for key, value in child["values"].items()]
+    client.log_batch(run.info.run_id, metrics=metrics, params=params, synchronous=True)
+    client.set_terminated(run.info.run_id, end_time=now)
 
 
 def _batches(operations: list[Operation]) -> Iterator[list[Operation]]:

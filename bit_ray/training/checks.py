@@ -45,6 +45,17 @@ def choose_workers(runtime: Runtime, resources: Resources, global_batch_size: in
     return max(1, min(most, global_batch_size // 2)), use_gpu
 
 
+def check_settings(plan: TrainPlan, runtime: Runtime) -> None:
+    """Find what would fail later, from the settings alone.
+
+    Raises:
+        ConfigError: There is no such network, or the batch cannot be shared out.
+    """
+    model_config(plan.model, plan.num_classes)
+    if runtime.num_workers:
+        share_out(plan, runtime, runtime.num_workers)
+
+
 def preflight(
     plan: TrainPlan, shards: str, manifest: Manifest, runtime: Runtime, *, dry_run: bool, subset: str = ""
 ) -> bool:
@@ -65,9 +76,7 @@ def preflight(
         BitRayError: There is no such network, the batch cannot be shared out, or more images than the run may leave
             out are in shards that are missing or cut short.
     """
-    model_config(plan.model, plan.num_classes)
-    if runtime.num_workers:
-        share_out(plan, runtime, runtime.num_workers)
+    check_settings(plan, runtime)
     # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
     checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
     sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])

@@ -1,7 +1,7 @@
 """From a plan to a trained model: the driver's side of a run.
 
 The driver owns the terminal and the MLflow run; workers only report. A run lives in ``STORAGE/NAME``: Ray Train's
-checkpoints, ``plan.json`` (what it learns) and, once it is done, ``result.json``. Starting it again with the same name
+checkpoints and the files of `bit_ray.run_folder`. Starting it again with the same name
 continues it, or returns the result at once.
 """
 
@@ -9,9 +9,9 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -21,27 +21,26 @@ from bit_ray import store
 from bit_ray.cluster.session import Resources, cluster
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.data.stream.history import PLAN_FILE, RunRecord
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.errors import ConfigError, ModelError, root_cause
 from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
-from bit_ray.tracking.config import TrackingConfig
+from bit_ray.run_folder import RunFolder, RunRecord
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
 from bit_ray.training.checks import choose_workers
-from bit_ray.training.config import RegisterAs, Runtime
+from bit_ray.training.config import FinetuneConfig, PretrainConfig
+from bit_ray.training.initial_weights import InitialWeights
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.reports import Listener, report_queue
 from bit_ray.training.shares import share_out
 from bit_ray.training.worker import WorkerConfig, train_worker
 from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, parse_description
 
-RESULT_FILE = "result.json"
 BAD_IMAGES_FILE = "bad_images.json"
 _LISTED = 10
 
@@ -73,24 +72,22 @@ class Trained:
 Test = Callable[[TrainResult, TrackedRun, Resources], dict[str, float]]
 
 
-def _finished(run_uri: str, plan: TrainPlan) -> TrainResult | None:
-    """The result of the run, if it is done already.
+def _finished(folder: RunFolder, plan: TrainPlan) -> TrainResult | None:
+    """Return the result of the run, if it is done already.
 
     Raises:
         ConfigError: The name belongs to a run with another plan.
     """
-    place = store.join(run_uri, PLAN_FILE)
-    if not store.exists(place):
+    if not store.exists(folder.plan):
         return None
-    recorded = store.read_record(RunRecord, place)
+    recorded = store.read_record(RunRecord, folder.plan)
     if recorded.digest != plan.digest:
         field, old, new = _first_difference(recorded.plan, to_dict(plan))
         raise ConfigError(
-            f"name: {run_uri} holds a run whose {field} is {old}, here it is {new}; "
+            f"name: {folder.uri} holds a run whose {field} is {old}, here it is {new}; "
             "a run continues with the settings it began with; choose another name or restore the setting"
         )
-    result = store.join(run_uri, RESULT_FILE)
-    return store.read_record(TrainResult, result) if store.exists(result) else None
+    return store.read_record(TrainResult, folder.result) if store.exists(folder.result) else None
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
@@ -102,46 +99,36 @@ def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, An
 
 
 def train(
+    config: PretrainConfig | FinetuneConfig,
     plan: TrainPlan,
-    *,
-    name: str,
-    storage: str,
     shards: str,
     manifest: Manifest,
-    runtime: Runtime,
-    tracking: TrackingConfig,
-    init_weights: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, str] | None = None,
-    config: Mapping[str, Any],
+    *,
+    init: InitialWeights | None = None,
     test: Test | None = None,
     probe_task: ProbeTask | None = None,
 ) -> TrainResult:
     """Carry out a plan on the cluster, from where the run of this name stands.
 
     Args:
+        config: The user's settings: the run's name and storage, how to carry it out, where to record it.
         plan: What to learn.
-        name: Name of the run.
-        storage: URI of the folder of all runs.
         shards: URI of the training shards.
         manifest: Their manifest.
-        runtime: How to carry it out.
-        tracking: Where to record it.
-        init_weights: Initial tensors by name; the head's are ignored.
-        provenance: Where the initial weights come from.
-        config: The user's settings, recorded in MLflow.
+        init: Weights to start from; the head's are ignored. None: from scratch.
         test: Evaluates the result while cluster and MLflow run are open; its metrics become ``test/...``.
         probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
 
     Raises:
         BitRayError: Anything the user can put right.
     """
-    shards, storage = store.absolute(shards), store.absolute(storage)  # workers have other current directories
-    run_uri = store.join(storage, name)
-    done = _finished(run_uri, plan)
+    shards = store.absolute(shards)  # workers have other current directories
+    name, runtime, folder = config.name, config.runtime, RunFolder.of(config.storage, config.name)
+    done = _finished(folder, plan)
     if done is not None:
         console.print(f"{name}: done already, {done.package_uri}")
         return done
-    probe(tracking_uri(tracking.uri, storage))  # before Ray starts, which takes longer
+    probe(tracking_uri(config.tracking.uri, store.absolute(config.storage)))  # before Ray starts, which takes longer
     with cluster() as resources:
         num_workers, use_gpu = choose_workers(runtime, resources, plan.global_batch_size)
         share_out(plan, runtime, num_workers)
@@ -152,21 +139,19 @@ def train(
             "manifest_digest": plan.manifest_digest,
             "config_digest": plan.digest,
             "code_revision": code_revision(),
-            **(provenance or {}),
         }
-        run = TrackedRun.open(
-            tracking,
+        if init is not None:
+            identity |= {"parent": init.parent, "parent_digest": init.digest}
+        with TrackedRun.open(
+            config.tracking,
             run_name=name,
-            storage=storage,
-            params=dict(config),
+            storage=store.absolute(config.storage),
+            params=to_dict(replace(config, dry_run=False)),
             tags={f"bit_ray.{k}": v for k, v in identity.items()},
             kind=plan.kind,
-        )
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-        try:
+        ) as run:
             # From here on the name belongs to this plan.
-            record = RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))
-            store.write_json(store.join(run_uri, PLAN_FILE), to_dict(record))
+            store.write_json(folder.plan, to_dict(RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))))
             spec = ModelSpec(
                 model=plan.model,
                 num_classes=plan.num_classes,
@@ -183,48 +168,41 @@ def train(
                 runtime=runtime,
                 spec=spec,
                 shards=shards,
-                run_uri=run_uri,
-                init_weights=ray.put(dict(init_weights)) if init_weights is not None else None,
+                folder=folder,
+                init_weights=ray.put(dict(init.tensors)) if init is not None else None,
                 reports=report_queue(),
             )
-            probes = CheckpointProbes(probe_task, run, name, resources, num_workers) if probe_task else None
-            try:
-                result = _fit(worker, name, storage, num_workers, use_gpu, run, probes)
-            finally:
-                if probes is not None:
-                    probes.cancel()  # nothing is left of it unless the training failed
+            with ExitStack() as background:
+                probes = None
+                if probe_task is not None:
+                    probes = CheckpointProbes(probe_task, run, name, resources, num_workers)
+                    background.callback(probes.cancel)  # nothing is left of it unless the training failed
+                result = _fit(worker, config, num_workers, use_gpu, run, probes)
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
             run.set_tags({"bit_ray.weights_sha256": result.sha256, "bit_ray.weights_uri": result.package_uri})
-            store.write_json(store.join(run_uri, RESULT_FILE), to_dict(result))
-            status = "FINISHED"
+            store.write_json(folder.result, to_dict(result))
             return result
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            run.close(status)
 
 
 def _fit(
     worker: WorkerConfig,
-    name: str,
-    storage: str,
+    config: PretrainConfig | FinetuneConfig,
     num_workers: int,
     use_gpu: bool,
     run: TrackedRun,
     probes: CheckpointProbes | None,
 ) -> TrainResult:
-    runtime = worker.runtime
+    name, runtime = config.name, worker.runtime
 
-    def offer(step: int, checkpoint: str) -> None:
+    def offer(step: int) -> None:
         if probes is not None:
-            probes.offer(step, store.join(worker.run_uri, checkpoint))
+            probes.offer(step, worker.folder.checkpoint(step))
 
     listener = Listener(worker.reports, run, TrainingProgress(name), offer)
     listener.start()
-    filesystem, path = store.filesystem(storage)
+    filesystem, path = store.filesystem(store.absolute(config.storage))
     trainer_config = ray.train.RunConfig(
         name=name,
         storage_path=path,
@@ -279,7 +257,7 @@ def _fit(
         run.log_figure(curve_figure(steps, losses, rates, evaluations, title=name), "plots/training.png")
     assert result.checkpoint is not None, "the last step always has a checkpoint"
     last = result.metrics or {}
-    package_uri = store.join(storage, name, result.checkpoint.path.rstrip("/").rsplit("/", 1)[-1])
+    package_uri = worker.folder.checkpoint(worker.plan.schedule.num_steps)
     description = store.join(package_uri, DESCRIPTION_FILE)
     _, weights = parse_description(store.read_bytes(description), description)
     return TrainResult(
@@ -319,15 +297,13 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
 
 
-def register_result(
-    result: TrainResult, run_name: str, target: RegisterAs, tracking: TrackingConfig, storage: str
-) -> Trained:
+def register_result(config: PretrainConfig | FinetuneConfig, result: TrainResult) -> Trained:
     """Register the model of a finished run by reference."""
     version = register(
         result.package_uri,
-        name=target.name or run_name,
-        alias=target.alias,
-        tracking_uri=tracking_uri(tracking.uri, storage),
+        name=config.register.name or config.name,
+        alias=config.register.alias,
+        tracking_uri=tracking_uri(config.tracking.uri, config.storage),
         run_id=result.run_id,
     )
     return Trained(result=result, version=version)

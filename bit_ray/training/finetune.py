@@ -1,71 +1,31 @@
 """Transfer: BiT-HyperRule meets a shard set and pre-trained weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import torch
+from dataclasses import replace
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
 from bit_ray.cluster.session import Resources
-from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import MANIFEST, Manifest, check_same_classes, read_manifest
 from bit_ray.data.shards.read import read_tables, to_examples
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
-from bit_ray.errors import ConfigError, DataError, ModelError
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.evaluate import evaluate_model, record
 from bit_ray.evaluation.subsets import Subset, few_shot_subset, load_subset, read_labels, save_subset
-from bit_ray.inference.classifier import foreign_path, load_model
+from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.run_folder import RunFolder
 from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.checks import preflight
+from bit_ray.training.checks import check_settings, preflight
 from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
+from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import transfer_plan
-from bit_ray.weights.read import read_weights
-
-
-@dataclass(frozen=True)
-class InitialWeights:
-    """A network to start from."""
-
-    model: str
-    """Its name."""
-    tensors: Mapping[str, torch.Tensor]
-    """Its tensors by name."""
-    digest: str
-    """SHA-256 of the file they came from."""
-    parent: str
-    """What a registered model calls its parent."""
-
-
-def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
-    """Read weights to start from: a saved model, or those of another program (see `bit_ray.weights.read`).
-
-    Raises:
-        ModelError: There are none, they are damaged, or they are for other input.
-    """
-    if foreign := foreign_path(uri):
-        weights = read_weights(foreign)
-        low, high = weights.spec.get("input_range", (-1.0, 1.0))
-        init = InitialWeights(weights.model, weights.tensors, weights.sha256, Path(foreign).stem)
-    else:
-        classifier = load_model(uri, tracking_uri=tracking_uri)
-        low, high = classifier.spec.input_range
-        parent = uri if uri.startswith("models:/") else classifier.spec.provenance.get("run_name", uri)
-        init = InitialWeights(classifier.spec.model, classifier.model.state_dict(), classifier.sha256, parent)
-    if (low, high) != (-1.0, 1.0):  # what `bit_ray.training.step.normalize` makes
-        raise ModelError(
-            f"{uri}: made for pixels from {low:g} to {high:g}; accepted: -1 to 1, as of all BiT weights; "
-            "choose other weights"
-        )
-    return init
 
 
 def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Subset:
@@ -152,18 +112,9 @@ def _finetune(
 ) -> Trained | None:
     model = init.model if init else config.model
     shards, subset = config.shards, ""
-    image_size = manifest.median_image_size  # of the whole task, whatever is drawn from it
-    if config.shots and config.dry_run:
-        drawn = draw_few_shot(config.shards, manifest, config.shots, config.subset_seed)
-        subset = f"{config.shots} of each class, {len(drawn.ids):,} images, drawn by seed {config.subset_seed}"
-    elif config.shots:
-        place = store.join(config.storage, config.name, "few-shot")
-        write_few_shot(config.shards, manifest, config.shots, config.subset_seed, place)
-        shards = store.join(place, "shards")
-        manifest = read_manifest(shards)
     rule = hyperrule(
         config.shots * manifest.num_classes if config.shots else manifest.num_examples,
-        image_size,
+        manifest.median_image_size,  # of the whole task, whatever is drawn from it
         config.profile,
         model,
         random_crop=config.random_crop,
@@ -183,6 +134,16 @@ def _finetune(
         train=config.train,
         norm_batch=config.norm_batch,
     )
+    check_settings(plan, config.runtime)  # before anything is written under this name
+    if config.shots and config.dry_run:
+        drawn = draw_few_shot(config.shards, manifest, config.shots, config.subset_seed)
+        subset = f"{config.shots} of each class, {len(drawn.ids):,} images, drawn by seed {config.subset_seed}"
+    elif config.shots:
+        output = RunFolder.of(config.storage, config.name).few_shot
+        write_few_shot(config.shards, manifest, config.shots, config.subset_seed, output)
+        shards = store.join(output, "shards")
+        manifest = read_manifest(shards)
+        plan = replace(plan, manifest_digest=manifest.digest)
     if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run, subset=subset):
         return None
 
@@ -194,17 +155,4 @@ def _finetune(
         record(run, evaluation, test_manifest, step=plan.schedule.num_steps)
         return evaluation.metrics
 
-    result = train(
-        plan,
-        name=config.name,
-        storage=config.storage,
-        shards=shards,
-        manifest=manifest,
-        runtime=config.runtime,
-        tracking=config.tracking,
-        init_weights=init.tensors if init else None,
-        provenance={"parent": init.parent, "parent_digest": init.digest} if init else {},
-        config=to_dict(replace(config, dry_run=False)),
-        test=test,
-    )
-    return register_result(result, config.name, config.register, config.tracking, config.storage)
+    return register_result(config, train(config, plan, shards, manifest, init=init, test=test))

@@ -1,4 +1,4 @@
-"""Training on examples held in memory, in this process: what few-shot suites run by the dozen. PyTorch only.
+"""Training on examples held in memory, in this process: what few-shot studies run by the dozen. PyTorch only.
 
 It follows the same plan, order, views and step as a run on the cluster.
 """

@@ -1,7 +1,5 @@
 """Upstream pre-training: a recipe meets a shard set."""
 
-from dataclasses import replace
-
 from bit_ray import store
 from bit_ray.claim import claimed_run
 from bit_ray.config import to_dict
@@ -69,15 +67,4 @@ def pretrain(config: PretrainConfig) -> Trained | None:
     if not preflight(plan, config.shards, manifest, config.runtime, dry_run=config.dry_run):
         return None
     with claimed_run(config.storage, config.name):
-        result = train(
-            plan,
-            name=config.name,
-            storage=config.storage,
-            shards=config.shards,
-            manifest=manifest,
-            runtime=config.runtime,
-            tracking=config.tracking,
-            config=to_dict(replace(config, dry_run=False)),
-            probe_task=task,
-        )
-        return register_result(result, config.name, config.register, config.tracking, config.storage)
+        return register_result(config, train(config, plan, config.shards, manifest, probe_task=task))

@@ -1,6 +1,5 @@
 """Train a stretch of a recorded run once more, from its checkpoint, to see whether the recorded loss comes out."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from bit_ray import store
 from bit_ray.cluster.session import cluster, num_local_cores
 from bit_ray.data.stream.batches import StreamSpec, batches
 from bit_ray.data.stream.history import recorded_shards
-from bit_ray.errors import ModelError
+from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import scratch_directory
+from bit_ray.run_folder import RunFolder
 from bit_ray.tracking.runs import recorded_metric
 from bit_ray.training.checkpoint.state import TRAINING_FILE, load_checkpoint
-from bit_ray.training.config import ReplayConfig
-from bit_ray.training.device import worker_threads
+from bit_ray.training.config import Precision, ReplayConfig
+from bit_ray.training.device import resolve_precision, worker_threads
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.run import recorded_plan
@@ -57,10 +57,12 @@ def replay(config: ReplayConfig) -> Replayed:
         raise ModelError(f"step: {config.step}; accepted: 0 to {last}, the steps whose loss is recorded; correct it")
     stop = done[0]
     begin = max((step for step, _ in history if step < stop), default=0)
-    start, checkpoint = _checkpoint_before(config.run, begin, plan)
+    folder = RunFolder(config.run)
+    start, checkpoint = _checkpoint_before(folder, begin, plan)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = Learner(plan, device, micro_batch_size=config.micro_batch_size)
+    precision = precision_of(folder, begin, device)
+    learner = Learner(plan, device, precision=precision, micro_batch_size=config.micro_batch_size)
     if checkpoint:
         with scratch_directory() as directory:
             store.download_directory(checkpoint, directory)
@@ -92,16 +94,34 @@ def replay(config: ReplayConfig) -> Replayed:
     )
 
 
-def _checkpoint_before(run: str, step: int, plan: TrainPlan) -> tuple[int, str]:
-    """The latest checkpoint that no step before ``step`` is missing from: its step and its place."""
-    found = [re.fullmatch(rf"step-(\d{{8}})/{TRAINING_FILE}", name) for name in store.list_files(run)]
-    kept = sorted(int(match[1]) for match in found if match)
+def precision_of(folder: RunFolder, step: int, device: torch.device) -> Precision:
+    """Return the precision that a step was computed in; ``auto`` for a run that did not record it.
+
+    Raises:
+        ModelError: This device cannot compute in it.
+    """
+    starts = [start for start in folder.starts() if start.first_step <= step]
+    precision: Precision = starts[-1].precision if starts else "auto"
+    try:
+        resolve_precision(precision, device)
+    except ConfigError:
+        raise ModelError(
+            f"{folder.uri}: trained in {precision} on {starts[-1].device}, for which this {device.type} device has no "
+            "fast path; a device with one; replay it there"
+        ) from None
+    return precision
+
+
+def _checkpoint_before(folder: RunFolder, step: int, plan: TrainPlan) -> tuple[int, str]:
+    """Return the step and the URI of the latest checkpoint that no step before ``step`` is missing from."""
+    kept = folder.checkpoints(TRAINING_FILE)
     before = [number for number in kept if number <= step]
     if before:
-        return before[-1], store.join(run, f"step-{before[-1]:08d}")
+        return before[-1], folder.checkpoint(before[-1])
     if plan.init:
         raise ModelError(
-            f"{run}: no checkpoint at or before step {step} is left (kept: {', '.join(map(str, kept)) or 'none'}); "
-            "choose a later step, or keep more with runtime.num_checkpoints_to_keep"
+            f"{folder.uri}: no checkpoint at or before step {step} is left (kept: "
+            f"{', '.join(map(str, kept)) or 'none'}); choose a later step, or keep more with "
+            "runtime.num_checkpoints_to_keep"
         )
     return 0, ""

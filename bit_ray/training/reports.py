@@ -32,9 +32,9 @@ class Listener(threading.Thread):
         reports: Queue,
         run: "TrackedRun",
         progress: TrainingProgress,
-        on_checkpoint: Callable[[int, str], None] | None = None,
+        on_checkpoint: Callable[[int], None],
     ):
-        """``on_checkpoint`` is told the step and the name of each checkpoint that is whole; it must not wait."""
+        """``on_checkpoint`` is told the step of each checkpoint that is whole; it must not wait."""
         super().__init__(name="reports", daemon=True)
         self.reports, self.tracked, self.progress, self.on_checkpoint = reports, run, progress, on_checkpoint
         self.history: list[dict[str, Any]] = []
@@ -52,8 +52,7 @@ class Listener(threading.Thread):
                     return
                 continue
             if "checkpoint" in metrics:
-                if self.on_checkpoint is not None:
-                    self.on_checkpoint(metrics["step"], metrics["checkpoint"])
+                self.on_checkpoint(metrics["checkpoint"])
                 continue
             self.bad_images += metrics.pop("bad_images")
             self.progress.update(metrics)

@@ -1,9 +1,9 @@
-"""The folder of a run, ``STORAGE/NAME``: what its files hold."""
+"""The plan that a run recorded in its folder."""
 
 from bit_ray import store
 from bit_ray.config import from_dict
-from bit_ray.data.stream.history import PLAN_FILE, RunRecord
 from bit_ray.errors import ConfigError, ModelError
+from bit_ray.run_folder import RunFolder, RunRecord
 from bit_ray.training.plan import TrainPlan
 
 
@@ -14,9 +14,9 @@ def recorded_plan(run_uri: str) -> tuple[TrainPlan, str]:
         ModelError: There is no run, or its plan is damaged.
         DataError: The file is no record of a run.
     """
-    path = store.join(run_uri, PLAN_FILE)
+    path = RunFolder(run_uri).plan
     if not store.exists(path):
-        raise ModelError(f"{run_uri}: holds no {PLAN_FILE}; accepted: the folder of a run, STORAGE/NAME; correct it")
+        raise ModelError(f"{run_uri}: holds no plan.json; accepted: the folder of a run, STORAGE/NAME; correct it")
     record = store.read_record(RunRecord, path)
     try:
         return from_dict(TrainPlan, record.plan), record.shards

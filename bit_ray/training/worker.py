@@ -18,13 +18,15 @@ from bit_ray.cluster.session import num_local_cores
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
+from bit_ray.run_folder import RunFolder, Start, checkpoint_name
 from bit_ray.tracking.system import system_metrics
-from bit_ray.training.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
 from bit_ray.training.config import Runtime
-from bit_ray.training.device import keep_freed_memory
+from bit_ray.training.device import keep_freed_memory, resolve_precision
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
+from bit_ray.training.shares import share_out
 from bit_ray.training.step import NonFiniteError
 from bit_ray.weights.package import ModelSpec
 
@@ -39,7 +41,7 @@ class WorkerConfig:
     """Saved beside the weights."""
     shards: str
     """URI of the training shards."""
-    run_uri: str
+    folder: RunFolder
     """Where the run's own files go."""
     init_weights: Any = None
     """Ray object reference to the initial tensors by name, or None to start from scratch."""
@@ -69,20 +71,30 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         rank=rank,
         num_workers=num_workers,
     )
-    progress = Progress()
+    position = Position()
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
-            progress = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
-    if progress.next_step >= plan.schedule.num_steps:
+            position = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
+    if position.next_step >= plan.schedule.num_steps:
         return
     learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
+    if rank == 0:
+        worker.folder.record_start(
+            Start(
+                first_step=position.next_step,
+                device="cuda" if device.type == "cuda" else "cpu",
+                precision="bf16" if resolve_precision(runtime.precision, device) == torch.bfloat16 else "fp32",
+                num_workers=num_workers,
+                micro_batch_size=share_out(plan, runtime, num_workers)[1],
+            )
+        )
 
     stream = StreamSpec(
         shards=worker.shards,
         manifest_digest=plan.manifest_digest,
         global_batch_size=plan.global_batch_size,
         slots=learner.slots,
-        start_step=progress.next_step,
+        start_step=position.next_step,
         stop_step=plan.schedule.num_steps,
         seed=plan.seed,
         shuffle=plan.shuffle,
@@ -90,13 +102,13 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         cache=runtime.cache,
     )
 
-    quarantine = Quarantine(progress.bad_images, runtime.bad_images_allowed(plan.num_examples), worker.shards)
+    quarantine = Quarantine(position.bad_images, runtime.bad_images_allowed(plan.num_examples), worker.shards)
     counts = StreamCounts()
 
-    def now(next_step: int) -> Progress:
-        return Progress(
+    def now(next_step: int) -> Position:
+        return Position(
             next_step=next_step,
-            train_s=progress.train_s + time.perf_counter() - started,
+            train_s=position.train_s + time.perf_counter() - started,
             bad_images=quarantine.known,
         )
 
@@ -127,7 +139,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 if not math.isfinite(weight_norm):
                     raise NonFiniteError(done)
         except NonFiniteError as error:
-            place = store.join(worker.run_uri, f"nonfinite-step-{error.step:08d}")
+            place = worker.folder.nonfinite(error.step)
             if rank == 0:
                 with scratch_directory() as local:
                     save_checkpoint(Path(local), learner.model, worker.spec, learner.optimizer, plan, now(error.step))
@@ -136,7 +148,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             if num_workers > 1:
                 dist.barrier()  # all raise at the same step, and the first to leave takes the others with it
             raise ModelError(
-                f"{error} with bit-ray shards ids {worker.shards} --run {worker.run_uri} --step {error.step}; "
+                f"{error} with bit-ray shards ids {worker.shards} --run {worker.folder.uri} --step {error.step}; "
                 f"checkpoint: {place}"
             ) from None
         if log:
@@ -160,10 +172,10 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                 metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
                 worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
             if save:
-                name = f"step-{done:08d}"
+                name = checkpoint_name(done)
                 _report_checkpoint(rank, name, metrics, learner, worker.spec, plan, now(done))
                 if rank == 0:
-                    worker.reports.put_nowait({"step": done, "checkpoint": name})
+                    worker.reports.put_nowait({"checkpoint": done})
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
             loss_since.zero_()
         wait_from = time.perf_counter()
@@ -195,13 +207,13 @@ def _report_checkpoint(
     learner: Learner,
     spec: ModelSpec,
     plan: TrainPlan,
-    progress: Progress,
+    position: Position,
 ) -> None:
     if rank != 0:
         ray.train.report(metrics, checkpoint_dir_name=name)
         return
     with scratch_directory() as local:
-        save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, progress)
+        save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, position)
         ray.train.report(
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(local),

@@ -20,8 +20,8 @@ from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.read import read_rows
 from bit_ray.data.stream.order import Order, Shuffle
 from bit_ray.errors import ConfigError, DataError
+from bit_ray.run_folder import RunFolder, RunRecord
 
-PLAN_FILE = "plan.json"
 _NUM_THREADS = 16
 
 
@@ -64,17 +64,6 @@ class Use(NamedTuple):
     """Class names."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """The content of a run's ``plan.json``."""
-
-    digest: str
-    """Of the plan."""
-    shards: str
-    """Where the shard set lay that it trained on."""
-    plan: dict[str, Any]
-
-
 def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, Manifest]:
     """Read what the plan of a run says about its stream.
 
@@ -88,9 +77,9 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
     Raises:
         DataError: no run there, its plan is damaged, its set is gone, or the set given is another.
     """
-    path = store.join(run_uri, PLAN_FILE)
+    path = RunFolder(str(run_uri)).plan
     if not store.exists(path):
-        raise DataError(f"{run_uri}: is no run (no {PLAN_FILE} in it); accepted: STORAGE/NAME of a run; correct it")
+        raise DataError(f"{run_uri}: is no run (no plan.json in it); accepted: STORAGE/NAME of a run; correct it")
     recorded = store.read_record(RunRecord, path)
     try:
         plan = recorded.plan

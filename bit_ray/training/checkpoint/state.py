@@ -28,7 +28,7 @@ TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class Position:
     """Where a run stands."""
 
     next_step: int = 0
@@ -44,7 +44,7 @@ class CheckpointRecord:
     """The content of ``training.json``."""
 
     format: Literal[1] = 1
-    progress: Progress
+    progress: Position
     plan_digest: str
     plan: dict[str, Any]
 
@@ -55,14 +55,14 @@ def save_checkpoint(
     spec: ModelSpec,
     optimizer: torch.optim.Optimizer,
     plan: TrainPlan,
-    progress: Progress,
+    position: Position,
 ) -> None:
     """Write a checkpoint into a local directory; the caller moves it to the storage as a whole."""
     tensors = {name: buffer.contiguous().cpu() for name, buffer in _state(model, optimizer).items()}
     tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
-    training = CheckpointRecord(progress=progress, plan_digest=plan.digest, plan=to_dict(plan))
+    training = CheckpointRecord(progress=position, plan_digest=plan.digest, plan=to_dict(plan))
     (directory / TRAINING_FILE).write_text(json.dumps(to_dict(training), indent=1))
     save_package(directory, merged(model), spec)
 
@@ -82,7 +82,7 @@ def read_checkpoint_record(directory: Path) -> CheckpointRecord:
         ) from None
 
 
-def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Progress:
+def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Position:
     """Restore model and optimizer in place, on the device where the model is.
 
     Raises:

@@ -14,7 +14,7 @@ from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import Manifest, Shard, write_manifest
 from bit_ray.data.sources.vtab.index import load_index, read_index
 from bit_ray.data.sources.vtab.tasks import find_task
-from bit_ray.data.stream.history import PLAN_FILE, read_plan
+from bit_ray.data.stream.history import read_plan
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
@@ -99,7 +99,7 @@ class Kind:
             data = self._data(rng, to_dict(config), suffix)
             return Case({f"config{suffix}": data}, partial(self._config, type(config), suffix))
         if action == 3:
-            return Case({PLAN_FILE: self._data(rng, self.run, ".json")}, self._plan)
+            return Case({"plan.json": self._data(rng, self.run, ".json")}, self._plan)
         if chance(rng, 0.5):
             return Case({"cifar100.json": self._data(rng, self.index, ".json")}, self._index)
         lists = {f"cifar100/{name}": damaged(rng, b"a 1\nb 2\n\nc 3\n") for name in ("train800.txt", "val200.txt")}

@@ -11,7 +11,7 @@ from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import DataError
 from bit_ray.recipes.upstream import UpstreamRecipe
-from bit_ray.training.checkpoint.state import Progress
+from bit_ray.training.checkpoint.state import Position
 from bit_ray.training.config import PretrainConfig, Runtime
 from bit_ray.training.pretrain import pretrain
 
@@ -64,7 +64,7 @@ def test_a_bad_image_is_left_out_counted_once_and_reported(damaged, tmp_path, ca
         [recorded] = json.load(file)
     assert (recorded["id"], recorded["shard"], recorded["row"]) == (bad_id, "shard-00000.parquet", 0)
     [checkpoint] = tmp_path.glob("quarantine/step-*/training.json")
-    [kept] = from_dict(Progress, json.loads(checkpoint.read_text())["progress"]).bad_images
+    [kept] = from_dict(Position, json.loads(checkpoint.read_text())["progress"]).bad_images
     assert kept.id == bad_id
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -45,9 +45,9 @@ except ConfigError as error:
 class Holder:
     """A process that claims when it is told to."""
 
-    def __init__(self, uri: str, where: str = "here") -> None:
+    def __init__(self, uri: str, where: str = "here", before: Callable[[], object] | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, uri, where],
+            [sys.executable, "-c", HOLD, uri, where], preexec_fn=before,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
@@ -152,9 +152,13 @@ def test_a_process_that_was_killed_elsewhere_is_taken_for_dead_when_it_has_been_
     assert objects(s3) == []
 
 
-def test_a_holder_that_was_taken_for_dead_is_stopped_when_it_comes_back(s3: Bucket) -> None:
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_holder_that_was_taken_for_dead_is_stopped_when_it_comes_back(
+    s3: Bucket, interrupts: signal.Handlers
+) -> None:
+    """Also one that a shell script has started in the background, which ignores interrupts."""
     uri = s3.uri("x/_running.json")
-    with holders(holder := Holder(uri, "elsewhere")):
+    with holders(holder := Holder(uri, "elsewhere", lambda: signal.signal(signal.SIGINT, interrupts))):
         holder.hold()
         last = beat(s3)
         while beat(s3) == last:  # not in the middle of a write, which would come late

@@ -24,10 +24,10 @@ from bit_ray.config import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
-from bit_ray.errors import ConfigError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.upstream import UpstreamRecipe
-from bit_ray.tracking.runs import send_spool
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.config import PretrainConfig, Runtime
 from bit_ray.weights.package import ModelSpec, save_package
 
@@ -213,15 +213,15 @@ def test_an_evaluation_is_refused_while_its_run_is_recorded(
             rf"error: run_name: 'x' is being recorded by PID {holder.pid} of .*; wait for it, or choose another name\n",
             capfd.readouterr().err,
         )
-        queue = tmp_path / "spool" / run_id
-        with pytest.raises(ConfigError, match=rf"^{queue} is being recorded by PID {holder.pid} of "):
-            send_spool(queue, uri=f"sqlite:///{tmp_path}/mlflow.db")
-    # Killed: what it left is sent.
-    assert send_spool(queue, uri=f"sqlite:///{tmp_path}/mlflow.db") == 0
+    # Killed: what it left is sent by the next start.
+    with TrackedRun.open(
+        TrackingConfig(), run_name="x", storage=str(tmp_path), params={}, tags={}, kind="evaluate"
+    ) as again:
+        assert again.run_id == run_id
     assert not (tmp_path / "spool").exists() or not any((tmp_path / "spool").iterdir())
 
 
-def test_suites_of_two_names_share_the_shards_that_both_find_missing(made: Path, tmp_path: Path) -> None:
+def test_studies_of_two_names_share_the_shards_that_both_find_missing(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "vtab", tmp_path / "data")
     settings = []
     for name in ("a", "b"):

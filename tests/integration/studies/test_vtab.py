@@ -126,7 +126,10 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, c
     assert top_1["svhn"] > 0.2  # shades that a few steps can tell apart; chance is 0.1
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    [run] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    [run] = [run for run in runs if run.data.tags["bit_ray.kind"] == "vtab"]
+    below = [child for child in runs if child.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+    assert {child.info.run_name: child.data.metrics["top_1"] for child in below} == top_1
     assert run.info.status == "FINISHED"
     assert {name: run.data.metrics[f"vtab/{name}"] for name in top_1} == top_1
     assert run.data.metrics["vtab_mean/natural"] == top_1["svhn"]

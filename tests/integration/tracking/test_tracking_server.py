@@ -11,7 +11,7 @@ from servers import MlflowServer
 
 from bit_ray.errors import TrackingError
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import TrackedRun, send_spool
+from bit_ray.tracking.runs import TrackedRun
 
 pytestmark = pytest.mark.cluster
 
@@ -87,7 +87,7 @@ def test_what_could_not_be_sent_by_the_end_is_sent_later(server: MlflowServer, t
         open_run(server, tmp_path, "new")
     server.start()
 
-    assert send_spool(tmp_path / "spool" / runs[0].run_id, uri=server.uri) == 0
+    assert open_run(server, tmp_path, "later").close("FAILED", timeout_s=60) == 0
     client = MlflowClient(tracking_uri=server.uri)
     assert client.get_run(runs[0].run_id).info.status == "FAILED"
     assert history(runs[0], "loss") == [(1, 3.0)]

@@ -20,9 +20,10 @@ from bit_ray.data.stream.order import Order
 from bit_ray.errors import BitRayError
 from bit_ray.evaluation.subsets import load_subset
 from bit_ray.recipes.schedules import Schedule
+from bit_ray.run_folder import RunFolder
 from bit_ray.studies.vtab_scores import TaskScore, load_score
 from bit_ray.tracking.reference import ModelReference, parse_reference
-from bit_ray.training.checkpoint.state import Progress, read_checkpoint_record
+from bit_ray.training.checkpoint.state import Position, read_checkpoint_record
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.run import recorded_plan
 from bit_ray.weights.package import ModelSpec, Weights, parse_description
@@ -166,6 +167,10 @@ def usable_manifest(manifest: Manifest) -> bool:
     return all("/" not in name and not name.startswith(".") for name in names) and len(set(names)) == len(names)
 
 
+START = {"first_step": 0, "device": "cpu", "precision": "fp32", "num_workers": 2, "micro_batch_size": 8}
+RUNTIME = {"starts": [START]}
+
+
 def read_score(folder: Path) -> TaskScore | None:
     return load_score(str(folder / "svhn.json"), "d")
 
@@ -176,8 +181,13 @@ DOCUMENTS = {
     "plan.json": Document(
         RUN, as_file("plan.json", lambda folder: recorded_plan(str(folder))), lambda read: len(read[0].digest) == 64
     ),
+    "runtime.json": Document(
+        RUNTIME,
+        as_file("runtime.json", lambda folder: RunFolder(str(folder)).starts()),
+        lambda starts: all(start.precision in ("fp32", "bf16") for start in starts),
+    ),
     "training.json": Document(
-        TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Progress)
+        TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Position)
     ),
     "subset": Document(
         SUBSET, as_file("s.json", lambda folder: load_subset(folder / "s.json", "0f" * 32)), lambda s: s.k
@@ -230,7 +240,8 @@ def changed(draw: st.DrawFn, valid: dict[str, Any]) -> bytes:
         holder = tree
         for key in way:
             holder = holder[key]
-        what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename"]))
+        ways = ["replace", "replace", "replace", "remove", "rename"]
+        what = draw(st.sampled_from(ways)) if tree else "replace"
         value = draw(VALUES) if what == "replace" else holder[last]
         if what != "replace":
             del holder[last]

@@ -1,7 +1,9 @@
 import re
+from dataclasses import asdict
 
 import pytest
 
+from bit_ray import store
 from bit_ray.data.sources.vtab.tasks import TASKS
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.studies.vtab_config import VtabConfig
@@ -14,7 +16,6 @@ from bit_ray.studies.vtab_scores import (
     load_score,
     mean_rows,
     means,
-    save_score,
     task_rows,
 )
 
@@ -52,7 +53,7 @@ def test_means_of_a_part_say_so():
     assert rows[1] == ("BiT-M R152x4, re-run", "80.77", "85.67", "61.08", "73.51")
 
 
-def test_whole_suites_are_shown_without_remark():
+def test_whole_studies_are_shown_without_remark():
     rows = mean_rows([score(task.name, 0.25) for task in TASKS])
     assert rows[0] == ("this run", "25.00", "25.00", "25.00", "25.00")
     assert task_rows([score("sun397", 0.34567)]) == [("sun397", "natural", "20", "34.57%", "34.4%")]
@@ -61,7 +62,7 @@ def test_whole_suites_are_shown_without_remark():
 def test_a_score_comes_back_and_another_setting_is_refused(tmp_path):
     uri = str(tmp_path / "svhn.json")
     assert load_score(uri, "d") is None
-    save_score(score("svhn", 0.5), uri)
+    store.write_json(uri, asdict(score("svhn", 0.5)))
     assert load_score(uri, "d") == score("svhn", 0.5)
     with pytest.raises(ConfigError, match=f"svhn was run under this name with other settings.*delete {re.escape(uri)}"):
         load_score(uri, "other")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import RunKind, TrackedRun, flatten, send_spool
+from bit_ray.tracking.runs import RunKind, TrackedRun, flatten
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
@@ -283,11 +284,6 @@ def test_a_deleted_experiment_is_told(storage: str):
         )
 
 
-def test_a_queue_that_does_not_exist_cannot_be_sent(tmp_path: Path):
-    with pytest.raises(TrackingError, match="no such directory"):
-        send_spool(tmp_path / "none")
-
-
 def test_sqlite_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert tracking_uri("sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
@@ -339,3 +335,29 @@ def test_commands_of_one_name_never_share_a_run(tmp_path: Path):
         run.close()
     assert len(set(ids)) == len(get_args(RunKind))
     assert ids[-1] == ids[get_args(RunKind).index("fewshot")]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")],
+)
+def test_a_run_ends_with_its_block_by_what_was_raised(storage: str, raised: type[BaseException] | None, status: str):
+    with suppress(raised or ()), open_run(storage, "ended") as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        if raised is not None:
+            raise raised
+    recorded = MlflowClient(tracking_uri=run.tracking_uri).get_run(run.run_id)
+    assert recorded.info.status == status
+    assert recorded.data.metrics == {"loss": 1.0}
+
+
+def test_a_child_is_a_finished_run_below_and_is_recorded_once(storage: str):
+    for value in (0.5, 0.5):  # sent twice, as after a process was killed between sending and forgetting
+        with open_run(storage, "study") as run:
+            run.log_child("svhn", params={"rule": {"steps": 3}}, metrics={"top_1": value})
+    client = MlflowClient(tracking_uri=run.tracking_uri)
+    [child] = client.search_runs([run.experiment_id], f'tags.`mlflow.parentRunId` = "{run.run_id}"')
+    assert (child.info.run_name, child.info.status) == ("svhn", "FINISHED")
+    assert (child.data.params, child.data.metrics) == ({"rule.steps": "3"}, {"top_1": 0.5})
+    parent = client.get_run(run.run_id)
+    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {})

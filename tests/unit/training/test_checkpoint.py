@@ -12,7 +12,7 @@ from bit_ray.errors import ModelError
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.training.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.step import TrainStep
@@ -79,7 +79,7 @@ def trained():
 @pytest.fixture
 def checkpoint(tmp_path, trained):
     model, optimizer = trained
-    save_checkpoint(tmp_path, model, SPEC, optimizer, PLAN, Progress(next_step=3, train_s=1.5))
+    save_checkpoint(tmp_path, model, SPEC, optimizer, PLAN, Position(next_step=3, train_s=1.5))
     return tmp_path
 
 
@@ -90,7 +90,7 @@ def fresh(plan=PLAN):
 
 def test_a_restored_run_ends_bit_for_bit_where_an_undisturbed_one_does(checkpoint, trained):
     model, optimizer = fresh()
-    assert load_checkpoint(checkpoint, model, optimizer, PLAN) == Progress(next_step=3, train_s=1.5)
+    assert load_checkpoint(checkpoint, model, optimizer, PLAN) == Position(next_step=3, train_s=1.5)
     original, original_optimizer = trained
     for p, q in zip(model.parameters(), original.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -108,7 +108,7 @@ def test_a_restored_run_ends_bit_for_bit_where_an_undisturbed_one_does(checkpoin
 def test_the_random_generator_is_restored(tmp_path, trained):
     model, optimizer = trained
     torch.manual_seed(7)
-    save_checkpoint(tmp_path, model, SPEC, optimizer, PLAN, Progress(next_step=3))
+    save_checkpoint(tmp_path, model, SPEC, optimizer, PLAN, Position(next_step=3))
     expected = torch.rand(5)
     torch.rand(100)
     load_checkpoint(tmp_path, *fresh(), PLAN)
@@ -120,7 +120,7 @@ def test_a_run_without_momentum_is_restored(tmp_path):
     model = make_model()
     optimizer = build_optimizer(model, plan)
     train(model, optimizer, 0, 2, plan)
-    save_checkpoint(tmp_path, model, SPEC, optimizer, plan, Progress(next_step=2))
+    save_checkpoint(tmp_path, model, SPEC, optimizer, plan, Position(next_step=2))
     other, other_optimizer = fresh(plan)
     load_checkpoint(tmp_path, other, other_optimizer, plan)
     train(model, optimizer, 2, 4, plan)

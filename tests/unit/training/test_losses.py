@@ -1,6 +1,7 @@
 """Every kind of run learns what it has always learned: its losses are on file, and a refactoring reproduces them.
 
-After a change that is meant to change them, run this file with ``PYTHONPATH=tests/integration`` to write them anew.
+After a change that is meant to change them, write the file anew:
+``PYTHONPATH=tests/integration python tests/unit/training/test_losses.py``.
 """
 
 import json

@@ -10,7 +10,7 @@ from bit_ray.errors import ConfigError
 from bit_ray.models.resnet import standardize
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.training.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
 from bit_ray.training.config import FinetuneConfig, parse_train
 from bit_ray.training.device import to_channels_last
 from bit_ray.training.optimizer import build_optimizer
@@ -183,7 +183,7 @@ def test_a_run_continues_from_its_checkpoint_as_if_it_had_not_stopped(train, tmp
         resize_size=32,
         crop_size=32,
     )
-    save_checkpoint(tmp_path, first, spec, optimizer, plan, Progress(next_step=3))
+    save_checkpoint(tmp_path, first, spec, optimizer, plan, Position(next_step=3))
     package, _ = load_package(tmp_path)
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(package(x), first(x), rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
-from bit_ray.training.finetune import read_init
+from bit_ray.training.initial_weights import read_init
 from bit_ray.weights.class_names import label_names
 from bit_ray.weights.naming import NAMINGS, is_kernel, to_ours, to_theirs, weight_names
 from bit_ray.weights.npz import save_npz

@@ -2,32 +2,22 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from bit_ray.data.sources.base import Source
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import DataError
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One embedded data set."""
-
-    description: str
-    open: Callable[[], Source]
-
-
-CATALOG: dict[str, Entry] = {
-    "glyphs:s": Entry("50 classes x 60 rendered characters, 32x32", lambda: GlyphSource("s")),
-    "glyphs:m": Entry("500 classes x 60 rendered characters, 32x32", lambda: GlyphSource("m")),
-    "glyphs:l": Entry("2,993 classes x 60 rendered characters, 32x32", lambda: GlyphSource("l")),
-    "glyphs:s:val": Entry("10 other characters of each class of glyphs:s", lambda: GlyphSource("s", split="val")),
-    "glyphs:m:val": Entry("10 other characters of each class of glyphs:m", lambda: GlyphSource("m", split="val")),
-    "glyphs:l:val": Entry("10 other characters of each class of glyphs:l", lambda: GlyphSource("l", split="val")),
-    "digits": Entry("1,797 handwritten digits, 8x8 brought to 32x32", lambda: DigitsSource()),
-    "digits:train": Entry("997 of the handwritten digits, stratified", lambda: DigitsSource("train")),
-    "digits:test": Entry("the other 800 handwritten digits", lambda: DigitsSource("test")),
+CATALOG: dict[str, Callable[[], Source]] = {
+    "glyphs:s": lambda: GlyphSource("s"),  # 50 classes x 60 rendered characters, 32x32
+    "glyphs:m": lambda: GlyphSource("m"),  # 500 classes x 60 rendered characters, 32x32
+    "glyphs:l": lambda: GlyphSource("l"),  # 2,993 classes x 60 rendered characters, 32x32
+    "glyphs:s:val": lambda: GlyphSource("s", split="val"),  # 10 other characters of each class of glyphs:s
+    "glyphs:m:val": lambda: GlyphSource("m", split="val"),  # 10 other characters of each class of glyphs:m
+    "glyphs:l:val": lambda: GlyphSource("l", split="val"),  # 10 other characters of each class of glyphs:l
+    "digits": lambda: DigitsSource(),  # 1,797 handwritten digits, 8x8 brought to 32x32
+    "digits:train": lambda: DigitsSource("train"),  # 997 of the handwritten digits, stratified
+    "digits:test": lambda: DigitsSource("test"),  # the other 800 handwritten digits
 }
 
 
@@ -46,4 +36,4 @@ def open_embedded(name: str) -> Source:
         near = difflib.get_close_matches(name, CATALOG, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"{name}: no such embedded data set; accepted: {', '.join(CATALOG)}{hint}")
-    return CATALOG[name].open()
+    return CATALOG[name]()

@@ -86,12 +86,14 @@ def decode_slowly(data, view, seed=0, convert=False):
         return "refused", str(error)
 
 
+@pytest.mark.usefixtures("extension")
 def test_the_extension_is_built():
     assert decoder.FAST_PATH, "build it: gcc and libjpeg-turbo's headers are needed, see .ci/run"
 
 
 @pytest.mark.parametrize("markers", ["none", "seekable", "every MCU", "row by row", "not in columns"])
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.usefixtures("extension")
 def test_any_box_is_bit_for_bit_the_crop_of_the_whole_image(subsampling, markers):
     from bit_ray.data.images import _jpeg
 
@@ -122,6 +124,7 @@ def test_any_box_is_bit_for_bit_the_crop_of_the_whole_image(subsampling, markers
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("path", ["partial", "indexed"])
+@pytest.mark.usefixtures("extension")
 def test_the_fast_path_trains_on_the_same_pixels_as_the_full_one(path, view, monkeypatch):
     data = jpeg(400, 300)
     data = seekable(data) if path == "indexed" else data
@@ -162,12 +165,14 @@ def test_files_of_other_kinds_take_the_full_path_with_its_refusals(kind, convert
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.usefixtures("extension")
 def test_a_file_cut_anywhere_is_refused_as_ever():
     for data in (jpeg(60, 40), seekable(jpeg(60, 40, "4:2:2"))):
         for size in range(0, len(data), 7):
             assert decode(data[:size], VIEWS["inception"]) == decode_slowly(data[:size], VIEWS["inception"])
 
 
+@pytest.mark.usefixtures("extension")
 def test_missing_markers_and_damage_under_the_box_take_the_full_path():
     data = seekable(jpeg(400, 300))
     marker = data.index(b"\xff\xd2")
@@ -178,6 +183,7 @@ def test_missing_markers_and_damage_under_the_box_take_the_full_path():
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.usefixtures("extension")
 def test_hostile_bytes_neither_crash_nor_change_what_is_trained_on():
     rng = random.Random(0)
     files = [jpeg(90, 70, s) for s in SUBSAMPLINGS] + [seekable(jpeg(200, 70, s)) for s in SUBSAMPLINGS]
@@ -222,6 +228,7 @@ def test_a_bomb_is_refused_by_its_header():
         ((0, 0, 10, 10), (0, 0), (0, 0), 0),
     ],
 )
+@pytest.mark.usefixtures("extension")
 def test_boxes_outside_of_the_image_are_errors(box, resized, window, size):
     from bit_ray.data.images import _jpeg
 
@@ -229,6 +236,7 @@ def test_boxes_outside_of_the_image_are_errors(box, resized, window, size):
         _jpeg.view(jpeg(), box, resized, window, False, np.zeros((size, size, 3), np.uint8))
 
 
+@pytest.mark.usefixtures("extension")
 def test_threads_do_not_disturb_each_other():
     files = [jpeg(300, 200, seed=i) for i in range(4)]
     files += [seekable(data) for data in files] + [files[0][:-300] + b"\xff\xd9"]
@@ -252,6 +260,7 @@ def segments(data):
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
+@pytest.mark.usefixtures("extension")
 def test_making_a_file_seekable_loses_nothing(subsampling, progressive):
     exif = Image.Exif()
     exif[0x010E] = "a picture"
@@ -278,17 +287,20 @@ def test_making_a_file_seekable_loses_nothing(subsampling, progressive):
         (90, "4:2:0", 6),  # the whole row
     ],
 )
+@pytest.mark.usefixtures("extension")
 def test_restart_intervals_cover_96_pixels_in_whole_columns(width, subsampling, interval):
     restart = dict(segments(seekable(jpeg(width, 40, subsampling))))[0xDD]
     assert int.from_bytes(restart, "big") == interval
 
 
+@pytest.mark.usefixtures("extension")
 def test_seekable_files_are_hardly_larger():
     files = [jpeg(500, 375, s, seed=seed) for s in SUBSAMPLINGS for seed in range(2)]
     assert sum(len(seekable(data)) for data in files) < 1.01 * sum(map(len, files))
 
 
 @pytest.mark.parametrize("kind", ["grayscale", "CMYK", "RGB, not YCbCr", "4:4:0", "a PNG"])
+@pytest.mark.usefixtures("extension")
 def test_what_cannot_be_seekable_is_left_alone(kind):
     assert make_seekable(OTHERS[kind], decode_image(OTHERS[kind], convert=True)) is None
 
@@ -322,6 +334,7 @@ def images(uri):
     return {example.id: example.image for table in tables for example in to_examples(table)}
 
 
+@pytest.mark.usefixtures("extension")
 def test_a_set_is_written_seekable(folder, tmp_path):
     report = write_shards(folder, tmp_path / "set", seekable=True, **SMALL)
     assert (report.num_examples, report.num_seekable, report.num_shrunk) == (7, 6, 0)
@@ -337,6 +350,7 @@ def test_a_set_is_written_seekable(folder, tmp_path):
         write_shards(folder, tmp_path / "set", **SMALL)
 
 
+@pytest.mark.usefixtures("extension")
 def test_a_set_is_written_smaller_and_seekable(folder, tmp_path):
     report = write_shards(folder, tmp_path / "set", seekable=True, shorter_side=128, **SMALL)
     assert (report.num_shrunk, report.num_seekable) == (4, 6)  # heights 140 to 200; the PNG is small
@@ -345,6 +359,7 @@ def test_a_set_is_written_smaller_and_seekable(folder, tmp_path):
     assert read_manifest(tmp_path / "set").median_image_size[0] == 128
 
 
+@pytest.mark.usefixtures("extension")
 def test_an_interrupted_seekable_set_is_not_finished_plain(tmp_path):
     def stopping():
         for i in range(6):
@@ -357,6 +372,7 @@ def test_an_interrupted_seekable_set_is_not_finished_plain(tmp_path):
         write_shards(stopping(), tmp_path / "set", class_names=["cat"], **SMALL)
 
 
+@pytest.mark.usefixtures("extension")
 def test_packing_that_cannot_work_is_refused_before_anything_is_written(folder, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="shorter_side: 20; accepted: 64"):
         write_shards(folder, tmp_path / "set", shorter_side=20, **SMALL)

@@ -17,7 +17,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import read_tables, to_examples
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.digits import DigitsSource
-from bit_ray.errors import DataError
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
@@ -124,7 +124,7 @@ def test_a_part_of_the_network_is_trained_where_asked_for_and_all_of_it_from_scr
     assert scratch.values == whole.values
 
 
-def test_the_suite_leaves_index_files_a_table_and_a_picture(done):
+def test_the_study_leaves_index_files_a_table_and_a_picture(done):
     config, report = done
     assert len(report.rows) == 4
     for row in report.rows:
@@ -132,7 +132,12 @@ def test_the_suite_leaves_index_files_a_table_and_a_picture(done):
         assert report.median(row.series, row.k) == statistics.median(row.values)
     assert set(report.scratch_lr) == {1, 2}
     client = MlflowClient(tracking_uri=f"sqlite:///{config.storage}/mlflow.db")
-    [run] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    [run] = [run for run in runs if run.data.tags["bit_ray.kind"] == "fewshot"]
+    below = [child for child in runs if child.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+    assert len(below) == len(runs) - 1 == 2 * 2 * 3
+    ours = {c.data.params["seed"]: c.data.metrics for c in below if c.info.run_name.startswith("pre-trained-1-")}
+    assert [ours[str(seed)]["top_1"] for seed in range(2)] == list(report.rows[0].values)
     history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "few_shot/pre_trained")}
     assert history == {k: report.median(PRE_TRAINED, k) for k in (1, 2)}
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
@@ -150,6 +155,43 @@ def test_the_same_name_continues_from_its_scores(done):
     # A score of other settings or other examples is none.
     file.write_text(json.dumps({**record, "identity": "another", "top_1": 0.123}))
     assert fewshot_suite(config) == report
+
+
+def test_the_rate_from_scratch_is_the_best_on_images_that_are_neither_learned_nor_tested(done):
+    config, report = done
+    [row] = [row for row in report.rows if (row.series, row.k) == (FROM_SCRATCH, 2)]
+    files = {
+        rate: [
+            Path(config.storage, "suite", "scores", f"from-scratch-2-per-class-seed-{seed}-lr-{rate}.json")
+            for seed in (0, 1)
+        ]
+        for rate in config.scratch_lrs
+    }
+    kept = {rate: [file.read_text() for file in found] for rate, found in files.items()}
+    best = report.scratch_lr[2]
+    [other] = set(config.scratch_lrs) - {best}
+    for file in files[best]:  # perfect on the test set, which must not matter
+        file.write_text(json.dumps({**json.loads(file.read_text()), "validation_top_1": 0.2, "top_1": 1.0}))
+    for file in files[other]:
+        file.write_text(json.dumps({**json.loads(file.read_text()), "validation_top_1": 0.3, "top_1": 0.0}))
+    again = fewshot_suite(config)
+    assert again.scratch_lr[2] == other
+    assert next(row.values for row in again.rows if (row.series, row.k) == (FROM_SCRATCH, 2)) == (0.0, 0.0)
+    for rate, texts in kept.items():
+        for file, text in zip(files[rate], texts, strict=True):
+            file.write_text(text)
+    assert fewshot_suite(config) == report
+    assert len(row.values) == 2
+
+
+def test_a_rate_cannot_be_chosen_where_the_draw_leaves_nothing(folder, tmp_path):
+    data = DigitsSource("test")
+    few = list(data.part(np.arange(100)))
+    first = [next(example for example in few if example.labels[0] == label) for label in range(10)]
+    write_shards(iter(first), tmp_path / "ten", name="ten", class_names=data.class_names)
+    config = suite(folder, tmp_path / "runs", shards=str(tmp_path / "ten"), shots=(1,), scratch_lrs=(0.01, 0.03))
+    with pytest.raises(ConfigError, match=r"^scratch_lrs: 2 rates, but 10 examples are all of .*; fewer shots, or one"):
+        fewshot_suite(config)
 
 
 def test_given_index_files_are_used(done, tmp_path):

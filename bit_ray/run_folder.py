@@ -1,0 +1,118 @@
+"""The folder of a run or a study, ``STORAGE/NAME``: what its files are called, and what the small ones hold."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bit_ray import store
+from bit_ray.config import to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The content of a run's ``plan.json``."""
+
+    digest: str
+    """Of the plan."""
+    shards: str
+    """Where the shard set lay that it trained on."""
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the steps from one on were computed: what may change between two starts of a run."""
+
+    first_step: int
+    """First step of this start."""
+    device: Literal["cpu", "cuda"]
+    """Kind of device that trained."""
+    precision: Literal["fp32", "bf16"]
+    """Of the convolutions, as it was resolved on that device."""
+    num_workers: int
+    """Training workers."""
+    micro_batch_size: int
+    """Examples per forward and backward pass of the worker that has most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeRecord:
+    """The content of a run's ``runtime.json``."""
+
+    starts: tuple[Start, ...]
+    """In the order of their steps."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run or study."""
+
+    uri: str
+    """Where it lies."""
+
+    @classmethod
+    def of(cls, storage: str, name: str) -> "RunFolder":
+        """Return the folder of a name, by a URI that means the same in every process."""
+        return cls(store.join(store.absolute(storage), name))
+
+    @property
+    def plan(self) -> str:
+        """URI of what the run learns, a `RunRecord`."""
+        return store.join(self.uri, "plan.json")
+
+    @property
+    def runtime(self) -> str:
+        """URI of how it was carried out, a `RuntimeRecord`; older runs have none."""
+        return store.join(self.uri, "runtime.json")
+
+    @property
+    def result(self) -> str:
+        """URI of what came out; it is there once the run is done."""
+        return store.join(self.uri, "result.json")
+
+    @property
+    def few_shot(self) -> str:
+        """Folder of the shard set that a run on few examples has drawn."""
+        return store.join(self.uri, "few-shot")
+
+    @property
+    def subsets(self) -> str:
+        """Folder of the index files that a study has drawn."""
+        return store.join(self.uri, "subsets")
+
+    def score(self, key: str) -> str:
+        """URI of the score of one trial of a study."""
+        return store.join(self.uri, "scores", f"{key}.json")
+
+    def checkpoint(self, step: int) -> str:
+        """URI of the checkpoint after a number of steps."""
+        return store.join(self.uri, checkpoint_name(step))
+
+    def nonfinite(self, step: int) -> str:
+        """URI of the weights before a step whose loss was not finite."""
+        return store.join(self.uri, f"nonfinite-step-{step:08d}")
+
+    def checkpoints(self, file: str) -> list[int]:
+        """Return the steps of the checkpoints that are left and hold a file, ascending."""
+        found = [re.fullmatch(rf"step-(\d{{8}})/{re.escape(file)}", name) for name in store.list_files(self.uri)]
+        return sorted(int(match[1]) for match in found if match)
+
+    def starts(self) -> tuple[Start, ...]:
+        """Return how the steps were computed, start by start; empty for runs that did not record it.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        if not store.exists(self.runtime):
+            return ()
+        return store.read_record(RuntimeRecord, self.runtime).starts
+
+    def record_start(self, start: Start) -> None:
+        """Record how the steps from ``start.first_step`` on are computed; what was lost after it is forgotten."""
+        kept = tuple(known for known in self.starts() if known.first_step < start.first_step)
+        store.write_json(self.runtime, to_dict(RuntimeRecord(starts=(*kept, start))))
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after a number of steps."""
+    return f"step-{step:08d}"

@@ -1,0 +1,110 @@
+"""One transfer in a process of its own: examples of a shard set into memory, a training, the score on a set."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bit_ray.data.images.resize import eval_view, resize
+from bit_ray.data.shards.manifest import Manifest
+from bit_ray.data.shards.scan import read_views, row_groups, single_labels
+from bit_ray.evaluation.metrics import ClassificationMetrics
+from bit_ray.models.network import Network
+from bit_ray.training.device import normalize
+from bit_ray.training.in_memory import Examples, fit
+from bit_ray.training.plan import TrainPlan
+
+
+def transfer(
+    plan: TrainPlan,
+    shards: str,
+    manifest: Manifest,
+    chosen: npt.NDArray[np.int64] | None,
+    tensors: Mapping[str, torch.Tensor] | None,
+    *,
+    num_threads: int,
+    micro_batch_size: int = 0,
+) -> Network:
+    """Return the network that a plan makes of examples of a single-label set, on a GPU if this process has one.
+
+    Args:
+        plan: What to learn.
+        shards: The set.
+        manifest: Its manifest.
+        chosen: ``[N]`` ascending indices of the examples in the set; None: all.
+        tensors: Initial tensors by name; None: from scratch.
+        num_threads: Threads of a CPU that trains.
+        micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(num_threads)
+    examples = read_examples(shards, manifest, chosen, plan)
+    return fit(plan, examples, tensors, device=device, micro_batch_size=micro_batch_size)
+
+
+def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64] | None, plan: TrainPlan) -> Examples:
+    """Return training examples of a single-label set, as `fit` takes them for a plan.
+
+    Args:
+        shards: The set.
+        manifest: Its manifest.
+        chosen: ``[N]`` ascending indices in the set; None: all.
+        plan: Says the size of the square that they are resized to, which is done here once.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    side = {"resize_crop": plan.view.resize_size, "resize": plan.view.crop_size}.get(plan.view.crop, 0)
+
+    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return resize(image, side, side) if side else image
+
+    parts = list(read_views(shards, manifest, row_groups(manifest, chosen), view))
+    return Examples(
+        tuple(name for ids, _, _ in parts for name in ids),
+        [image for _, images, _ in parts for image in images],
+        np.concatenate([single_labels(labels) for _, _, labels in parts]),
+    )
+
+
+@torch.inference_mode()
+def top_1_on(
+    model: Network,
+    shards: str,
+    manifest: Manifest,
+    plan: TrainPlan,
+    chosen: npt.NDArray[np.int64] | None = None,
+    batch_size: int = 128,
+) -> float:
+    """Return the top-1 of a network on examples of a single-label set, by the plan's view for evaluation.
+
+    Args:
+        model: The network.
+        shards: The set.
+        manifest: Its manifest.
+        plan: Says the view.
+        chosen: ``[N]`` ascending indices of the examples in the set; None: all.
+        batch_size: Images at a time.
+
+    Raises:
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
+    """
+    device = next(model.parameters()).device
+    metrics = ClassificationMetrics(plan.num_classes)
+
+    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return eval_view(
+            image, resize_mode=plan.resize_mode, resize_size=plan.resize_size, crop_size=plan.view.crop_size
+        )
+
+    for _, images, names in read_views(shards, manifest, row_groups(manifest, chosen), view):
+        labels = single_labels(names)
+        for start in range(0, len(images), batch_size):
+            x = normalize(torch.from_numpy(np.stack(images[start : start + batch_size])), device)
+            metrics.update(model(x), torch.from_numpy(labels[start : start + batch_size]))
+    return metrics.result()["top_1"]

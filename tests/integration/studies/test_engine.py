@@ -1,0 +1,102 @@
+"""The engine of all studies, with trials that take no training."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from bit_ray import store
+from bit_ray.errors import DataError
+from bit_ray.run_folder import RunFolder
+from bit_ray.studies.engine import Study, Trial
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    identity: str
+    top_1: float
+    neighbours: int
+
+
+def count(folder: str, identity: str, value: float, num_threads: int) -> Score:
+    """Tell how many trials run at this moment, this one among them."""
+    assert num_threads >= 1
+    mine = Path(folder, f"{identity}.running")
+    mine.touch()
+    with Path(folder, f"{identity}.begun").open("a") as file:
+        file.write("x")
+    time.sleep(0.3)
+    running = len(list(Path(folder).glob("*.running")))
+    mine.unlink()
+    if value < 0:
+        raise DataError(f"{identity}: {value}; accepted: 0 or more; correct it")
+    return Score(identity=identity, top_1=value, neighbours=running)
+
+
+def load(uri: str, identity: str) -> Score | None:
+    if not store.exists(uri):
+        return None
+    score = store.read_record(Score, uri)
+    return score if score.identity == identity else None
+
+
+def study(folder: Path, values: dict[str, float], *, side_by_side: int = 0, keep_going: bool = False) -> tuple:
+    marks = folder / "marks"
+    marks.mkdir(exist_ok=True)
+    trials = [
+        Trial(
+            key=key, identity=f"{key}-{value}", params={"value": value}, arguments=(f"{key}-{value}", value), size=value
+        )
+        for key, value in values.items()
+    ]
+    found = Study(RunFolder.of(str(folder), "study"), trials, load)
+    with TrackedRun.open(
+        TrackingConfig(), run_name="study", storage=str(folder), params={}, tags={}, kind="fewshot"
+    ) as run:
+        problems = found.run(
+            count, str(marks), run, title="t", unit="trials", side_by_side=side_by_side, keep_going=keep_going
+        )
+    begun = {mark.stem: mark.read_text() for mark in marks.glob("*.begun")}
+    return found.scores, problems, begun, run
+
+
+def test_no_more_trials_run_at_a_time_than_asked_for_and_each_is_a_run_below_the_study(tmp_path: Path):
+    scores, problems, begun, run = study(tmp_path, {f"t{i}": i / 10 for i in range(6)}, side_by_side=2)
+    assert {key: score.top_1 for key, score in scores.items()} == {f"t{i}": i / 10 for i in range(6)}
+    assert problems == {}
+    assert max(score.neighbours for score in scores.values()) <= 2
+    client = MlflowClient(tracking_uri=run.tracking_uri)
+    below = client.search_runs([run.experiment_id], f'tags.`mlflow.parentRunId` = "{run.run_id}"')
+    assert {child.info.run_name: child.data.metrics for child in below} == {
+        f"t{i}": {"top_1": i / 10} for i in range(6)
+    }
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_finished_trial_is_never_computed_again_and_a_changed_one_is(tmp_path: Path):
+    study(tmp_path, {"a": 0.1, "b": 0.2})
+    scores, _, begun, _ = study(tmp_path, {"a": 0.1, "b": 0.3, "c": 0.4})
+    assert begun == {"a-0.1": "x", "b-0.2": "x", "b-0.3": "x", "c-0.4": "x"}
+    assert {key: score.top_1 for key, score in scores.items()} == {"a": 0.1, "b": 0.3, "c": 0.4}
+    kept = json.loads((tmp_path / "study" / "scores" / "b.json").read_text())
+    assert kept["identity"] == "b-0.3"
+
+
+def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path):
+    scores, problems, _, _ = study(tmp_path, {"a": -1.0, "b": 0.2}, keep_going=True)
+    assert set(scores) == {"b"}
+    assert str(problems["a"]) == "a--1.0: -1.0; accepted: 0 or more; correct it"
+    with pytest.raises(DataError, match=r"^a--1.0: -1.0; accepted"):
+        study(tmp_path, {"a": -1.0, "b": 0.2})
+    assert not (tmp_path / "study" / "scores" / "a.json").exists()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("bit_ray").experiment_id
+    [run] = client.search_runs([experiment], 'tags.`bit_ray.kind` = "fewshot"')
+    assert run.info.status == "FAILED"
