@@ -168,7 +168,7 @@ def main(config: QuickstartConfig) -> None:
     if Path(shutil.which("bit-ray") or "").parent != Path(sys.executable).parent:
         print(f"  source {shlex.quote(str(Path(sys.executable).parent / 'activate'))}")
     print(f"  export MLFLOW_TRACKING_URI={shlex.quote(registry)}")
-    print(f"  bit-ray predict {shlex.quote(str(storage / 'images'))} --model {digits_uri}")
+    print(f"  bit-ray predict {shlex.quote(str(storage / 'images'))}/*.png --model {digits_uri}")
     print("  bit-ray models list")
     print("  mlflow ui --backend-store-uri $MLFLOW_TRACKING_URI")
     print("Your own images: README.md, or bit-ray shards write --help")

@@ -26,7 +26,7 @@ HOLD = """
 import sys, uuid
 from bit_ray import claim
 from bit_ray.errors import ConfigError
-claim.BEAT_S, claim.STALE_S, claim.SETTLE_S = 0.3, 3.0, 0.5
+claim.BEAT_S, claim.STALE_S, claim.SETTLE_S = 0.3, 3.0, float(sys.argv[3])
 if sys.argv[2] == "elsewhere":
     name = uuid.uuid4().hex
     claim._machine = lambda: name
@@ -45,9 +45,11 @@ except ConfigError as error:
 class Holder:
     """A process that claims when it is told to."""
 
-    def __init__(self, uri: str, where: str = "here", before: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, uri: str, where: str = "here", *, before: Callable[[], object] | None = None, settle_s: float = 0.5
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, uri, where], preexec_fn=before,
+            [sys.executable, "-c", HOLD, uri, where, str(settle_s)], preexec_fn=before,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
@@ -110,7 +112,8 @@ def test_a_second_start_is_told_who_works_in_the_store(s3: Bucket, where: str) -
 def test_of_processes_that_start_at_once_one_works(s3: Bucket) -> None:
     for number in range(3):
         uri = s3.uri(f"{number}/_running.json")
-        starting = [Holder(uri, "elsewhere") for _ in range(4)]
+        # Longer than a busy machine takes from seeing that nobody is there to having written.
+        starting = [Holder(uri, "elsewhere", settle_s=5.0) for _ in range(4)]
         with holders(*starting):
             assert {holder.answer() for holder in starting} == {"ready"}
             for holder in starting:
@@ -158,7 +161,7 @@ def test_a_holder_that_was_taken_for_dead_is_stopped_when_it_comes_back(
 ) -> None:
     """Also one that a shell script has started in the background, which ignores interrupts."""
     uri = s3.uri("x/_running.json")
-    with holders(holder := Holder(uri, "elsewhere", lambda: signal.signal(signal.SIGINT, interrupts))):
+    with holders(holder := Holder(uri, "elsewhere", before=lambda: signal.signal(signal.SIGINT, interrupts))):
         holder.hold()
         last = beat(s3)
         while beat(s3) == last:  # not in the middle of a write, which would come late

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from ray.core.generated import gcs_service_pb2
 
-from bit_ray.cluster.session import session as cluster
+from bit_ray.cluster import session
 from bit_ray.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
@@ -148,7 +148,7 @@ def test_a_token_that_everyone_can_read_is_kept_and_hidden(home: Path) -> None:
     token.parent.chmod(0o775)
     token.write_text("a" * 64)
     token.chmod(0o644)
-    cluster._make_token()
+    session._make_token()
     assert token.read_text() == "a" * 64
     assert rights(token) == 0o600
     assert rights(token.parent) == 0o755  # nobody else may put another there
@@ -158,7 +158,7 @@ def test_an_empty_token_is_made_anew_for_this_user_alone(home: Path) -> None:
     token = home / ".ray" / "auth_token"
     token.parent.mkdir()
     token.touch(0o666)
-    cluster._make_token()
+    session._make_token()
     assert len(token.read_text()) == 64
     assert rights(token) == 0o600
 
@@ -171,13 +171,13 @@ def test_a_token_that_is_named_is_used_and_its_folder_left_alone(home: Path, mon
     with pytest.raises(
         ConfigError, match=rf"^RAY_AUTH_TOKEN_PATH: {token} cannot be used \(No such file or directory\)"
     ):
-        cluster._make_token()
+        session._make_token()
     token.touch()
     with pytest.raises(ConfigError, match=rf"^RAY_AUTH_TOKEN_PATH: {token} is empty"):
-        cluster._make_token()
+        session._make_token()
     token.write_text("a" * 64)
     token.chmod(0o644)
-    cluster._make_token()
+    session._make_token()
     assert rights(token) == 0o600
     assert rights(token.parent) == 0o777
     assert not (home / ".ray").exists()
@@ -191,11 +191,11 @@ def test_a_folder_that_is_not_this_users_is_refused(tmp_path: Path, monkeypatch:
         with pytest.raises(
             ConfigError, match=rf"^RAY_TMPDIR: {private} cannot be used \(.+\); accepted: a folder with a"
         ):
-            cluster._private_folder()
+            session._private_folder()
         private.unlink()
-        assert cluster._private_folder() == str(private / "ray")
+        assert session._private_folder() == str(private / "ray")
         private.chmod(0o777)
-        cluster._private_folder()
+        session._private_folder()
         assert rights(private) == 0o700
 
 
@@ -203,4 +203,4 @@ def test_sockets_lie_where_their_paths_are_short_enough(monkeypatch: pytest.Monk
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         monkeypatch.setenv("RAY_TMPDIR", f"{short}/{'long' * 10}")
         monkeypatch.setenv("TMPDIR", short)
-        assert cluster._private_folder() == f"{short}/bit_ray-{os.getuid()}/ray"
+        assert session._private_folder() == f"{short}/bit_ray-{os.getuid()}/ray"

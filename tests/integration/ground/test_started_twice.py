@@ -144,7 +144,7 @@ def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(m
     assert second.stdout == ""
     assert re.fullmatch(
         rf"error: name: {tmp_path}/x is being run by PID {first.pid} of \S+ on \S+ since \S+ \S+ \S+ "
-        rf"\(cli\.py pretrain --config {tmp_path}/config\.json\); wait for it, stop it, or choose another name\n",
+        rf"\(main\.py pretrain --config {tmp_path}/config\.json\); wait for it, stop it, or choose another name\n",
         second.stderr,
     )
     assert first.returncode == -9

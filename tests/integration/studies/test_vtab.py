@@ -16,6 +16,7 @@ from bit_ray.data.sources.vtab.index import load_index, write_index
 from bit_ray.data.sources.vtab.splits import draw_index, open_task
 from bit_ray.data.sources.vtab.tasks import find_task
 from bit_ray.errors import ConfigError, DataError
+from bit_ray.progress import console
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
@@ -93,7 +94,7 @@ def shard_ids(uri):
 
 
 def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     report = vtab_suite(config(data, tmp_path))
     assert [score.task for score in report.scores] == ["svhn", "eurosat", "clevr-count"]
     assert report.problems == {}

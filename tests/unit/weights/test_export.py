@@ -19,6 +19,7 @@ from bit_ray.inference.classifier import Classifier
 from bit_ray.inference.exported import compare
 from bit_ray.models.resnet import StdConv2d
 from bit_ray.models.zoo import create_model
+from bit_ray.progress import console
 from bit_ray.weights.export import bake, export, load_exported, quantize
 from bit_ray.weights.package import ModelSpec, save_package
 
@@ -218,7 +219,7 @@ def test_a_set_of_other_classes_gives_no_accuracy(programs, model, shards):
 
 
 def test_the_command_exports_and_prints_the_loss(tmp_path, model, shards, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     save_package(tmp_path / "saved", model, SPEC)
     output = tmp_path / "out" / "model.onnx"
     command = ["models", "export", str(tmp_path / "saved"), "--output", str(output), "--format", "onnx"]

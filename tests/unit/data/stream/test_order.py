@@ -287,8 +287,8 @@ def test_the_plan_of_300_million_examples_takes_little_time_and_memory(tmp_path)
     )
     num_examples, read_s, plan_s, peak_mb = map(float, done.stdout.split())
     assert num_examples > 3e8
-    assert read_s < 1.0  # seconds of processor time; 0.3
-    assert plan_s < 5.0  # 0.7
+    assert read_s < 5.0  # seconds of processor time; 0.3 on an idle machine
+    assert plan_s < 10.0  # 0.7
     assert peak_mb < 100.0  # all told; 60 MB
 
 
