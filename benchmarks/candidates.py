@@ -295,6 +295,7 @@ class _Consumer:
         from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
         from bit_ray.data.stream.cache import CacheConfig
         from bit_ray.data.stream.order import Shuffle
+        from bit_ray.training.objectives.classify import Classification
 
         start, times = time.monotonic(), []
         spec = StreamSpec(
@@ -310,9 +311,10 @@ class _Consumer:
             cache=CacheConfig(directory=run.cache),
         )
         counts = StreamCounts()
+        targets = Classification(loss="softmax", num_classes=1).targets
         for batch in batches(spec, num_threads=max(1, run.num_workers // run.num_consumers), counts=counts):
             times.append(time.monotonic())
-            check(batch.images, batch.targets)
+            check(batch.images, targets(batch.rows))
         epochs = [times[i : i + steps_per_epoch] for i in range(0, len(times), steps_per_epoch)]
         starts = [start, *(epoch[-1] for epoch in epochs)]
         return [Timed(*both) for both in zip(starts, epochs, strict=False)], str(counts)

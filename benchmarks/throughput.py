@@ -47,6 +47,7 @@ from bit_ray.models.zoo import create_model, model_config
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.in_memory import Examples, fit
+from bit_ray.training.objectives.classify import Classification
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan, transfer_plan
 from bit_ray.training.step import TrainStep
@@ -177,7 +178,8 @@ def stream_batches(
         shuffle=Shuffle(),
         view=TrainView(crop="inception", crop_size=size, area_range=AREA_RANGE),
     )
-    return ((batch.images, batch.targets) for batch in batches(spec, num_threads=num_workers))
+    targets = Classification(loss="softmax", num_classes=manifest.num_classes).targets
+    return ((batch.images, targets(batch.rows)) for batch in batches(spec, num_threads=num_workers))
 
 
 def loader_batches(

@@ -62,13 +62,18 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
             cls, path, _merged({name: value for name, value in given.items() if name not in settings}, settings)
         )
     settings = _merged(settings, given)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in _fields(cls):
         if field.name not in settings:
             shown = field.metadata.get("positional", _flag(field.name))
             raise ConfigError(
                 f"{shown}: missing; accepted: {_docs(cls).get(field.name, '').rstrip('.')}; see {prog} --help"
             )
     return from_dict(cls, settings)
+
+
+def _fields(cls: Any) -> list["dataclasses.Field[Any]"]:
+    """Return the fields that can be set."""
+    return [field for field in dataclasses.fields(cls) if field.init]
 
 
 def _is_run(cls: type) -> bool:
@@ -124,7 +129,9 @@ def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) ->
     """Return a dataclass with the fields of ``cls``, whose leaves tyro leaves as they come."""
     hints, docs = get_type_hints(cls), _docs(cls)
     required, leaves, groups = [], [], []
-    for field in dataclasses.fields(cls):
+    # A config's own fields stand before those it has inherited.
+    own = list(cls.__annotations__)
+    for field in sorted(_fields(cls), key=lambda field: own.index(field.name) if field.name in own else len(own)):
         name, kind = field.name, hints[field.name]
         if dataclasses.is_dataclass(kind):
             nested = _flag_class(kind, settings.get(name, {}))  # type: ignore[arg-type]
@@ -234,7 +241,7 @@ def _columns(width: int | None) -> Iterator[None]:
 def _defaults(cls: Any) -> dict[str, Any]:
     """Return the defaults of a config as plain data, without its required fields."""
     result = {}
-    for field in dataclasses.fields(cls):
+    for field in _fields(cls):
         if field.default is not dataclasses.MISSING:
             result[field.name] = _plain(field.default)
         elif field.default_factory is not dataclasses.MISSING:
@@ -257,9 +264,12 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _docs(cls: type) -> dict[str, str]:
     """Return field name -> the text that stands below the field in the source."""
+    docs: dict[str, str] = {}
+    for base in cls.__mro__[-1:0:-1]:
+        if dataclasses.is_dataclass(base):
+            docs |= _docs(base)
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    docs = {}
     for field, text in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             assert isinstance(field.target, ast.Name)

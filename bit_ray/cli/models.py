@@ -6,15 +6,7 @@ from typing import Literal
 from bit_ray.cli.flags import positional
 from bit_ray.errors import ConfigError
 from bit_ray.progress import console, follow, print_table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Registry:
-    """Where the registry is."""
-
-    uri: str = ""
-    """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage. Give a user and a
-    password by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: other users of the machine can read flags."""
+from bit_ray.tracking.config import RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +36,7 @@ class PredictConfig:
     """auto: a GPU where there is one."""
     storage: str = "bit_ray_runs"
     """Folder of all runs, where the default registry lies."""
-    tracking: Registry = field(default_factory=Registry)
+    tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
 
@@ -54,7 +46,7 @@ class ListConfig:
 
     storage: str = "bit_ray_runs"
     """Folder of all runs, where the default registry lies."""
-    tracking: Registry = field(default_factory=Registry)
+    tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
 
@@ -68,7 +60,7 @@ class PullConfig:
     """New or empty folder."""
     storage: str = "bit_ray_runs"
     """Folder of all runs, where the default registry lies."""
-    tracking: Registry = field(default_factory=Registry)
+    tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
 
@@ -179,7 +171,7 @@ def pull(config: PullConfig) -> None:
     print_table(f"{config.model} in {place}", [(path.name, f"{path.stat().st_size:,} bytes") for path in files])
 
 
-def _registry(tracking: Registry, storage: str) -> str:
+def _registry(tracking: RegistryConfig, storage: str) -> str:
     """Return the URI of the registry."""
     from bit_ray.tracking.server import tracking_uri
 

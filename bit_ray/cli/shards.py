@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
-from typing import Literal
 
 from bit_ray.cli.flags import positional
+from bit_ray.data.shards.options import WriteOptions
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console, follow, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriteConfig:
+class WriteConfig(WriteOptions):
     """Write images and labels as a shard set; the same command continues after a stop."""
 
     source: str = field(metadata=positional("SOURCE"))
@@ -29,37 +29,6 @@ class WriteConfig:
     class_names: str = ""
     """Text file with a class name per line, in the order of the class indices, or a shard set whose classes these are;
     empty: as found in the source."""
-    multi_label: bool = False
-    """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
-    root: str = ""
-    """Folder where a table's relative paths start; empty: where the table lies."""
-    data_dir: str = "bit_ray_runs/datasets"
-    """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
-    download: bool = False
-    """For a set by name: download the files that are missing from the folder, where that needs no account."""
-    check_size: bool = True
-    """For a set by name: refuse another number of images or classes than the published one."""
-    label: str = ""
-    """Column of labels of Parquet files with images inside; ending or JSON key of labels of a WebDataset; empty: the
-    only one."""
-    convert_images: bool = False
-    """Readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB."""
-    on_bad: Literal["error", "skip"] = "error"
-    """Bad images end the command, or are left out and listed in skipped.json beside the manifest."""
-    seekable: bool = False
-    """Give JPEG files restart markers, so that training decodes less of them: no loss, the same pixels. Progressive
-    files become baseline; what cannot have markers stays as it is."""
-    shorter_side: int | None = None
-    """Encode larger images anew with a shorter side of this many pixels, usually 256 to 512, as JPEG of quality 90.
-    Faster to train from, but crops have fewer pixels than the paper's."""
-    row_group_size: int = 64
-    """Images that are read together."""
-    shard_examples: int | None = None
-    """Images in a shard; without it a sixteenth of the set, at most 4096."""
-    seed: int = 0
-    """Seed of the order in which the shards mix the source."""
-    num_workers: int = 0
-    """Ray tasks that write a shard each, here or on the cluster of RAY_ADDRESS; 0: this process alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,22 +155,9 @@ def write(config: WriteConfig) -> None:
         report = write_shards(
             config.source,
             config.output,
+            WriteOptions(**{option.name: getattr(config, option.name) for option in fields(WriteOptions)}),
             name=config.name or PurePath(config.source).stem,
             class_names=_read_class_names(config.class_names) if config.class_names else None,
-            multi_label=config.multi_label,
-            root=config.root or None,
-            data_dir=config.data_dir,
-            download=config.download,
-            check_size=config.check_size,
-            label=config.label,
-            row_group_size=config.row_group_size,
-            shard_examples=config.shard_examples,
-            seed=config.seed,
-            convert_images=config.convert_images,
-            on_bad=config.on_bad,
-            seekable=config.seekable,
-            shorter_side=config.shorter_side,
-            num_workers=config.num_workers,
             progress=progress,
         )
     rows = [

@@ -13,7 +13,7 @@ from bit_ray.tracking.config import RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeModelConfig:
+class ProbeModelConfig(ProbeConfig):
     """Score frozen features in seconds: ridge regression and nearest neighbours on a few examples."""
 
     model: str = field(metadata=positional("MODEL"))
@@ -22,17 +22,7 @@ class ProbeModelConfig:
     """Single-label shard set that the examples are drawn from."""
     test_shards: str = field(metadata=positional("TEST_SHARDS"))
     """Shard set of the same classes to score on, in full."""
-    shots: tuple[int, ...] = (1, 5, 10, 25)
-    """Examples per class."""
-    num_subsets: int = 3
-    """Draws for each of them; the median is shown."""
-    neighbors: int = 10
-    """Neighbours that vote, at most as many as there are examples per class."""
-    resize: int = 0
-    """Side of the square that images are resized to before the centre crop, pixels; big_vision has 256; 0: images are
-    seen as the model was saved to see them."""
-    crop: int = 0
-    """Side of the centre crop, pixels; big_vision has 224; 0 with resize 0."""
+    num_cpus: int = field(default=1, init=False)  # only for probes while something trains
     storage: str = "bit_ray_runs"
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
@@ -151,17 +141,7 @@ def probe(config: ProbeModelConfig) -> None:
     from bit_ray.inference.classifier import load_model
     from bit_ray.tracking.server import tracking_uri
 
-    task = probe_task(
-        ProbeConfig(
-            shards=config.shards,
-            test_shards=config.test_shards,
-            shots=config.shots,
-            num_subsets=config.num_subsets,
-            neighbors=config.neighbors,
-            resize=config.resize,
-            crop=config.crop,
-        )
-    )
+    task = probe_task(config)
     classifier = load_model(
         config.model, tracking_uri=tracking_uri(config.tracking.uri, config.storage), features_only=True
     )

@@ -3,12 +3,13 @@
 Everything that trains makes one: a Ray Train worker, training in memory, a replay, an estimate of the time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bit_ray.data.stream.rows import Row
 from bit_ray.models.resnet import ResNetV2
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
@@ -71,6 +72,10 @@ class Learner:
         if compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         self._step.model = wrapped
+
+    def targets(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return what the objective makes of the rows of a batch; see `step`."""
+        return self._step.objective.targets(rows)
 
     def step(self, step: int, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimizer step.

@@ -82,7 +82,7 @@ def replay(config: ReplayConfig) -> Replayed:
     losses = {}
     with cluster(), worker_threads(device.type):
         for batch in batches(spec, num_threads=num_local_cores()):
-            loss, _ = learner.step(batch.step, batch.images, batch.targets)
+            loss, _ = learner.step(batch.step, batch.images, learner.targets(batch.rows))
             losses[batch.step] = loss.item()
     return Replayed(
         start_step=start,

@@ -51,7 +51,9 @@ class TrainStep:
         self.num_workers = num_workers
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self.objective = Classification(loss=plan.loss, mixup_alpha=plan.mixup_alpha, seed=plan.seed)
+        self.objective = Classification(
+            loss=plan.loss, num_classes=plan.num_classes, mixup_alpha=plan.mixup_alpha, seed=plan.seed
+        )
         self._unchecked: tuple[int, torch.Tensor] | None = None
 
     def __call__(

@@ -115,7 +115,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     started = mark = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
     wait_from = started
-    for step, images, targets, _, bad in batches(
+    for step, images, rows, _, bad in batches(
         stream,
         num_readers=runtime.num_readers,
         num_threads=runtime.num_decode_threads or max(1, num_local_cores() // context.get_local_world_size()),
@@ -125,7 +125,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         waited += time.perf_counter() - wait_from
         quarantine.meet(bad)
         try:
-            loss, grad_norm = learner.step(step, images, targets)
+            loss, grad_norm = learner.step(step, images, learner.targets(rows))
             loss_since += loss
             steps_since += 1
             done = step + 1

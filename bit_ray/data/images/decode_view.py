@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from bit_ray.data.images.decode import MAX_PIXELS, decode_image
-from bit_ray.data.images.resize import train_view
-from bit_ray.data.images.views import TrainView, place_view
+from bit_ray.data.images.resize import placed_view
+from bit_ray.data.images.views import Placement, TrainView, place_view
 
 try:
     from bit_ray.data.images import _jpeg
@@ -26,7 +26,9 @@ DecodePath = Literal["partial", "indexed", "full"]
 """How a view was decoded: from the rows down to its box's last; from the restart intervals under its box; or whole."""
 
 
-def decode_train_view(data: bytes, view: TrainView, u: np.ndarray, out: np.ndarray, *, convert: bool) -> DecodePath:
+def decode_train_view(
+    data: bytes, view: TrainView, u: np.ndarray, out: np.ndarray, *, convert: bool
+) -> tuple[DecodePath, Placement]:
     """Decode one random training view. Any number of threads may do so at once.
 
     Args:
@@ -37,7 +39,7 @@ def decode_train_view(data: bytes, view: TrainView, u: np.ndarray, out: np.ndarr
         convert: Whether what is not 8-bit RGB is converted instead of refused.
 
     Returns:
-        The path that was taken.
+        The path that was taken, and where in the image the view lies.
 
     Raises:
         ImageError: as `decode_image` does.
@@ -47,8 +49,10 @@ def decode_train_view(data: bytes, view: TrainView, u: np.ndarray, out: np.ndarr
         if header is not None and header[0] * header[1] <= MAX_PIXELS:
             placement = place_view(view, header[0], header[1], u)
             try:
-                return "indexed" if _jpeg.view(data, *placement, out) else "partial"
+                return ("indexed" if _jpeg.view(data, *placement, out) else "partial"), placement
             except ValueError:
                 pass
-    out[:] = train_view(decode_image(data, convert=convert), view, u)
-    return "full"
+    image = decode_image(data, convert=convert)
+    placement = place_view(view, image.shape[0], image.shape[1], u)
+    out[:] = placed_view(image, placement, view.crop_size)
+    return "full", placement

@@ -16,7 +16,6 @@ from bit_ray.data.images.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError
 
 QUALITY = 90
-MIN_SHORTER_SIDE = 64
 
 
 def extension() -> ModuleType:

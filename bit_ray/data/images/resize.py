@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from bit_ray.data.images.views import TrainView, place_view
+from bit_ray.data.images.views import Placement, TrainView, place_view
 from bit_ray.models.inputs import ResizeMode
 
 _LINE = 100  # longer side over shorter side of what is a line rather than an image
@@ -34,9 +34,14 @@ def train_view(image: np.ndarray, view: TrainView, u: np.ndarray) -> np.ndarray:
     Returns:
         ``[crop_size, crop_size, 3] uint8``.
     """
-    (top, left, height, width), resized, window, flip = place_view(view, image.shape[0], image.shape[1], u)
+    return placed_view(image, place_view(view, image.shape[0], image.shape[1], u), view.crop_size)
+
+
+def placed_view(image: np.ndarray, placement: Placement, crop_size: int) -> np.ndarray:
+    """Return the view that lies there, ``[crop_size, crop_size, 3] uint8``, of an image ``[H, W, 3] uint8``."""
+    (top, left, height, width), resized, window, flip = placement
     image = resize(image[top : top + height, left : left + width], *resized)
-    image = image[window[0] : window[0] + view.crop_size, window[1] : window[1] + view.crop_size]
+    image = image[window[0] : window[0] + crop_size, window[1] : window[1] + crop_size]
     return image[:, ::-1] if flip else image
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +21,9 @@ from bit_ray.config import is_unicode
 from bit_ray.data.images.decode import ImageError, decode_image
 from bit_ray.data.images.pack import make_seekable, shrink
 from bit_ray.data.shards.manifest import Shard
+from bit_ray.data.shards.options import PackOptions
 from bit_ray.data.shards.read import row_group_checksums
-from bit_ray.data.shards.row_group import (
-    shard_schema,
-)
+from bit_ray.data.shards.row_group import OPTIONAL_COLUMNS, shard_schema
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
 from bit_ray.errors import DataError, StoreError, brief
 from bit_ray.locks import scratch_directory
@@ -34,21 +32,14 @@ from bit_ray.store import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardPlan:
+class ShardPlan(PackOptions):
     """What every shard of a set has in common while it is written."""
 
     output: str
     num_classes: int
     multi_label: bool
-    row_group_size: int
-    convert_images: bool
-    on_bad: Literal["error", "skip"]
     optional_columns: tuple[str, ...] = ()
     """Those of `OPTIONAL_COLUMNS` that the set has, in that order."""
-    seekable: bool = False
-    """Whether JPEG files get restart markers, without loss."""
-    shorter_side: int | None = None
-    """Larger images are encoded anew with a shorter side of this many pixels, which loses detail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +95,7 @@ def build_shard(
                 if isinstance(example, Unreadable):
                     bad.append((example.id, example.reason))
                     continue
-                check_example(example, plan.num_classes, plan.multi_label)
+                check_example(example, plan.num_classes, plan.multi_label, plan.optional_columns)
                 if example.id in ids:
                     raise DataError(
                         f"{example.id}: id comes twice; accepted: unique ids; make the ids of the source unique"
@@ -203,8 +194,8 @@ def _tmpdir_explained() -> Iterator[None]:
         ) from None
 
 
-def check_example(example: Example, num_classes: int, multi_label: bool) -> None:
-    """Raise DataError unless id and labels of the example fit a set of ``num_classes``."""
+def check_example(example: Example, num_classes: int, multi_label: bool, optional_columns: Sequence[str] = ()) -> None:
+    """Raise DataError unless what the example says fits a set of ``num_classes`` and these columns."""
     if not isinstance(example, Example):
         raise DataError(f"source: gave {type(example).__name__}; accepted: Example(id, image, labels); convert it")
     if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):
@@ -226,6 +217,14 @@ def check_example(example: Example, num_classes: int, multi_label: bool) -> None
             raise DataError(
                 f"{example.id}: label {label}; accepted: 0 to {num_classes - 1}, the index of a class name; "
                 "correct the label or the class list"
+            )
+    for name in OPTIONAL_COLUMNS:
+        value = getattr(example, name)
+        if not isinstance(value, bytes) or len(value) > (MAX_IMAGE_BYTES if name in optional_columns else 0):
+            given = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+            accepted = f"at most {MAX_IMAGE_BYTES}" if name in optional_columns else "none in a set without this column"
+            raise DataError(
+                f"{example.id}: {name}: {given}; accepted: bytes, {accepted}; correct it, or the optional_columns"
             )
     if not multi_label and len(example.labels) != 1:
         raise DataError(f"{example.id}: {len(example.labels)} labels; accepted: one; correct them, or set multi_label")

@@ -58,17 +58,20 @@ def read_rows(
     return pa.concat_tables(tables) if tables else pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
-def index_rows(path: str | Path, group: int, expected_checksum: str = "") -> pa.Table:
+def index_rows(
+    path: str | Path, group: int, expected_checksum: str = "", columns: Sequence[str] = ("id", "labels")
+) -> pa.Table:
     """Find the images of one row group of a local shard, so that each can be read without the others.
 
     Args:
         path: A shard, or what `bit_ray.data.stream.cache` located in its place.
         group: Number of the row group in that file.
         expected_checksum: Of the row group, from the manifest; empty for none.
+        columns: Of the shard, to be read.
 
     Returns:
-        Columns id string, labels list<int32>, offset int64, length int64: the encoded image of a row is ``length``
-        bytes of the file from byte ``offset`` on. What the columns say is not checked: see `row_problems`.
+        These columns, offset int64 and length int64: the encoded image of a row is ``length`` bytes of the file from
+        byte ``offset`` on. What the columns say is not checked: see `row_problems`.
 
     Raises:
         DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
@@ -80,7 +83,7 @@ def index_rows(path: str | Path, group: int, expected_checksum: str = "") -> pa.
         if expected_checksum and group_checksum(shard.read_at, found) != expected_checksum:
             raise LayoutError(f"row group {group} has other bytes than the manifest's checksum")
         offsets, lengths = value_extents(shard.read_at, found.chunks[SCHEMA.get_field_index("image")])
-        table = read_columns(shard.read_at, shard.footer, found, ["id", "labels"])
+        table = read_columns(shard.read_at, shard.footer, found, columns)
         if len(table) != len(offsets):
             raise LayoutError("columns of different lengths")
     table = table.append_column("offset", pa.array(offsets, pa.int64()))

@@ -4,25 +4,27 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from bit_ray import store
 from bit_ray.cluster.tasks import each
 from bit_ray.config import digest, is_unicode
-from bit_ray.data.images.pack import MIN_SHORTER_SIDE, extension
+from bit_ray.data.images.pack import extension
 from bit_ray.data.shards.build import ShardPlan, ShardResult, build_shard, check_example, median_size
 from bit_ray.data.shards.manifest import SKIPPED, Manifest, write_manifest
+from bit_ray.data.shards.options import PackOptions, WriteOptions
+from bit_ray.data.shards.row_group import OPTIONAL_COLUMNS
 from bit_ray.data.shards.verify import repeated_ids
 from bit_ray.data.shards.writing import Writing, alone, whole_set
 from bit_ray.data.sources.base import Example, Source, Unreadable
 from bit_ray.data.sources.files import FileSource
-from bit_ray.data.sources.open import DATA_DIR, IteratorSource, ReadOptions, open_source
+from bit_ray.data.sources.open import IteratorSource, open_source
 from bit_ray.data.sources.parquet import ParquetSource
 from bit_ray.errors import ConfigError, DataError
 
@@ -58,24 +60,13 @@ class WriteReport:
 def write_shards(
     source: str | Path | Source | Iterable[Example],
     output: str | Path,
+    options: WriteOptions | None = None,
     *,
     name: str,
     class_names: Sequence[str] | None = None,
-    multi_label: bool = False,
-    root: str | None = None,
-    data_dir: str | Path = DATA_DIR,
-    download: bool = False,
-    check_size: bool = True,
-    label: str = "",
-    row_group_size: int = 64,
-    shard_examples: int | None = None,
-    seed: int = 0,
-    convert_images: bool = False,
-    on_bad: Literal["error", "skip"] = "error",
-    seekable: bool = False,
-    shorter_side: int | None = None,
-    num_workers: int = 0,
+    optional_columns: Sequence[str] = (),
     progress: Progress | None = None,
+    **changes: Any,
 ) -> WriteReport:
     """Write a shard set into the directory ``output``; an interrupted run is continued by the same call.
 
@@ -85,28 +76,12 @@ def write_shards(
             ("train-*.parquet"), a ``Source``, or any iterable of ``Example`` (which is written in its own order and in
             this process).
         output: local path, s3:// or gs://; new, empty, or left by an interrupted run of the same call.
+        options: how; by default `WriteOptions` as it comes.
         name: what the set is called in its manifest.
         class_names: in the order of the class indices; needed for an iterable, else taken from the source.
-        multi_label: whether an example may have any number of labels; for tables and iterables.
-        root: where a table's relative paths start, if not beside it.
-        data_dir: for a set by name, the folder with its publisher's files (`bit_ray.data.sources.published.names`).
-        download: for a set by name, whether files that are missing may be downloaded there.
-        check_size: for a set by name, whether another size than the published one is refused.
-        label: for Parquet files the column of labels, for WebDataset the ending or JSON key; empty: the only one.
-        row_group_size: rows that are read together; 64 ImageNet photographs are 7 MB.
-        shard_examples: examples in a shard; by default a sixteenth of the set, so that 16 readers find work, but at
-            most 4,096, which is 450 MB of ImageNet. In whole row groups.
-        seed: of the order in which the source is cut, so that every shard mixes the classes.
-        convert_images: whether readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB
-            (the stored bytes stay as they came) instead of their being bad.
-        on_bad: "error" ends with the first shard that has a bad image; "skip" leaves bad images out and lists them in
-            ``skipped.json`` beside the manifest.
-        seekable: give JPEG files restart markers, so that readers decode less of them (`bit_ray.data.images.pack`).
-            Pixels stay the same, progressive files become baseline, what cannot have markers stays as it is.
-        shorter_side: encode larger images anew, as JPEG with a shorter side of this many pixels. That loses detail:
-            see `bit_ray.data.images.pack.shrink` for the trade.
-        num_workers: Ray tasks in flight, one shard each; 0 works in this process.
+        optional_columns: for an iterable, those of `OPTIONAL_COLUMNS` that it fills; a ``Source`` knows its own.
         progress: told (examples done, examples in all or None).
+        changes: fields of `WriteOptions` that replace those of ``options``, as ``row_group_size=64``.
 
     Raises:
         ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing; or another process
@@ -118,62 +93,75 @@ def write_shards(
     """
     start = time.monotonic()
     output = store.absolute(output)
-    _check_options(name, row_group_size, shard_examples, on_bad, shorter_side)
-    if seekable:
+    options = replace(options or WriteOptions(), **changes)
+    if not name or not is_unicode(name):
+        given = "no UTF-8" if name else "empty"
+        raise ConfigError(f"name: {given}; accepted: text; name the set")
+    if options.seekable:
         extension()
     with alone(output):  # before the source is looked through, which may take long
-        options = ReadOptions(
+        examples = open_source(
+            source,
+            output,
+            options,
             class_names=class_names,
-            multi_label=multi_label,
-            root=root,
-            data_dir=data_dir,
-            download=download,
-            check_size=check_size,
-            label=label,
+            optional_columns=optional_columns,
+            num_workers=options.num_workers,
         )
-        examples = open_source(source, output, options, num_workers)
         known = None if isinstance(examples, IteratorSource) else examples
         total = len(known) if known is not None else None
-        size = _shard_size(shard_examples, row_group_size, total)
+        size = _shard_size(options, total)
+        columns = tuple(getattr(examples, "optional_columns", ()))
+        if columns != tuple(name for name in OPTIONAL_COLUMNS if name in columns):
+            raise ConfigError(
+                f"optional_columns: {', '.join(columns)}; accepted: any of {', '.join(OPTIONAL_COLUMNS)}, in order; "
+                "correct them"
+            )
         plan = ShardPlan(
             output=output,
             num_classes=len(examples.class_names),
             multi_label=examples.multi_label,
-            row_group_size=row_group_size,
-            convert_images=convert_images,
-            on_bad=on_bad,
-            seekable=seekable,
-            shorter_side=shorter_side,
+            optional_columns=columns,
+            **{field.name: getattr(options, field.name) for field in fields(PackOptions)},
         )
+        if "annotation" in columns and options.shorter_side is not None:
+            raise ConfigError(
+                f"shorter_side: {options.shorter_side}; accepted: none with annotations, which tell of the pixels as "
+                "they came; leave it out"
+            )
         described = {
             "name": name,
             "source": examples.identity,
             "num_examples": total,
             "class_names_sha256": digest(list(examples.class_names)),
             "multi_label": plan.multi_label,
-            "row_group_size": row_group_size,
+            "row_group_size": plan.row_group_size,
             "shard_examples": size,
-            "seed": seed if known is not None else None,
-            "convert_images": convert_images,
+            "seed": options.seed if known is not None else None,
+            "convert_images": plan.convert_images,
         }
-        # Left out when not set, as in the plans of sets that were written before there was packing.
-        packing = {"seekable": seekable or None, "shorter_side": shorter_side}
-        described |= {option: value for option, value in packing.items() if value is not None}
+        # Left out when not set, as in the plans of sets that were written before there were these options.
+        later: dict[str, Any] = {
+            "seekable": plan.seekable or None,
+            "shorter_side": plan.shorter_side,
+            "optional_columns": list(columns) or None,
+        }
+        described |= {option: value for option, value in later.items() if value is not None}
         # An iterator's content is known only after it has run: its set is never taken for already written.
         plan_digest = digest(described) if known is not None else ""
         empty = examples.empty_classes if isinstance(examples, FileSource) else ()
         whole = whole_set(output, plan_digest)
         if whole is not None:
             return _report(output, whole, start, None, skipped=_read_skipped(output), empty_classes=empty)
-        with Writing(output, described, on_bad=on_bad) as writing:
+        with Writing(output, described, on_bad=plan.on_bad) as writing:
             tick = _counter(progress, sum(size for _ in writing.done), total)
             if isinstance(examples, IteratorSource):
                 results = _from_iterator(examples.examples, plan, size, writing, tick)
             else:
-                results = _from_source(examples, plan, size, seed, writing, num_workers, tick)
+                results = _from_source(examples, plan, size, options.seed, writing, options.num_workers, tick)
             with closing(results):
                 for result in results:
-                    if result.bad and on_bad == "error":
+                    if result.bad and plan.on_bad == "error":
                         raise DataError(_describe_bad(result))
                     writing.add(result)
             manifest = _manifest(name, examples.class_names, plan, writing.done, plan_digest)
@@ -230,7 +218,7 @@ def _from_iterator(
     iterator = iter(examples)
     for index, first in enumerate(iterator):
         sha = hashlib.sha256()
-        chunk = _digested(chain([first], islice(iterator, size - 1)), sha)
+        chunk = _digested(chain([first], islice(iterator, size - 1)), plan.optional_columns, sha)
         before = resumed.pop(index, None)
         if before is None:
             writing.start(index)
@@ -238,7 +226,7 @@ def _from_iterator(
             yield replace(result, source_digest=sha.hexdigest())
         else:
             for example in chunk:
-                check_example(example, plan.num_classes, plan.multi_label)
+                check_example(example, plan.num_classes, plan.multi_label, plan.optional_columns)
             if sha.hexdigest() != before.source_digest:
                 resumed[index] = before
                 break
@@ -249,10 +237,11 @@ def _from_iterator(
         )
 
 
-def _digested(examples: Iterable[Example], sha: "hashlib._Hash") -> Iterator[Example]:
+def _digested(examples: Iterable[Example], optional_columns: Sequence[str], sha: "hashlib._Hash") -> Iterator[Example]:
     for example in examples:
         yield example
-        sha.update(repr((example.id, [int(label) for label in example.labels])).encode())
+        more = [getattr(example, name) for name in optional_columns]
+        sha.update(repr((example.id, [int(label) for label in example.labels], *more)).encode())
 
 
 def _manifest(
@@ -289,28 +278,12 @@ def _describe_bad(result: ShardResult) -> str:
     )
 
 
-def _shard_size(shard_examples: int | None, row_group_size: int, total: int | None) -> int:
+def _shard_size(options: WriteOptions, total: int | None) -> int:
     """Return the examples of a shard, whole row groups."""
+    shard_examples, row_group_size = options.shard_examples, options.row_group_size
     if shard_examples is None:
         shard_examples = min(MAX_SHARD_EXAMPLES, -(-total // NUM_SHARDS)) if total is not None else MAX_SHARD_EXAMPLES
     return -(-shard_examples // row_group_size) * row_group_size
-
-
-def _check_options(
-    name: str, row_group_size: int, shard_examples: int | None, on_bad: str, shorter_side: int | None
-) -> None:
-    if not name or not is_unicode(name):
-        given = "no UTF-8" if name else "empty"
-        raise ConfigError(f"name: {given}; accepted: text; name the set")
-    for option, value in (("row_group_size", row_group_size), ("shard_examples", shard_examples)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option}: {value}; accepted: 1 or more; correct it")
-    if on_bad not in ("error", "skip"):
-        raise ConfigError(f"on_bad: {on_bad}; accepted: error, skip; choose one")
-    if shorter_side is not None and shorter_side < MIN_SHORTER_SIDE:
-        raise ConfigError(
-            f"shorter_side: {shorter_side}; accepted: {MIN_SHORTER_SIDE} pixels or more, usually 256 to 512; raise it"
-        )
 
 
 def _counter(progress: Progress | None, start: int, total: int | None) -> Callable[[int], None]:

@@ -32,8 +32,31 @@ class Unreadable:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a source that is named by a text is read; each kind of source takes some of them."""
+
+    multi_label: bool = False
+    """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
+    root: str = ""
+    """Folder where a table's relative paths start; empty: where the table lies."""
+    data_dir: str = "bit_ray_runs/datasets"
+    """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
+    download: bool = False
+    """For a set by name: download the files that are missing from the folder, where that needs no account."""
+    check_size: bool = True
+    """For a set by name: refuse another number of images or classes than the published one."""
+    label: str = ""
+    """Column of labels of Parquet files with images inside; ending or JSON key of labels of a WebDataset; empty: the
+    only one."""
+
+
 class Source(Protocol):
-    """Examples that can be cut into parts, each of them readable in another process."""
+    """Examples that can be cut into parts, each of them readable in another process.
+
+    One whose examples fill optional columns of a shard also has ``optional_columns``, their names as in
+    `bit_ray.data.shards.row_group.OPTIONAL_COLUMNS`.
+    """
 
     @property
     def class_names(self) -> tuple[str, ...]:

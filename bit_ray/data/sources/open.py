@@ -1,13 +1,13 @@
 """What a shard set can be written from, told apart by how it is given."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from bit_ray import store
-from bit_ray.data.sources.base import Example, Source
+from bit_ray.data.sources.base import Example, ReadOptions, Source
 from bit_ray.data.sources.embedded.catalog import CATALOG, is_embedded, open_embedded
 from bit_ray.data.sources.files import open_files
 from bit_ray.data.sources.labels import check_classes
@@ -17,8 +17,6 @@ from bit_ray.data.sources.published.names import NAMED, is_named, open_dataset
 from bit_ray.data.sources.vtab.splits import is_vtab, open_subset
 from bit_ray.data.sources.webdataset import open_webdataset
 from bit_ray.errors import ConfigError, DataError
-
-DATA_DIR = "bit_ray_runs/datasets"
 
 Kind = Literal["embedded", "named", "vtab", "webdataset", "parquet", "table", "folder"]
 
@@ -30,24 +28,12 @@ class IteratorSource:
     examples: Iterable[Example]
     class_names: tuple[str, ...]
     multi_label: bool
+    optional_columns: tuple[str, ...]
 
     @property
     def identity(self) -> dict[str, Any]:
         """The kind: the content is known only after it has run."""
         return {"kind": "iterator"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How a source is read; each kind of source takes some of them."""
-
-    class_names: Sequence[str] | None = None
-    multi_label: bool = False
-    root: str | None = None
-    data_dir: str | Path = DATA_DIR
-    download: bool = False
-    check_size: bool = True
-    label: str = ""
 
 
 # Which kinds take which option; for the other options see ``_check``.
@@ -71,29 +57,44 @@ _CALLED: dict[Kind, str] = {
 
 
 def open_source(
-    source: str | Path | Source | Iterable[Example], output: str, options: ReadOptions, num_workers: int
+    source: str | Path | Source | Iterable[Example],
+    output: str,
+    options: ReadOptions,
+    *,
+    class_names: Sequence[str] | None = None,
+    optional_columns: Sequence[str] = (),
+    num_workers: int = 0,
 ) -> Source | IteratorSource:
-    """Open whatever ``write_shards`` takes as source.
+    """Open whatever ``write_shards`` takes as source; see there for the arguments.
 
     Raises:
         ConfigError: an option that this kind of source does not take.
         DataError: a source that is not there, empty, or refused.
     """
+    given = {**vars(options), "class_names": class_names}
+    known = isinstance(source, (str, Path)) or hasattr(source, "part")
+    if known and optional_columns:
+        raise ConfigError(
+            f"optional_columns: {', '.join(optional_columns)}; accepted: only with an iterator, other sources know "
+            "their own; leave it out"
+        )
     if isinstance(source, (str, Path)):
-        opened = _open_text(str(source), output, options)
-    elif hasattr(source, "part"):
-        _check(options, (), "a source that knows its own")
+        opened = _open_text(str(source), output, options, class_names)
+    elif known:
+        _check(given, (), "a source that knows its own")
         opened = cast(Source, source)
     else:
-        _check(options, ("class_names", "multi_label"), "an iterator")
+        _check(given, ("class_names", "multi_label"), "an iterator")
         if num_workers > 0:
             raise ConfigError(
                 f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
             )
-        if not options.class_names:
+        if not class_names:
             raise ConfigError("class_names: empty; accepted with an iterator: unique names; give them")
-        check_classes("class_names", tuple(options.class_names), "unique names")
-        return IteratorSource(source, tuple(options.class_names), options.multi_label)
+        check_classes("class_names", tuple(class_names), "unique names")
+        return IteratorSource(
+            cast(Iterable[Example], source), tuple(class_names), options.multi_label, tuple(optional_columns)
+        )
     if not opened.class_names or not len(opened):
         raise DataError(
             f"source: {len(opened)} examples of {len(opened.class_names)} classes; accepted: at least one of each"
@@ -102,12 +103,12 @@ def open_source(
     return opened
 
 
-def _open_text(source: str, output: str, options: ReadOptions) -> Source:
+def _open_text(source: str, output: str, options: ReadOptions, class_names: Sequence[str] | None) -> Source:
     kind = _kind(source)
     taken = [option for option, kinds in _TAKEN_BY.items() if kind in kinds]
     if kind == "named" and (named := NAMED.get(source.split(":")[0])) is not None and not named.num_classes:
         taken.append("class_names")  # the set has no official list
-    _check(options, taken, _CALLED[kind])
+    _check({**vars(options), "class_names": class_names}, taken, _CALLED[kind])
     if kind == "embedded":
         return open_embedded(source)
     if kind == "named":
@@ -118,16 +119,14 @@ def _open_text(source: str, output: str, options: ReadOptions) -> Source:
             options.data_dir,
             download=options.download,
             check_size=options.check_size,
-            class_names=options.class_names,
+            class_names=class_names,
         )
     if kind == "vtab":
         return open_subset(source, options.data_dir)
     if kind == "webdataset":
-        return open_webdataset(
-            source, label=options.label, class_names=options.class_names, multi_label=options.multi_label
-        )
+        return open_webdataset(source, label=options.label, class_names=class_names, multi_label=options.multi_label)
     if kind == "parquet":
-        return open_parquet(source, label=options.label, class_names=options.class_names)
+        return open_parquet(source, label=options.label, class_names=class_names)
     if "/" not in source and "." not in source and not store.exists(source):
         known = (*NAMED, *CATALOG)
         near = difflib.get_close_matches(source.split(":")[0], known, n=1)
@@ -138,7 +137,7 @@ def _open_text(source: str, output: str, options: ReadOptions) -> Source:
         )
     if _within(output, source):
         raise DataError(f"{output}: lies inside the source {source}; accepted: an output elsewhere; choose another")
-    return open_files(source, root=options.root, class_names=options.class_names, multi_label=options.multi_label)
+    return open_files(source, root=options.root or None, class_names=class_names, multi_label=options.multi_label)
 
 
 def _kind(source: str) -> Kind:
@@ -158,11 +157,11 @@ def _kind(source: str) -> Kind:
     return "table" if source.endswith(".csv") else "folder"
 
 
-def _check(options: ReadOptions, taken: Sequence[str], what: str) -> None:
+def _check(given: Mapping[str, Any], taken: Sequence[str], what: str) -> None:
     """Raise ConfigError for an option that would have no effect."""
     for option in _TAKEN_BY:
-        value = getattr(options, option)
-        if option not in taken and value != getattr(ReadOptions(), option):
+        value = given[option]
+        if option not in taken and value not in (None, getattr(ReadOptions, option, None)):
             kinds = [_CALLED[kind] for kind in _TAKEN_BY[option]]
             shown = "given" if option == "class_names" else f"{value}, given"
             raise ConfigError(f"{option}: {shown} with {what}; accepted: only with {' or '.join(kinds)}; leave it out")

@@ -31,6 +31,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.stream.cache import CacheConfig
 from bit_ray.data.stream.order import Order, Shuffle
 from bit_ray.data.stream.requests import BadExample, ReadRequest, read, request_groups
+from bit_ray.data.stream.rows import HOLE, Row
 from bit_ray.errors import root_cause
 
 # Examples per Ray Data execution, rounded up to whole rounds. While output waits to be taken, Ray Data's scheduler
@@ -69,15 +70,15 @@ class StreamSpec:
 class Batch(NamedTuple):
     """A worker's share of one optimizer step.
 
-    A bad example leaves a hole: its target is -1 (for several labels, all -1) and it has no part in the loss. Its
-    pixels are those of its neighbour, with which MixUp would pair it.
+    A bad example leaves a hole, which has no part in the loss: its row is `HOLE`. Its pixels are those of its
+    neighbour, with which MixUp would pair it.
     """
 
     step: int
     images: torch.Tensor
     """``[b, H, W, 3] uint8``."""
-    targets: torch.Tensor
-    """``[b] int64``, or ``[b, C] int8`` multi-hot."""
+    rows: tuple[Row, ...]
+    """``b`` rows, of which an objective makes its targets."""
     ids: tuple[str, ...]
     """``b`` example ids."""
     bad: tuple[BadExample, ...]
@@ -165,6 +166,7 @@ class _Window:
         self.request = request
         self.ids = ["" if id is None else id for id in table["id"].to_pylist()]
         self.labels = table["labels"].to_pylist()
+        self.annotations = table["annotation"].to_pylist() if request.annotations else [b""] * len(self.ids)
         self.problems = table["problem"].to_pylist()
         self.offsets, self.lengths = table["offset"].to_pylist(), table["length"].to_pylist()
         self.uniforms = uniforms(spec.seed, epochs, example_keys(self.ids))
@@ -238,6 +240,7 @@ class _Stream:
                     group=group,
                     row=row,
                     cache=spec.cache,
+                    annotations="annotation" in self.manifest.optional_columns,
                 )
             )
             places.append((epoch[wanted], step[wanted], slot[wanted] - spec.slots.start))
@@ -288,10 +291,6 @@ class _Stream:
         """Allocate a batch and hand its images to the decoding threads."""
         size, width = self.spec.view.crop_size, len(self.spec.slots)
         images = torch.empty((width, size, size, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
-        if self.manifest.multi_label:
-            targets = torch.zeros((width, self.manifest.num_classes), dtype=torch.int8)
-        else:
-            targets = torch.empty(width, dtype=torch.int64)
         ids = [""] * width
         tasks = []
         for window, rows, slots in self.filling.pop(step):
@@ -300,45 +299,38 @@ class _Stream:
                 tasks.append(self.decoders.submit(self.decode, window, rows[part], slots[part], images.numpy()))
             for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
                 ids[slot] = window.ids[row]
-                if window.problems[row] is not None:
-                    continue  # becomes a hole
-                if self.manifest.multi_label:
-                    targets[slot, window.labels[row]] = 1
-                else:
-                    targets[slot] = window.labels[row][0]
-        self.decoding.append((Batch(step, images, targets, tuple(ids), ()), tasks))
+        self.decoding.append((Batch(step, images, (), tuple(ids), ()), tasks))
 
     def decode(
         self, window: _Window, rows: np.ndarray, slots: np.ndarray, images: np.ndarray
-    ) -> tuple[list[tuple[int, BadExample]], list[DecodePath]]:
-        """Decode some images of a window into their slots; the bad ones are returned with their slot."""
-        bad, paths = [], []
+    ) -> tuple[list[tuple[int, Row]], list[tuple[int, BadExample]], list[DecodePath]]:
+        """Decode some images of a window into their slots; what is known of them is returned with their slot."""
+        good, bad, paths = [], [], []
         for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
             reason = window.problems[row]
             if reason is None:
                 try:
                     data = os.pread(window.files[window.names[row]].fileno(), window.lengths[row], window.offsets[row])
-                    paths.append(
-                        decode_train_view(
-                            data,
-                            self.spec.view,
-                            window.uniforms[row],
-                            images[slot],
-                            convert=self.manifest.convert_images,
-                        )
+                    path, placement = decode_train_view(
+                        data, self.spec.view, window.uniforms[row], images[slot], convert=self.manifest.convert_images
                     )
+                    paths.append(path)
+                    good.append((slot, Row(window.labels[row], window.annotations[row], placement)))
                     continue
                 except (ImageError, OSError) as error:
                     reason = str(error)
             bad.append((slot, window.bad(row, reason)))
-        return bad, paths
+        return good, bad, paths
 
     def finish(self) -> Batch:
         """Wait for the oldest batch's images and make its holes."""
         batch, tasks = self.decoding.popleft()
+        rows = [HOLE] * len(batch.images)
         holes: dict[int, BadExample] = {}
         for task in tasks:
-            bad, paths = task.result()
+            good, bad, paths = task.result()
+            for slot, row in good:
+                rows[slot] = row
             holes.update(bad)
             for path in paths:
                 self.counts.decoded[path] = self.counts.decoded.get(path, 0) + 1
@@ -348,8 +340,7 @@ class _Stream:
                 batch.images[slot] = batch.images[partner]
             else:
                 batch.images[slot] = 0
-            batch.targets[slot] = -1
-        return batch._replace(bad=tuple(holes[slot] for slot in sorted(holes)))
+        return batch._replace(rows=tuple(rows), bad=tuple(holes[slot] for slot in sorted(holes)))
 
     def close(self) -> None:
         """Wait until nothing runs any more: whoever closes a stream may stop Ray next."""

@@ -165,7 +165,7 @@ def _decode(
     for epoch in count():
         for (id, data), u in zip(sample, uniforms(seed, epoch, keys), strict=True):
             try:
-                paths[decode_train_view(data, view, u, out, convert=convert)] += 1
+                paths[decode_train_view(data, view, u, out, convert=convert)[0]] += 1
             except ImageError:
                 bad.add(id)
         if len(bad) == len(sample):

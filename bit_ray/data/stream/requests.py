@@ -34,7 +34,9 @@ PLACES = pa.schema(
 )
 """One row per example asked for, in that order. ``problem`` says why a row cannot be used, and then ``labels`` is null,
 and all else too where the row group cannot be read; ``transient`` files are not kept in the cache, whoever opens one
-unlinks it; ``fetched_bytes`` stands at the first row of a row group, and is null in the others."""
+unlinks it; ``fetched_bytes`` stands at the first row of a row group, and is null in the others. Where annotations are
+asked for, they are one more column, ``annotation``."""
+_ANNOTATION = pa.field("annotation", pa.binary())
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class ReadRequest:
     row: np.ndarray
     """``[n]``: its row in the row group."""
     cache: CacheConfig
+    annotations: bool = False
+    """Whether the annotations are wanted; the set must have them."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the answer."""
+        return PLACES.append(_ANNOTATION) if self.annotations else PLACES
 
 
 def read(request: ReadRequest) -> pa.Table:
@@ -87,7 +96,7 @@ def read(request: ReadRequest) -> pa.Table:
         try:
             found, table = _index(cache, request, shard, group)
         except DamagedShardError as error:
-            return _unreadable(len(rows), str(error))
+            return _unreadable(len(rows), str(error), request.schema)
         wrong = row_problems(table, request.num_classes, request.multi_label)
         problems = [wrong.get(row) for row in rows.tolist()]
         ids, labels = table["id"], table["labels"].cast(PLACES.field("labels").type)
@@ -104,8 +113,9 @@ def read(request: ReadRequest) -> pa.Table:
                 pa.array(problems, pa.string()),
                 pa.array([found.transient] * n, pa.bool_()),
                 pa.array([found.fetched_bytes] + [None] * (n - 1), pa.int64()),
+                *([table["annotation"]] if request.annotations else ()),
             ],
-            schema=PLACES,
+            schema=request.schema,
         )
 
     with ThreadPoolExecutor(min(_MOST_THREADS, len(request.groups))) as pool:
@@ -120,14 +130,15 @@ def _index(cache: NodeCache, request: ReadRequest, shard: Shard, group: int) -> 
     key = request.shards, request.manifest_digest, shard, group, request.row_group_size
     found = cache.locate(*key)
     checksum = shard.checksum(group)
+    columns = ("id", "labels", "annotation") if request.annotations else ("id", "labels")
     try:
-        return found, index_rows(found.path, found.group, checksum)
+        return found, index_rows(found.path, found.group, checksum, columns)
     except DamagedShardError:
         if store.is_local(request.shards) or not found.hit:
             raise
     cache.discard(found)
     found = cache.locate(*key)
-    return found, index_rows(found.path, found.group, checksum)
+    return found, index_rows(found.path, found.group, checksum, columns)
 
 
 def _without(table: pa.Table, wrong: dict[int, str]) -> tuple[pa.Array, pa.Array]:
@@ -137,10 +148,10 @@ def _without(table: pa.Table, wrong: dict[int, str]) -> tuple[pa.Array, pa.Array
     return pa.array(ids, pa.string()), pa.array(labels, PLACES.field("labels").type)
 
 
-def _unreadable(count: int, problem: str) -> pa.Table:
-    columns = [pa.nulls(count, field.type) for field in PLACES]
-    columns[PLACES.get_field_index("problem")] = pa.array([problem] * count, pa.string())
-    return pa.table(columns, schema=PLACES)
+def _unreadable(count: int, problem: str, schema: pa.Schema) -> pa.Table:
+    columns = [pa.nulls(count, field.type) for field in schema]
+    columns[schema.get_field_index("problem")] = pa.array([problem] * count, pa.string())
+    return pa.table(columns, schema=schema)
 
 
 def request_groups(

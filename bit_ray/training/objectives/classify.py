@@ -1,16 +1,18 @@
 """Classification: softmax or sigmoid cross-entropy, with MixUp. PyTorch only.
 
-What another objective must offer is a call like `Classification`'s: the loss of a micro-batch as a sum over its images,
-so that cutting a batch changes only rounding.
+What another objective must offer is what `Classification` has: ``targets``, a tensor with an entry per row of a batch,
+padded where they are ragged, in which -1 fills the holes; and a call, the loss of a micro-batch as a sum over its
+images, so that cutting a batch changes only rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bit_ray.data.stream.rows import Row
 from bit_ray.training.plan import Loss
 
 
@@ -20,10 +22,31 @@ class Classification:
 
     loss: Loss
     """Softmax for one label per image, sigmoid for several."""
+    num_classes: int
+    """Outputs of the network."""
     mixup_alpha: float = 0.0
     """MixUp's Beta parameter; 0: off."""
     seed: int = 0
     """Seed of MixUp."""
+
+    def targets(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return the targets of a batch.
+
+        Args:
+            rows: ``b`` rows as the stream gives them.
+
+        Returns:
+            For softmax ``[b] int64`` class indices, for sigmoid ``[b, C] int8`` multi-hot; -1 in holes.
+        """
+        if self.loss == "softmax":
+            return torch.tensor([-1 if row.placement is None else row.labels[0] for row in rows], dtype=torch.int64)
+        targets = np.zeros((len(rows), self.num_classes), np.int8)
+        for target, row in zip(targets, rows, strict=True):
+            if row.placement is None:
+                target[:] = -1
+            else:
+                target[list(row.labels)] = 1
+        return torch.from_numpy(targets)
 
     def __call__(
         self,

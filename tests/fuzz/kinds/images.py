@@ -100,10 +100,10 @@ class Kind:
             assert 0 < height * width <= MAX_PIXELS, "more pixels than are taken"
         view, u = _VIEWS[seed % len(_VIEWS)], uniforms(seed, 0, example_keys(["x"]))[0]
         out = np.zeros((view.crop_size, view.crop_size, 3), np.uint8)
-        path = attempt(decode_train_view, data, view, u, out, convert=convert)
-        assert path is not None or pixels is None, "a view is refused of an image that is taken"
-        if path is not None and pixels is not None:
-            assert np.array_equal(out, train_view(pixels, view, u)), f"other pixels by the {path} path"
+        found = attempt(decode_train_view, data, view, u, out, convert=convert)
+        assert found is not None or pixels is None, "a view is refused of an image that is taken"
+        if found is not None and pixels is not None:
+            assert np.array_equal(out, train_view(pixels, view, u)), f"other pixels by the {found[0]} path"
         if FAST_PATH and pixels is not None and (packed := attempt(make_seekable, data, pixels)) is not None:
             assert np.array_equal(decode_image(packed), pixels), "other pixels after packing"
 

@@ -23,7 +23,9 @@ from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, stream_order
 from bit_ray.data.stream.bench import bench_shards
 from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.rows import HOLE
 from bit_ray.errors import DataError
+from bit_ray.training.objectives.classify import Classification
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
 BATCH = 24
@@ -52,7 +54,10 @@ def spec(shards, **changes):
 
 def read(spec, **options):
     """step -> (images, targets)."""
-    found = {batch.step: (batch.images, batch.targets) for batch in batches(spec, **options)}
+    manifest = read_manifest(spec.shards)
+    loss = "sigmoid" if manifest.multi_label else "softmax"
+    targets = Classification(loss=loss, num_classes=manifest.num_classes).targets
+    found = {batch.step: (batch.images, targets(batch.rows)) for batch in batches(spec, **options)}
     assert list(found) == list(range(spec.start_step, spec.stop_step))
     return found
 
@@ -221,12 +226,12 @@ def holes_of(spec):
         seen = []
         for slot, (_, shard, row) in enumerate(order.rows_of_step(batch.step)):
             if (shards[shard], row) in bad:
-                assert batch.targets[slot] == -1
-                partner = batch.targets[slot ^ 1] >= 0
+                assert batch.rows[slot] == HOLE
+                partner = batch.rows[slot ^ 1] != HOLE
                 assert torch.equal(batch.images[slot], batch.images[slot ^ 1] * partner)
                 seen.append((shards[shard], row))
             else:
-                assert batch.targets[slot] >= 0
+                assert batch.rows[slot] != HOLE
         assert len(seen) == len(batch.bad)  # one that ends an epoch may begin the next in the same batch
         assert set(seen) == bad.keys()
         found |= bad

@@ -74,7 +74,7 @@ def decode(data, view, seed=0, convert=False):
     """Path and pixels, or the refusal."""
     out = np.zeros((view.crop_size, view.crop_size, 3), np.uint8)
     try:
-        return decode_train_view(data, view, u(seed), out, convert=convert), out
+        return decode_train_view(data, view, u(seed), out, convert=convert)[0], out
     except ImageError as error:
         return "refused", str(error)
 
