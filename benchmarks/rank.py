@@ -23,9 +23,10 @@ from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.embedded.catalog import open_embedded
 from bit_ray.evaluation.rank import rank_models
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import PRE_TRAINED, fewshot_suite
-from bit_ray.training.config import PretrainConfig, RuleOverrides
+from bit_ray.training.config import PretrainConfig
 from bit_ray.training.pretrain import pretrain
 
 # Upstream size, steps and network.

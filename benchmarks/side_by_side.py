@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from bit_ray.cluster.session import cluster
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.training.config import RuleOverrides
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("cifar100", "svhn")

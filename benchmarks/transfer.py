@@ -26,10 +26,11 @@ from bit_ray.evaluation.subsets import summarize
 from bit_ray.inference.classifier import load_model
 from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
 from bit_ray.plots.style import save_figure
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
-from bit_ray.training.config import PretrainConfig, RuleOverrides
+from bit_ray.training.config import PretrainConfig
 from bit_ray.training.pretrain import pretrain
 
 BATCH = 128

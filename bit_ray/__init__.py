@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from bit_ray.inference.classifier import load_model
     from bit_ray.inference.predict import predict_folder
     from bit_ray.models.zoo import create_model
-    from bit_ray.recipes.hyperrule import hyperrule
+    from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
     from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
     from bit_ray.studies.config import FewShotConfig
     from bit_ray.studies.few_shot import fewshot_suite
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_config import VtabConfig
-    from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides, Runtime
+    from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
     from bit_ray.training.finetune import finetune
     from bit_ray.training.pretrain import pretrain
     from bit_ray.weights.export import load_exported
@@ -87,7 +87,7 @@ _HOMES = {
     "Manifest": "bit_ray.data.shards.manifest",
     "PretrainConfig": "bit_ray.training.config",
     "ProbeConfig": "bit_ray.evaluation.config",
-    "RuleOverrides": "bit_ray.training.config",
+    "RuleOverrides": "bit_ray.recipes.hyperrule",
     "Runtime": "bit_ray.training.config",
     "Shuffle": "bit_ray.data.stream.order",
     "UpstreamRecipe": "bit_ray.recipes.upstream",

@@ -31,11 +31,12 @@ from bit_ray.plots.comparison import comparison_figure
 from bit_ray.plots.predictions import prediction_figure
 from bit_ray.plots.style import save_figure
 from bit_ray.progress import console, print_table
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.config import FinetuneConfig, PretrainConfig, RuleOverrides
+from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.finetune import finetune
 from bit_ray.training.pretrain import pretrain
 from bit_ray.uris import shown

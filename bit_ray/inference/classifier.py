@@ -15,7 +15,7 @@ from bit_ray import store
 from bit_ray.data.images.decode import MAX_PIXELS, ImageError, decode_image
 from bit_ray.data.images.resize import eval_view
 from bit_ray.errors import ConfigError, DataError, ModelError, brief
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.fetch import fetch_package
 from bit_ray.weights.package import ModelSpec, load_package, read_spec
@@ -34,7 +34,7 @@ ClassifierState = tuple[dict[str, Tensor], ModelSpec]
 class Classifier:
     """A network together with what it needs to know to classify images."""
 
-    def __init__(self, model: ResNetV2, spec: ModelSpec, sha256: str = "") -> None:
+    def __init__(self, model: Network, spec: ModelSpec, sha256: str = "") -> None:
         if model.config.num_classes != spec.num_classes:
             raise ModelError(
                 f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
@@ -60,7 +60,7 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the network is, and where the images are taken to."""
-        return self.model.head.weight.device
+        return next(self.model.parameters()).device
 
     def predict(
         self,
@@ -151,7 +151,7 @@ class Classifier:
             DataError: the batch has another shape or type.
         """
         features = self.model.forward_features(self._input(batch))
-        return features.float(), self.model.head(features).float()
+        return features.float(), self.model.forward_head(features).float()
 
     def _input(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Check a batch and return it as the network takes it, on its device."""
@@ -164,7 +164,7 @@ class Classifier:
             )
         low, high = self.spec.input_range
         # uint8 over the bus, float on the device; the permuted view is channels_last without a copy.
-        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.model.head.weight.dtype)
+        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype)
         return pixels * ((high - low) / 255) + low
 
     def _views(self, images: Iterable[ImageInput], convert: bool, max_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -277,7 +277,7 @@ def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> np
     raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
 
 
-def _load(uri: str, tracking_uri: str | None, cache: Path | None) -> tuple[ResNetV2, ModelSpec, str]:
+def _load(uri: str, tracking_uri: str | None, cache: Path | None) -> tuple[Network, ModelSpec, str]:
     if uri.startswith("models:/"):
         from bit_ray.tracking import fetch, registry  # MLflow, which only these names need
 

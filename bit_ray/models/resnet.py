@@ -1,29 +1,36 @@
 """BiT ResNet-v2: pre-activation bottlenecks with GroupNorm and Weight Standardization, in plain PyTorch.
 
+With BatchNorm in place of the one or without the other, it is a network of the paper's ablation (§4.3).
+
 Kolesnikov et al., "Big Transfer (BiT)", arXiv 1912.11370 §3.1; the details the paper leaves open follow the authors'
 code, big_transfer:bit_pytorch/models.py, to the last bit of padding, so that their published weights give their
 published results.
 """
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bit_ray.errors import ConfigError, brief
+from bit_ray.models.batch_norm import BatchNormReLU
 from bit_ray.models.inputs import MIN_IMAGE_SIZE
+from bit_ray.models.network import BatchStatistics, Network, Parts, check_input, check_num_classes
 
 NUM_GROUPS = 32
 STAGE_STRIDES = (1, 2, 2, 2)
 # A description of a few bytes must not cost minutes or all memory. The largest published network, R152x4, has 36 units
-# in a stage and 1.1e9 parameters with the 21843 classes of ImageNet-21k; JFT has 30,000 classes.
+# in a stage and 1.1e9 parameters with the 21843 classes of ImageNet-21k.
 MAX_UNITS = 64
 MAX_WIDTH = 16
-MAX_CLASSES = 1_000_000
 MAX_PARAMETERS = 10_000_000_000
+
+Norm = Literal["gn", "bn", "syncbn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +43,17 @@ class ResNetConfig:
     """Factor on every hidden width, the root included (paper §3.1); a multiple of 0.5."""
     num_classes: int
     """Outputs of the classifier."""
+    norm: Norm = "gn"
+    """GroupNorm, as BiT; BatchNorm over groups of a worker's images; BatchNorm over the whole batch of all workers."""
+    standardize: bool = True
+    """Weight Standardization of every convolution, as BiT."""
+
+    min_image_size: ClassVar[int] = MIN_IMAGE_SIZE
+    """Least side of an image, pixels: the network halves it five times."""
 
     def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ConfigError(f"norm: {brief(self.norm)}; one of {', '.join(get_args(Norm))}; choose one")
         if len(self.units) != len(STAGE_STRIDES) or not all(isinstance(n, int) and n >= 1 for n in self.units):
             raise ConfigError(f"units: {brief(self.units)}; four whole numbers of at least 1; for example (3, 4, 6, 3)")
         if max(self.units) > MAX_UNITS:
@@ -48,12 +64,7 @@ class ResNetConfig:
                 f"width: {self.width:g}; a positive multiple of {NUM_GROUPS / 64:g}, at most {MAX_WIDTH}; the "
                 f"{NUM_GROUPS} groups of GroupNorm must divide 64 * width channels"
             )
-        if self.num_classes < 1:
-            raise ConfigError(
-                f"num_classes: {brief(self.num_classes)}; at least 1; for features alone use forward_features"
-            )
-        if self.num_classes > MAX_CLASSES:
-            raise ConfigError(f"num_classes: {brief(self.num_classes)}; at most {MAX_CLASSES}; check the class list")
+        check_num_classes(self.num_classes)
         if self.num_parameters > MAX_PARAMETERS:
             raise ConfigError(
                 f"units: {self.units} of width {self.width:g} with {self.num_classes} classes have "
@@ -64,6 +75,16 @@ class ResNetConfig:
     def channels(self) -> tuple[int, ...]:
         """Channels of the root and of the output of each stage."""
         return int(64 * self.width), *(int(256 * self.width) * 2**stage for stage in range(len(self.units)))
+
+    @property
+    def batch_statistics(self) -> BatchStatistics:
+        """Over which images it normalises while it is trained."""
+        statistics: dict[Norm, BatchStatistics] = {"gn": "none", "bn": "group", "syncbn": "batch"}
+        return statistics[self.norm]
+
+    def build(self) -> "ResNetV2":
+        """Return a freshly initialised network with a zero head."""
+        return ResNetV2(self)
 
     @property
     def num_parameters(self) -> int:
@@ -97,21 +118,25 @@ def standardize(weight: Tensor) -> Tensor:
     return functional.layer_norm(by_rows, by_rows.shape[1:], eps=1e-10).permute(0, 3, 1, 2)
 
 
-class StdConv2d(nn.Conv2d):
-    """A convolution without bias whose kernel is standardized in every forward pass."""
+class PlainConv2d(nn.Conv2d):
+    """A convolution without bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         # Padding independent of the image size, as the authors' "fixed padding"; not TensorFlow's SAME.
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw the kernel from a Kaiming normal over the fan-in.
+        """Draw the kernel from a Kaiming normal over the fan-in (He et al., arXiv 1502.01852).
 
         Weight Standardization makes the forward pass invariant to the kernel's scale, so the scale chosen here only
         sets the effective learning rate (gradients go with 1/std). The paper is silent; flax, which the authors used,
         draws over the fan-in as well.
         """
         nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
+
+
+class StdConv2d(PlainConv2d):
+    """A convolution without bias whose kernel is standardized in every forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, I, H, W]`` to ``[B, O, H', W']``."""
@@ -133,18 +158,20 @@ class GroupNormReLU(nn.GroupNorm):
 class Bottleneck(nn.Module):
     """Pre-activation bottleneck with the stride in its 3x3 convolution (He et al., arXiv 1603.05027)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, norm: Norm = "gn", standardize: bool = True
+    ) -> None:
         super().__init__()
         mid_channels = out_channels // 4
-        self.gn1 = GroupNormReLU(in_channels)
-        self.conv1 = StdConv2d(in_channels, mid_channels, 1)
-        self.gn2 = GroupNormReLU(mid_channels)
-        self.conv2 = StdConv2d(mid_channels, mid_channels, 3, stride)
-        self.gn3 = GroupNormReLU(mid_channels)
-        self.conv3 = StdConv2d(mid_channels, out_channels, 1)
-        self.proj = (
-            StdConv2d(in_channels, out_channels, 1, stride) if stride != 1 or in_channels != out_channels else None
-        )
+        conv = StdConv2d if standardize else PlainConv2d
+        # The names under which weights are saved say gn, whatever the norm is.
+        self.gn1 = _norm(norm, in_channels)
+        self.conv1 = conv(in_channels, mid_channels, 1)
+        self.gn2 = _norm(norm, mid_channels)
+        self.conv2 = conv(mid_channels, mid_channels, 3, stride)
+        self.gn3 = _norm(norm, mid_channels)
+        self.conv3 = conv(mid_channels, out_channels, 1)
+        self.proj = conv(in_channels, out_channels, 1, stride) if stride != 1 or in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, out_channels, H/stride, W/stride]``."""
@@ -157,29 +184,40 @@ class Bottleneck(nn.Module):
         return residual + shortcut
 
 
-class ResNetV2(nn.Module):
+class ResNetV2(Network):
     """BiT ResNet-v2; the input is ``[B, 3, H, W] float`` in [-1, 1], H and W at least 32 pixels."""
+
+    config: ResNetConfig
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
         channels = config.channels
-        self.root = StdConv2d(3, channels[0], 7, stride=2)
+        self.root = (StdConv2d if config.standardize else PlainConv2d)(3, channels[0], 7, stride=2)
         # Padded with zeros: MaxPool2d(padding=1) would pad with -inf, which changes the border
         # (google-research/big_transfer#74).
         self.pool = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
         self.stages = nn.Sequential()
+        kind: dict[str, Any] = {"norm": config.norm, "standardize": config.standardize}
         for num_units, stride, (before, after) in zip(config.units, STAGE_STRIDES, pairwise(channels), strict=True):
-            stage = [Bottleneck(before, after, stride)]
-            stage += [Bottleneck(after, after, 1) for _ in range(num_units - 1)]
+            stage = [Bottleneck(before, after, stride, **kind)]
+            stage += [Bottleneck(after, after, 1, **kind) for _ in range(num_units - 1)]
             self.stages.append(nn.Sequential(*stage))
-        self.gn = GroupNormReLU(channels[-1])
+        self.gn = _norm(config.norm, channels[-1])
         self.head = _zero_head(channels[-1], config.num_classes)
 
     @property
     def num_features(self) -> int:
         """Length D of the pooled feature vector."""
         return self.config.channels[-1]
+
+    def parts(self) -> Parts:
+        """Return the parts, for training some of them."""
+        return Parts(self.root, tuple(self.stages), self.gn, self.head)
+
+    def norms(self) -> list[nn.Module]:
+        """Return the normalisation layers, whose parameters are scales and shifts."""
+        return [module for module in self.modules() if isinstance(module, (GroupNormReLU, BatchNormReLU))]
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a zero-initialised one, as on every transfer (paper §4.1).
@@ -192,16 +230,7 @@ class ResNetV2(nn.Module):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Check the input ``[B, 3, H, W] float`` and map it to the input of stage 1, ``[B, 64 * width, H/4, W/4]``."""
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ConfigError(
-                f"input: {list(x.shape)} {str(x.dtype).removeprefix('torch.')}; [B, 3, H, W] floating point in "
-                f"[-1, 1]; permute and scale the images first"
-            )
-        if min(x.shape[2:]) < MIN_IMAGE_SIZE:
-            raise ConfigError(
-                f"input: {x.shape[2]}x{x.shape[3]} pixels; at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}; resize the "
-                f"images: the network halves them five times"
-            )
+        check_input(x, MIN_IMAGE_SIZE, "the network halves them five times")
         return self.pool(self.root(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -219,13 +248,21 @@ class ResNetV2(nn.Module):
         features["pre_logits"] = self.gn(next(reversed(features.values()))).mean(dim=(2, 3))
         return features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, 3, H, W] float`` to logits ``[B, num_classes]``.
+    def baked(self) -> "ResNetV2":
+        """Return a copy on the CPU, in evaluation mode, with its kernels standardized for good."""
+        baked = copy.deepcopy(self).cpu().eval().requires_grad_(False)
+        for name, module in list(baked.named_modules()):
+            if isinstance(module, StdConv2d):
+                size, stride = module.kernel_size[0], module.stride[0]
+                with torch.device("meta"):
+                    plain = PlainConv2d(module.in_channels, module.out_channels, size, stride)
+                plain.weight = nn.Parameter(standardize(module.weight.float()), requires_grad=False)
+                baked.set_submodule(name, plain)
+        return baked
 
-        Raises:
-            ConfigError: the input has another shape or type, or is smaller than 32 pixels.
-        """
-        return self.head(self.forward_features(x))
+
+def _norm(norm: Norm, num_channels: int) -> nn.Module:
+    return GroupNormReLU(num_channels) if norm == "gn" else BatchNormReLU(num_channels, over_workers=norm == "syncbn")
 
 
 def _zero_head(num_features: int, num_classes: int) -> nn.Linear:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from bit_ray.errors import ConfigError
@@ -24,6 +24,40 @@ _CODE_BOUNDARIES: dict[Regime, tuple[int, ...]] = {
     "medium": (3000, 6000, 9000),
     "large": (6000, 12_000, 18_000),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOverrides:
+    """Settings that replace the profile's; what is left out follows the rule."""
+
+    regime: Regime | None = None
+    """Regime whose steps, decays and MixUp are taken, whatever the number of images."""
+    resize: int | None = None
+    """Side of the square before the random crop, pixels."""
+    crop: int | None = None
+    """Side of what the network sees, pixels."""
+    num_steps: int | None = None
+    """Optimizer steps; warm-up and boundaries scale with them."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up."""
+    boundaries: tuple[int, ...] | None = None
+    """Steps after which the learning rate is divided by ten."""
+    boundary_rule: BoundaryRule | None = None
+    """Whether step b itself has the lower rate (upstream, as the paper) or the higher one (hyperrule, as the code)."""
+    batch_size: int | None = None
+    """Images per optimizer step."""
+    base_lr: float | None = None
+    """Learning rate."""
+    momentum: float | None = None
+    """SGD momentum."""
+    weight_decay: float | None = None
+    """Coupled L2 on the kernels of convolutions and head only."""
+    decay_to_init: bool | None = None
+    """Weight decay towards the initial weights instead of zero, as in the paper's random search (App. A)."""
+    dropout: float | None = None
+    """Share of the features that are dropped before the head; the paper's random search has up to 0.7 (App. A)."""
+    mixup_alpha: float | None = None
+    """MixUp's parameter; 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +92,10 @@ class HyperRule:
     """Momentum of SGD."""
     weight_decay: float = 0.0
     """The HyperRule has none (paper §3.3)."""
+    decay_to_init: bool = False
+    """Decay towards the initial weights instead of zero."""
+    dropout: float = 0.0
+    """Share of the features that are dropped before the head; the HyperRule has none (paper §3.3)."""
     mixup_alpha: float = 0.0
     """Parameter of MixUp's Beta(alpha, alpha); 0 is no MixUp."""
     random_crop: bool = True
@@ -88,6 +126,10 @@ class HyperRule:
             raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the rule has 0.9")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay: {self.weight_decay}; 0 or more; the rule has 0")
+        if self.decay_to_init and not self.weight_decay:
+            raise ConfigError("decay_to_init: on, and weight_decay is 0; a decay above 0; set one or leave it off")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout: {self.dropout}; 0 (off) to below 1; the rule has 0")
         _ = self.schedule  # which checks the steps and the rate
 
     @property
@@ -114,18 +156,8 @@ def hyperrule(
     *,
     random_crop: bool = True,
     random_flip: bool = True,
-    regime: Regime | None = None,
-    resize: int | None = None,
-    crop: int | None = None,
-    num_steps: int | None = None,
-    warmup_steps: int | None = None,
-    boundaries: tuple[int, ...] | None = None,
-    boundary_rule: BoundaryRule | None = None,
-    batch_size: int | None = None,
-    base_lr: float | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
-    mixup_alpha: float | None = None,
+    overrides: RuleOverrides = RuleOverrides(),
+    **replaced: Any,
 ) -> HyperRule:
     """Return the fine-tuning settings for a task by BiT-HyperRule.
 
@@ -145,26 +177,17 @@ def hyperrule(
         model: Name of the network, as ``R152x4``; matters to profile ``paper`` alone.
         random_crop: False where position matters (paper App. F).
         random_flip: False where left and right matter (paper App. F).
-        regime: Replaces the regime that the number of examples gives, and so steps, decays and MixUp.
-        resize: Replaces the size before the crop, pixels.
-        crop: Replaces the size that the network sees, pixels.
-        num_steps: Replaces the number of optimizer steps.
-        warmup_steps: Replaces the steps of warm-up.
-        boundaries: Replaces the steps after which the rate is divided by ten.
-        boundary_rule: Replaces how boundaries count; see `Schedule`.
-        batch_size: Replaces the images per step; neither rate nor steps follow it.
-        base_lr: Replaces the learning rate.
-        momentum: Replaces SGD's momentum.
-        weight_decay: Replaces the weight decay, of kernels only.
-        mixup_alpha: Replaces MixUp's alpha; 0 is off.
+        overrides: Values that replace the rule's. Neither rate nor steps follow a batch size.
+        **replaced: The same, one by one, by the names of `RuleOverrides`: ``hyperrule(..., num_steps=100)``.
 
     Raises:
         ConfigError: a setting out of range.
     """
+    overrides = replace(overrides, **replaced)
     for name, value, kind in (
         ("profile", profile, Profile),
-        ("regime", regime or "small", Regime),
-        ("boundary_rule", boundary_rule or "hyperrule", BoundaryRule),
+        ("regime", overrides.regime or "small", Regime),
+        ("boundary_rule", overrides.boundary_rule or "hyperrule", BoundaryRule),
     ):
         if value not in get_args(kind):
             raise ConfigError(f"{name}: {value!r}; one of {', '.join(get_args(kind))}; choose one")
@@ -174,7 +197,7 @@ def hyperrule(
     height, width = (operator.index(side) for side in image_size)
 
     natural: Regime = "small" if num_examples < _SMALL_BELOW else "medium" if num_examples < _MEDIUM_BELOW else "large"
-    regime = regime or natural
+    regime = overrides.regime or natural
     steps = _NUM_STEPS[regime]
     paper, cheap = profile == "paper", profile == "cheap"
     if height * width < _SMALL_AREA_BELOW:
@@ -195,30 +218,18 @@ def hyperrule(
         "base_lr": 0.001 if cheap else 0.003,
         "momentum": 0.9,
         "weight_decay": 0.0,
+        "decay_to_init": False,
+        "dropout": 0.0,
         "mixup_alpha": 0.0 if regime == "small" else 0.1,
         "random_crop": True,
         "random_flip": True,
     }
-    values = {**own, "regime": regime}
-    if num_steps is not None:
-        values["warmup_steps"] = round(own["warmup_steps"] * num_steps / steps)
-        values["boundaries"] = tuple(round(b * num_steps / steps) for b in own["boundaries"])
-    given = {
-        "resize": resize,
-        "crop": crop,
-        "num_steps": num_steps,
-        "warmup_steps": warmup_steps,
-        "boundaries": None if boundaries is None else tuple(boundaries),
-        "boundary_rule": boundary_rule,
-        "batch_size": batch_size,
-        "base_lr": base_lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "mixup_alpha": mixup_alpha,
-        "random_crop": random_crop,
-        "random_flip": random_flip,
-    }
-    values.update((name, value) for name, value in given.items() if value is not None)
+    values = {**own, "regime": regime, "random_crop": random_crop, "random_flip": random_flip}
+    if overrides.num_steps is not None:
+        values["warmup_steps"] = round(own["warmup_steps"] * overrides.num_steps / steps)
+        values["boundaries"] = tuple(round(b * overrides.num_steps / steps) for b in own["boundaries"])
+    values |= {name: value for name, value in vars(overrides).items() if value is not None}
+    values["boundaries"] = tuple(values["boundaries"])
     return HyperRule(
         num_examples=num_examples,
         image_size=(height, width),

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from bit_ray.config import check_folder_name
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.hyperrule import Profile
+from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import RuleOverrides, parse_train
+from bit_ray.training.config import parse_train
 
 
 @dataclass(frozen=True, kw_only=True)

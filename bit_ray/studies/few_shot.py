@@ -5,7 +5,7 @@ the best of several, judged on images of the training set that the draw has left
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,6 @@ from bit_ray.studies.engine import Study, Trial
 from bit_ray.studies.transfer import top_1_on, transfer
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.finetune import given
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
@@ -112,7 +111,6 @@ def _trials(
         config.shards, manifest, config.shots, config.num_subsets, saved=folder.subsets, given=config.subsets
     )
     shards, test_shards = store.absolute(config.shards), store.absolute(config.test_shards)
-    overrides = given(config.rule)
     trials: list[Trial] = []
     for (k, seed), chosen in draws.items():
         validation = _validation(config, manifest, chosen) if len(config.scratch_lrs) > 1 else None
@@ -124,7 +122,7 @@ def _trials(
                 init.model,
                 random_crop=config.random_crop,
                 random_flip=config.random_flip,
-                **(overrides if lr is None else {**overrides, "base_lr": lr}),
+                overrides=config.rule if lr is None else replace(config.rule, base_lr=lr),
             )
             plan = transfer_plan(
                 rule,

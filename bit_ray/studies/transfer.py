@@ -10,7 +10,7 @@ from bit_ray.data.images.resize import eval_view, resize
 from bit_ray.data.shards.manifest import Manifest
 from bit_ray.data.shards.scan import read_views, row_groups, single_labels
 from bit_ray.evaluation.metrics import ClassificationMetrics
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.training.device import normalize
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import TrainPlan
@@ -25,7 +25,7 @@ def transfer(
     *,
     num_threads: int,
     micro_batch_size: int = 0,
-) -> ResNetV2:
+) -> Network:
     """Return the network that a plan makes of examples of a single-label set, on a GPU if this process has one.
 
     Args:
@@ -74,7 +74,7 @@ def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64]
 
 @torch.inference_mode()
 def top_1_on(
-    model: ResNetV2,
+    model: Network,
     shards: str,
     manifest: Manifest,
     plan: TrainPlan,

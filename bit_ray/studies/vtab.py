@@ -40,7 +40,6 @@ from bit_ray.studies.vtab_scores import (
 )
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.finetune import given
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import transfer_plan
 
@@ -177,6 +176,9 @@ def _settings(config: VtabConfig, start: InitialWeights) -> str:
     """Digest of what decides the scores, whatever the tasks, the places and the record."""
     names = ("index", "subset_seed", "num_train", "num_val", "protocol", "profile", "rule", "train", "seed")
     chosen = to_dict(config)
+    for name in ("decay_to_init", "dropout"):  # suites begun before there were these go on
+        if chosen["rule"][name] is None:
+            del chosen["rule"][name]
     return digest({"model": start.model, "weights": start.digest, **{name: chosen[name] for name in names}})
 
 
@@ -193,7 +195,7 @@ def _rule(config: VtabConfig, task: Task, model: str, num_examples: int, image_s
         model,
         random_crop=task.random_crop,
         random_flip=task.random_flip,
-        **given(config.rule),
+        overrides=config.rule,
     )
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 from bit_ray.config import check_folder_name
 from bit_ray.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.hyperrule import Profile
+from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import RuleOverrides, check_train
+from bit_ray.training.config import check_train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from bit_ray.data.stream.cache import CacheConfig
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import ProbeConfig
-from bit_ray.recipes.hyperrule import BoundaryRule, Profile, Regime
+from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe, bit_m
 from bit_ray.tracking.config import TrackingConfig
 
@@ -127,7 +127,8 @@ class PretrainConfig:
     shards: str
     """Shard set to train on: a folder, s3://... or gs://..."""
     model: str = "R50x1"
-    """Network: R26x1 R50x1 R50x3 R101x1 R101x3 R152x1 R152x2 R152x4, or a size of your own such as R1-1-1-1x0.5."""
+    """Network: R26x1 R50x1 R50x3 R101x1 R101x3 R152x1 R152x2 R152x4, or a size of your own such as R1-1-1-1x0.5;
+    BatchNorm with -bn or -syncbn behind it, no Weight Standardization with -nows (paper §4.3)."""
     recipe: UpstreamRecipe = field(default_factory=bit_m)
     """What the paper says, or your own."""
     storage: str = "bit_ray_runs"
@@ -136,6 +137,11 @@ class PretrainConfig:
     """Seed of the initial weights, the order, the views and MixUp."""
     mixup_alpha: float = 0.0
     """MixUp's parameter; the paper found no use for it upstream (§2.2)."""
+    dropout: float = 0.0
+    """Share of the features that are dropped before the head; the paper has none upstream."""
+    norm_batch: int = 0
+    """Images over which a network with BatchNorm (-bn) takes its statistics; 0: 32, or the batch if 32 does not divide
+    it."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0: off."""
     head_bias: float = 0.0
@@ -155,36 +161,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleOverrides:
-    """Settings that replace the profile's; what is left out follows the rule."""
-
-    regime: Regime | None = None
-    """Regime whose steps, decays and MixUp are taken, whatever the number of images."""
-    resize: int | None = None
-    """Side of the square before the random crop, pixels."""
-    crop: int | None = None
-    """Side of what the network sees, pixels."""
-    num_steps: int | None = None
-    """Optimizer steps; warm-up and boundaries scale with them."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up."""
-    boundaries: tuple[int, ...] | None = None
-    """Steps after which the learning rate is divided by ten."""
-    boundary_rule: BoundaryRule | None = None
-    """Whether step b itself has the lower rate (upstream, as the paper) or the higher one (hyperrule, as the code)."""
-    batch_size: int | None = None
-    """Images per optimizer step."""
-    base_lr: float | None = None
-    """Learning rate."""
-    momentum: float | None = None
-    """SGD momentum."""
-    weight_decay: float | None = None
-    """Coupled L2 on the kernels of convolutions and head only."""
-    mixup_alpha: float | None = None
-    """MixUp's parameter; 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +199,9 @@ class FinetuneConfig:
     """Seed of the order, the views and MixUp."""
     shuffle: Shuffle = field(default_factory=Shuffle)
     """How far apart examples are mixed."""
+    norm_batch: int = 0
+    """Images over which a network with BatchNorm (-bn) takes its statistics; 0: 32, or the batch if 32 does not divide
+    it."""
     runtime: Runtime = field(default_factory=Runtime)
     """How the plan is carried out; none of it changes what is learnt."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

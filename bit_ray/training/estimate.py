@@ -8,8 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bit_ray.errors import ConfigError
-from bit_ray.models.inputs import MIN_IMAGE_SIZE
-from bit_ray.models.zoo import create_model
+from bit_ray.models.zoo import create_model, model_config
 from bit_ray.training.config import Precision
 from bit_ray.training.device import worker_threads
 from bit_ray.training.learner import Learner
@@ -35,7 +34,7 @@ def multiply_adds(model: str, crop_size: int) -> float:
     """Multiply-adds of one image's forward pass."""
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), counter:
-        create_model(model, 1)(torch.zeros(1, 3, crop_size, crop_size))
+        create_model(model, 1).eval()(torch.zeros(1, 3, crop_size, crop_size))
     return counter.get_total_flops() / 2
 
 
@@ -56,15 +55,18 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
     """
     model, crop = plan.model, plan.view.crop_size
     macs = multiply_adds(model, crop)
-    scale, how = 1.0, ""
+    norm_batch, scale, how = plan.norm_batch, 1.0, ""
     if device == "cpu" and macs > _MOST_MACS_ON_CPU:
-        model, crop = _STAND_IN, max(MIN_IMAGE_SIZE, min(crop, _STAND_IN_CROP))
+        model, norm_batch = _STAND_IN, 0
+        crop = max(model_config(model, 1).min_image_size, min(crop, _STAND_IN_CROP))
         scale = multiply_adds(model, crop) / macs
         how = f", by {model} at {crop} pixels and the ratio of multiply-adds"
     state = torch.get_rng_state()
     try:
         with worker_threads(device):
-            images_per_s, count = _measure(replace(plan, model=model), crop, precision, device, micro_batch_size)
+            images_per_s, count = _measure(
+                replace(plan, model=model, norm_batch=norm_batch), crop, precision, device, micro_batch_size
+            )
     except torch.OutOfMemoryError:
         raise ConfigError(
             f"runtime.micro_batch_size: {micro_batch_size} images of {crop} pixels do not fit into the memory of this "

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
@@ -23,7 +22,7 @@ from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.checks import check_settings, preflight
-from bit_ray.training.config import FinetuneConfig, RuleOverrides, check_train
+from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import transfer_plan
@@ -120,7 +119,7 @@ def _finetune(
         model,
         random_crop=config.random_crop,
         random_flip=config.random_flip,
-        **given(config.rule),
+        overrides=config.rule,
     )
     plan = transfer_plan(
         rule,
@@ -133,6 +132,7 @@ def _finetune(
         seed=config.seed,
         shuffle=config.shuffle,
         train=config.train,
+        norm_batch=config.norm_batch,
     )
     check_settings(plan, config.runtime)  # before anything is written under this name
     if config.shots and config.dry_run:
@@ -156,8 +156,3 @@ def _finetune(
         return evaluation.metrics
 
     return register_result(config, train(config, plan, shards, manifest, init=init, test=test))
-
-
-def given(rule: RuleOverrides) -> dict[str, Any]:
-    """The settings that replace the rule's, by name."""
-    return {name: value for name, value in asdict(rule).items() if value is not None}

@@ -13,7 +13,7 @@ import torch
 from bit_ray.data.images.resize import eval_view, train_view
 from bit_ray.data.images.views import example_keys, uniforms
 from bit_ray.data.stream.order import Order
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.training.learner import Learner
 from bit_ray.training.parts import merge_adapters
 from bit_ray.training.plan import TrainPlan
@@ -43,7 +43,7 @@ def fit(
     device: str | torch.device = "cpu",
     micro_batch_size: int = 0,
     on_step: Callable[[int, float], None] | None = None,
-) -> ResNetV2:
+) -> Network:
     """Train to the last step of a plan.
 
     Args:

@@ -6,18 +6,19 @@ Everything that trains makes one: a Ray Train worker, training in memory, a repl
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bit_ray.data.stream.rows import Row
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
 from bit_ray.training.device import resolve_precision, to_channels_last
-from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.optimizer import build_optimizer, initial_weights
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.shares import micro_batch, worker_slots
+from bit_ray.training.shares import group_size, plan_micro_batch, worker_slots
 from bit_ray.training.step import TrainStep, micro_batches
 
 
@@ -49,10 +50,10 @@ class Learner:
         num_workers: int = 1,
     ) -> None:
         pairs = plan.mixup_alpha > 0
-        shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs)
+        shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs, group=group_size(plan))
         self.slots = shares[rank]
         """Slots of every batch that are this worker's."""
-        self._micro = micro_batch(len(self.slots), micro_batch_size, pairs=pairs)
+        self._micro = plan_micro_batch(plan, len(self.slots), micro_batch_size)
         self.model = build_model(plan, init_weights).to(device)
         """The network itself; in training mode."""
         self.dtype = resolve_precision(
@@ -62,13 +63,18 @@ class Learner:
         to_channels_last(self.model)
         self.model.train()
         self.optimizer = build_optimizer(self.model, plan)
-        self._step = TrainStep(self.model, self.optimizer, plan, dtype=self.dtype, num_workers=num_workers)
+        self._step = TrainStep(
+            self.model, self.optimizer, plan, dtype=self.dtype, num_workers=num_workers, first_slot=self.slots.start
+        )
 
     def wrap(self, *, distributed: bool, compile: bool = False) -> None:
         """Share gradients with the other workers, whose weights become those of rank 0; compile the network."""
         wrapped: nn.Module = self.model
         if distributed:
-            wrapped = DistributedDataParallel(wrapped, gradient_as_bucket_view=True)
+            # Running statistics are the same on all workers, by `bit_ray.models.batch_norm.update_running`.
+            wrapped = DistributedDataParallel(wrapped, gradient_as_bucket_view=True, broadcast_buffers=False)
+            for tensor in (*self.model.buffers(), *initial_weights(self.model, self.optimizer).values()):
+                dist.broadcast(tensor, src=0)
         if compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         self._step.model = wrapped
@@ -102,7 +108,7 @@ class Learner:
         self._step.check()
 
 
-def build_model(plan: TrainPlan, init_weights: Mapping[str, torch.Tensor] | None) -> ResNetV2:
+def build_model(plan: TrainPlan, init_weights: Mapping[str, torch.Tensor] | None) -> Network:
     """The network at step 0, seeded, or the given trunk under a zero head; frozen where the plan does not train it.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bit_ray.models.resnet import GroupNormReLU, ResNetV2, StdConv2d
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import parse_train
 
@@ -43,30 +43,29 @@ class LowRank(nn.Module):
         return kernel + update.view(num_outputs, height, width, num_inputs).permute(0, 3, 1, 2)
 
 
-def set_trainable(model: ResNetV2, train: str) -> None:
+def set_trainable(model: Network, train: str) -> None:
     """Freeze what is not trained, and put adapters on every convolution if it is they that are.
 
     Args:
         model: With all of it trainable.
         train: See `bit_ray.training.config.parse_train`. The head is trained in any case, and with ``stages:K`` so is
-            the last GroupNorm, behind the last stage.
+            the norm behind the last stage. A frozen BatchNorm keeps its statistics, too.
     """
     part, number = parse_train(train)
     if part == "all":
         return
-    convolutions = [module for module in model.modules() if isinstance(module, StdConv2d)]
-    model.requires_grad_(False)
-    model.head.requires_grad_(True)
+    parts, convolutions = model.parts(), model.convolutions()
+    trained: list[nn.Module] = [parts.head]
     if part == "stages":
-        model.stages[len(model.stages) - number :].requires_grad_(True)
-        model.gn.requires_grad_(True)
+        trained += [*parts.stages[-number:], parts.norm]
     elif part == "norm_bias":
-        for module in model.modules():
-            if isinstance(module, GroupNormReLU):
-                module.requires_grad_(True)
-    elif part == "adapters":
+        trained += model.norms()
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+    if part == "adapters":
         for convolution in convolutions:
-            adapter = LowRank(convolution.weight, number)
+            adapter = LowRank(torch.as_tensor(convolution.weight), number)
             # "unsafe" only leaves out a trial run.
             parametrize.register_parametrization(convolution, "weight", adapter, unsafe=True)
 
@@ -81,14 +80,14 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." in name}
 
 
-def load_merged(model: ResNetV2, merged: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
+def load_merged(model: Network, merged: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
     """Restore a model in place from its merged weights and its `adapter_tensors`."""
-    kept = {name for name, _ in model.named_parameters()}
+    kept = model.state_dict().keys()  # where there are adapters, merged kernels are not among them
     model.load_state_dict({name: tensor for name, tensor in merged.items() if name in kept} | adapters)
 
 
 @torch.no_grad()
-def merged(model: ResNetV2) -> ResNetV2:
+def merged(model: Network) -> Network:
     """An ordinary network that computes the same, adapters added to their kernels; the model itself without them."""
     if not has_adapters(model):
         return model
@@ -97,12 +96,12 @@ def merged(model: ResNetV2) -> ResNetV2:
         if parametrize.is_parametrized(module):
             tensors[f"{name}.weight"] = torch.as_tensor(module.weight)
     with torch.device("meta"):
-        plain = ResNetV2(model.config)
+        plain = model.config.build()
     plain.load_state_dict(tensors, assign=True)
     return plain
 
 
-def merge_adapters(model: ResNetV2) -> None:
+def merge_adapters(model: Network) -> None:
     """Add adapters to their kernels for good, in place."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):

@@ -14,11 +14,16 @@ from bit_ray.data.images.views import TrainView
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.models.inputs import ResizeMode
+from bit_ray.models.zoo import model_config
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.config import parse_train
 
 Loss = Literal["softmax", "sigmoid"]
+
+_PAPER_NORM_BATCH = 32
+# Runs begun before there was a choice keep their identity: what is as it was then has no part in the digest.
+_OFF: dict[str, Any] = {"train": "all", "decay_to_init": False, "dropout": 0.0, "norm_batch": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,14 @@ class TrainPlan:
     """SGD momentum, not Nesterov (paper §3.3)."""
     weight_decay: float = 0.0
     """Coupled L2 on the kernels of convolutions and head only."""
+    decay_to_init: bool = False
+    """Decay towards the weights the run starts with rather than towards zero (L2-SP, Li et al., arXiv 1802.01483; the
+    paper's random search, App. A)."""
+    dropout: float = 0.0
+    """Share of the features that are dropped before the head; 0: off."""
+    norm_batch: int = 0
+    """Images over which BatchNorm takes its statistics, in consecutive slots of the batch; 0: see
+    `batch_of_statistics`. A network with GroupNorm has none."""
     mixup_alpha: float = 0.0
     """MixUp's Beta parameter; 0: off."""
     clip_norm: float = 0.0
@@ -79,7 +92,13 @@ class TrainPlan:
                 raise ConfigError(f"{name}: {getattr(self, name)}; 0 (off) or more; correct it")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the paper has 0.9")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout: {self.dropout}; 0 (off) to below 1; the paper searches up to 0.7")
+        if self.decay_to_init and not self.weight_decay:
+            raise ConfigError("decay_to_init: on, and weight_decay is 0; a decay above 0; set one or leave it off")
         parse_train(self.train)
+        if self.norm_batch:
+            self._check_norm_batch()
         if self.mixup_alpha and self.global_batch_size % 2:
             raise ConfigError(
                 f"global_batch_size: {self.global_batch_size}; an even number, because MixUp mixes pairs; add one"
@@ -89,9 +108,38 @@ class TrainPlan:
     def digest(self) -> str:
         """SHA-256 of the plan: the same plan on the same data gives the same weights, up to rounding."""
         plan = to_dict(self)
-        if self.train == "all":  # runs begun before there was a choice keep their identity
-            del plan["train"]
+        plan["norm_batch"] = self.batch_of_statistics  # none with GroupNorm, where the split of a batch changes nothing
+        for name, off in _OFF.items():
+            if plan[name] == off:
+                del plan[name]
         return digest(plan)
+
+    @property
+    def batch_of_statistics(self) -> int:
+        """Images over which BatchNorm takes its statistics; 0 with GroupNorm.
+
+        Left to us, it is 32, as on each chip in the paper's comparison (§4.3), or the whole batch where 32 does not
+        divide that. A BatchNorm over workers always takes the whole batch.
+        """
+        statistics = model_config(self.model, self.num_classes).batch_statistics
+        if statistics == "none":
+            return 0
+        if statistics == "batch":
+            return self.global_batch_size
+        even = self.global_batch_size % _PAPER_NORM_BATCH == 0
+        return self.norm_batch or (_PAPER_NORM_BATCH if even else self.global_batch_size)
+
+    def _check_norm_batch(self) -> None:
+        statistics, batch = model_config(self.model, self.num_classes).batch_statistics, self.global_batch_size
+        if statistics != "group":
+            why = "no BatchNorm" if statistics == "none" else "its statistics over the whole batch"
+            raise ConfigError(f"norm_batch: {self.norm_batch}, but {self.model} has {why}; 0; leave it out")
+        if self.norm_batch < 2 or batch % self.norm_batch:
+            raise ConfigError(
+                f"norm_batch: {self.norm_batch}; at least 2, and a divisor of global_batch_size ({batch}); change one"
+            )
+        if self.mixup_alpha and self.norm_batch % 2:
+            raise ConfigError(f"norm_batch: {self.norm_batch}; an even number, because MixUp mixes pairs; change it")
 
 
 def transfer_plan(
@@ -106,6 +154,7 @@ def transfer_plan(
     seed: int,
     shuffle: Shuffle | None = None,
     train: str = "all",
+    norm_batch: int = 0,
 ) -> TrainPlan:
     """The HyperRule's settings for the data at hand, as a plan."""
     return TrainPlan(
@@ -130,8 +179,11 @@ def transfer_plan(
         global_batch_size=rule.batch_size,
         momentum=rule.momentum,
         weight_decay=rule.weight_decay,
+        decay_to_init=rule.decay_to_init,
+        dropout=rule.dropout,
+        norm_batch=norm_batch,
         mixup_alpha=rule.mixup_alpha,
         seed=seed,
         shuffle=shuffle or Shuffle(),
-        recipe=to_dict(rule),
+        recipe={name: value for name, value in to_dict(rule).items() if name not in _OFF or value != _OFF[name]},
     )

@@ -42,6 +42,8 @@ def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:
         global_batch_size=recipe.global_batch_size,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        dropout=config.dropout,
+        norm_batch=config.norm_batch,
         mixup_alpha=config.mixup_alpha,
         clip_norm=config.clip_norm,
         head_bias=config.head_bias,

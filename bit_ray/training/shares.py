@@ -4,6 +4,7 @@ The loss is divided by the global batch and gradients are summed, so how a batch
 """
 
 from bit_ray.errors import ConfigError
+from bit_ray.models.zoo import model_config
 from bit_ray.training.config import Runtime
 from bit_ray.training.plan import TrainPlan
 
@@ -12,28 +13,59 @@ def share_out(plan: TrainPlan, runtime: Runtime, num_workers: int) -> tuple[list
     """Return the slots of each worker, and the examples per forward and backward pass.
 
     Raises:
-        ConfigError: There are more workers than shares, or MixUp's pairs would be cut.
+        ConfigError: There are more workers than shares, MixUp's pairs would be cut, or the images over which BatchNorm
+            takes its statistics.
     """
     pairs = plan.mixup_alpha > 0
-    shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs)
-    return shares, micro_batch(max(map(len, shares)), runtime.micro_batch_size, pairs=pairs)
+    group = group_size(plan)
+    shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs, group=group)
+    return shares, plan_micro_batch(plan, max(map(len, shares)), runtime.micro_batch_size)
 
 
-def worker_slots(global_batch_size: int, num_workers: int, *, pairs: bool = False) -> list[range]:
+def group_size(plan: TrainPlan) -> int:
+    """Return the consecutive slots that one forward pass of one worker must see; 0: any number."""
+    groups = model_config(plan.model, plan.num_classes).batch_statistics == "group"
+    return plan.batch_of_statistics if groups else 0
+
+
+def plan_micro_batch(plan: TrainPlan, largest_share: int, micro_batch_size: int) -> int:
+    """Return the examples per forward and backward pass; see `micro_batch`.
+
+    With BatchNorm they are no free choice: what a pass sees, or all workers in one, is what statistics are taken over.
+
+    Raises:
+        ConfigError: The size would cut MixUp's pairs or change what BatchNorm learns.
+    """
+    if not (statistics := plan.batch_of_statistics):
+        return micro_batch(largest_share, micro_batch_size, pairs=plan.mixup_alpha > 0)
+    group = group_size(plan)
+    if micro_batch_size not in (0, group):
+        remedy = f"0 or {group}; choose norm_batch instead" if group else "0; add workers, or take -bn"
+        raise ConfigError(
+            f"micro_batch_size: {micro_batch_size}, but {plan.model} learns by statistics over {statistics} images; "
+            f"accepted: {remedy}"
+        )
+    return group or largest_share
+
+
+def worker_slots(global_batch_size: int, num_workers: int, *, pairs: bool = False, group: int = 0) -> list[range]:
     """Return the batch slots of each worker, in order: consecutive, and as equal as can be.
 
     Args:
         global_batch_size: Examples per optimizer step.
         num_workers: Training workers.
         pairs: Whether slots 2i and 2i + 1 must stay together, as MixUp's pairs must.
+        group: Consecutive slots that must stay together, as those of BatchNorm's statistics must; 0: any.
 
     Raises:
         ConfigError: There are more workers than shares.
     """
-    unit = 2 if pairs else 1
+    unit = group or (2 if pairs else 1)
     num_units = global_batch_size // unit
     if num_workers > num_units:
         what = "pairs of images that MixUp mixes" if pairs else "images"
+        if group:
+            what = f"groups of {group} images that BatchNorm takes its statistics over"
         raise ConfigError(
             f"runtime.num_workers: {num_workers}; at most {num_units}, the {what} in a global batch; lower it, or "
             "raise the batch"

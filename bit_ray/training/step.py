@@ -1,18 +1,23 @@
 """One optimizer step: micro-batches, objective, precision, update. PyTorch only.
 
 GroupNorm looks at one image at a time, so splitting a batch over micro-batches and workers changes nothing but
-rounding: the loss is a mean over the *global* batch, however it is cut.
+rounding: the loss is a mean over the *global* batch, however it is cut. BatchNorm looks at groups of images, along
+whose bounds a batch is cut.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from bit_ray.errors import ModelError
+from bit_ray.models.batch_norm import update_running
 from bit_ray.training.device import normalize
 from bit_ray.training.objectives.classify import Classification
+from bit_ray.training.optimizer import pull_to_initial
 from bit_ray.training.plan import TrainPlan
 
 
@@ -36,6 +41,7 @@ class TrainStep:
         plan: What to learn.
         dtype: From `resolve_precision`.
         num_workers: Workers that share the global batch.
+        first_slot: Slot of the batch that this worker's share begins with; decides dropout's masks.
     """
 
     def __init__(
@@ -46,9 +52,15 @@ class TrainStep:
         *,
         dtype: torch.dtype = torch.float32,
         num_workers: int = 1,
+        first_slot: int = 0,
     ):
         self.model, self.optimizer, self.plan, self.dtype = model, optimizer, plan, dtype
         self.num_workers = num_workers
+        self.first_slot = first_slot
+        statistics = plan.batch_of_statistics
+        network: Any = getattr(model, "module", model)
+        self._num_features: int = network.num_features if plan.dropout else 0
+        self._num_groups = plan.global_batch_size // statistics if statistics else 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.objective = Classification(
@@ -76,32 +88,49 @@ class TrainStep:
         plan = self.plan
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
+        slot = self.first_slot
         for i, (images, targets) in enumerate(batch):
             x = normalize(images, self.device)
             targets = targets.to(self.device, non_blocking=True)
             # Gradients travel between workers once per step, with the last micro-batch.
             last = i == num_micro_batches - 1
             with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
-                loss = self.objective(self._network, x, targets, step) / plan.global_batch_size
+                loss = self.objective(self._network(step, slot), x, targets, step) / plan.global_batch_size
                 # DistributedDataParallel averages over workers; the loss is a mean over the global batch already.
                 (loss * self.num_workers).backward()
             total += loss.detach()
+            slot += len(images)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
         if plan.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, plan.clip_norm, norm, foreach=True)
+        if plan.decay_to_init:
+            pull_to_initial(self.optimizer)
         self.check()
         for group in self.optimizer.param_groups:
             group["lr"] = plan.schedule.lr_at(step)
         # The fused update leaves the weights alone where this flag is set, without waiting for it on the host.
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        finite = torch.isfinite(norm)
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        if self._num_groups:
+            update_running(self.model, self._num_groups, finite)
         self._unchecked = (step, norm)
         return total, norm
 
-    def _network(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits: torch.Tensor = self.model(x)
-        return logits
+    def _network(self, step: int, slot: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The network as it sees the images from a slot of a step on."""
+        plan = self.plan
+
+        def network(x: torch.Tensor) -> torch.Tensor:
+            mask: tuple[torch.Tensor, ...] = ()
+            if plan.dropout:
+                slots = range(slot, slot + len(x))
+                mask = (dropout_mask(plan.dropout, plan.seed, step, slots, self._num_features).to(self.device),)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                logits: torch.Tensor = self.model(x, *mask)
+            return logits
+
+        return network
 
     def check(self) -> None:
         """Wait for the last step and make sure that it was finite.
@@ -116,6 +145,22 @@ class TrainStep:
             (step, norm), self._unchecked = self._unchecked, None
             if not torch.isfinite(norm):
                 raise NonFiniteError(step)
+
+
+def dropout_mask(rate: float, seed: int, step: int, slots: range, num_features: int) -> torch.Tensor:
+    """The factors of the features of some images of a batch: 0 with probability ``rate``, else 1 / (1 - rate).
+
+    A function of seed, step and slot, as MixUp's lambda is one of seed and step, so that workers and micro-batches do
+    not matter.
+
+    Returns:
+        ``[len(slots), num_features] float32``.
+    """
+    kept = np.empty((len(slots), num_features), np.float32)
+    for row, slot in zip(kept, slots, strict=True):
+        words = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3, step, slot])))
+        row[:] = words.random(num_features, np.float32) >= rate
+    return torch.from_numpy(kept / np.float32(1 - rate))
 
 
 def micro_batches(

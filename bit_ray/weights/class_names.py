@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray.errors import ModelError, brief
-from bit_ray.models.resnet import MAX_CLASSES
+from bit_ray.models.network import MAX_CLASSES
 
 _LARGEST_TEXT = 50_000_000  # bytes; a million names of 50
 _NAMED = "1000 (ILSVRC-2012), 21841 and 21843 (ImageNet-21k)"

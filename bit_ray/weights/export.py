@@ -6,7 +6,6 @@ Weight standardization is done once, here: the program has plain convolutions. I
 origin. Reading and writing ONNX needs the ``export`` extra.
 """
 
-import copy
 import io
 import json
 import logging
@@ -29,8 +28,7 @@ from torch.nn import functional
 from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import whole
-from bit_ray.models.inputs import MIN_IMAGE_SIZE
-from bit_ray.models.resnet import ResNetV2, StdConv2d, standardize
+from bit_ray.models.network import Network
 from bit_ray.weights.package import ModelSpec
 from bit_ray.weights.read import SPEC_KEY
 
@@ -41,19 +39,6 @@ _OPSET = 20
 _ALL_BUT_ZERO = 1e-30
 _LARGEST_PROTOBUF = 1_900_000_000  # protobuf itself stops at 2 GiB
 _LARGEST_BATCH, _LARGEST_SIDE = 65_536, 16_384
-
-
-def bake(model: ResNetV2) -> ResNetV2:
-    """Return a copy of a network with its kernels standardized for good, in plain convolutions."""
-    baked = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    for name, module in list(baked.named_modules()):
-        if isinstance(module, StdConv2d):
-            size, stride = module.kernel_size[0], module.stride[0]
-            with torch.device("meta"):
-                plain = nn.Conv2d(module.in_channels, module.out_channels, size, stride, padding=size // 2, bias=False)
-            plain.weight = nn.Parameter(standardize(module.weight.float()), requires_grad=False)
-            baked.set_submodule(name, plain)
-    return baked
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +57,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def export(
-    model: ResNetV2, spec: ModelSpec, path: str | os.PathLike[str], to: ExportFormat, *, int8: bool = False
+    model: Network, spec: ModelSpec, path: str | os.PathLike[str], to: ExportFormat, *, int8: bool = False
 ) -> None:
     """Write a network as a program.
 
@@ -91,7 +76,7 @@ def export(
     path = Path(path)
     if path.suffix != SUFFIX[to]:
         raise ConfigError(f"output: {path}; a name that ends in {SUFFIX[to]} for {to}; rename it")
-    baked = bake(model)
+    baked = model.baked()
     metadata = {
         SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False),
         "bit_ray.weights": "int8" if int8 else "float32",
@@ -161,15 +146,14 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
 
 
 class _Logits(nn.Module):
-    """The forward pass alone, without the checks of shapes, which a traced program cannot make."""
+    """The forward pass with the program's name for its input."""
 
-    def __init__(self, model: ResNetV2) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        model = self.model
-        logits: Tensor = model.head(model.gn(model.stages(model.pool(model.root(pixels)))).mean(dim=(2, 3)))
+        logits: Tensor = self.model(pixels)
         return logits
 
 
@@ -196,28 +180,29 @@ class _Int8(nn.Module):
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-def _with_int8(baked: ResNetV2) -> ResNetV2:
+def _with_int8(baked: Network) -> Network:
     for name, module in list(baked.named_modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             baked.set_submodule(name, _Int8(module))
     return baked
 
 
-def _dynamic_shapes() -> dict[str, dict[int, Any]]:
+def _dynamic_shapes(least: int) -> dict[str, dict[int, Any]]:
     return {
         "pixels": {
             0: torch.export.Dim("batch", min=1, max=_LARGEST_BATCH),
-            2: torch.export.Dim("height", min=MIN_IMAGE_SIZE, max=_LARGEST_SIDE),
-            3: torch.export.Dim("width", min=MIN_IMAGE_SIZE, max=_LARGEST_SIDE),
+            2: torch.export.Dim("height", min=least, max=_LARGEST_SIDE),
+            3: torch.export.Dim("width", min=least, max=_LARGEST_SIDE),
         }
     }
 
 
-def _trace(baked: ResNetV2) -> torch.export.ExportedProgram:
+def _trace(baked: Network) -> torch.export.ExportedProgram:
     # Oblivious to sizes of 1, the tracer does not exclude what images of 32 pixels are after stage 4. torch.export has
     # no other name for it.
+    shapes = _dynamic_shapes(baked.config.min_image_size)
     with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(_Logits(baked), (torch.zeros(2, 3, 80, 96),), dynamic_shapes=_dynamic_shapes())
+        return torch.export.export(_Logits(baked), (torch.zeros(2, 3, 80, 96),), dynamic_shapes=shapes)
 
 
 def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str], place: Path) -> None:
@@ -227,13 +212,15 @@ def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str],
     place.write_bytes(buffer.getbuffer())
 
 
-def _onnx(baked: ResNetV2, int8: bool) -> Any:
+def _onnx(baked: Network, int8: bool) -> Any:
     """Return the program as an ``onnx.ModelProto``."""
     for name in ("onnx", "onnxscript"):
         _need(name)
     # onnxruntime takes a padding by zeros into the pooling behind it, where it becomes one by -inf. A padding by all
     # but zero it leaves alone.
-    baked.pool = nn.Sequential(nn.ConstantPad2d(1, _ALL_BUT_ZERO), nn.MaxPool2d(3, stride=2))
+    for name, module in list(baked.named_modules()):
+        if isinstance(module, nn.ZeroPad2d):
+            baked.set_submodule(name, nn.ConstantPad2d(module.padding, _ALL_BUT_ZERO))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

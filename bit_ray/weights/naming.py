@@ -10,6 +10,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from bit_ray.errors import ModelError
+from bit_ray.models.network import NetworkConfig
+from bit_ray.models.resnet import ResNetConfig
+
 NamingName = Literal["bit_ray", "npz", "big_vision", "timm", "huggingface", "bit_pytorch"]
 
 
@@ -102,6 +106,24 @@ NAMINGS: dict[NamingName, Naming] = {
     ),
 }
 assert set(NAMINGS) == set(get_args(NamingName))
+
+
+def check_bit(config: NetworkConfig, where: object) -> ResNetConfig:
+    """Return the configuration of a network that other programs have a name for: BiT's own.
+
+    Args:
+        config: Of any network.
+        where: What was to be read or written, for the error.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    if not isinstance(config, ResNetConfig) or config.norm != "gn" or not config.standardize:
+        raise ModelError(
+            f"{where}: the network is no BiT ResNet with GroupNorm and Weight Standardization, for which alone other "
+            "programs have names; a saved model of ours (package), or an export; choose one of these"
+        )
+    return config
 
 
 def weight_names(naming: Naming, units: Collection[int]) -> dict[str, str]:

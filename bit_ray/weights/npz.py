@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bit_ray.errors import ModelError, brief
 from bit_ray.locks import whole
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import model_name
-from bit_ray.weights.naming import NAMINGS, to_theirs, weight_names
+from bit_ray.weights.naming import NAMINGS, check_bit, to_theirs, weight_names
 
 _ROOT = "resnet/root_block/standardized_conv2d/kernel"
 _HEAD_BIAS = "resnet/head/conv2d/bias"
@@ -40,7 +40,7 @@ def npz_architecture(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], flo
     return _architecture(path, {name: header for name, (_, header) in _canonical_headers(path).items()})
 
 
-def load_npz(model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load") -> None:
+def load_npz(model: Network, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load") -> None:
     """Copy the weights of a BiT ``.npz`` file into the model, all or none of them.
 
     Args:
@@ -63,7 +63,7 @@ def load_npz(model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["lo
 
 
 def npz_tensors(
-    model: ResNetV2, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load"
+    model: Network, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load"
 ) -> dict[str, Tensor]:
     """Return the weights of a BiT ``.npz`` file by our names, for a model that may lie on the meta device.
 
@@ -76,7 +76,7 @@ def npz_tensors(
     if head not in ("load", "zero"):
         raise ModelError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
     held = _canonical_headers(path)
-    names = _npz_names(model)
+    names = _npz_names(model, path)
     if head == "zero":
         names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
     _check(path, {name: header for name, (_, header) in held.items()}, model, names)
@@ -92,7 +92,7 @@ def npz_tensors(
     return tensors
 
 
-def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
+def save_npz(model: Network, path: str | os.PathLike[str]) -> None:
     """Write the model's weights under the authors' names, which their loaders and `load_npz` read; atomic.
 
     Types narrower than float32 are widened to it, which is exact.
@@ -103,7 +103,7 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     arrays = {}
     parameters = dict(model.named_parameters())
-    for ours, theirs in _npz_names(model).items():
+    for ours, theirs in _npz_names(model, path).items():
         tensor = parameters[ours].detach().cpu()
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         arrays[theirs] = to_theirs(NAMINGS["npz"], ours, tensor).numpy()
@@ -114,9 +114,9 @@ def save_npz(model: ResNetV2, path: str | os.PathLike[str]) -> None:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from None
 
 
-def _npz_names(model: ResNetV2) -> dict[str, str]:
+def _npz_names(model: Network, path: Path) -> dict[str, str]:
     """Return parameter name -> the authors' name, for every parameter of the model."""
-    names = weight_names(NAMINGS["npz"], model.config.units)
+    names = weight_names(NAMINGS["npz"], check_bit(model.config, path).units)
     return {name: names[name] for name, _ in model.named_parameters()}
 
 
@@ -213,10 +213,10 @@ def _architecture(path: Path, headers: dict[str, _Header]) -> tuple[tuple[int, .
     return tuple(units), root[-1] / 64, bias[0] if len(bias) == 1 else 0
 
 
-def _check(path: Path, headers: dict[str, _Header], model: ResNetV2, names: dict[str, str]) -> None:
+def _check(path: Path, headers: dict[str, _Header], model: Network, names: dict[str, str]) -> None:
     """Raise the most telling error if the file does not hold exactly ``names``, in the shapes of the model."""
     units, width, num_classes = _architecture(path, headers)
-    config = model.config
+    config = check_bit(model.config, path)
     if (units, width) != (config.units, config.width):
         held, wanted = model_name(units, width), model_name(config.units, config.width)
         raise ModelError(

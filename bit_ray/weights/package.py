@@ -18,8 +18,8 @@ from torch import Tensor
 from bit_ray.config import check_digest, check_num_bytes, from_json, is_plain, read_document, to_dict
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import whole
-from bit_ray.models.inputs import MIN_IMAGE_SIZE, ResizeMode
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.inputs import ResizeMode
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import model_config
 from bit_ray.store import file_sha256
 
@@ -61,7 +61,7 @@ class ModelSpec:
         for name in ("crop_size", "resize_size"):
             if getattr(self, name) > MAX_IMAGE_SIZE:
                 raise ConfigError(f"{name}: {getattr(self, name)}; at most {MAX_IMAGE_SIZE} pixels; correct it")
-        model_config(self.model, self.num_classes)
+        least = model_config(self.model, self.num_classes).min_image_size
         if len(self.class_names) != self.num_classes:
             raise ConfigError(
                 f"class_names: {len(self.class_names)} names for a head of {self.num_classes} classes; one name for "
@@ -71,10 +71,9 @@ class ModelSpec:
             raise ConfigError(
                 f"class_names: name {self.class_names.index('')} is empty; a name for each class; give it"
             )
-        if self.crop_size < MIN_IMAGE_SIZE:
+        if self.crop_size < least:
             raise ConfigError(
-                f"crop_size: {self.crop_size}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five "
-                f"times"
+                f"crop_size: {self.crop_size}; at least {least} pixels; the network halves its input five times"
             )
         if self.resize_mode == "shorter_side" and self.resize_size < self.crop_size:
             raise ConfigError(
@@ -117,7 +116,7 @@ class Description:
     weights: Weights
 
 
-def save_package(directory: str | os.PathLike[str], model: ResNetV2, spec: ModelSpec) -> Weights:
+def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelSpec) -> Weights:
     """Write the model and its description into a local directory, which is made if missing.
 
     Raises:
@@ -186,7 +185,7 @@ def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     return parse_description(data, str(path))
 
 
-def load_package(directory: str | os.PathLike[str]) -> tuple[ResNetV2, ModelSpec]:
+def load_package(directory: str | os.PathLike[str]) -> tuple[Network, ModelSpec]:
     """Load a package onto the CPU, in evaluation mode, after verifying the size and digest of its weights.
 
     Raises:
@@ -202,7 +201,7 @@ def load_package(directory: str | os.PathLike[str]) -> tuple[ResNetV2, ModelSpec
         raise ModelError(f"{path}: not a safetensors file ({error}); save the model again") from None
     # The network takes the loaded tensors as they are: nothing is initialised first only to be overwritten.
     with torch.device("meta"):
-        model = ResNetV2(model_config(spec.model, spec.num_classes))
+        model = model_config(spec.model, spec.num_classes).build()
     _check_tensors(path, tensors, model, spec)
     model.load_state_dict(tensors, assign=True)
     return model.eval(), spec
@@ -231,7 +230,7 @@ def verify_weights(path: Path, weights: Weights) -> None:
         )
 
 
-def _check_tensors(path: Path, tensors: dict[str, Tensor], model: ResNetV2, spec: ModelSpec) -> None:
+def _check_tensors(path: Path, tensors: dict[str, Tensor], model: Network, spec: ModelSpec) -> None:
     expected = model.state_dict()
     for kind, odd in (("lacks", expected.keys() - tensors.keys()), ("holds the unexpected", tensors.keys() - expected)):
         if odd:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bit_ray.config import from_dict
 from bit_ray.errors import ConfigError, ModelError, brief
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.models.zoo import model_config, model_name
 from bit_ray.store import file_sha256
 from bit_ray.weights.class_names import label_names, read_text
@@ -104,7 +104,7 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
 
 def build_network(
     weights: ForeignWeights, num_classes: int | None = None, *, head: Literal["load", "zero"] = "load"
-) -> ResNetV2:
+) -> Network:
     """Make the network of some weights.
 
     Args:
@@ -126,7 +126,7 @@ def build_network(
             f"num_classes for a new head of zeros, or fine-tune the weights on your classes (--init)"
         )
     with torch.device("meta"):
-        model = ResNetV2(model_config(weights.model, max(wanted, 1)))
+        model = model_config(weights.model, max(wanted, 1)).build()
     tensors = dict(weights.tensors)
     if head == "zero":
         tensors |= {name: torch.zeros(model.get_parameter(name).shape) for name in ("head.weight", "head.bias")}
@@ -257,14 +257,14 @@ def _npz_members(path: Path) -> set[str]:
         ) from None
 
 
-def _on_meta(path: Path, name: str, num_classes: int) -> ResNetV2:
+def _on_meta(path: Path, name: str, num_classes: int) -> Network:
     """Make the network that a file holds without any memory, if it is within the bounds of a network."""
     try:
         config = model_config(name, max(num_classes, 1))
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from None
     with torch.device("meta"):
-        return ResNetV2(config)
+        return config.build()
 
 
 def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[str, Any]) -> ForeignWeights:

@@ -17,9 +17,9 @@ from torch import Tensor
 from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import whole
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
 from bit_ray.weights.folders import CONFIG_FILE, huggingface_files, timm_files
-from bit_ray.weights.naming import NAMINGS, is_kernel, to_theirs, weight_names
+from bit_ray.weights.naming import NAMINGS, check_bit, is_kernel, to_theirs, weight_names
 from bit_ray.weights.npz import save_npz
 from bit_ray.weights.package import ModelSpec, save_package
 from bit_ray.weights.read import SPEC_KEY
@@ -30,7 +30,7 @@ _OUR_EPS, _THEIR_EPS = 1e-10, 1e-8
 
 
 def write_weights(
-    model: ResNetV2, spec: ModelSpec, path: str | os.PathLike[str], to: WeightFormat, *, rescale: bool = False
+    model: Network, spec: ModelSpec, path: str | os.PathLike[str], to: WeightFormat, *, rescale: bool = False
 ) -> None:
     """Write a network's weights in the format of another program, or as a saved model of ours (``package``).
 
@@ -44,7 +44,8 @@ def write_weights(
             another effective learning rate, though.
 
     Raises:
-        ModelError: the place cannot be written, or is not empty.
+        ModelError: ``path`` cannot be written, or is not empty; or the network has BatchNorm or no Weight
+            Standardization, which only a ``package`` holds.
         ConfigError: ``rescale`` with another format.
     """
     path = Path(path)
@@ -55,7 +56,9 @@ def write_weights(
         raise ModelError(f"{path}: not an empty folder; a new or empty one; choose another")
     if to == "package":
         save_package(path, model, spec)
-    elif to == "npz":
+        return
+    network = check_bit(model.config, path)
+    if to == "npz":
         if path.suffix != ".npz":
             raise ModelError(f"{path}: not the name of an .npz file; for example {path.with_suffix('.npz')}; rename it")
         save_npz(model, path)
@@ -69,7 +72,7 @@ def write_weights(
                 metadata = {"format": "pt"}
                 with whole(path / "model.safetensors") as unfinished:
                     save_file(tensors, unfinished, metadata=metadata)
-                files = (huggingface_files if to == "huggingface" else timm_files)(spec, model.config)
+                files = (huggingface_files if to == "huggingface" else timm_files)(spec, network)
                 # What makes it a model comes last.
                 for name in sorted(files, key=lambda name: name == CONFIG_FILE):
                     text = json.dumps(files[name], indent=2, ensure_ascii=False) + "\n"
@@ -80,10 +83,10 @@ def write_weights(
 
 
 def named_tensors(
-    model: ResNetV2, naming: Literal["bit_ray", "timm", "huggingface", "big_vision", "bit_pytorch"], scale: float = 1
+    model: Network, naming: Literal["bit_ray", "timm", "huggingface", "big_vision", "bit_pytorch"], scale: float = 1
 ) -> dict[str, Tensor]:
     """Return a network's weights under the names and in the layout of another program, kernels times ``scale``."""
-    names = weight_names(NAMINGS[naming], model.config.units)
+    names = weight_names(NAMINGS[naming], check_bit(model.config, naming).units)
     tensors = {}
     for ours, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu()
@@ -93,7 +96,7 @@ def named_tensors(
     return tensors
 
 
-def eps_effect(model: ResNetV2) -> float:
+def eps_effect(model: Network) -> float:
     """Return the largest relative change of a standardized filter by an eps of 1e-8 in place of 1e-10."""
     largest = 0.0
     for name, weight in model.state_dict().items():

@@ -1,9 +1,9 @@
 """Checkpoints of training: a saved model with the optimizer and the position beside it.
 
 A checkpoint is a directory that `bit_ray.weights.package` can load as a model, plus ``optimizer.safetensors``
-(momentum, generator state, and adapters apart from the kernels into which the model has them merged) and
-``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position in the data is one integer,
-the next step: order, views and MixUp are functions of (seed, step).
+(momentum, the weights that weight decay pulls to, generator state, and adapters apart from the kernels into which the
+model has them merged) and ``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position
+in the data is one integer, the next step: order, views, MixUp and dropout are functions of (seed, step).
 """
 
 import json
@@ -17,7 +17,8 @@ import torch
 from bit_ray.config import from_json, read_document, to_dict
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.errors import ConfigError, ModelError
-from bit_ray.models.resnet import ResNetV2
+from bit_ray.models.network import Network
+from bit_ray.training.optimizer import initial_weights
 from bit_ray.training.parts import adapter_tensors, load_merged, merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.weights.package import ModelSpec, load_package, save_package
@@ -50,14 +51,14 @@ class CheckpointRecord:
 
 def save_checkpoint(
     directory: Path,
-    model: ResNetV2,
+    model: Network,
     spec: ModelSpec,
     optimizer: torch.optim.Optimizer,
     plan: TrainPlan,
     position: Position,
 ) -> None:
     """Write a checkpoint into a local directory; the caller moves it to the storage as a whole."""
-    tensors = {name: buffer.contiguous().cpu() for name, buffer in _momentum(model, optimizer).items()}
+    tensors = {name: buffer.contiguous().cpu() for name, buffer in _state(model, optimizer).items()}
     tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
@@ -81,7 +82,7 @@ def read_checkpoint_record(directory: Path) -> CheckpointRecord:
         ) from None
 
 
-def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Position:
+def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Position:
     """Restore model and optimizer in place, on the device where the model is.
 
     Raises:
@@ -98,19 +99,20 @@ def load_checkpoint(directory: Path, model: ResNetV2, optimizer: torch.optim.Opt
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); start from an earlier checkpoint") from None
-    momentum, adapters = _momentum(model, optimizer), adapter_tensors(model)
-    if odd := tensors.keys() ^ {*momentum, *adapters, "rng.torch"}:
+    state, adapters = _state(model, optimizer), adapter_tensors(model)
+    if odd := tensors.keys() ^ {*state, *adapters, "rng.torch"}:
         raise ModelError(f"{path}: missing or unknown entries {sorted(odd)[:3]}; start from an earlier checkpoint")
     load_merged(model, load_package(directory)[0].state_dict(), {name: tensors[name] for name in adapters})
-    for name, buffer in momentum.items():
+    for name, buffer in state.items():
         buffer.copy_(tensors[name])
     torch.set_rng_state(tensors["rng.torch"])
     return training.progress
 
 
-def _momentum(model: ResNetV2, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Momentum buffers by name; none for an optimizer without momentum."""
-    return {
+def _state(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Momentum buffers, where the optimizer has momentum, and the weights that it decays to, where it does, by name."""
+    initial = {f"initial.{name}": tensor for name, tensor in initial_weights(model, optimizer).items()}
+    return initial | {
         f"momentum.{name}": optimizer.state[p]["momentum_buffer"]
         for name, p in model.named_parameters()
         if "momentum_buffer" in optimizer.state[p]

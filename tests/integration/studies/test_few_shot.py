@@ -20,10 +20,9 @@ from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.models.zoo import create_model
-from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
-from bit_ray.training.config import RuleOverrides
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import transfer_plan
 from bit_ray.weights.package import ModelSpec, save_package

@@ -17,11 +17,10 @@ from bit_ray.data.sources.vtab.splits import draw_index, open_task
 from bit_ray.data.sources.vtab.tasks import find_task
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console
-from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import RuleOverrides
 from bit_ray.training.device import normalize
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import transfer_plan

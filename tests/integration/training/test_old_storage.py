@@ -16,13 +16,14 @@ import pytest
 import bit_ray
 from bit_ray.cli.main import main
 from bit_ray.config import to_dict
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig, RuleOverrides, Runtime
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig, Runtime
 from bit_ray.training.finetune import finetune
 from bit_ray.training.pretrain import pretrain
 from bit_ray.training.replay import replay

@@ -24,9 +24,10 @@ from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.inference.classifier import load_model
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import FinetuneConfig, PretrainConfig, RegisterAs, RuleOverrides, Runtime
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, RegisterAs, Runtime
 from bit_ray.training.finetune import finetune
 from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan

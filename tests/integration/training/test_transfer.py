@@ -13,9 +13,9 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.models.zoo import create_model
-from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
 from bit_ray.training import dry_run
-from bit_ray.training.config import FinetuneConfig, RuleOverrides, Runtime
+from bit_ray.training.config import FinetuneConfig, Runtime
 from bit_ray.training.finetune import finetune
 from bit_ray.training.plan import transfer_plan
 from bit_ray.weights.package import ModelSpec, load_package, save_package

@@ -6,7 +6,8 @@ import pytest
 
 from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import BitRayError
-from bit_ray.training.config import FinetuneConfig, RuleOverrides, Runtime
+from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.training.config import FinetuneConfig, Runtime
 from bit_ray.training.finetune import finetune
 
 

@@ -56,6 +56,7 @@ CHANGES = {
     "global_batch_size": 256,
     "momentum": 0.8,
     "weight_decay": 1e-4,
+    "dropout": 0.2,
     "mixup_alpha": 0.1,
     "clip_norm": 1.0,
     "head_bias": -10.0,
@@ -76,7 +77,7 @@ def leaves(config, prefix=""):
 
 
 def test_every_field_of_the_plan_is_part_of_its_digest():
-    assert set(leaves(PLAN)) == {*CHANGES, "recipe"}
+    assert set(leaves(PLAN)) == {*CHANGES, "recipe", "decay_to_init", "norm_batch"}  # these two have tests of their own
     digests = {replace(PLAN, {name: value}).digest for name, value in CHANGES.items()}
     digests.add(dataclasses.replace(PLAN, recipe={"name": "other"}).digest)
     assert len(digests - {PLAN.digest}) == len(CHANGES) + 1
@@ -85,6 +86,52 @@ def test_every_field_of_the_plan_is_part_of_its_digest():
 def test_the_digest_is_stable_over_processes_and_versions():
     assert PLAN.digest == dataclasses.replace(PLAN).digest
     assert PLAN.digest == "2eac7e19fb068fda856589f1b8d2214ff681d61ad8635ad46dbd045b10f46beb"
+
+
+def test_decay_to_the_initial_weights_is_part_of_the_digest():
+    decayed = dataclasses.replace(PLAN, weight_decay=1e-4)
+    assert dataclasses.replace(decayed, decay_to_init=True).digest != decayed.digest
+
+
+def test_the_batch_of_statistics_is_part_of_the_digest_of_batch_norm_alone():
+    plain, grouped = PLAN, dataclasses.replace(PLAN, model="R1-1-1-1x0.5-bn")
+    assert (plain.batch_of_statistics, grouped.batch_of_statistics) == (0, 32)
+    assert dataclasses.replace(grouped, norm_batch=32).digest == grouped.digest
+    assert dataclasses.replace(grouped, norm_batch=64).digest != grouped.digest
+    assert dataclasses.replace(grouped, global_batch_size=50).batch_of_statistics == 50
+    assert dataclasses.replace(PLAN, model="R1-1-1-1x0.5-syncbn").batch_of_statistics == 128
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("R1-1-1-1x0.5", {"norm_batch": 32}, "norm_batch: 32, but R1-1-1-1x0.5 has no BatchNorm; 0; leave it out"),
+        (
+            "R1-1-1-1x0.5-syncbn",
+            {"norm_batch": 32},
+            "norm_batch: 32, but R1-1-1-1x0.5-syncbn has its statistics over the whole batch; 0; leave it out",
+        ),
+        (
+            "R1-1-1-1x0.5-bn",
+            {"norm_batch": 48},
+            "norm_batch: 48; at least 2, and a divisor of global_batch_size (128); change one",
+        ),
+        (
+            "R1-1-1-1x0.5-bn",
+            {"norm_batch": 1},
+            "norm_batch: 1; at least 2, and a divisor of global_batch_size (128); change one",
+        ),
+        (
+            "R1-1-1-1x0.5-bn",
+            {"norm_batch": 3, "global_batch_size": 126, "mixup_alpha": 0.1},
+            "norm_batch: 3; an even number, because MixUp mixes pairs; change it",
+        ),
+    ],
+)
+def test_a_batch_of_statistics_that_cannot_be_is_refused(model, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(PLAN, model=model, **changes)
+    assert str(caught.value) == message
 
 
 def test_how_a_plan_is_carried_out_is_no_part_of_it():
@@ -109,6 +156,8 @@ def test_a_plan_survives_json():
         ("clip_norm", -1.0, r"^clip_norm: -1\.0; 0 \(off\) or more"),
         ("weight_decay", math.nan, r"^weight_decay: nan; 0 \(off\) or more"),
         ("momentum", 1.0, r"^momentum: 1\.0; 0 to below 1"),
+        ("dropout", 1.0, r"^dropout: 1\.0; 0 \(off\) to below 1"),
+        ("decay_to_init", True, "^decay_to_init: on, and weight_decay is 0; a decay above 0"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_by_field(name, value, message):

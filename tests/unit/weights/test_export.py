@@ -20,7 +20,7 @@ from bit_ray.inference.exported import compare
 from bit_ray.models.resnet import StdConv2d
 from bit_ray.models.zoo import create_model
 from bit_ray.progress import console
-from bit_ray.weights.export import bake, export, load_exported, quantize
+from bit_ray.weights.export import export, load_exported, quantize
 from bit_ray.weights.package import ModelSpec, save_package
 
 NAME = "R1-1-1-1x0.5"
@@ -76,9 +76,9 @@ def _logits(model, pixels):
 
 
 def test_a_baked_network_has_plain_convolutions_and_the_same_output(model):
-    baked = bake(model)
+    baked = model.baked()
     assert not any(isinstance(module, StdConv2d) for module in baked.modules())
-    assert sum(type(module) is nn.Conv2d for module in baked.modules()) == 1 + 4 * 4
+    assert sum(isinstance(module, nn.Conv2d) for module in baked.modules()) == 1 + 4 * 4
     kernel = baked.stages[1][0].conv2.weight.flatten(1).double()
     torch.testing.assert_close(kernel.mean(1), torch.zeros(64).double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(kernel.var(1, correction=0), torch.ones(64).double(), rtol=1e-5, atol=0)
@@ -150,7 +150,7 @@ def test_int8_is_the_nearest_of_255_levels_per_output():
 def test_int8_programs_agree_with_each_other_and_nearly_with_the_network(programs, model, size):
     pixels = _pixels(*size)
     expected = _logits(model, pixels)
-    baked = bake(model)
+    baked = model.baked()
     for module in baked.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             rounded, scale = quantize(module.weight.detach())
