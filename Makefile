@@ -21,7 +21,7 @@ run: $(VENV)/.installed
 	$(VENV)/bin/python jobs/quickstart.py
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest --cov --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --cov --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

@@ -34,19 +34,12 @@ LEFT_OUT = pytest.StashKey[int]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Say what may run side by side with ``-n 2``: a file stays in one process, and so do all that share the Ray.
-
-    The latter come first, as they take longest; the other process runs the other files meanwhile.
-    """
+    """Leave out what this machine cannot run: tests of a GPU, and of the C extension."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
         if not torch.cuda.is_available():
             items[:] = [item for item in items if not item.get_closest_marker("gpu")]
-    shared = {item.path for item in items if "ray_local" in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in shared else str(item.path)))
-    items.sort(key=lambda item: item.path not in shared)
     if importlib.util.find_spec("bit_ray.data.images._jpeg") is None:
         left_out = [item for item in items if "extension" in item.fixturenames]
         items[:] = [item for item in items if "extension" not in item.fixturenames]

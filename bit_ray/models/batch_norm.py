@@ -6,10 +6,11 @@ step, by the mean over the groups of the whole batch. So neither they nor the gr
 group.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 # Defaults of torch.nn.BatchNorm2d, with which torchvision trains ResNets; those of the TPU code of the authors' group,
@@ -55,11 +56,11 @@ class BatchNormReLU(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             number = wide.new_full((1,), x.numel() / x.shape[1])
-            sums = all_reduce(torch.cat([wide.sum(dim=(0, 2, 3)), number]))
+            sums = _SumOverWorkers.apply(torch.cat([wide.sum(dim=(0, 2, 3)), number]))
             number = sums[-1].detach()
             mean = sums[:-1] / number
             centred = wide - mean[:, None, None]
-            var = all_reduce(centred.square().sum(dim=(0, 2, 3))) / number
+            var = _SumOverWorkers.apply(centred.square().sum(dim=(0, 2, 3))) / number
             y = centred * (self.weight * (var + EPS).rsqrt())[:, None, None] + self.bias[:, None, None]
         return y.to(x.dtype), mean.detach(), (var * number / (number - 1)).detach()
 
@@ -67,6 +68,20 @@ class BatchNormReLU(nn.Module):
     def _see(self, mean: Tensor, var: Tensor) -> None:
         statistics = torch.stack([mean, var])
         self.seen = statistics if self.seen is None else self.seen + statistics
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """A tensor summed over all workers, whose loss is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return _SumOverWorkers.forward(_, grad)
 
 
 @torch.no_grad()

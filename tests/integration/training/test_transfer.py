@@ -1,5 +1,6 @@
 """Fine-tuning a part of a network on a real cluster; what the parts are is tested without one."""
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -124,7 +125,10 @@ def test_the_speed_of_a_cluster_is_measured_on_one_of_its_workers(
     )
     speed = dry_run.worker_speed(plan, config.runtime, 2, False, local=False)
     assert speed is not None
-    assert speed.how == "measured with 32 images a pass on one CPU thread"
+    # Fewer than the 32 of a share on a machine that is slow by then.
+    found = re.fullmatch(r"measured with (\d+) images a pass on one CPU thread", speed.how)
+    assert found is not None
+    assert 0 < int(found[1]) <= 32
     rows = dict(dry_run.describe(plan, config.runtime, manifest, 2, speed))
     assert f"at 2 workers x {speed.images_per_s:,.3g} images/s" in rows["time"]
     assert rows["images"] == "32,000 in all"

@@ -65,7 +65,11 @@ RUNS = {
     "pretrain, micro-batches of 2": lambda: stepped(pretrain_plan(), 2),
     "pretrain, several labels": lambda: stepped(pretrain_plan(loss="sigmoid", head_bias=-3.0)),
     "pretrain, MixUp and clipping": lambda: stepped(pretrain_plan(mixup_alpha=0.1, clip_norm=1.0)),
+    "pretrain, BatchNorm over 4 without WS": lambda: stepped(pretrain_plan(model=f"{MODEL}-bn-nows", norm_batch=4), 0),
     "finetune": transferred,
+    "finetune, decay to the initial weights and dropout": lambda: transferred(
+        decay_to_init=True, weight_decay=0.1, dropout=0.3
+    ),
     "finetune, MixUp": lambda: transferred(mixup_alpha=0.1),
     "finetune, head": lambda: transferred("head"),
     "finetune, norm_bias": lambda: transferred("norm_bias"),

@@ -1,7 +1,10 @@
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.multiprocessing as mp
-from small_training import BATCH, EVEN, pretrain_plan, train_shares
+from small_training import BATCH, EVEN, MODEL, pretrain_plan, train_shares
 
 from bit_ray.errors import ConfigError
 from bit_ray.training.config import Runtime
@@ -66,15 +69,43 @@ def test_the_plan_and_the_runtime_are_shared_out():
 
 
 def test_any_number_of_workers_trains_as_one_does(tmp_path):
-    plans = [pretrain_plan(global_batch_size=EVEN, num_examples=640, mixup_alpha=alpha) for alpha in (0.0, 0.1)]
-    several = [(3, 8, 0), (2, 0, 1), (3, 4, 1), (5, 0, 1)]
+    plain = pretrain_plan(global_batch_size=EVEN, num_examples=640)
+    plans = [
+        plain,
+        replace(plain, mixup_alpha=0.1),
+        replace(plain, dropout=0.5, decay_to_init=True, weight_decay=1e-2),
+        replace(plain, model=f"{MODEL}-bn-nows", norm_batch=16, mixup_alpha=0.1),
+        replace(plain, model=f"{MODEL}-syncbn"),
+    ]
+    several = [(3, 8, 0), (2, 0, 1), (3, 4, 1), (5, 0, 1), (3, 7, 2), (3, 0, 3), (2, 16, 3), (3, 0, 4)]
     cases = [(plan, 1, 0) for plan in plans] + [(plans[i], num_workers, micro) for num_workers, micro, i in several]
     mp.spawn(train_shares, (cases, tmp_path), nprocs=5)
     results = [torch.load(tmp_path / f"{number}.pt") for number in range(len(cases))]
-    assert results[0][0][2] != pytest.approx(results[1][0][2], rel=1e-3)  # MixUp does something
-    for (_, _, i), (losses, weights) in zip(several, results[2:], strict=True):
+    for one, other in pairwise(losses for losses, _ in results[: len(plans)]):
+        assert one[2] != pytest.approx(other[2], rel=1e-3)  # each of them does something
+    for (_, _, i), (losses, weights) in zip(several, results[len(plans) :], strict=True):
         expected, expected_weights = results[i]
         for loss, one in zip(losses, expected, strict=True):
             assert loss == pytest.approx(one, rel=1e-5)
         for name, tensor in expected_weights.items():
             torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "changes", "num_workers", "micro", "message"),
+    [
+        ("-bn", {"norm_batch": 4}, 3, 0, "runtime.num_workers: 3; at most 2, the groups of 4 images that BatchNorm"),
+        ("-bn", {"norm_batch": 4}, 1, 2, "micro_batch_size: 2, but R1-1-1-1x0.5-bn learns by statistics over 4 images"),
+        ("-syncbn", {}, 1, 4, "micro_batch_size: 4, but R1-1-1-1x0.5-syncbn learns by statistics over 8 images"),
+    ],
+)  # fmt: skip
+def test_how_a_batch_is_cut_may_not_change_what_batch_norm_learns(suffix, changes, num_workers, micro, message):
+    with pytest.raises(ConfigError) as caught:
+        share_out(pretrain_plan(model=MODEL + suffix, **changes), Runtime(micro_batch_size=micro), num_workers)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_shares_of_batch_norm_are_whole_groups():
+    plan = pretrain_plan(model=f"{MODEL}-bn", norm_batch=2)
+    assert share_out(plan, Runtime(), 3) == ([range(0, 2), range(2, 4), range(4, 8)], 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_training import numbers, pretrain_plan
 
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.stream.order import Order
@@ -11,10 +12,11 @@ from bit_ray.errors import ConfigError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.device import normalize, resolve_precision
+from bit_ray.training.learner import Learner, build_model
 from bit_ray.training.objectives.classify import loss_sum, mixed_targets, mixup_weight, swap_neighbours
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import NonFiniteError, TrainStep, micro_batches
+from bit_ray.training.step import NonFiniteError, TrainStep, dropout_mask, micro_batches
 
 NAME = "R1-1-1-1x0.5"
 CPU = torch.device("cpu")
@@ -387,3 +389,37 @@ def test_a_hole_has_no_part_in_the_step_and_nobody_elses_part_changes(loss, alph
         for p in reference.parameters():
             p -= plan.schedule.lr_at(0) * p.grad
     assert_same_weights(model, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_decay_to_the_initial_weights_is_l2_sp():
+    plan = pretrain_plan(decay_to_init=True, weight_decay=0.1, momentum=0.0)
+    start = build_model(plan, None)
+    learner = Learner(plan, CPU)
+    reference = build_model(plan, None).double()
+    initial = {name: p.detach().double().clone() for name, p in start.named_parameters()}
+    for step in range(3):
+        images = torch.from_numpy(numbers(8, 32, 32, 3, seed=step).astype(np.uint8))
+        targets = torch.from_numpy(numbers(8, high=6, seed=100 + step))
+        learner.step(step, images, targets)
+        x = images.permute(0, 3, 1, 2).double() / 127.5 - 1
+        reference.zero_grad()
+        loss = torch.nn.functional.cross_entropy(reference(x), targets)
+        for name, p in reference.named_parameters():  # Li et al., arXiv 1802.01483, on kernels alone
+            if p.ndim > 1:
+                loss = loss + 0.05 * (p - initial[name]).square().sum()
+        loss.backward()
+        with torch.no_grad():
+            for p in reference.parameters():
+                p -= plan.schedule.lr_at(step) * p.grad
+    for (name, ours), theirs in zip(learner.model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_dropouts_masks_are_a_function_of_the_slot():
+    whole = dropout_mask(0.25, 7, 3, range(64), 512)
+    assert whole.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert whole.count_nonzero() / whole.numel() == pytest.approx(0.75, abs=5 * (0.25 * 0.75 / whole.numel()) ** 0.5)
+    assert torch.equal(dropout_mask(0.25, 7, 3, range(20, 31), 512), whole[20:31])
+    others = (dropout_mask(0.25, 8, 3, range(64), 512), dropout_mask(0.25, 7, 4, range(64), 512))
+    assert not any(torch.equal(other, whole) for other in others)
+    assert len({tuple(row) for row in whole.tolist()}) == 64
