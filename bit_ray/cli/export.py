@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from bit_ray.cli.flags import positional
 from bit_ray.errors import ConfigError
 from bit_ray.progress import print_table
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, RegistryConfig
 
 if TYPE_CHECKING:
     from bit_ray.inference.classifier import Classifier
@@ -37,7 +37,7 @@ class ExportConfig:
     rescale: bool = False
     """timm and huggingface: multiply kernels by 10, so that their larger eps changes nothing even where kernels are
     tiny; not for training on."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""

@@ -13,7 +13,7 @@ import io
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,12 +22,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from bit_ray.config import from_dict, read_mapping, to_dict
 from bit_ray.errors import ConfigError, MissingError
-from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
+from bit_ray.recipes.upstream import RECIPES
 from bit_ray.tracking.config import TrackingConfig
 
 T = TypeVar("T")
 
-RECIPES: dict[str, Callable[[], UpstreamRecipe]] = {"bit_s": bit_s, "bit_m": bit_m, "bit_l": bit_l}
 
 _CONFIG_HELP = "JSON or YAML file of settings, such as the config.json of a run in MLflow; flags override it."
 _RECIPE_HELP = "Start from what the paper says for BiT-S, BiT-M or BiT-L; --recipe.* flags change it."

@@ -6,7 +6,7 @@ from typing import Literal
 from bit_ray.cli.flags import positional
 from bit_ray.errors import ConfigError
 from bit_ray.progress import console, follow, print_table
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class PredictConfig:
     """Images per forward pass, with --output."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
@@ -44,7 +44,7 @@ class PredictConfig:
 class ListConfig:
     """List the registered models, by name and newest first."""
 
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
@@ -58,7 +58,7 @@ class PullConfig:
     """models:/NAME@ALIAS or models:/NAME/VERSION."""
     output: str
     """New or empty folder."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""

@@ -9,6 +9,7 @@ from bit_ray.cli.flags import positional
 from bit_ray.data.shards.options import WriteOptions
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError, DataError
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
 from bit_ray.progress import console, follow, print_table
 
 
@@ -93,7 +94,7 @@ class IdsConfig:
             ("seed", 0),
             ("global_batch_size", 1),
             ("epochs", 1),
-            ("crop_size", 32),
+            ("crop_size", MIN_IMAGE_SIZE),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -171,7 +172,8 @@ def write(config: WriteConfig) -> None:
         ("time", f"{report.seconds:.1f} s"),
     ]
     if report.num_small:
-        rows.append(("below 32 pixels", f"{report.num_small:,} images; training enlarges them, detail they have none"))
+        small = f"{report.num_small:,} images; training enlarges them, detail they have none"
+        rows.append((f"below {MIN_IMAGE_SIZE} pixels", small))
     if config.shorter_side is not None and report.num_shrunk is not None:
         rows.append(("made smaller", f"{report.num_shrunk:,} of {report.num_examples:,} images"))
     if config.seekable and report.num_seekable is not None:

@@ -9,7 +9,7 @@ from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.progress import console, print_table
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ProbeModelConfig(ProbeConfig):
     test_shards: str = field(metadata=positional("TEST_SHARDS"))
     """Shard set of the same classes to score on, in full."""
     num_cpus: int = field(default=1, init=False)  # only for probes while something trains
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
@@ -47,7 +47,7 @@ class EpisodesConfig:
     """Episodes; mean and 95 % interval are over them."""
     seed: int = 0
     """Seed of the draws."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
@@ -73,7 +73,7 @@ class RankConfig:
     """Score to sort by."""
     convert_images: bool = False
     """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies; a folder of images is written there as a shard set."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from bit_ray.errors import ConfigError
-from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class EvaluateConfig:
     """Name of the MLflow run; empty: made from the model and the shard set."""
     batch_size: int = 64
     """Images per forward pass."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default tracking store lies."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the evaluation is recorded."""

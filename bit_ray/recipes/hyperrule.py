@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.schedules import Schedule
+from bit_ray.models.inputs import MIN_IMAGE_SIZE
+from bit_ray.recipes.schedules import BoundaryRule, Schedule
 
 Profile = Literal["code", "paper", "cheap"]
-BoundaryRule = Literal["upstream", "hyperrule"]
 Regime = Literal["small", "medium", "large"]
 
 # First number of examples that is no longer of the regime (paper §3.3; big_transfer:bit_hyperrule.py).
@@ -52,7 +52,7 @@ class RuleOverrides:
     """SGD momentum."""
     weight_decay: float | None = None
     """Coupled L2 on the kernels of convolutions and head only."""
-    decay_to_init: bool | None = None
+    decay_to_init: bool = False
     """Weight decay towards the initial weights instead of zero, as in the paper's random search (App. A)."""
     dropout: float | None = None
     """Share of the features that are dropped before the head; the paper's random search has up to 0.7 (App. A)."""
@@ -114,8 +114,10 @@ class HyperRule:
             )
         if min(self.image_size) < 1:
             raise ConfigError(f"image_size: {self.image_size}; (height, width), both at least 1 pixel; correct it")
-        if self.crop < 32:
-            raise ConfigError(f"crop: {self.crop}; at least 32 pixels; the network halves its input five times")
+        if self.crop < MIN_IMAGE_SIZE:
+            raise ConfigError(
+                f"crop: {self.crop}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five times"
+            )
         if self.resize < self.crop:
             raise ConfigError(f"resize: {self.resize}; at least crop ({self.crop}); a crop cannot exceed the image")
         if self.batch_size < 1:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from bit_ray.errors import ConfigError
 
+BoundaryRule = Literal["upstream", "hyperrule"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -24,7 +26,7 @@ class Schedule:
     kind: Literal["staircase", "cosine"] = "staircase"
     """``cosine`` falls from base_lr at the end of warm-up towards 0 at num_steps and ignores the boundaries
     (big_vision:utils.py)."""
-    boundary_rule: Literal["upstream", "hyperrule"] = "upstream"
+    boundary_rule: BoundaryRule = "upstream"
     """Two sources count differently. ``upstream``: warm-up multiplies the staircase, and step b is the first of the
     lower rate, so that exactly b steps come before it (big_vision:utils.py, "stair"). ``hyperrule``: nothing decays
     during warm-up, and step b still has the higher rate, b + 1 is the first of the lower one

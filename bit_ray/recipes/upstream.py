@@ -1,6 +1,7 @@
 """Upstream pre-training as the paper does it: BiT-S, BiT-M and BiT-L (paper §3.3)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -173,3 +174,7 @@ def bit_l() -> UpstreamRecipe:
         reference_num_examples=300_000_000,
         reference_num_classes=18_291,
     )
+
+
+RECIPES: dict[str, Callable[[], UpstreamRecipe]] = {"bit_s": bit_s, "bit_m": bit_m, "bit_l": bit_l}
+"""The recipes by name, as ``--recipe`` takes them."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from bit_ray.config import check_folder_name
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
-from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
 from bit_ray.training.config import parse_train
 
 
@@ -41,7 +41,7 @@ class FewShotConfig:
     """Off for tasks in which left and right matter, such as digits (paper App. F)."""
     train: str = "all"
     """What is trained of the pre-trained network: all, head, stages:K, norm_bias or adapters:R, as in finetune."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://..."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the study is recorded."""

@@ -177,7 +177,7 @@ def _settings(config: VtabConfig, start: InitialWeights) -> str:
     names = ("index", "subset_seed", "num_train", "num_val", "protocol", "profile", "rule", "train", "seed")
     chosen = to_dict(config)
     for name in ("decay_to_init", "dropout"):  # suites begun before there were these go on
-        if chosen["rule"][name] is None:
+        if not chosen["rule"][name]:
             del chosen["rule"][name]
     return digest({"model": start.model, "weights": start.digest, **{name: chosen[name] for name in names}})
 

@@ -7,7 +7,7 @@ from bit_ray.config import check_folder_name
 from bit_ray.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
-from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
 from bit_ray.training.config import check_train
 
 
@@ -50,7 +50,7 @@ class VtabConfig:
     """Examples per forward and backward pass; 0: the whole batch."""
     side_by_side: int = 0
     """Tasks at a time; 0: as many as the cluster has GPUs or cores."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the study is recorded."""

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from bit_ray.errors import ConfigError
 
+DEFAULT_STORAGE = "bit_ray_runs"
+"""Folder of runs, shards and the embedded MLflow store, below the current directory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:

@@ -23,6 +23,7 @@ from bit_ray import store
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
+from bit_ray.tracking.config import DEFAULT_STORAGE
 from bit_ray.tracking.fetch import download
 from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
@@ -36,7 +37,7 @@ from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
 
-DEFAULT_STORE = Path("bit_ray_runs", "mlflow.db")
+DEFAULT_STORE = Path(DEFAULT_STORAGE, "mlflow.db")
 """The embedded tracking store, relative to the current directory, where no tracking URI is set."""
 
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")

@@ -14,7 +14,7 @@ from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe, bit_m
-from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -131,7 +131,7 @@ class PretrainConfig:
     BatchNorm with -bn or -syncbn behind it, no Weight Standardization with -nows (paper §4.3)."""
     recipe: UpstreamRecipe = field(default_factory=bit_m)
     """What the paper says, or your own."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
     seed: int = 0
     """Seed of the initial weights, the order, the views and MixUp."""
@@ -193,7 +193,7 @@ class FinetuneConfig:
     """Train on this many examples per class, drawn by subset_seed; 0: on all."""
     subset_seed: int = 0
     """Seed of the few-shot draw."""
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
     seed: int = 0
     """Seed of the order, the views and MixUp."""
