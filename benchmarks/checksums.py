@@ -1,4 +1,4 @@
-"""What the checksum of every row group costs, beside decoding the images of that row group.
+"""What the checksum of every row group costs, next to decoding the images of that row group.
 
 python benchmarks/checksums.py
 

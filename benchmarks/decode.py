@@ -1,4 +1,4 @@
-"""CPU time from a JPEG file in memory to a training view in its place, ours beside the usual ways.
+"""CPU time from a JPEG file in memory to a training view in its place, ours next to the usual ways.
 
 python benchmarks/decode.py
 

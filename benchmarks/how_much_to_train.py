@@ -42,7 +42,7 @@ class Config:
     train: tuple[str, ...] = ("all", "stages:2", "stages:1", "adapters:8", "adapters:2", "norm_bias", "head")
     """Choices of what is trained."""
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1)
-    """Learning rates; the first is the setting of the quickstart, and the best of all is shown beside it."""
+    """Learning rates; the first is the setting of the quickstart, and the best of all is shown next to it."""
     model: str = "R1-1-1-1x0.5"
     """Network."""
     upstream: str = "glyphs:s"

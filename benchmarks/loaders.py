@@ -1,4 +1,4 @@
-"""Whole loaders, from stored JPEG files to uint8 batches in the training process: ours beside seven others.
+"""Whole loaders, from stored JPEG files to uint8 batches in the training process: ours next to seven others.
 
 python benchmarks/loaders.py
 
@@ -35,7 +35,7 @@ TIMEOUT_S = 900
 # Batches at either end of an epoch that do not count: shuffle buffers of 1,000 images fill at its start, and at its end
 # they run empty and workers out of work.
 EDGE = 24
-# Beside "" (local disk), where ours reads from, and the epoch that counts: in the first all of it comes from the store.
+# Local disk ("") comes along, where ours reads from; then the epoch that counts: the first reads all from the store.
 PLACES = {"": 1, "s3-cold": 0, "s3-warm": 1}
 TORCH = "import torch, time; time.sleep(2)"
 CLUSTER = "import time; from bit_ray.cluster.session import cluster\nwith cluster(): time.sleep(4)"

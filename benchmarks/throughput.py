@@ -1,4 +1,4 @@
-"""Images per second of the stream, of the step, of both and of fine-tuning, each beside a peer in the same run.
+"""Images per second of the stream, of the step, of both and of fine-tuning, each next to a peer in the same run.
 
 python benchmarks/throughput.py
 
@@ -325,7 +325,7 @@ def step_rows(setting: Setting, config: Config) -> Iterator[str]:
 
 
 def finetune_rows(setting: Setting, config: Config) -> Iterator[str]:
-    """Transfer of images in memory, views included: `fit` beside plain loops that take turns with it, step by step."""
+    """Transfer of images in memory, views included: `fit` next to plain loops that take turns with it, step by step."""
     size, batch_size = setting.crop_size, setting.batch_size
     resize, count = size * 5 // 4, 8 * batch_size
     rng = np.random.default_rng(0)

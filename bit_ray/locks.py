@@ -71,7 +71,7 @@ def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterat
 
 @contextmanager
 def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
-    """Make an empty file or directory beside ``target`` under another name, to be filled and renamed to it.
+    """Make an empty file or directory next to ``target`` under another name, to be filled and renamed to it.
 
     What has not been renamed is removed at the end; after the death of this process, by whoever fills ``target`` next,
     or by `remove_abandoned`.

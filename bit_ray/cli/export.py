@@ -31,7 +31,7 @@ class ExportConfig:
     int8: bool = False
     """Keep the weights of a program in 8 bits, a quarter of the size; --shards shows what that costs."""
     shards: str = ""
-    """Shard set to run the program on, beside the model, best of the model's classes."""
+    """Shard set to run the program on, next to the model, best of the model's classes."""
     num_examples: int = 1000
     """Images of it, from the first."""
     rescale: bool = False

@@ -43,7 +43,7 @@ class InspectConfig:
     num_images: int = 48
     """Images on the contact sheet."""
     augmented: bool = False
-    """Show beside each image three training views of it, as upstream pre-training sees them."""
+    """Show next to each image three training views of it, as upstream pre-training sees them."""
     crop_size: int = 224
     """Side of the training views, pixels."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""An exported program beside the model it was made of: what it answers differently, and what that costs."""
+"""An exported program next to the model it was made of: what it answers differently, and what that costs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

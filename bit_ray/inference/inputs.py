@@ -158,7 +158,7 @@ def open_images(sources: Sequence[str]) -> Images:
     In a folder, every file below it with the ending of an image counts, hidden ones excepted.
 
     Raises:
-        ConfigError: No source, or a shard set beside another source.
+        ConfigError: No source, or a shard set together with another source.
         DataError: A source is not there, or there is no image.
     """
     if not sources:

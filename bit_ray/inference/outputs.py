@@ -50,7 +50,7 @@ def check_output(output: str, features: bool) -> Literal["csv", "parquet", "fold
 
 
 def claim_of(output: str, kind: str) -> str:
-    """Return the place of the claim of an output: inside a folder, beside a file."""
+    """Return the place of the claim of an output: inside a folder, next to a file."""
     if kind == "folder":
         return store.join(store.absolute(output), CLAIM_FILE)
     if store.is_local(output):

@@ -189,7 +189,7 @@ def _tables(
     if device == "cuda" and not use_gpu:
         raise ConfigError("device: 'cuda', but the cluster has no GPU; use auto or cpu")
     slots = resources.num_slots if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
-    # A network on a GPU wants all cores beside it; one on a core, a thread that waits for files.
+    # A network on a GPU needs all the other cores; one on a core needs a thread that waits for files.
     threads = min(_MOST_THREADS, max(2, resources.num_cpus // slots)) if use_gpu else 2
     settings = replace(settings, num_threads=threads)
     shared = ray.put((classifier.state(), images, settings))

@@ -1,7 +1,7 @@
 """A registered model as MLflow's ``python_function``: image bytes in, classes and probabilities out.
 
 MLflow finds this module by the ``loader_module`` of the MLmodel file that registering writes, and hands it the
-``reference.json`` beside that file. So ``mlflow.pyfunc.load_model("models:/NAME@ALIAS")``, ``mlflow models serve`` and
+``reference.json`` next to that file. So ``mlflow.pyfunc.load_model("models:/NAME@ALIAS")``, ``mlflow models serve`` and
 ``mlflow models predict`` work wherever bit_ray is installed and the weights can be read. Nothing is unpickled; but
 MLflow executes whatever module an MLmodel file names, so it should serve from a registry that is trusted
 (docs/serving.md).

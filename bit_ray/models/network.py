@@ -1,7 +1,7 @@
 """What a network must offer to be trained, saved and served here. PyTorch only.
 
 Training, inference and saved models know a network by this module alone; which layers it has is its own business. A new
-family is a module beside `bit_ray.models.resnet` and a line in `bit_ray.models.zoo`.
+family is a module next to `bit_ray.models.resnet` and a line in `bit_ray.models.zoo`.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ def confusion_figure(
     """Draw a confusion table, each row in per cent of its true class.
 
     Up to 15 classes the cells carry numbers, up to 30 the axes carry names; beyond that the most frequent confusions
-    are listed beside the table, and beyond 150 a cell stands for a block of classes.
+    are listed next to the table, and beyond 150 a cell stands for a block of classes.
 
     Args:
         confusion: ``[C, C]`` counts, rows true and columns predicted.
@@ -78,7 +78,7 @@ def confusion_figure(
 
 
 def _list_confusions(axes: Axes, confusion: npt.NDArray[Any], class_names: Sequence[str]) -> None:
-    """Write the most frequent confusions beside a table of many classes."""
+    """Write the most frequent confusions next to a table of many classes."""
     axes.set_axis_off()
     errors = confusion.copy()
     np.fill_diagonal(errors, 0)

@@ -117,7 +117,7 @@ def _study(config: VtabConfig, start: InitialWeights) -> VtabReport:
 
 
 def plan_tasks(config: VtabConfig) -> list[tuple[Task, HyperRule | None, str]]:
-    """What would be done with each task: its rule, and what it is learnt from, or no rule and why not.
+    """What would be done with each task: its rule, and what it is learned from, or no rule and why not.
 
     Opens the data, and writes nothing.
     """
@@ -183,7 +183,7 @@ def _settings(config: VtabConfig, start: InitialWeights) -> str:
 
 
 def _splits(config: VtabConfig) -> tuple[str, str]:
-    """What is learnt from, and what is scored."""
+    """What is learned from, and what is scored."""
     return ("train800val200", "test") if config.protocol == "test" else ("train800", "val200")
 
 

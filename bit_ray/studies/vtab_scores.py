@@ -1,4 +1,4 @@
-"""Scores of VTAB-1k: per task, per group, over all, and beside them what has been published."""
+"""Scores of VTAB-1k: per task, per group, over all, and next to them what has been published."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class TaskScore:
     top_1: float
     """Share of 1, the benchmark's metric for every task."""
     num_train: int
-    """Examples learnt from."""
+    """Examples learned from."""
     num_test: int
     """Images scored."""
     statement: str

@@ -43,7 +43,7 @@ def _holds_something(path: Path) -> bool:
 def _make(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with partial(path, directory=True) as place:  # a directory, for SQLite has a second file beside the first
+    with partial(path, directory=True) as place:  # a directory, for SQLite has a second file next to the first
         store = SqlAlchemyStore(f"sqlite:///{place / path.name}", str(path.parent / "mlruns"))
         store.engine.dispose()
         os.replace(place / path.name, path)

@@ -91,7 +91,7 @@ def register(
     """Register the saved model at ``package_uri`` under a name, and point the alias at the new version.
 
     Only ``model.json`` and the size of the weights file are read. The model card becomes the version's description and
-    ``README.md`` beside the weights; see `bit_ray.tracking.card`. A package that is registered already gets no second
+    ``README.md`` next to the weights; see `bit_ray.tracking.card`. A package that is registered already gets no second
     version; the alias moves to the one that there is.
 
     Raises:
@@ -256,7 +256,7 @@ def _card(client: MlflowClient, name: str, spec: ModelSpec, weights: Weights, ru
 
 
 def _write_card(package_uri: str, card: str) -> None:
-    """Put the card beside the weights, unless somebody else's README.md lies there or nothing can be written."""
+    """Put the card next to the weights, unless somebody else's README.md lies there or nothing can be written."""
     place = store.join(package_uri, CARD_FILE)
     try:
         if store.exists(place) and not store.read_bytes(place).startswith(MARK.encode()):

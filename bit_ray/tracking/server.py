@@ -119,7 +119,7 @@ def probe(uri: str) -> None:
 def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -> str:
     """Return the id of the experiment of this name, made when there is none.
 
-    Its artifacts go where the server says. Without a server they go beside the SQLite file, or into ``storage``, and
+    Its artifacts go where the server says. Without a server they go next to the SQLite file, or into ``storage``, and
     never into a folder below whatever the current directory happens to be, which is MLflow's own default.
 
     Raises:

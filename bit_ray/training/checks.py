@@ -37,7 +37,7 @@ def preflight(
     """Find what would fail later, and for a dry run print the plan.
 
     Args:
-        plan: What is to be learnt.
+        plan: What is to be learned.
         shards: URI of the training shards.
         manifest: Their manifest.
         runtime: How it is carried out.

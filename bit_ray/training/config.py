@@ -55,7 +55,7 @@ def check_train(train: str, init: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How a plan is carried out; none of it changes what is learnt, up to rounding."""
+    """How a plan is carried out; none of it changes what is learned, up to rounding."""
 
     num_workers: int = 0
     """Training workers; 0: one per GPU of the cluster, or without GPUs one per CPU core of this machine."""
@@ -151,7 +151,7 @@ class PretrainConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
     runtime: Runtime = field(default_factory=Runtime)
-    """How the plan is carried out; none of it changes what is learnt."""
+    """How the plan is carried out; none of it changes what is learned."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the run is recorded."""
     register: RegisterAs = field(default_factory=RegisterAs)
@@ -203,7 +203,7 @@ class FinetuneConfig:
     """Images over which a network with BatchNorm (-bn) takes its statistics; 0: 32, or the batch if 32 does not divide
     it."""
     runtime: Runtime = field(default_factory=Runtime)
-    """How the plan is carried out; none of it changes what is learnt."""
+    """How the plan is carried out; none of it changes what is learned."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the run is recorded."""
     register: RegisterAs = field(default_factory=RegisterAs)

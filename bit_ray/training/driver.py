@@ -56,7 +56,7 @@ class TrainResult:
     run_id: str
     """MLflow run."""
     plan_digest: str
-    """Identity of what was learnt."""
+    """Identity of what was learned."""
     metrics: dict[str, float]
     """Last reported metrics."""
 
@@ -216,7 +216,7 @@ def _fit(
         num_workers=num_workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
-        # Without GPUs a worker's readers want the cores beside it; with them, workers want to be near each other.
+        # Without GPUs a worker's readers need its node's cores; with them, workers should be near each other.
         placement_strategy="PACK" if use_gpu else "SPREAD",
     )
     try:

@@ -43,7 +43,7 @@ def describe(
     """The resolved plan as rows of a table.
 
     Args:
-        plan: What is to be learnt.
+        plan: What is to be learned.
         runtime: How.
         manifest: Of the shards.
         num_workers: Training workers.

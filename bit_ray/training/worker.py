@@ -38,7 +38,7 @@ class WorkerConfig:
     plan: TrainPlan
     runtime: Runtime
     spec: ModelSpec
-    """Saved beside the weights."""
+    """Saved next to the weights."""
     shards: str
     """URI of the training shards."""
     folder: RunFolder

@@ -64,7 +64,7 @@ def export(
     Args:
         model: The network.
         spec: What it is, for the metadata.
-        path: File, ``.onnx`` or ``.pt2``. ONNX of more than 2 GB has its weights in a file beside it.
+        path: File, ``.onnx`` or ``.pt2``. ONNX of more than 2 GB has its weights in a file next to it.
         to: ``onnx``, or ``torch`` for `torch.export`.
         int8: Keep the weights of convolutions and classifier in 8 bits, one scale per output channel; activations and
             arithmetic stay float32. A quarter of the size.
@@ -270,7 +270,7 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]) -> None:
         with whole(path) as unfinished:
             unfinished.write_bytes(proto.SerializeToString())
         return
-    # The program comes last: without it, the weights beside it are no model.
+    # The program comes last: without it, the weights next to it are no model.
     beside = path.with_name(path.name + ".data")
     onnx.external_data_helper.convert_model_to_external_data(proto, location=beside.name)
     beside.unlink(missing_ok=True)

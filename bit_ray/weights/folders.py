@@ -1,4 +1,4 @@
-"""What the folders of timm and Hugging Face say beside the weights: class names and preprocessing, in and out."""
+"""What the folders of timm and Hugging Face say next to the weights: class names and preprocessing, in and out."""
 
 import json
 import math

@@ -186,7 +186,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def _canonical_headers(path: Path) -> dict[str, tuple[str, _Header]]:
-    """Return canonical name -> (name in the file, (shape, dtype)); what training left beside the network is none."""
+    """Return canonical name -> (name in the file, (shape, dtype)); what training left next to the network is none."""
     headers: dict[str, tuple[str, _Header]] = {}
     for key, header in read_headers(path, "resnet/").items():
         if (name := _canonical(key)) in headers:

@@ -1,7 +1,7 @@
 """A saved model: a directory with ``model.safetensors`` (the weights) and ``model.json`` (everything else).
 
 ``model.json`` holds the digest of the weights and is written last, so a directory without it holds no model. Other
-files may lie in the same directory: a training checkpoint is such a package with the optimizer beside it.
+files may lie in the same directory: a training checkpoint is such a package with the optimizer next to it.
 """
 
 import json

@@ -196,7 +196,7 @@ def _read_folder(path: Path) -> ForeignWeights:
 
 
 def _parts(index: Path) -> list[str]:
-    """Return the files that an index names, all of which lie beside it."""
+    """Return the files that an index names, all of which lie next to it."""
     try:
         names = {*json.loads(read_text(index))["weight_map"].values()}
         if not names:
@@ -231,7 +231,7 @@ def _read_npz(path: Path) -> ForeignWeights:
             tensors=npz_tensors(_on_meta(path, name, num_classes), path, head="load" if num_classes else "zero"),
             sha256=_sha256([path]),
         )
-    # The optimizer's state lies beside the weights, and has the same names.
+    # The optimizer's state lies next to the weights, and has the same names.
     held = {name for name in read_headers(path, prefix) if prefix or not name.startswith("opt/")}
     tensors = {}
     for name, array in read_arrays(path, held).items():

@@ -63,7 +63,7 @@ def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
 
 
 def shrink(pixels: npt.NDArray[np.uint8], shorter_side: int) -> bytes | None:
-    """Encode an image anew with fewer pixels: JPEG, quality 90, chroma in quarter resolution. This loses detail.
+    """Re-encode an image with fewer pixels: JPEG, quality 90, chroma in quarter resolution. This loses detail.
 
     The trade: fewer bytes to read and less to decode, for crops with fewer pixels. A small crop of the small image is
     enlarged where one of the original would have been reduced, so training no longer sees the paper's input; what that

@@ -67,7 +67,7 @@ def contact_sheet(
         path: PNG file to write, or its URI.
         n: Number of examples.
         seed: Seed of the draw and of the views.
-        crop_size: Side in pixels of the training views that stand beside each image, as upstream pre-training with
+        crop_size: Side in pixels of the training views that stand next to each image, as upstream pre-training with
             this seed draws them in its first epochs; None: the images alone.
 
     Raises:

@@ -16,12 +16,12 @@ class PackOptions:
     convert_images: bool = False
     """Readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB."""
     on_bad: Literal["error", "skip"] = "error"
-    """Bad images end the command, or are left out and listed in skipped.json beside the manifest."""
+    """Bad images end the command, or are left out and listed in skipped.json next to the manifest."""
     seekable: bool = False
     """Give JPEG files restart markers, so that training decodes less of them: no loss, the same pixels. Progressive
     files become baseline; what cannot have markers stays as it is."""
     shorter_side: int | None = None
-    """Encode larger images anew with a shorter side of this many pixels, usually 256 to 512, as JPEG of quality 90.
+    """Re-encode larger images with a shorter side of this many pixels, usually 256 to 512, as JPEG of quality 90.
     Faster to train from, but crops have fewer pixels than the paper's."""
     row_group_size: int = 64
     """Images that are read together."""

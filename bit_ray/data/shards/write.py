@@ -48,7 +48,7 @@ class WriteReport:
     num_seekable: int | None
     """Images that have restart markers now; None if an earlier run had finished the set."""
     num_shrunk: int | None
-    """Images that were encoded anew with fewer pixels; None as above."""
+    """Images that were encoded again with fewer pixels; None as above."""
     num_small: int | None
     """Images with a side below 32 pixels, which training enlarges; None as above."""
     skipped: tuple[tuple[str, str], ...]

@@ -1,6 +1,6 @@
 """Archives as publishers distribute them: where the bytes of each member lie, so that any of them is read alone.
 
-A plain tar file is read in place. A compressed one has no such places: it is decompressed once, to a ``.tar`` beside
+A plain tar file is read in place. A compressed one has no such places: it is decompressed once, to a ``.tar`` next to
 it.
 """
 
@@ -132,7 +132,7 @@ def as_text(data: bytes, place: str | Path) -> str:
 
 
 def decompressed(path: str | Path) -> str:
-    """Return the path of the plain tar file: the path itself, or for a compressed one its ``.tar`` beside it.
+    """Return the path of the plain tar file: the path itself, or for a compressed one its ``.tar`` next to it.
 
     Raises:
         DataError: the archive is damaged or unpacks to 100 times its size, the disk is full, or the folder cannot be

@@ -1,7 +1,7 @@
 """What a reader task does: bring row groups onto its node's disk, and say where in which file each image lies.
 
 Nothing is decoded here and no image bytes are sent on: a reader needs neither PyTorch nor memory, and the training
-worker beside it reads the file itself.
+worker next to it reads the file itself.
 """
 
 from collections.abc import Sequence

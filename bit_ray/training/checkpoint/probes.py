@@ -33,7 +33,7 @@ _LOWEST = getattr(os, "SCHED_IDLE", None)
 
 
 def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
-    """Make sure that a probe finds CPUs beside the workers.
+    """Make sure that a probe finds CPUs that no worker uses.
 
     Raises:
         ConfigError: The cluster has not enough.

@@ -1,4 +1,4 @@
-"""Checkpoints of training: a saved model with the optimizer and the position beside it.
+"""Checkpoints of training: a saved model with the optimizer and the position next to it.
 
 A checkpoint is a directory that `bit_ray.weights.package` can load as a model, plus ``optimizer.safetensors``
 (momentum, the weights that weight decay pulls to, generator state, and adapters apart from the kernels into which the

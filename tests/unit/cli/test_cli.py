@@ -50,11 +50,11 @@ FLAGS = {
     "--shuffle.*",
     "shards bench": "SHARDS --crop-size --batch-size --num-threads --seconds",
     "replay": "--run --step --config --shards --micro-batch-size --tracking.*",
-    "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch --clip-norm "
-    "--head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
+    "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
+    "--clip-norm --head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
-    "--train --norm-batch --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* --tracking.* "
-    "--register.*",
+    "--train --norm-batch --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* "
+    "--tracking.* --register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
     "vtab": "--name --config --init --model --tasks --data-dir --shards --index --subset-seed --num-train --num-val "

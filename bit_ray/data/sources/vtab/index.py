@@ -1,4 +1,4 @@
-"""Which 1,000 examples a task is learnt from: an index, in a file of its own or in the lists that others publish."""
+"""Which 1,000 examples a task is learned from: an index, in a file of its own or in the lists that others publish."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """The examples that a task is learnt from, by id."""
+    """The examples that a task is learned from, by id."""
 
     task: str
     """Name of the task."""

@@ -103,7 +103,7 @@ class _SpritePart:
 
 
 def _class_names(where: Path, task: Task) -> tuple[str, ...]:
-    """Names beside the shards where they are published, or else numbers."""
+    """Names next to the shards where they are published, or else numbers."""
     path = where / "label.labels.txt"
     names = as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).splitlines() if path.exists() else []
     return tuple(names) if len(names) == task.num_classes else tuple(f"class {i}" for i in range(task.num_classes))

@@ -1,4 +1,4 @@
-"""TFRecord files of ``tf.train.Example``, read without TensorFlow: where each image lies, and the values beside it.
+"""TFRecord files of ``tf.train.Example``, read without TensorFlow: where each image lies, and the values next to it.
 
 A record is its length (uint64), a checksum of that, the message and a checksum of it
 (tensorflow.org/tutorials/load_data/tfrecord). Messages are in the encoding of protocol buffers. Checksums are not
