@@ -9,6 +9,8 @@ from faulty_s3 import FaultyS3
 from s3_server import ACCESS_KEY, SECRET_KEY, Bucket, S3Server
 from servers import mlflow_server  # noqa: F401  # a fixture
 
+from bit_ray import claim
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
@@ -27,6 +29,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]
         monkeypatch.delenv(name, raising=False)
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(claim, "SETTLE_S", 0.1)  # nothing starts twice at the same moment, but where a test says so
     yield bucket
     bucket.delete()
 

@@ -85,8 +85,7 @@ def write_shards(
 
     Raises:
         ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing; or another process
-            writes into the output. In an object store the last start takes over and ends the process before it
-            (`bit_ray.data.shards.writing` says what that does not guarantee).
+            writes into the output.
         DataError: a source, label or image that is refused. What a fresh run has written is removed again.
         StoreError: a disk or store that fails or is full. After it, as after what an iterator raises, the finished
             shards are kept and the same call continues.

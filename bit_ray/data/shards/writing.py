@@ -1,27 +1,21 @@
 """What an unfinished run leaves for the next: ``_writing.json``, the plan and the shards that are done.
 
-One process at a time writes a set. In a local directory a lock sees to that: a second start ends before it touches
-anything. Object stores have no locks, so there ``_writing.json`` says who writes: the last start takes the set over,
-and the process before it stops when it next looks, before each save and each deletion. What that does not guarantee, as
-a store cannot look and write in one step: until it looks, the former process still writes shards, and one that looks
-and saves just while another starts may win. The shards are the same bytes either way when both have the same plan; for
-an iterator, whose content may differ, a second start is to be avoided.
+One process at a time writes a set; see `bit_ray.claim` for what an object store cannot guarantee. Two that write all
+the same write the same bytes, where both have the same plan and read no iterator.
 """
 
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bit_ray import store
+from bit_ray.claim import claimed
 from bit_ray.config import digest
 from bit_ray.data.shards.build import ShardResult, shard_name
 from bit_ray.data.shards.manifest import MANIFEST, SKIPPED, WRITING, Manifest, read_manifest
-from bit_ray.errors import BitRayError, ConfigError, DataError, StoreError
-from bit_ray.locks import describe, locked, this_process
+from bit_ray.errors import BitRayError, DataError, StoreError
 
 LOCK = "_writing.lock"
 _SAVE_SECONDS = 2.0
@@ -35,22 +29,21 @@ class _Record:
     plan: dict[str, Any]
     done: tuple[ShardResult, ...] = ()
     owner: dict[str, Any] = field(default_factory=dict)
-    """In an object store, the process that writes."""
+    """Written by earlier versions, and ignored."""
 
 
 @contextmanager
 def alone(output: str) -> Iterator[None]:
-    """Keep other processes from writing into a local directory meanwhile, unless it holds a whole set.
+    """Keep other processes from writing into the output meanwhile, unless it holds a whole set.
 
     Raises:
-        ConfigError: another process writes there.
+        ConfigError: another process writes there, or has taken this one for dead and taken over.
     """
-    if not store.is_local(output) or store.exists(store.join(output, MANIFEST)):
+    if store.exists(store.join(output, MANIFEST)):
         yield
         return
-    with locked(
-        Path(output) / LOCK, f"{output}: is being written", remedy="wait until it has ended, or choose another output"
-    ):
+    remedy = "wait until it has ended, or choose another output"
+    with claimed(store.join(output, LOCK), f"{output}: is being written", remedy=remedy):
         yield
 
 
@@ -71,7 +64,6 @@ class Writing:
         self.done: dict[int, ShardResult] = {}
         self._started: set[int] = set()
         self._place = store.join(output, WRITING)
-        self._owner = {} if store.is_local(output) else {"id": uuid.uuid4().hex, **this_process()}
         names = [name for name in store.list_files(output) if name != LOCK]
         self._fresh = WRITING not in names
         if self._fresh and names:
@@ -82,8 +74,7 @@ class Writing:
             self.done = _done(output, plan, on_bad)
             self._delete_partial(names)
         self.num_resumed = len(self.done)
-        self._write()
-        self._check_owner()
+        self.save()
 
     def __enter__(self) -> "Writing":
         """Return it."""
@@ -96,7 +87,7 @@ class Writing:
             StoreError: as what came, with the advice to run the command again.
         """
         if error is None:
-            self._finish()
+            store.delete_files([self._place])  # now that the manifest is there
         elif isinstance(error, Exception) and (_is_of_the_data(error) or not self.done):
             with suppress(BitRayError):
                 self._abandon()
@@ -117,13 +108,10 @@ class Writing:
             self.save()
 
     def save(self) -> None:
-        """Write ``_writing.json``.
-
-        Raises:
-            ConfigError: another process has taken the set over.
-        """
-        self._check_owner()
-        self._write()
+        """Write ``_writing.json``."""
+        results = [asdict(result) for _, result in sorted(self.done.items())]
+        store.write_json(self._place, {"plan": self.plan, "done": results})
+        self._saved = time.monotonic()
 
     def check_shards(self) -> None:
         """Make sure that all shards are there before the manifest says so.
@@ -131,49 +119,15 @@ class Writing:
         Raises:
             StoreError: One is missing or cut; it is written again by the next run.
         """
-        self._check_owner()
         for index in _lost(self.output, self.done.values()):
             lost = self.done.pop(index)
             assert lost.shard is not None
             raise StoreError(f"{store.join(self.output, lost.shard.path)}: was written, and is missing or cut now")
 
-    def _write(self) -> None:
-        results = [asdict(result) for _, result in sorted(self.done.items())]
-        record = {"plan": self.plan, "done": results, **({"owner": self._owner} if self._owner else {})}
-        store.write_json(self._place, record)
-        self._saved = time.monotonic()
-
-    def _check_owner(self) -> None:
-        if self._owner and (found := self._found_owner()) != self._owner:
-            who = f"taken over by {describe(found)}" if found is not None else "finished or removed by another process"
-            raise ConfigError(
-                f"{self.output}: has been {who}; accepted: one process at a time; wait until it has ended, or choose "
-                "another output"
-            )
-
-    def _found_owner(self) -> Any:
-        """Return who the record in the store says writes, or None."""
-        if not store.exists(self._place):
-            return None
-        try:
-            found = store.read_json(self._place)
-        except StoreError:
-            raise
-        except DataError:  # no JSON
-            return {}
-        return found.get("owner", {}) if isinstance(found, dict) else {}
-
-    def _finish(self) -> None:
-        """Delete ``_writing.json``, once the manifest is there."""
-        if not self._owner or self._found_owner() == self._owner:
-            store.delete_files([self._place])
-
     def _abandon(self) -> None:
         """Remove what this run has written, if it is a set's first; never what others have, nor from a whole set."""
-        if self._owner and self._found_owner() != self._owner:
-            return
         if not self._fresh:
-            self._write()
+            self.save()
             return
         if store.exists(store.join(self.output, MANIFEST)):
             return
