@@ -135,7 +135,7 @@ def _predict_into_file(config: PredictConfig) -> None:
 
 
 def _registry_of(config: PredictConfig) -> str | None:
-    """Return the URI of the registry where the model is registered; without it MLflow need not be loaded."""
+    """Return the URI of the registry if the model is registered; otherwise MLflow need not be loaded."""
     return _registry(config.tracking, config.storage) if config.model.startswith("models:/") else None
 
 

@@ -22,7 +22,7 @@ class ProbeModelConfig(ProbeConfig):
     """Single-label shard set that the examples are drawn from."""
     test_shards: str = field(metadata=positional("TEST_SHARDS"))
     """Shard set of the same classes to score on, in full."""
-    num_cpus: int = field(default=1, init=False)  # only for probes while something trains
+    num_cpus: int = field(default=1, init=False)  # only for probes during a training
     storage: str = DEFAULT_STORAGE
     """Folder of all runs, where the default registry lies."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
@@ -98,7 +98,7 @@ def fewshot(config: FewShotConfig) -> None:
 
 
 def vtab(config: VtabConfig) -> None:
-    """Run the tasks of VTAB-1k, and print their scores next to published ones; or, dry, what would be done."""
+    """Run the tasks of VTAB-1k and print their scores next to published ones; in a dry run, print what would be done."""
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_scores import MEAN_COLUMNS, TASK_COLUMNS, mean_rows, task_rows
 
