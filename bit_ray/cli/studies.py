@@ -98,7 +98,7 @@ def fewshot(config: FewShotConfig) -> None:
 
 
 def vtab(config: VtabConfig) -> None:
-    """Run the tasks of VTAB-1k and print their scores next to published ones; in a dry run, print what would be done."""
+    """Run the tasks of VTAB-1k and print their scores next to published ones; a dry run prints what would be done."""
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_scores import MEAN_COLUMNS, TASK_COLUMNS, mean_rows, task_rows
 

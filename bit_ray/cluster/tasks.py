@@ -72,7 +72,7 @@ def each(
 def spread_over_cluster(
     function: Callable[..., T], items: Sequence[Item], resources: Resources, *shared: Any
 ) -> list[T]:
-    """Return ``function(part, *shared)`` of parts of the items, in their order: Ray tasks, a GPU each if there are GPUs.
+    """Return ``function(part, *shared)`` of parts of the items, in their order: Ray tasks, a GPU each if there are any.
 
     Args:
         function: As for `each`.
