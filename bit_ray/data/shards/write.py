@@ -1,4 +1,4 @@
-"""Write a shard set: cut a source into shards, build them here or over Ray, and put the manifest last."""
+"""Write a shard set: split a source into shards, build them here or over Ray, and write the manifest last."""
 
 import hashlib
 import time
@@ -76,19 +76,19 @@ def write_shards(
             ("train-*.parquet"), a ``Source``, or any iterable of ``Example`` (which is written in its own order and in
             this process).
         output: local path, s3:// or gs://; new, empty, or left by an interrupted run of the same call.
-        options: how; by default `WriteOptions` as it comes.
-        name: what the set is called in its manifest.
+        options: settings; by default those of `WriteOptions`.
+        name: the set's name in its manifest.
         class_names: in the order of the class indices; needed for an iterable, else taken from the source.
         optional_columns: for an iterable, those of `OPTIONAL_COLUMNS` that it fills; a ``Source`` knows its own.
-        progress: told (examples done, examples in all or None).
-        changes: fields of `WriteOptions` that replace those of ``options``, as ``row_group_size=64``.
+        progress: called with (examples done, examples in all or None).
+        changes: fields of `WriteOptions` that replace those of ``options``, such as ``row_group_size=64``.
 
     Raises:
-        ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing; or another process
-            writes into the output. In an object store the last start takes over and ends the process before it
+        ConfigError: an option that cannot work, such as ``seekable`` without the JPEG extension; or another process
+            writes into the output. In an object store the last start takes over and ends the previous process
             (`bit_ray.data.shards.writing` says what that does not guarantee).
-        DataError: a source, label or image that is refused. What a fresh run has written is removed again.
-        StoreError: a disk or store that fails or is full. After it, as after what an iterator raises, the finished
+        DataError: a source, label or image that is refused. Files written by a first run are removed again.
+        StoreError: a disk or store that fails or is full. After it, and after an iterator's exception, the finished
             shards are kept and the same call continues.
     """
     start = time.monotonic()
@@ -99,7 +99,7 @@ def write_shards(
         raise ConfigError(f"name: {given}; accepted: text; name the set")
     if options.seekable:
         extension()
-    with alone(output):  # before the source is looked through, which may take long
+    with alone(output):  # before the source is scanned, which may take long
         examples = open_source(
             source,
             output,
@@ -140,14 +140,14 @@ def write_shards(
             "seed": options.seed if known is not None else None,
             "convert_images": plan.convert_images,
         }
-        # Left out when not set, as in the plans of sets that were written before there were these options.
+        # Left out when not set, as in the plans of sets that were written before these options existed.
         later: dict[str, Any] = {
             "seekable": plan.seekable or None,
             "shorter_side": plan.shorter_side,
             "optional_columns": list(columns) or None,
         }
         described |= {option: value for option, value in later.items() if value is not None}
-        # An iterator's content is known only after it has run: its set is never taken for already written.
+        # An iterator's content is known only after it has run: its set never counts as already written.
         plan_digest = digest(described) if known is not None else ""
         empty = examples.empty_classes if isinstance(examples, FileSource) else ()
         whole = whole_set(output, plan_digest)
@@ -186,7 +186,7 @@ def _from_source(
     num_workers: int,
     tick: Callable[[int], None],
 ) -> Generator[ShardResult, None, None]:
-    """Build the shards that are not done, each from its slice of a seeded order."""
+    """Build the unfinished shards, each from its slice of a seeded order."""
     if isinstance(source, ParquetSource):
         order = source.order(seed, size)
     else:
@@ -213,7 +213,7 @@ def _from_iterator(
     writing: Writing,
     tick: Callable[[int], None],
 ) -> Generator[ShardResult, None, None]:
-    """Build shard after shard, passing over those that are done after a look at their ids and labels."""
+    """Build shard after shard; for finished ones only check the ids and labels."""
     resumed = dict(writing.done)
     iterator = iter(examples)
     for index, first in enumerate(iterator):
@@ -287,7 +287,7 @@ def _shard_size(options: WriteOptions, total: int | None) -> int:
 
 
 def _counter(progress: Progress | None, start: int, total: int | None) -> Callable[[int], None]:
-    """Return a function that adds to the examples done and reports them."""
+    """Return a function that adds to the number of examples done and reports it."""
     done = start
 
     def tick(num_examples: int) -> None:

@@ -1,11 +1,12 @@
-"""What an unfinished run leaves for the next: ``_writing.json``, the plan and the shards that are done.
+"""The record that an unfinished run leaves for the next, ``_writing.json``: the plan and the finished shards.
 
-One process at a time writes a set. In a local directory a lock sees to that: a second start ends before it touches
-anything. Object stores have no locks, so there ``_writing.json`` says who writes: the last start takes the set over,
-and the process before it stops when it next looks, before each save and each deletion. What that does not guarantee, as
-a store cannot look and write in one step: until it looks, the former process still writes shards, and one that looks
-and saves just while another starts may win. The shards are the same bytes either way when both have the same plan; for
-an iterator, whose content may differ, a second start is to be avoided.
+One process at a time writes a set. In a local directory a lock ensures that: a second start ends before it changes
+anything. Object stores have no locks, so there ``_writing.json`` names the process that writes. The last start takes
+the set over. Every process checks the file before each save and each deletion, and stops if it finds another's name.
+
+A store cannot check and write in one step, so this is not a guarantee. Until its next check the previous process still
+writes shards, and a process that checks and saves just while another starts may win. When both have the same plan, the
+shards are the same bytes either way; for an iterator, whose content may differ, avoid a second start.
 """
 
 import time
@@ -35,12 +36,12 @@ class _Record:
     plan: dict[str, Any]
     done: tuple[ShardResult, ...] = ()
     owner: dict[str, Any] = field(default_factory=dict)
-    """In an object store, the process that writes."""
+    """In an object store: the process that writes."""
 
 
 @contextmanager
 def alone(output: str) -> Iterator[None]:
-    """Keep other processes from writing into a local directory meanwhile, unless it holds a whole set.
+    """Keep other processes from writing into a local directory meanwhile, unless it has a complete set.
 
     Raises:
         ConfigError: another process writes there.
@@ -57,14 +58,14 @@ def alone(output: str) -> Iterator[None]:
 class Writing:
     """A set that is being written: its plan, and the results by shard index, saved every two seconds.
 
-    What is lost with the last seconds is written again, with the same bytes.
+    Results lost in the last seconds are written again, with the same bytes.
     """
 
     def __init__(self, output: str, plan: dict[str, Any], *, on_bad: str) -> None:
-        """Take over what an interrupted run of the same plan has done, or begin.
+        """Continue the work of an interrupted run of the same plan, or begin.
 
         Raises:
-            DataError: the output holds something else, or was begun by another plan.
+            DataError: the output has other files, or was begun by another plan.
         """
         self.output = output
         self.plan = plan
@@ -86,14 +87,14 @@ class Writing:
         self._check_owner()
 
     def __enter__(self) -> "Writing":
-        """Return it."""
+        """Return itself."""
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Without an error end; after one of the data remove what a first run has written, after any other keep it.
+        """End; after an error in the data remove a first run's files, after any other error keep them.
 
         Raises:
-            StoreError: as what came, with the advice to run the command again.
+            StoreError: the error that occurred, with the advice to run the command again.
         """
         if error is None:
             self._finish()
@@ -101,17 +102,17 @@ class Writing:
             with suppress(BitRayError):
                 self._abandon()
         else:
-            with suppress(BitRayError):  # the record of two seconds ago will do
+            with suppress(BitRayError):  # the record of two seconds ago is enough
                 self.save()
             if isinstance(error, StoreError):
                 raise StoreError(f"{error}; {_KEPT}") from error
 
     def start(self, index: int) -> None:
-        """Say that a shard is about to be written."""
+        """Note that a shard is about to be written."""
         self._started.add(index)
 
     def add(self, result: ShardResult) -> None:
-        """Take in the result of one shard."""
+        """Add the result of one shard."""
         self.done[result.index] = result
         if time.monotonic() - self._saved > _SAVE_SECONDS:
             self.save()
@@ -126,10 +127,10 @@ class Writing:
         self._write()
 
     def check_shards(self) -> None:
-        """Make sure that all shards are there before the manifest says so.
+        """Make sure that all shards exist before the manifest says so.
 
         Raises:
-            StoreError: One is missing or cut; it is written again by the next run.
+            StoreError: One is missing or truncated; the next run writes it again.
         """
         self._check_owner()
         for index in _lost(self.output, self.done.values()):
@@ -152,7 +153,7 @@ class Writing:
             )
 
     def _found_owner(self) -> Any:
-        """Return who the record in the store says writes, or None."""
+        """Return the writer that the record in the store names, or None."""
         if not store.exists(self._place):
             return None
         try:
@@ -164,12 +165,12 @@ class Writing:
         return found.get("owner", {}) if isinstance(found, dict) else {}
 
     def _finish(self) -> None:
-        """Delete ``_writing.json``, once the manifest is there."""
+        """Delete ``_writing.json``, once the manifest exists."""
         if not self._owner or self._found_owner() == self._owner:
             store.delete_files([self._place])
 
     def _abandon(self) -> None:
-        """Remove what this run has written, if it is a set's first; never what others have, nor from a whole set."""
+        """Remove this run's files, if it is a set's first run; never files of others or of a complete set."""
         if self._owner and self._found_owner() != self._owner:
             return
         if not self._fresh:
@@ -183,7 +184,7 @@ class Writing:
         store.delete_files([self._place])
 
     def _delete_partial(self, names: list[str]) -> None:
-        """Delete what is half-written in a local directory; in a store nothing is."""
+        """Delete half-written files in a local directory; a store never has any."""
         if store.is_local(self.output):
             partial = [name for name in names if name.startswith(".") and name.endswith(".partial") and "/" not in name]
             store.delete_files(store.join(self.output, name) for name in partial)
@@ -193,7 +194,7 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
     """Return the manifest of the set that this plan has already written to the output, if any; None if there is no set.
 
     Raises:
-        DataError: the output holds a whole set that another plan, or an iterator (empty digest), has written.
+        DataError: the output has a complete set that another plan, or an iterator (empty digest), has written.
     """
     if not store.exists(store.join(output, MANIFEST)):
         return None
@@ -209,7 +210,7 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
 
 def _done(output: str, plan: dict[str, Any], on_bad: str) -> dict[int, ShardResult]:
     path = store.join(output, WRITING)
-    # A record of 300 million images has more bytes than other documents may.
+    # A record of 300 million images has more bytes than other documents may have.
     record = store.read_record(_Record, path, f"delete {output} and write the set again", max_bytes=None)
     if digest(record.plan) != digest(plan):
         changed = sorted(key for key in {*record.plan, *plan} if record.plan.get(key) != plan.get(key))
@@ -227,19 +228,19 @@ def _done(output: str, plan: dict[str, Any], on_bad: str) -> dict[int, ShardResu
         result
         for result in record.done
         if not (result.bad and on_bad == "error")
-        and (result.shard is None or result.shard.checksums)  # else written when sets had none
+        and (result.shard is None or result.shard.checksums)  # else written when sets had no checksums
     ]
     lost = _lost(output, results)
     return {result.index: result for result in results if result.index not in lost}
 
 
 def _lost(output: str, results: Iterable[ShardResult]) -> set[int]:
-    """Return the shards that are not there with the size they were written with."""
+    """Return the shards that are missing or do not have the size they were written with."""
     shards = [(result.index, result.shard) for result in results if result.shard is not None]
     sizes = store.file_sizes([store.join(output, shard.path) for _, shard in shards])
     return {index for (index, shard), size in zip(shards, sizes, strict=True) if size != shard.num_bytes}
 
 
 def _is_of_the_data(error: Exception) -> bool:
-    """Whether the same command would fail in the same way, as with an image or label that is refused."""
+    """Whether the same command would fail in the same way, such as for an image or label that is refused."""
     return isinstance(error, BitRayError) and not isinstance(error, StoreError)
