@@ -46,9 +46,9 @@ _FREE_SHARE, _FREE_BYTES = 0.05, 2 * 10**9
 _IN_USE_S = 180.0
 # Evicted at a time, so that a directory is not searched for every entry.
 _EVICT_SHARE = 1 / 64
-# What was counted is believed for so long when it says that the cache is full; a killed process may leave it too high.
+# How long a count that says the cache is full is trusted; a killed process may leave it too high.
 _RECOUNT_S = 600.0
-# A link that no reader has opened for so long has no reader; one that comes later still locates again.
+# A link that no reader has opened for this long has no reader; a reader that comes later locates again.
 _STALE_S = 1800.0
 
 

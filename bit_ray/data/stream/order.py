@@ -23,7 +23,7 @@ import numpy as np
 
 from bit_ray.errors import ConfigError
 
-_GROUPS, _WINDOW = 0, 1  # what is permuted: part of the seed, so that no two share a stream of random numbers
+_GROUPS, _WINDOW = 0, 1  # part of the seed, so that the two permutations never share random numbers
 _BLOCK = 1024  # row groups between two stored positions
 
 
