@@ -49,9 +49,9 @@ class ForeignWeights:
     """The weights of a BiT network as another program stored them, under our names."""
 
     path: str
-    """Where they were."""
+    """Path of the file or folder."""
     naming: NamingName
-    """Whose names they had."""
+    """The program whose names they had."""
     model: str
     """Name of the network."""
     num_classes: int
