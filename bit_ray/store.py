@@ -131,8 +131,8 @@ def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
         return files
-    # from_uri reads AWS_ENDPOINT_URL and finds the bucket's region, but its retries cannot be set, and it retries only a
-    # refused connection. Its pickle has the values that it found.
+    # from_uri reads AWS_ENDPOINT_URL and finds the bucket's region, but its retries cannot be set, and it retries only
+    # a refused connection. Its pickle has the values that it found.
     options = {name: value for name, value in files.__reduce__()[1][0].items() if value not in (None, "", -1.0)}
     del options["proxy_options"]  # from_uri sets none, and empty ones are refused
     return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
