@@ -15,7 +15,7 @@ class BitRayError(Exception):
     field = ""
     """The setting or value that is wrong, as the message names it; empty if the error was not made by `of`."""
     problem = ""
-    """The rest of the message."""
+    """The message after the field."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))

@@ -127,7 +127,7 @@ def _endpoint() -> str:
 
 @lru_cache(maxsize=64)
 def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
-    # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
+    # Only the bucket goes through the URL parser: keys may have spaces and percent signs.
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
         return files

@@ -38,7 +38,7 @@ class ExportConfig:
     """timm and huggingface: multiply kernels by 10, so that their larger eps changes nothing even where kernels are
     tiny; not for training on."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 

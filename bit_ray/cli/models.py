@@ -35,7 +35,7 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -45,7 +45,7 @@ class ListConfig:
     """List the registered models, by name and newest first."""
 
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -59,7 +59,7 @@ class PullConfig:
     output: str
     """New or empty folder."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 

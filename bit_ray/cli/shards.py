@@ -187,7 +187,7 @@ def write(config: WriteConfig) -> None:
 
 
 def inspect(config: InspectConfig) -> None:
-    """Print what is in a shard set, and draw some of it."""
+    """Print the content of a shard set, and draw some of its images."""
     from bit_ray.data.shards.inspect import contact_sheet, inspect_shards
 
     found = inspect_shards(config.shards)

@@ -51,7 +51,7 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Evaluate a model and record the result as an MLflow run of its own.
+    """Evaluate a model and record the result as a separate MLflow run.
 
     Raises:
         BitRayError: Anything the user can fix.

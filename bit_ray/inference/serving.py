@@ -3,7 +3,7 @@
 MLflow finds this module by the ``loader_module`` of the MLmodel file that registering writes, and hands it the
 ``reference.json`` next to that file. So ``mlflow.pyfunc.load_model("models:/NAME@ALIAS")``, ``mlflow models serve`` and
 ``mlflow models predict`` work wherever bit_ray is installed and the weights can be read. Nothing is unpickled; but
-MLflow executes whatever module an MLmodel file names, so it should serve from a registry that is trusted
+MLflow executes any module that an MLmodel file names, so it should serve only from a trusted registry
 (docs/serving.md).
 """
 

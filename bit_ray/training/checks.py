@@ -21,7 +21,7 @@ _MOST_SHARDS_LOOKED_AT = 1000
 
 
 def check_settings(plan: TrainPlan, runtime: Runtime) -> None:
-    """Find what would fail later, from the settings alone.
+    """Find what would fail later, using only the settings.
 
     Raises:
         ConfigError: There is no such network, or the batch cannot be shared out.

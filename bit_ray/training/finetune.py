@@ -48,7 +48,7 @@ def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Sub
 
 
 def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, output: str) -> None:
-    """Draw a few-shot subset and write it as a shard set of its own, with its index file next to it.
+    """Draw a few-shot subset and write it as a separate shard set, with its index file next to it.
 
     Raises:
         DataError: A class has too few examples.

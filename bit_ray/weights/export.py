@@ -137,7 +137,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
         spec = from_dict(ModelSpec, json.loads(metadata.get(SPEC_KEY) or "{}"))
     except ModelError:
         raise
-    except Exception as error:  # each library has errors of its own for a damaged file
+    except Exception as error:  # each library has its own errors for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not an exported model of ours ({reason}); export it again") from None
     beside = path.with_name(path.name + ".data")

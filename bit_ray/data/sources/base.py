@@ -39,7 +39,7 @@ class ReadOptions:
     multi_label: bool = False
     """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
     root: str = ""
-    """Folder where a table's relative paths start; empty: where the table lies."""
+    """Folder where a table's relative paths start; empty: the table's folder."""
     data_dir: str = "bit_ray_runs/datasets"
     """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
     download: bool = False

@@ -106,7 +106,7 @@ def _size(header: bytes) -> int:
 
 
 def _number(text: bytes, base: int) -> int:
-    # Not int() alone, which takes signs, underscores and other alphabets, and time for a long text.
+    # Not only int(), which accepts signs, underscores and other alphabets, and is slow for a long text.
     if not text.isdigit() or len(text) > 20:
         raise TarError(f"a number that is none: {text[:20]!r}")
     try:

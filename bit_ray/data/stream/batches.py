@@ -194,7 +194,7 @@ class _Stream:
         self.manifest, self.order = _manifest(spec.shards, spec.manifest_digest), stream_order(spec)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="stream-read")
         self.decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="stream-decode")
-        # Per step: the windows that hold its examples, which of theirs, and for which of the worker's slots.
+        # Per step: the windows that have its examples, which rows of them, and for which of the worker's slots.
         self.filling: dict[int, list[tuple[_Window, np.ndarray, np.ndarray]]] = {}
         self.decoding: deque[tuple[Batch, list[Future[Any]]]] = deque()
 

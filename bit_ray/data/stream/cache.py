@@ -95,7 +95,7 @@ class NodeCache:
         self._max_kept = num_bytes - self._max_passing
 
     def locate(self, set_uri: str, set_key: str, shard: Shard, group: int, row_group_size: int) -> Located:
-        """Return a local file that holds a row group, fetching it if it is not on this node.
+        """Return a local file that has a row group; fetch the group if it is not on this node.
 
         The file of a remote set may be evicted before it is opened: on FileNotFoundError, locate again.
 
@@ -278,7 +278,7 @@ class NodeCache:
 
     @contextmanager
     def _turn(self, path: Path) -> Iterator[int]:
-        """Wait until no other process or thread holds the partial file; yield its descriptor, the file being empty."""
+        """Wait until no other process or thread holds the partial file; yield its descriptor, with the file empty."""
         while True:
             partial = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:

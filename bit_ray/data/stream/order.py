@@ -34,7 +34,7 @@ class Shuffle:
     num_lanes: int = 8
     """Parts of an epoch that are read side by side; the most workers that can train without reading anything twice."""
     lane_window: int = 512
-    """Examples of a lane that are permuted together; row groups of lanes / workers windows lie on a worker's node."""
+    """Examples of a lane that are permuted together; row groups of lanes / workers windows are on a worker's node."""
     full_up_to: int = 4096
     """Sets of at most this many examples are permuted as a whole."""
 
