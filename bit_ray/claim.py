@@ -1,11 +1,11 @@
-"""One process at a time works in a folder or on a file, here or in an object store; who comes second is told who does.
+"""One process at a time works in a folder or on a file, local or in an object store; a second gets an error naming it.
 
-On this machine, and on file systems that machines share, the claim is an flock: it ends with its holder, however that
-ends. An object store has no locks. There the claim is a small object that its holder writes again every few seconds;
-one that has not changed for two minutes belongs to a process that is dead, and whoever has watched it that long takes
-its place. Two that begin within the same moment see each other when both have written: the last writer stays. What
-object stores cannot promise is that no request is late. A holder that was cut off from the store for two minutes may
-find that another has taken its place: it is interrupted at its next write, and until then both work.
+On this machine, and on file systems that machines share, the claim is an flock: it ends with its holder, even if the
+holder is killed. An object store has no locks. There the claim is a small object that its holder rewrites every few
+seconds. If it has not changed for two minutes, its holder counts as dead, and a process that has watched it that long
+takes it over. If two processes start at the same moment, each sees the other after both have written: the last writer
+stays. Object stores cannot guarantee that no request is late. If a holder had no connection to the store for two
+minutes, another process may have taken over: the holder is interrupted at its next write; until then both work.
 """
 
 import json
@@ -28,8 +28,8 @@ from bit_ray.locks import describe, locked, remove_abandoned, this_process
 log = logging.getLogger(__name__)
 
 CLAIM_FILE = "_running.json"
-# How often a holder shows that it is alive; after how long without that it is dead; how long two starts that come
-# together wait to see each other's claims.
+# How often a holder shows that it is alive; after how long without that it counts as dead; how long two simultaneous
+# starts wait to see each other's claims.
 BEAT_S, STALE_S, SETTLE_S = 15.0, 120.0, 2.0
 _POLL_S = 1.0
 
@@ -38,10 +38,10 @@ Record = dict[str, Any]
 
 @contextmanager
 def claimed_run(storage: str, name: str) -> Iterator[None]:
-    """Hold the folder of a run, so that no other process works on the run of this name.
+    """Claim the folder of a run, so that no other process works on the run of this name.
 
     Raises:
-        ConfigError: Another does.
+        ConfigError: Another process works on it.
     """
     run = store.join(store.absolute(storage), name)
     remedy = "wait for it, stop it, or choose another name"
@@ -51,10 +51,10 @@ def claimed_run(storage: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def claimed(uri: str, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the claim at ``uri``; on this machine also clear its folder of what killed processes left half-written.
+    """Hold the claim at ``uri``; on this machine also remove half-written files of killed processes from its folder.
 
     Args:
-        uri: Place of the claim; nothing is there before and after.
+        uri: URI of the claim; it does not exist before and after.
         busy: Start of the error, such as ``output: x.csv is being written``.
         remedy: Its end, such as ``wait for it, or choose another``.
         wait_s: How long to wait for a holder that is alive, seconds.
@@ -85,9 +85,9 @@ def claimed(uri: str, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterato
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Have SIGINT, by which the loss of a claim ends this process, raise KeyboardInterrupt.
+    """Make SIGINT, by which the loss of a claim ends this process, raise KeyboardInterrupt.
 
-    What a shell script starts in the background ignores it.
+    Processes that a shell script starts in the background ignore it by default.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         yield
@@ -100,12 +100,12 @@ def _interruptible() -> Iterator[None]:
 
 
 class _Claim(threading.Thread):
-    """A claim in an object store, and what keeps it."""
+    """A claim in an object store, and the thread that renews it."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(name="claim", daemon=True)
         self.successor = ""
-        """Who has taken it over, in words."""
+        """The process that has taken it over, in words."""
         self._uri = uri
         self._record: Record = {
             **this_process(),
@@ -118,7 +118,7 @@ class _Claim(threading.Thread):
         self._for_main = threading.current_thread() is threading.main_thread()
 
     def make(self, busy: str, remedy: str) -> None:
-        """Write it, and see that nobody else does at the same time."""
+        """Write it, and check that no other process does so at the same time."""
         store.write_json(self._uri, self._record)
         time.sleep(SETTLE_S)
         if not self._is_mine(found := _read(self._uri)):
@@ -126,7 +126,7 @@ class _Claim(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Show from time to time that this process is alive."""
+        """Show at intervals that this process is alive."""
         while not self._ended.wait(BEAT_S):
             with suppress(DataError):  # an outage, which may pass
                 found = _read(self._uri)
@@ -140,11 +140,11 @@ class _Claim(threading.Thread):
                 store.write_json(self._uri, self._record)
 
     def end(self) -> None:
-        """Give it back."""
+        """Release it."""
         self._ended.set()
         if self.is_alive():
             self.join()
-        with suppress(DataError):  # it is taken for dead in two minutes
+        with suppress(DataError):  # in two minutes it counts as dead
             if self._is_mine(_read(self._uri)):
                 store.delete_files([self._uri])
 
@@ -153,7 +153,7 @@ class _Claim(threading.Thread):
 
 
 def _wait_for(uri: str, busy: str, remedy: str, wait_s: float) -> None:
-    """Return when nobody alive holds the claim."""
+    """Return when no living process holds the claim."""
     deadline = time.monotonic() + wait_s
     seen, since = _read(uri), time.monotonic()
     told = False
@@ -172,7 +172,7 @@ def _wait_for(uri: str, busy: str, remedy: str, wait_s: float) -> None:
 
 
 def _read(uri: str) -> Record | None:
-    """Return the claim that is there; something else that is there is a claim of nobody in particular."""
+    """Return the existing claim; another object there is a claim without a known holder."""
     for last in (False, False, True):
         try:
             found = json.loads(store.read_bytes(uri))
@@ -189,7 +189,7 @@ def _read(uri: str) -> Record | None:
 
 
 def _is_dead(record: Record) -> bool:
-    """Return whether a holder is known to be dead, which only a process of the same machine can be."""
+    """Return whether a holder is known to be dead; this can be known only of a process on the same machine."""
     pid = record.get("pid")
     if record.get("machine") != _machine() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
@@ -204,12 +204,12 @@ def _is_dead(record: Record) -> bool:
 
 
 def _machine() -> str:
-    """Return what tells this table of processes from that of any other machine, container or start of the system."""
+    """Return an id of this process table: another machine, container or boot of the system has another id."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return uuid.uuid4().hex  # no such table here: never the same
+        return uuid.uuid4().hex  # no process table here: a new id every time
 
 
 def _started(pid: int) -> str:

@@ -1,9 +1,9 @@
 """The strict codec between frozen dataclasses and plain data: JSON or YAML files, digests, dotted replacement.
 
 A configuration is a tree of frozen dataclasses whose fields are declared as ``bool``, ``int``, ``float``, ``str``,
-``Literal``, ``tuple``, ``dict[str, ...]``, another dataclass, ``Any`` (plain data) or a union of these. What is read
-is checked against the declaration and nothing is guessed: an unknown name or a wrong type is an error that names its
-place.
+``Literal``, ``tuple``, ``dict[str, ...]``, another dataclass, ``Any`` (plain data) or a union of these. Data that is
+read is checked against the declaration and nothing is guessed: an unknown name or a wrong type is an error that names
+its position.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from bit_ray.locks import whole
 T = TypeVar("T")
 
 MAX_DOCUMENT_BYTES = 64_000_000
-"""Of a JSON document that is read whole; the description of a model with 21,843 named classes has 600,000."""
+"""Most bytes of a JSON document that is read whole; the description of a model with 21,843 classes has 600,000."""
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
-# YAML 1.1 takes a number for a float only with a dot and a signed exponent, so PyYAML reads `1e-4` as text.
+# In YAML 1.1 a float needs a dot and a signed exponent, so PyYAML reads `1e-4` as text.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-_MAX_NAME_BYTES = 200  # file systems take 255, and a folder that is being made has a longer name
+_MAX_NAME_BYTES = 200  # file systems allow 255, and a folder that is being made has a longer name
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -47,10 +47,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Build the dataclass ``cls`` from plain data; ``where`` is the dotted place of ``data``, named in errors.
+    """Build the dataclass ``cls`` from plain data; ``where`` is the dotted path of ``data``, named in errors.
 
     Raises:
-        ConfigError: an unknown or missing name, a wrong type, or what the dataclass itself refuses.
+        ConfigError: an unknown or missing name, a wrong type, or a value that the dataclass itself refuses.
     """
     config = _read(cls, data, where)
     assert isinstance(config, cls)
@@ -58,16 +58,16 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 def from_json(cls: type[T], data: bytes) -> T:
-    """Build the dataclass ``cls`` from a JSON document that anybody may have written, of at most 64 MB.
+    """Build the dataclass ``cls`` from an untrusted JSON document of at most 64 MB.
 
     Raises:
-        ConfigError: it is no such document; the text has at most about 300 characters, whatever is in the bytes.
+        ConfigError: it is not such a document; the message always has at most about 300 characters.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ConfigError(f"more than {MAX_DOCUMENT_BYTES:,} bytes")
     try:
         plain = json.loads(data)
-        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate cannot be written
         return from_dict(cls, plain)
     except RecursionError:
         raise ConfigError("lists or mappings nested too deeply") from None
@@ -77,7 +77,7 @@ def from_json(cls: type[T], data: bytes) -> T:
 
 
 def read_document(path: Path) -> bytes:
-    """Return the bytes of a local file; of one that is too large for `from_json`, no more than show that it is.
+    """Return the bytes of a local file; of one that is too large for `from_json`, only enough to detect that.
 
     Raises:
         OSError: it cannot be read.
@@ -87,27 +87,27 @@ def read_document(path: Path) -> bytes:
 
 
 def check_digest(name: str, value: str) -> None:
-    """Refuse what is no SHA-256 as hashlib writes it; names of files are made of the digests in documents.
+    """Refuse a value that is not a SHA-256 as hashlib writes it; file names are made from digests in documents.
 
     Raises:
-        ConfigError: it is none; ``name`` is what the message calls it.
+        ConfigError: it is not one; ``name`` is its name in the message.
     """
     if not re.fullmatch("[0-9a-f]{64}", value):
         raise ConfigError(f"{name}: given {brief(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
 
 
 def check_num_bytes(name: str, value: int) -> None:
-    """Refuse what is no size of a file.
+    """Refuse a value that is not the size of a file.
 
     Raises:
-        ConfigError: it is none; ``name`` is what the message calls it.
+        ConfigError: it is not one; ``name`` is its name in the message.
     """
     if not 0 <= value < 2**63:
         raise ConfigError(f"{name}: given {brief(value)}; accepted: the size of a file, 0 or more bytes")
 
 
 def is_plain(text: str) -> bool:
-    """Return whether a text has neither control characters, line ends among them, nor lone surrogates."""
+    """Return whether a text has no control characters (including line ends) and no lone surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
@@ -152,7 +152,7 @@ def _read_file(path: Path) -> Any:
 
 
 def write_config(config: Any, path: str | Path) -> None:
-    """Write a config as JSON or YAML by the path's suffix; the file appears whole or not at all."""
+    """Write a config as JSON or YAML by the path's suffix; the file appears complete or not at all."""
     path = Path(path)
     if _suffix(path) == ".json":
         text = json.dumps(to_dict(config), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -176,7 +176,7 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
     """Return the config with fields replaced by dotted name, as in ``{"model.width": 2}``, and checked again once.
 
     Raises:
-        ConfigError: a name that the config does not have, or a value that the field does not take.
+        ConfigError: a name that the config does not have, or a value that the field does not accept.
     """
     known = list(_names(config))
     data = to_dict(config)
@@ -192,7 +192,7 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
 
 
 def check_folder_name(name: str) -> None:
-    """Make sure that a run's name can be that of its folder: one step below the storage, on a disk or in a bucket.
+    """Make sure that a run's name can be a folder name: one level below the storage, on a disk or in a bucket.
 
     Raises:
         ConfigError: It is empty, ``.`` or ``..``, too long, or has a separator or a character that cannot be printed.
@@ -256,14 +256,14 @@ def _read_dataclass(cls: type, value: Any, where: str) -> Any:
             raise MissingError.of(_join(where, field.name), "missing", accepted, "add it")
     try:
         return cls(**values)
-    except ConfigError as error:  # its own checks name the field, not where the dataclass stands
+    except ConfigError as error:  # its own checks name the field, not the path of the dataclass
         raise ConfigError(f"{where}.{error}" if where else str(error)) from None
 
 
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     nested = [option for option in options if dataclasses.is_dataclass(option) or get_origin(option) in (tuple, dict)]
     if len(nested) == 1 and (isinstance(value, (list, tuple, Mapping)) or _is_config(value)):
-        return _read(nested[0], value, where)  # for the error that names the place inside
+        return _read(nested[0], value, where)  # for an error that names the path inside
     # The value's own type first, so that 1 stays an int in `float | int` and "1e-4" a text in `float | str`.
     for option in sorted(options, key=lambda option: option is not type(value)):
         try:
@@ -274,7 +274,7 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether text can be written: half of a character, which JSON and file names can hold, cannot."""
+    """Return whether text can be written: a lone surrogate, which JSON and file names can have, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -283,12 +283,12 @@ def is_unicode(text: str) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    """Whether it is a whole number of 64 bits; one of thousands of digits could not even be shown."""
+    """Whether it is an integer of 64 bits; one of thousands of digits could not even be printed."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _float(value: Any) -> float | None:
-    """Return a finite float, zero without a sign, or None where ``value`` is none."""
+    """Return a finite float, zero without a sign, or None if ``value`` is not a finite number."""
     text = isinstance(value, str) and _EXPONENT.fullmatch(value)
     if not text and (isinstance(value, bool) or not isinstance(value, (int, float))):
         return None
@@ -381,7 +381,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses a name given twice, and aliases, which can grow or nest without end."""
+    """PyYAML's safe loader that also refuses a name given twice, and aliases, which can grow or nest without limit."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -1,7 +1,7 @@
-"""Errors for what a user can put right.
+"""Errors that a user can fix.
 
 Every message is one line: the field, what was given, what is accepted, what to do. The command line and the jobs print
-it after ``error:`` and exit with status 2; anything else that escapes is a bug of ours and keeps its traceback.
+it after ``error:`` and exit with status 2. Any other exception is a bug of ours and keeps its traceback.
 """
 
 from typing import Self
@@ -10,12 +10,12 @@ from bit_ray.uris import shown
 
 
 class BitRayError(Exception):
-    """Base of all errors that a user can put right; whatever words went into one, it shows no password of a URI."""
+    """Base of all errors that a user can fix; passwords of URIs in the text are never shown."""
 
     field = ""
-    """The setting or value that is wrong, as the message names it; empty where the error was not made by `of`."""
+    """The setting or value that is wrong, as the message names it; empty if the error was not made by `of`."""
     problem = ""
-    """The rest of the message."""
+    """The message after the field."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
@@ -26,11 +26,11 @@ class BitRayError(Exception):
         return cls._at(field, f"{given}; {accepted}; {remedy}")
 
     def under(self, parent: str) -> Self:
-        """Return the same error of a field inside of another, such as ``runtime``; as it is where that is empty."""
+        """Return the same error for a field inside another, such as ``runtime``; unchanged if that is empty."""
         return self.renamed(f"{parent}.{self.field}") if parent else self
 
     def renamed(self, field: str) -> Self:
-        """Return the same error with the name that the caller's user knows the field by; as it is without a field."""
+        """Return the same error with the field's name as the user knows it; unchanged without a field."""
         return self._at(field, self.problem) if self.field else self
 
     @classmethod
@@ -40,7 +40,7 @@ class BitRayError(Exception):
         return error
 
     def __str__(self) -> str:
-        """Return one line that can be shown: names of files and classes in it may hold line breaks and worse."""
+        """Return one line that can be printed: file and class names in it may have control characters."""
         text = super().__str__()
         return text if text.isprintable() else "".join(map(_shown, text))
 
@@ -58,11 +58,11 @@ class DataError(BitRayError):
 
 
 class StoreError(DataError):
-    """A disk or object store that fails, is full, refuses or cannot be reached: the data themselves may be sound."""
+    """A disk or object store that fails, is full, refuses or cannot be reached: the data itself may be intact."""
 
 
 class DamagedShardError(DataError):
-    """A shard that is missing, or not what the manifest says: reading it again will not help, doing without it may."""
+    """A shard that is missing, or not what the manifest says: reading it again does not help, skipping it may."""
 
 
 class ModelError(BitRayError):
@@ -74,16 +74,16 @@ class TrackingError(BitRayError):
 
 
 def brief(value: object) -> str:
-    """What a message shows of a value that was given: its repr, at most 80 characters of it."""
+    """A given value as a message shows it: at most 80 characters of its repr."""
     try:
-        text = shown(repr(value))  # before it is cut: half of a password would not be known for one
-    except Exception:  # an int of thousands of digits, say
+        text = shown(repr(value))  # before it is cut: half of a password would not be recognised
+    except Exception:  # such as for an int of thousands of digits
         text = f"some {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def root_cause(error: BaseException) -> BitRayError | None:
-    """The user's error inside what Ray wrapped around it on the way from another process, or None."""
+    """The user's error inside Ray's exception from another process, or None."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

@@ -1,6 +1,6 @@
-"""Who holds a place on this machine, and what processes that were killed have left half-written.
+"""File locks on this machine, and half-written files of processes that were killed.
 
-A lock is an flock: the kernel gives it back when its holder ends, however it ends, so no lock is ever stale.
+A lock is an flock: the kernel releases it when its holder ends, even if it is killed, so no lock is ever stale.
 """
 
 import errno
@@ -36,10 +36,10 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @contextmanager
 def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock file ``path``, made with the directories above it; at the end it goes, and they if they are empty.
+    """Hold the lock file ``path``, made with its parent directories; at the end remove it, and them if empty.
 
     Args:
-        path: The lock file; it says who holds it.
+        path: The lock file; it names its holder.
         busy: Start of the error, such as ``name: RUN is being trained``.
         remedy: Its end, such as ``wait for it, or choose another name``.
         wait_s: How long to wait for another holder, seconds.
@@ -61,7 +61,7 @@ def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterat
         os.pwrite(descriptor, json.dumps(this_process()).encode(), 0)
         yield
     finally:
-        with suppress(OSError):  # while it is held: whoever waits for it sees that, and makes a new one
+        with suppress(OSError):  # while it is held: a process that waits for it sees that, and makes a new one
             path.unlink()
         _release(descriptor)
         for directory in made:
@@ -73,8 +73,8 @@ def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterat
 def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
     """Make an empty file or directory next to ``target`` under another name, to be filled and renamed to it.
 
-    What has not been renamed is removed at the end; after the death of this process, by whoever fills ``target`` next,
-    or by `remove_abandoned`.
+    If it has not been renamed, it is removed at the end; if this process is killed, by the next process that fills
+    ``target``, or by `remove_abandoned`.
 
     Raises:
         OSError: It cannot be made.
@@ -90,12 +90,12 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
         except FileNotFoundError:
             if not (directory and path.parent.is_dir()):
                 raise
-            continue  # swept away before it was opened
-        with suppress(OSError):  # without locks nobody else takes it for abandoned either
+            continue  # removed before it was opened
+        with suppress(OSError):  # without locks no other process treats it as abandoned either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if is_at(descriptor, path):
             break
-        _release(descriptor)  # swept away before it was locked
+        _release(descriptor)  # removed before it was locked
     try:
         yield path
     finally:
@@ -105,7 +105,7 @@ def partial(target: Path, *, directory: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield another path to write a file to, which is renamed to ``path`` at the end: it appears whole or not at all.
+    """Yield another path to write a file to, which is renamed to ``path`` at the end: complete or not at all.
 
     Raises:
         OSError: It cannot be written.
@@ -117,8 +117,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Make a folder of this user's among the system's temporary files, removed at the end; the next removes those of
-    processes that were killed.
+    """Make a private folder among the system's temporary files, removed at the end; each call also removes those of
+    killed processes.
 
     Raises:
         OSError: It cannot be made.
@@ -129,7 +129,7 @@ def scratch_directory() -> Iterator[Path]:
 
 
 def remove_abandoned(directory: Path, prefix: str = ".") -> None:
-    """Remove what `partial` made in ``directory`` for processes that are dead now; what is in use stays."""
+    """Remove files of `partial` in ``directory`` from processes that are dead now, not those in use."""
     left: list[Path] = []
     with suppress(OSError), os.scandir(directory) as entries:
         left += [Path(e.path) for e in entries if e.name.startswith(prefix) and _PARTIAL.search(e.name)]
@@ -145,7 +145,7 @@ def remove_abandoned(directory: Path, prefix: str = ".") -> None:
 
 
 def this_process() -> dict[str, Any]:
-    """Return who this process is, as plain data for `describe`."""
+    """Return the identity of this process, as plain data for `describe`."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -156,7 +156,7 @@ def this_process() -> dict[str, Any]:
 
 
 def describe(record: Any) -> str:
-    """Return in words who a record of `this_process` means; whatever the record is, the words are one line."""
+    """Return a record of `this_process` in words; always one line, even for a malformed record."""
     if not isinstance(record, dict) or not {"pid", "host", "user", "command", "since"} <= record.keys():
         return "another process"
     known = {name: "".join(c for c in str(value) if c.isprintable())[:200] for name, value in record.items()}
@@ -164,7 +164,7 @@ def describe(record: Any) -> str:
 
 
 def user_name() -> str:
-    """Return the name of the user of this process, or the number of one that has no name, as in a container."""
+    """Return the name of the user of this process, or the number if it has no name, as in a container."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -180,7 +180,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def _acquire(path: Path, wait_s: float) -> int | None:
-    """Return a descriptor that holds the lock, None where another holds it until the wait is over."""
+    """Return a descriptor that holds the lock, None if another still holds it at the end of the wait."""
     deadline = time.monotonic() + wait_s
     pause = _LONGEST_PAUSE_S / 16
     attempts = 0

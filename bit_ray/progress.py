@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, the same facts as lines elsewhere."""
+"""Progress display of a run: a bar on a terminal, the same data as lines elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-# What is printed are names and numbers of users: neither `:m:` nor `[x]` in them means anything to us.
+# Printed text has users' names and numbers: `:m:` and `[x]` in it are not markup.
 console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -22,7 +22,7 @@ def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, 
     for i, name in enumerate(columns):
         numeric = i > 0 and all(_is_number(row[i]) for row in rows)
         longest = max((len(word) for row in rows for word in row[i].split()), default=0)
-        # Names are copied from tables: short ones are not broken.
+        # Users copy names from tables: short ones are not wrapped.
         table.add_column(
             name, justify="right" if numeric else "left", overflow="fold", min_width=longest if longest <= 24 else None
         )
@@ -37,12 +37,12 @@ def _is_number(text: str) -> bool:
 
 @contextmanager
 def track(title: str, total: int | None, unit: str, *, started: float | None = None) -> Iterator[Callable[[int], None]]:
-    """Show how much of some work is done, how fast it goes and the time left; call what it gives with each advance.
+    """Show how much of some work is done, its speed and the time left; call the yielded function on each advance.
 
     Args:
-        title: What is done.
-        total: How much there is to do; None: not known.
-        unit: Of what.
+        title: The work.
+        total: Amount of work; None: not known.
+        unit: Unit of the amount.
         started: ``time.monotonic()`` when it began; None: now.
     """
     if sys.stdout.isatty():
@@ -83,7 +83,7 @@ def track(title: str, total: int | None, unit: str, *, started: float | None = N
 
 @contextmanager
 def follow(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show progress from the first report on, which says how much there is to do."""
+    """Show progress from the first report on, which gives the total."""
     started = time.monotonic()
     with ExitStack() as stack:
         advance: list[Callable[[int], None]] = []
@@ -143,6 +143,6 @@ class TrainingProgress:
             console.print(f"{self.title}: step {step}/{total}  {facts}  {left / 60:.1f} min left")
 
     def close(self) -> None:
-        """Take the bar off the screen, leaving its last state."""
+        """Stop the bar, and leave its last state on the screen."""
         if self.bar is not None:
             self.bar.stop()

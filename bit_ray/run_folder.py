@@ -1,4 +1,4 @@
-"""The folder of a run or a study, ``STORAGE/NAME``: what its files are called, and what the small ones hold."""
+"""The folder of a run or a study, ``STORAGE/NAME``: the names of its files, and the content of the small ones."""
 
 import re
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ class RunRecord:
     """The content of a run's ``plan.json``."""
 
     digest: str
-    """Of the plan."""
+    """Digest of the plan."""
     shards: str
-    """Where the shard set lay that it trained on."""
+    """URI of the shard set that it trained on."""
     plan: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """How the steps from one on were computed: what may change between two starts of a run."""
+    """How the steps from one start on were computed: this may change between two starts of a run."""
 
     first_step: int
     """First step of this start."""
     device: Literal["cpu", "cuda"]
     """Kind of device that trained."""
     precision: Literal["fp32", "bf16"]
-    """Of the convolutions, as it was resolved on that device."""
+    """Precision of the convolutions, as it was resolved on that device."""
     num_workers: int
     """Training workers."""
     micro_batch_size: int
@@ -40,7 +40,7 @@ class RuntimeRecord:
     """The content of a run's ``runtime.json``."""
 
     starts: tuple[Start, ...]
-    """In the order of their steps."""
+    """Starts in the order of their steps."""
 
 
 @dataclass(frozen=True)
@@ -48,36 +48,36 @@ class RunFolder:
     """The folder of one run or study."""
 
     uri: str
-    """Where it lies."""
+    """Its URI."""
 
     @classmethod
     def of(cls, storage: str, name: str) -> "RunFolder":
-        """Return the folder of a name, by a URI that means the same in every process."""
+        """Return the folder of a name, with a URI that is valid in every process."""
         return cls(store.join(store.absolute(storage), name))
 
     @property
     def plan(self) -> str:
-        """URI of what the run learns, a `RunRecord`."""
+        """URI of the run's plan, a `RunRecord`."""
         return store.join(self.uri, "plan.json")
 
     @property
     def runtime(self) -> str:
-        """URI of how it was carried out, a `RuntimeRecord`; older runs have none."""
+        """URI of the record of how it was carried out, a `RuntimeRecord`; older runs have none."""
         return store.join(self.uri, "runtime.json")
 
     @property
     def result(self) -> str:
-        """URI of what came out; it is there once the run is done."""
+        """URI of the result; it exists once the run is done."""
         return store.join(self.uri, "result.json")
 
     @property
     def few_shot(self) -> str:
-        """Folder of the shard set that a run on few examples has drawn."""
+        """URI of the shard set that a run on few examples has drawn."""
         return store.join(self.uri, "few-shot")
 
     @property
     def subsets(self) -> str:
-        """Folder of the index files that a study has drawn."""
+        """URI of the folder of index files that a study has drawn."""
         return store.join(self.uri, "subsets")
 
     def score(self, key: str) -> str:
@@ -93,7 +93,7 @@ class RunFolder:
         return store.join(self.uri, f"nonfinite-step-{step:08d}")
 
     def checkpoints(self, file: str) -> list[int]:
-        """Return the steps of the checkpoints that are left and hold a file, ascending."""
+        """Return the steps of the existing checkpoints that contain a file, ascending."""
         found = [re.fullmatch(rf"step-(\d{{8}})/{re.escape(file)}", name) for name in store.list_files(self.uri)]
         return sorted(int(match[1]) for match in found if match)
 
@@ -108,7 +108,7 @@ class RunFolder:
         return store.read_record(RuntimeRecord, self.runtime).starts
 
     def record_start(self, start: Start) -> None:
-        """Record how the steps from ``start.first_step`` on are computed; what was lost after it is forgotten."""
+        """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""
         kept = tuple(known for known in self.starts() if known.first_step < start.first_step)
         store.write_json(self.runtime, to_dict(RuntimeRecord(starts=(*kept, start))))
 

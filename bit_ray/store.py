@@ -1,6 +1,7 @@
 """Files by URI: a local path, ``file://``, ``s3://`` or ``gs://``, through one small set of functions.
 
-Writes are atomic: a local file is written under another name and renamed, an object appears when its upload is whole.
+Writes are atomic: a local file is written under another name and renamed, an object appears when its upload is
+complete.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from bit_ray.uris import MASK
 
 _REMOTE = ("s3", "gs")
 _PUBLIC = "anonymous@"
-"""Before a bucket of Google's: without any key."""
+"""Prefix of a Google bucket that is read without a key."""
 _GIVE_KEYS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
@@ -37,16 +38,16 @@ _NUM_THREADS = 32
 _COPY_BYTES = 16 * 2**20
 T = TypeVar("T")
 
-# How long a read of training data goes on trying while the store fails, seconds.
+# How long a read of training data is retried while the store fails, seconds.
 PATIENCE_S = float(os.environ.get("BIT_RAY_STORE_PATIENCE_S", "120"))
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
-# Each single request is tried this often, 25 ms to 3 s apart: at 20 % failures one in 2,000,000 fails for good, and a
-# store that is not there is given up after 6 s.
+# Number of attempts of each single request, 25 ms to 3 s apart: at 20 % failures one request in 2,000,000 fails, and a
+# store that does not exist fails after 6 s.
 _ATTEMPTS = 9
 
 
 class UnfitFileError(DataError):
-    """A file that is there but is not to be read: a pipe, a device, or larger than what is accepted."""
+    """A file that exists but must not be read: a pipe, a device, or larger than accepted."""
 
     def __init__(self, uri: str | Path, reason: str) -> None:
         self.uri, self.reason = uri, reason
@@ -91,10 +92,10 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
 
 
 def check_uri(uri: str | Path) -> None:
-    """Refuse a URI with a key or a password in it: it would be recorded, logged and shown with all that it is part of.
+    """Refuse a URI with a key or a password in it: it would be recorded, logged and shown.
 
     Raises:
-        DataError: there is one, or the scheme is not one of file, s3 and gs.
+        DataError: it has a key or a password, or the scheme is not one of file, s3 and gs.
     """
     text = str(uri)
     scheme = _scheme(text)
@@ -111,7 +112,7 @@ def check_uri(uri: str | Path) -> None:
 
 
 def _check_endpoint() -> None:
-    """Refuse an endpoint with a password in it, which no store takes and every message of the library repeats."""
+    """Refuse an endpoint with a password in it, which no store accepts and every message of the library repeats."""
     endpoint = _endpoint()
     if "@" in endpoint:
         raise DataError(
@@ -126,14 +127,14 @@ def _endpoint() -> str:
 
 @lru_cache(maxsize=64)
 def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
-    # Only the bucket goes through the URL parser: keys may hold spaces and percent signs.
+    # Only the bucket goes through the URL parser: keys may have spaces and percent signs.
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
         return files
-    # from_uri reads AWS_ENDPOINT_URL and finds the bucket's region, but it has no say in retries and gives up on
-    # anything but a refused connection; what it found is what it pickles.
+    # from_uri reads AWS_ENDPOINT_URL and finds the bucket's region, but its retries cannot be set, and it retries only
+    # a refused connection. Its pickle has the values that it found.
     options = {name: value for name, value in files.__reduce__()[1][0].items() if value not in (None, "", -1.0)}
-    del options["proxy_options"]  # from_uri knows none, and empty ones are refused
+    del options["proxy_options"]  # from_uri sets none, and empty ones are refused
     return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
 
 
@@ -144,7 +145,7 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def absolute(uri: str | Path) -> str:
-    """Return the URI in a form that means the same in a process with another working directory.
+    """Return the URI in a form that is also valid in a process with another working directory.
 
     Raises:
         DataError: the scheme is not one of file, s3 and gs, or there is a key in the URI.
@@ -154,16 +155,16 @@ def absolute(uri: str | Path) -> str:
 
 
 def exists(uri: str | Path) -> bool:
-    """Return whether a file or directory is there."""
+    """Return whether a file or directory exists."""
     files, path = filesystem(uri)
     with explained(uri):
         return bool(files.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def check_file(uri: str | Path) -> None:
-    """Make sure that what is opened next is a file: opening a pipe or a device may wait or go on for ever.
+    """Make sure that a path is a file before it is opened: opening a pipe or a device may wait or read for ever.
 
-    Symbolic links are followed; an object is always one. What is not there is left to who opens it.
+    Symbolic links are followed; an object is always a file. A missing path is no error here, but when it is opened.
 
     Raises:
         UnfitFileError: It is a pipe, a socket, a device or a directory.
@@ -184,7 +185,7 @@ def open_file(uri: str | Path) -> pa.NativeFile:
 
     Raises:
         StoreError: no such file, or the store cannot be reached or refuses.
-        UnfitFileError: It is no regular file.
+        UnfitFileError: It is not a regular file.
     """
     files, path = filesystem(uri)
     check_file(uri)
@@ -197,7 +198,7 @@ def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
 
     Raises:
         StoreError: no such file, or the store cannot be reached or refuses.
-        UnfitFileError: It is no regular file, or a larger one; nothing of that is read.
+        UnfitFileError: It is not a regular file, or is larger; nothing of it is read then.
     """
     files, path = filesystem(uri)
     check_file(uri)
@@ -217,8 +218,8 @@ def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> memoryview:
     """Return ``num_bytes`` of an open file from byte ``start`` on; any number of threads may read one file.
 
     Raises:
-        OSError: there are fewer; the file system itself takes no offence at an answer that is shorter than asked for,
-            and leaves the rest of the memory as it was.
+        OSError: there are fewer. The file system itself accepts an answer that is too short, and does not fill the
+            remaining memory.
     """
     data = np.empty(num_bytes, np.uint8).data  # not bytearray, which would fill it with zeros first
     mark = os.urandom(min(16, num_bytes))
@@ -231,18 +232,18 @@ def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> memoryview:
 
 
 def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | None = None) -> T:
-    """Return what ``attempt`` returns, trying again while the store fails for reasons that may pass.
+    """Return the result of ``attempt``, with retries while the store fails for temporary reasons.
 
-    The pauses grow from 0.1 s to 10 s, with jitter, so that many readers do not come back together.
+    The pauses grow from 0.1 s to 10 s, with jitter, so that many readers do not retry at the same time.
 
     Args:
         uri: What is read, for messages.
-        attempt: Reads; what it raises but OSError ends it at once.
+        attempt: Reads; exceptions other than OSError are not retried.
         patience_s: Seconds after which no new attempt starts; by default PATIENCE_S. A local file has one attempt.
 
     Raises:
         FileNotFoundError: no such file, at once.
-        StoreError: the store refuses, at once; or it still fails when the patience is at its end.
+        StoreError: the store refuses, at once; or it still fails after ``patience_s``.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
     start = time.monotonic()
@@ -265,10 +266,10 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
 def read_json(
     uri: str | Path, object_hook: Callable[[dict[str, Any]], Any] | None = None, max_bytes: int | None = None
 ) -> Any:
-    """Return the content of a JSON file, each object in it replaced by what ``object_hook`` makes of it.
+    """Return the content of a JSON file, each object in it replaced by the result of ``object_hook``.
 
     Raises:
-        DataError: no such file, one of more than ``max_bytes``, or no whole JSON text.
+        DataError: no such file, one of more than ``max_bytes``, or not a complete JSON text.
     """
     try:
         return json.loads(read_bytes(uri, max_bytes), object_hook=object_hook)
@@ -284,14 +285,14 @@ def read_record(
     *,
     max_bytes: int | None = MAX_DOCUMENT_BYTES,
 ) -> T:
-    """Return the dataclass that a JSON file holds; ``remedy`` is what to do where it does not.
+    """Return the dataclass in a JSON file; ``remedy`` is the advice in the error.
 
     Raises:
-        DataError: no such file, one of more than ``max_bytes``, no JSON, or not the fields of this dataclass.
+        DataError: no such file, one of more than ``max_bytes``, not JSON, or not the fields of this dataclass.
     """
     plain = read_json(uri, max_bytes=max_bytes)
     try:
-        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate could be written nowhere
+        json.dumps(plain, ensure_ascii=False).encode()  # a lone surrogate cannot be written
         return from_dict(cls, plain)
     except (ValueError, RecursionError) as error:  # ConfigError is one of them
         reason = " ".join(str(error).split())[:300]
@@ -299,26 +300,26 @@ def read_record(
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Write a file, whole or not at all, making the directories it lies in."""
+    """Write a file, completely or not at all, and make its parent directories."""
     files, path = filesystem(uri)
     with explained(uri), renamed(uri, path) as target, files.open_output_stream(target) as stream:
         stream.write(data)
 
 
 def write_json(uri: str | Path, data: Any) -> None:
-    """Write plain data as JSON text, whole or not at all."""
+    """Write plain data as JSON text, completely or not at all."""
     write_bytes(uri, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 def upload_file(local: str | Path, uri: str | Path) -> None:
-    """Copy a local file to the URI, whole or not at all."""
+    """Copy a local file to the URI, completely or not at all."""
     files, path = filesystem(uri)
     with explained(uri), renamed(uri, path) as target:
         pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
 
 
 def download_file(uri: str | Path, local: str | Path) -> None:
-    """Copy a file to a local path, whole or not at all."""
+    """Copy a file to a local path, completely or not at all."""
     files, path = filesystem(uri)
     check_file(uri)
     with explained(uri), renamed(local, os.path.abspath(local)) as target:
@@ -326,10 +327,10 @@ def download_file(uri: str | Path, local: str | Path) -> None:
 
 
 def download_directory(uri: str | Path, local: str | Path) -> None:
-    """Copy a directory and all below it to the local path, which must be absent or empty; whole or not at all.
+    """Copy a directory with all its content to the local path, absent or empty before; completely or not at all.
 
     Raises:
-        DataError: no such directory, the local path holds something, or the store cannot be reached or refuses.
+        DataError: no such directory, the local path is not empty, or the store cannot be reached or refuses.
     """
     local = Path(local).absolute()
     if local.is_file() or (local.is_dir() and any(local.iterdir())):
@@ -346,14 +347,14 @@ def download_directory(uri: str | Path, local: str | Path) -> None:
 
 
 def list_files(uri: str | Path) -> list[str]:
-    """Return the paths of all files below a directory, relative to it, sorted; none if it is not there."""
+    """Return the paths of all files below a directory, relative to it, sorted; none if it does not exist."""
     return [name for name, _ in list_tree(uri)[0]]
 
 
 def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
     """Return the files (relative path, bytes) and the directories below ``uri``, each sorted.
 
-    Pipes and devices count as files of no bytes, so that who opens one is told.
+    Pipes and devices count as files of no bytes, so that opening one gives an error.
 
     Raises:
         DataError: a name that is not UTF-8.
@@ -374,7 +375,7 @@ def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def file_sizes(uris: Iterable[str]) -> list[int | None]:
-    """Return the size in bytes of each file, None where there is none; asked in parallel."""
+    """Return the size in bytes of each file, None for a missing one; with parallel requests."""
 
     def size(uri: str) -> int | None:
         files, path = filesystem(uri)
@@ -387,7 +388,7 @@ def file_sizes(uris: Iterable[str]) -> list[int | None]:
 
 
 def delete_files(uris: Iterable[str]) -> None:
-    """Delete the files; those already gone are no error."""
+    """Delete the files; missing ones are no error."""
 
     def delete(uri: str) -> None:
         files, path = filesystem(uri)
@@ -410,9 +411,9 @@ def delete_empty_directory(uri: str | Path) -> None:
 
 @contextmanager
 def explained(uri: str | Path) -> Iterator[None]:
-    """Turn what a file system raises about ``uri`` into a StoreError of one line with the remedy.
+    """Turn a file system's exception about ``uri`` into a StoreError of one line with the remedy.
 
-    Of a malformed URI into a DataError.
+    For a malformed URI, into a DataError.
     """
     try:
         yield
@@ -446,11 +447,11 @@ def _explanation(error: OSError) -> str:
 
 
 def _refusal(error: OSError) -> str | None:
-    """Say with what words the store refused, or None: failures that time will not mend, unlike 408, 429 and 5xx."""
+    """Return the words of the store's refusal, or None: a permanent failure, unlike 408, 429 and 5xx."""
     text = str(error)
     named = _REFUSALS.search(text)
     status = re.search(r"HTTP status (4\d\d)", text)
-    # The answer to a HEAD has no words, and AWS answers an expired token with 400.
+    # The answer to a HEAD has no text, and AWS answers an expired token with 400.
     if named is None and (status is None or status[1] in ("404", "408", "411", "416", "429")):
         return None
     return named[0] if named else f"HTTP status {status[1]}" if status else None
@@ -465,7 +466,7 @@ _REFUSALS = re.compile(
 
 @contextmanager
 def renamed(uri: str | Path, path: str) -> Iterator[str]:
-    """Yield the path to write to: for an object its own, for a local file another that is renamed at the end."""
+    """Yield the path to write to: an object's own, or for a local file another that is renamed at the end."""
     if not is_local(uri):
         yield path
         return
@@ -491,7 +492,7 @@ def cache_folder() -> Path:
     """Return this user's cache folder, absolute: ``$BIT_RAY_CACHE`` if set and not empty, else ``~/.cache/bit_ray``.
 
     Raises:
-        ConfigError: It lies in a home folder, and that is not known.
+        ConfigError: It is in the home folder, and that is not known.
     """
     folder = os.environ.get("BIT_RAY_CACHE") or "~/.cache/bit_ray"
     try:

@@ -1,7 +1,7 @@
-"""What of a URI may be shown and recorded: no password, no key, no signature.
+"""Masks secrets in URIs that are shown or recorded: no password, no key, no signature.
 
-A password may hold slashes, spaces and at signs, so where it ends in a text cannot be told for sure. Where there is a
-doubt, too much is masked rather than too little.
+A password may contain slashes, spaces and at signs, so its end in a text is not certain. In doubt, too much is masked
+rather than too little.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 MASK = "***"
 
-# What follows may be a user: before the first slash, question mark or space it has an @, or a colon and more; and it
+# A possible user after "://": before the first slash, question mark or space there is an @, or a colon and more; and it
 # is not masked yet.
 _USER = re.compile(rf"://(?!{re.escape(MASK)}@)(?=[^\s/?#]*(?:@|:\S))")
 # A setting in a query or a fragment that is named like a secret, as in signed URLs and those of databases.
@@ -24,15 +24,16 @@ _USER_IN_SETTING = re.compile(r"([?&#;][^\s=&?#]{1,64}=)[^\s&]*@")
 def shown(text: str) -> str:
     """Return a text with ``***`` for the user, the password and the signature of every URI in it.
 
-    From ``://`` to the last ``@`` of the line, if a user may begin there; and the value of every setting that is named
-    like a secret. A user name that holds a slash or a space is not seen, nor is a password that begins with a space.
+    Masked are the text from ``://`` to the last ``@`` of the line, if a user may begin there, and the value of every
+    setting that is named like a secret. A user name with a slash or a space, and a password that begins with a space,
+    are not found.
     """
     text = "\n".join(map(_without_user, text.split("\n")))
     return _USER_IN_SETTING.sub(rf"\1{MASK}@", _SECRET.sub(rf"\1{MASK}", text))
 
 
 def shown_in(data: Any) -> Any:
-    """Return plain data with every text in its mappings and lists as `shown` returns it."""
+    """Return plain data with `shown` applied to every text in its mappings and lists."""
     if isinstance(data, str):
         return shown(data)
     if isinstance(data, Mapping):

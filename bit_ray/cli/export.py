@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a model for other programs: as a program of its own, or its weights under their names."""
+    """Write a model for other programs: as a standalone program, or as weights under their names."""
 
     model: str = field(metadata=positional("MODEL"))
     """models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of the authors, big_vision, timm or Hugging
@@ -38,7 +38,7 @@ class ExportConfig:
     """timm and huggingface: multiply kernels by 10, so that their larger eps changes nothing even where kernels are
     tiny; not for training on."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -57,7 +57,7 @@ class ExportConfig:
 
 
 def export_model(config: ExportConfig) -> None:
-    """Write a model for other programs, and say what it is and how it compares."""
+    """Write a model for other programs, and print what it is and how it compares."""
     from bit_ray.inference.classifier import load_model
     from bit_ray.tracking.server import tracking_uri
     from bit_ray.weights.folders import timm_name
@@ -115,6 +115,6 @@ def _compared(config: ExportConfig, model: "Classifier") -> list[tuple[str, str]
 
 
 def _num_bytes(path: Path) -> int:
-    beside = path.with_name(path.name + ".data")  # where ONNX keeps weights of more than 2 GB
+    beside = path.with_name(path.name + ".data")  # ONNX keeps weights of more than 2 GB there
     files = path.iterdir() if path.is_dir() else [file for file in (path, beside) if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -1,7 +1,7 @@
 """From config dataclasses to command-line flags: tyro reads and explains the flags, `bit_ray.config` checks the values.
 
-Whatever sets a field, a flag or a file, passes the same strict codec and fails with the same message. Imports neither
-PyTorch nor Ray nor MLflow, so that ``--help`` comes at once.
+A value from a flag or a file passes the same strict codec and fails with the same message. Imports neither PyTorch nor
+Ray nor MLflow, so that ``--help`` is fast.
 """
 
 import ast
@@ -35,7 +35,7 @@ _UNSET = object()
 
 
 def positional(metavar: str) -> dict[str, str]:
-    """Return the metadata of a dataclass field that is given by its place instead of by a flag."""
+    """Return the metadata of a dataclass field that is a positional argument instead of a flag."""
     return {"positional": metavar}
 
 
@@ -76,22 +76,22 @@ def _fields(cls: Any) -> list["dataclasses.Field[Any]"]:
 
 
 def _is_run(cls: type) -> bool:
-    """Whether runs of it are recorded, so that one can be replayed."""
+    """Whether its runs are recorded, so that one can be replayed."""
     return get_type_hints(cls).get("tracking") is TrackingConfig
 
 
 def _check_file(cls: type, path: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what is wrong in a file with the file's name, whatever flags say besides."""
+    """Refuse wrong values in a file with the file's name, even if flags replace them."""
     try:
         from_dict(cls, settings)
     except MissingError:
-        pass  # a flag may give it
+        pass  # a flag may set it
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the flags set, as nested plain data."""
+    """Return the values that the flags set, as nested plain data."""
     shape = _flag_class(cls, settings, top=True)
     errors = io.StringIO()
     helping = any(arg in ("-h", "--help") for arg in args)
@@ -101,7 +101,7 @@ def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, An
             _columns(None if helping else 1000),  # wide, so that no message is broken into lines
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # that the placeholder of what is not set has no type
+            warnings.simplefilter("ignore")  # the placeholder of an unset value has no type
             parsed: Any
             parsed, unknown = tyro.cli(
                 shape, prog=prog, args=args, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
@@ -125,10 +125,10 @@ def _refuse_unknown(name: str, prog: str, known: list[str]) -> NoReturn:
 
 
 def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) -> type:
-    """Return a dataclass with the fields of ``cls``, whose leaves tyro leaves as they come."""
+    """Return a dataclass with the fields of ``cls``, whose leaves tyro does not convert."""
     hints, docs = get_type_hints(cls), _docs(cls)
     required, leaves, groups = [], [], []
-    # A config's own fields stand before those it has inherited.
+    # A config's own fields come before its inherited ones.
     own = list(cls.__annotations__)
     for field in sorted(_fields(cls), key=lambda field: own.index(field.name) if field.name in own else len(own)):
         name, kind = field.name, hints[field.name]
@@ -174,12 +174,12 @@ def _leaf(field: "dataclasses.Field[Any]", kind: Any, text: str, hint: str) -> A
 
 
 def _shown_only(name: str, metavar: str, text: str) -> Any:
-    """Return the type of a flag that `parse` has taken already, for its line in the help."""
+    """Return the type of a flag that `parse` has read already, for its line in the help."""
     return Annotated[str, tyro.conf.arg(name=name, metavar=metavar, help=text, help_behavior_hint="")]
 
 
 def _from_text(kind: Any, tokens: Sequence[str]) -> Any:
-    """Return plain data as far as the text allows; what is not of its kind stays text, for the codec to refuse."""
+    """Convert the text to plain data if it has the right form; otherwise it stays text, which the codec refuses."""
     if NoneType in get_args(kind) and list(tokens) == ["none"]:
         return None
     kind = _without_none(kind)
@@ -212,7 +212,7 @@ def _flags(parsed: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _take(args: list[str], flag: str, prog: str) -> str | None:
-    """Take a flag and its value out of the arguments; the last one counts."""
+    """Remove a flag and its value from the arguments; the last one counts."""
     value = None
     while (place := next((i for i, arg in enumerate(args) if arg == flag or arg.startswith(f"{flag}=")), -1)) >= 0:
         arg = args.pop(place)
@@ -224,7 +224,7 @@ def _take(args: list[str], flag: str, prog: str) -> str | None:
 
 @contextlib.contextmanager
 def _columns(width: int | None) -> Iterator[None]:
-    """Set the width that tyro lays its text out for."""
+    """Set the width of tyro's text."""
     before = os.environ.get("COLUMNS")
     if width is not None:
         os.environ["COLUMNS"] = str(width)
@@ -253,7 +253,7 @@ def _plain(value: Any) -> Any:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both, the second winning field by field."""
+    """Merge both, field by field; the second has priority."""
     both = {**below, **above}
     for name, value in above.items():
         if isinstance(value, Mapping) and isinstance(below.get(name), Mapping):
@@ -262,7 +262,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _docs(cls: type) -> dict[str, str]:
-    """Return field name -> the text that stands below the field in the source."""
+    """Return field name -> the docstring below the field in the source."""
     docs: dict[str, str] = {}
     for base in cls.__mro__[-1:0:-1]:
         if dataclasses.is_dataclass(base):

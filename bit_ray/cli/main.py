@@ -1,6 +1,6 @@
 """The `bit-ray` command, and the start of the files in ``jobs/``.
 
-Each subcommand imports what it needs when it runs, so that ``--help`` comes at once.
+Each subcommand imports what it needs when it runs, so that ``--help`` is fast.
 """
 
 import difflib
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Command(NamedTuple):
-    """A subcommand: what it takes, what it does, and its line in the overview."""
+    """A subcommand: its config, its function, and its line in the overview."""
 
     config: type[Any]
     run: Callable[[Any], None]
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_job(function: Callable[[T], object], config_class: type[T], **defaults: object) -> None:
-    """Call ``function`` with the config that the command line makes of ``defaults``, and end the process."""
+    """Call ``function`` with the config from ``defaults`` and the command line, and end the process."""
     prog = f"python {os.path.relpath(sys.argv[0])}"
     sys.exit(training.exit_status(lambda: function(parse(config_class, sys.argv[1:], prog=prog, **defaults))))
 
@@ -95,7 +95,7 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _overview(prefix: str) -> str:
-    """Return the help of the whole command, or of the subcommands that start with a word."""
+    """Return the help of the command, or of the subcommands that start with a word."""
     lines = [f"usage: bit-ray {prefix or 'COMMAND'} {'COMMAND ' if prefix else ''}[OPTIONS]"]
     if not prefix:
         lines += ["", "Big Transfer (BiT) on Ray: pre-train, transfer, register, predict."]

@@ -35,7 +35,7 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -45,7 +45,7 @@ class ListConfig:
     """List the registered models, by name and newest first."""
 
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -59,7 +59,7 @@ class PullConfig:
     output: str
     """New or empty folder."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -135,7 +135,7 @@ def _predict_into_file(config: PredictConfig) -> None:
 
 
 def _registry_of(config: PredictConfig) -> str | None:
-    """Return the URI of the registry where the model is registered; without it MLflow need not be loaded."""
+    """Return the URI of the registry if the model is registered; otherwise MLflow need not be loaded."""
     return _registry(config.tracking, config.storage) if config.model.startswith("models:/") else None
 
 

@@ -187,7 +187,7 @@ def write(config: WriteConfig) -> None:
 
 
 def inspect(config: InspectConfig) -> None:
-    """Print what is in a shard set, and draw some of it."""
+    """Print the content of a shard set, and draw some of its images."""
     from bit_ray.data.shards.inspect import contact_sheet, inspect_shards
 
     found = inspect_shards(config.shards)
@@ -218,7 +218,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def bench(config: BenchConfig) -> None:
-    """Print what reading, decoding and the whole stream give here."""
+    """Print the rates of reading, decoding and the whole stream on this machine."""
     from bit_ray.data.images.decode_view import FAST_PATH
     from bit_ray.data.stream.bench import bench_shards
 
@@ -305,7 +305,7 @@ def verify(config: VerifyConfig) -> None:
 
 
 def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a line per row, never broken, so that other programs can read them; two columns of numbers come first."""
+    """Print a line per row, not wrapped, so that other programs can read them; two columns of numbers come first."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)][:2]
@@ -314,7 +314,7 @@ def _print_lines(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
 
 
 def _show_log(name: str) -> None:
-    """Print what a part of the library logs: what takes minutes before the first image."""
+    """Print the log of a part of the library: work that takes minutes before the first image."""
     log = logging.getLogger(name)
     if not any(isinstance(handler, _Printed) for handler in log.handlers):
         log.addHandler(_Printed())

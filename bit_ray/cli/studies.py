@@ -22,9 +22,9 @@ class ProbeModelConfig(ProbeConfig):
     """Single-label shard set that the examples are drawn from."""
     test_shards: str = field(metadata=positional("TEST_SHARDS"))
     """Shard set of the same classes to score on, in full."""
-    num_cpus: int = field(default=1, init=False)  # only for probes while something trains
+    num_cpus: int = field(default=1, init=False)  # only for probes during a training
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -48,7 +48,7 @@ class EpisodesConfig:
     seed: int = 0
     """Seed of the draws."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies."""
+    """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -74,7 +74,7 @@ class RankConfig:
     convert_images: bool = False
     """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default registry lies; a folder of images is written there as a shard set."""
+    """Folder of all runs, with the default registry; a folder of images is written there as a shard set."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
 
@@ -98,7 +98,7 @@ def fewshot(config: FewShotConfig) -> None:
 
 
 def vtab(config: VtabConfig) -> None:
-    """Run the tasks of VTAB-1k, and print their scores next to published ones; or, dry, what would be done."""
+    """Run the tasks of VTAB-1k and print their scores next to published ones; a dry run prints what would be done."""
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_scores import MEAN_COLUMNS, TASK_COLUMNS, mean_rows, task_rows
 

@@ -41,21 +41,21 @@ def exit_status(main: Callable[[], object]) -> int:
 
 
 def pretrain(config: PretrainConfig) -> None:
-    """Pre-train, and print what came out."""
+    """Pre-train, and print the result."""
     from bit_ray.training.pretrain import pretrain
 
     _print_trained(pretrain(config))
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """Fine-tune, and print what came out."""
+    """Fine-tune, and print the result."""
     from bit_ray.training.finetune import finetune
 
     _print_trained(finetune(config))
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Evaluate, and print what came out."""
+    """Evaluate, and print the result."""
     from bit_ray.evaluation.evaluate import evaluate, label_names
 
     result = evaluate(config)
@@ -71,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def replay(config: ReplayConfig) -> None:
-    """Train a stretch of a run again, and print both losses."""
+    """Train some steps of a run again, and print both losses."""
     from bit_ray.training.replay import replay
 
     result = replay(config)
@@ -109,7 +109,7 @@ def _print_trained(trained: "Trained | None") -> None:
 def _scores(
     metrics: dict[str, float], intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
 ) -> list[tuple[str, str]]:
-    """Rows of a table; an interval stands behind its value."""
+    """Rows of a table; an interval follows its value."""
 
     def text(name: str, value: float) -> str:
         return f"{value:.2%}" if name in ("top_1", "top_5", "mean_per_class", "ece") else f"{value:,.4g}"
@@ -123,8 +123,8 @@ def _scores(
 
 
 def _quieten() -> None:
-    """Keep what libraries have to say to their own developers off the screen; warnings of ours stay."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
+    """Hide libraries' messages to their own developers; our warnings stay."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a future change
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("alembic", "mlflow", "ray"):

@@ -1,7 +1,8 @@
-"""The Ray cluster a command runs on: the one it was submitted to, or one of its own on this machine.
+"""The Ray cluster a command runs on: the one it was submitted to, or a new one on this machine.
 
-Whoever reaches a Ray cluster runs code on it. One's own is for this user alone: it listens on 127.0.0.1 only, wants a
-token that only this user can read, and has its sockets and logs in a folder that only this user can enter.
+Anyone who can connect to a Ray cluster can run code on it. So a new cluster is for this user only: it listens on
+127.0.0.1 only, requires a token that only this user can read, and has its sockets and logs in a folder that only this
+user can enter.
 """
 
 import logging
@@ -30,13 +31,13 @@ _started_here = False
 def cluster() -> Iterator[Resources]:
     """Use the cluster of ``RAY_ADDRESS`` (which ``ray job submit`` sets), or start one here and stop it at the end.
 
-    Inside another ``with cluster()`` it is that one which goes on being used.
+    Inside another ``with cluster()`` the outer cluster is used.
     """
     global _started_here
     if ray.is_initialized():
         yield _resources(local=_started_here)
         return
-    # Ray's own bars would fight with ours over the terminal.
+    # Ray's progress bars would overwrite ours.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
@@ -51,8 +52,8 @@ def cluster() -> Iterator[Resources]:
         with _loopback_only():
             ray.init(
                 address="local",
-                # Training workers and readers share the cores: Ray's CPUs are slots to run in, and each kind needs its
-                # own.
+                # Training workers and readers share the cores: Ray's CPUs are slots, and each of the two kinds needs
+                # its own.
                 num_cpus=2 * num_local_cores() + 1,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
@@ -69,14 +70,14 @@ def cluster() -> Iterator[Resources]:
 
 
 def quiet_ray_data() -> None:
-    """Have Ray Data log neither that a setting of ours is in force, nor how much it has read."""
+    """Make Ray Data log neither our settings nor how much it has read."""
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
 
 @contextmanager
 def _token_wanted() -> Iterator[None]:
-    """Have a cluster ask for the token, whatever ``RAY_AUTH_MODE`` says of the clusters that others run."""
+    """Make a new cluster require the token, whatever ``RAY_AUTH_MODE`` says for other clusters."""
     before = os.environ.get("RAY_AUTH_MODE")
     os.environ["RAY_AUTH_MODE"] = "token"
     Config.initialize("")  # Ray read the variable when it was imported
@@ -91,9 +92,9 @@ def _token_wanted() -> Iterator[None]:
 
 @contextmanager
 def _loopback_only() -> Iterator[None]:
-    """Have a new cluster listen on 127.0.0.1, and nowhere else: a switch of Ray's, by default on for Windows and macOS.
+    """Make a new cluster listen on 127.0.0.1 only: a setting of Ray, by default on for Windows and macOS.
 
-    The address alone would not do: Ray takes the machine's outer one for it.
+    Setting the address is not enough: Ray replaces it by the machine's external one.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -104,7 +105,7 @@ def _loopback_only() -> Iterator[None]:
 
 
 def _make_token() -> None:
-    """Make the token file, which Ray would leave to everyone to read; take one that Ray has made out of their sight.
+    """Make the token file, which Ray would let everyone read; make an existing one private.
 
     Raises:
         ConfigError: It cannot be read or written.
@@ -123,7 +124,7 @@ def _make_token() -> None:
                         path.unlink(missing_ok=True)
                         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                             file.write(secrets.token_hex(32))
-            _withdraw(path.parent, 0o022)  # who may write there may put another token in its place
+            _withdraw(path.parent, 0o022)  # a user who can write there could replace the token
         elif not path.stat().st_size:
             raise ConfigError(f"RAY_AUTH_TOKEN_PATH: {path} is empty; accepted: a file with a token; unset it")
         _withdraw(path, 0o077)
@@ -135,12 +136,12 @@ def _make_token() -> None:
 
 
 def _private_folder() -> str:
-    """Return a folder for Ray's sockets, logs and spilled objects, in one that only this user can enter.
+    """Return a folder for Ray's sockets, logs and spilled objects, inside one that only this user can enter.
 
-    Ray opens its own folders to everyone, so the mode of the one around them counts.
+    Ray opens its own folders to everyone, so the mode of the parent folder matters.
 
     Raises:
-        ConfigError: Another user has taken its name.
+        ConfigError: Another user owns a folder of this name.
     """
     name = f"bit_ray-{os.getuid()}"
     places = [os.environ.get("RAY_TMPDIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]
@@ -161,7 +162,7 @@ def _private_folder() -> str:
 
 
 def _withdraw(path: Path, mode: int) -> None:
-    """Take rights away from others, where the file is this user's."""
+    """Remove other users' permissions, if the file belongs to this user."""
     found = path.stat()
     if found.st_uid == os.getuid() and found.st_mode & mode:
         path.chmod(stat.S_IMODE(found.st_mode) & ~mode)

@@ -1,4 +1,4 @@
-"""How many computations the cluster runs side by side, and how many of them train."""
+"""How many computations the cluster runs in parallel, and how many of them train."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from bit_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has now; an autoscaling one may grow."""
+    """CPUs and GPUs that the cluster has now; an autoscaling one may grow."""
 
     num_nodes: int
     num_cpus: int
@@ -19,7 +19,7 @@ class Resources:
 
     @property
     def num_slots(self) -> int:
-        """Computations that run side by side without sharing a core or a GPU."""
+        """Computations that run in parallel without sharing a core or a GPU."""
         return self.num_gpus or (num_local_cores() if self.local else max(1, self.num_cpus))
 
 
@@ -40,13 +40,12 @@ def choose_workers(
     Args:
         resources: The cluster.
         global_batch_size: Examples per step over all workers.
-        num_workers: How many there shall be; 0: one per GPU, or without GPUs one per core of this machine, or half the
-            CPUs of a cluster, whose other half then reads and decodes; never more than there are pairs of images in a
-            batch.
-        device: Where they compute; ``auto``: on GPUs where there are any.
+        num_workers: The setting. 0: one per GPU; without GPUs one per core of this machine, or half the CPUs of a
+            cluster, whose other half then reads and decodes; never more than there are pairs of images in a batch.
+        device: Where they compute; ``auto``: on GPUs if there are any.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none, or no CPU would be left for readers on this machine.
+        ConfigError: CUDA is requested and there is none, or no CPU would be left for readers on this machine.
     """
     use_gpu = device == "cuda" or (device == "auto" and resources.num_gpus > 0)
     if use_gpu and resources.num_gpus == 0 and resources.local:

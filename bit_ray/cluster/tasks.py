@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from bit_ray.cluster.slots import Resources
 from bit_ray.errors import BitRayError, ConfigError, root_cause
 
-# More parts than slots, so that a slow one does not hold up the end; a small set is not worth as many.
+# More parts than slots, so that a slow one does not delay the end; a small set does not need so many.
 _PARTS_PER_SLOT, _SMALL = 4, 64
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -26,15 +26,15 @@ def each(
 
     Args:
         function: importable by name, its result and arguments picklable; may run twice if a worker dies.
-        tasks: taken one by one, no faster than they are worked on.
+        tasks: taken one by one, only when a worker is free.
         num_workers: Ray tasks in flight, on the cluster of ``RAY_ADDRESS`` or one started here; 0 is this process.
-        num_cpus: Of a task.
-        num_gpus: Of a task.
+        num_cpus: CPUs of a task.
+        num_gpus: GPUs of a task.
         cancel: Whether tasks that still run at the end are cancelled instead of waited for.
 
     Raises:
         ConfigError: num_workers is negative.
-        BitRayError: what the function raised, without a remote traceback. No task is still running then.
+        BitRayError: from the function, without a remote traceback. No task is still running then.
     """
     if num_workers < 0:
         raise ConfigError(f"num_workers: {num_workers}; accepted: 0 (this process) or more; correct it")
@@ -64,7 +64,7 @@ def each(
         finally:
             for ref in pending if cancel else ():
                 ray.cancel(ref, force=True)
-            # A caller that cleans up after a failure must not meet a task that still writes.
+            # When the caller cleans up after a failure, no task may still be writing.
             if pending and not cancel:
                 ray.wait(pending, num_returns=len(pending))
 
@@ -72,12 +72,12 @@ def each(
 def spread_over_cluster(
     function: Callable[..., T], items: Sequence[Item], resources: Resources, *shared: Any
 ) -> list[T]:
-    """Return ``function(part, *shared)`` of parts of the items, in their order: Ray tasks, a GPU each if there is any.
+    """Return ``function(part, *shared)`` of parts of the items, in their order: Ray tasks, a GPU each if there are any.
 
     Args:
         function: As for `each`.
-        items: Cut into parts of about equal length, which keep their order; at least one.
-        resources: The cluster that is running.
+        items: Split into parts of about equal length, which keep their order; at least one.
+        resources: The running cluster.
         shared: Sent to every node once.
 
     Raises:
@@ -102,7 +102,7 @@ def _part(number: int, function: Callable[..., T], part: Any, shared: tuple[Any,
 
 
 def _call(function: Callable[..., T], *task: Any) -> T | BitRayError:
-    # A mistake of the user travels as a value: raised here, it would reach the driver inside a RayTaskError.
+    # A user's mistake is returned as a value: raised here, it would reach the driver inside a RayTaskError.
     try:
         return function(*task)
     except BitRayError as error:

@@ -24,7 +24,7 @@ class EvaluateConfig:
     batch_size: int = 64
     """Images per forward pass."""
     storage: str = DEFAULT_STORAGE
-    """Folder of all runs, where the default tracking store lies."""
+    """Folder of all runs, with the default tracking store."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the evaluation is recorded."""
 

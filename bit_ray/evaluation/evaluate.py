@@ -32,7 +32,7 @@ from bit_ray.weights.package import ModelSpec
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out, over all images of the set."""
+    """Results over all images of the set."""
 
     metrics: dict[str, float]
     """top_1, top_5, cross_entropy, mean_per_class, ece, num_examples."""
@@ -47,14 +47,14 @@ class Evaluation:
     class_names: tuple[str, ...]
     """The C names."""
     run_id: str = ""
-    """MLflow run that holds it, with its pictures below ``evaluation/``."""
+    """MLflow run of the evaluation, with its pictures below ``evaluation/``."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Evaluate a model and record the result as an MLflow run of its own.
+    """Evaluate a model and record the result as a separate MLflow run.
 
     Raises:
-        BitRayError: Anything the user can put right.
+        BitRayError: Anything the user can fix.
     """
     manifest = read_manifest(config.shards)
     uri = tracking_uri(config.tracking.uri, config.storage)
@@ -136,14 +136,14 @@ def _worst_table(worst: Sequence[WorstPrediction], class_names: Sequence[str]) -
 
 
 def label_names(item: WorstPrediction, class_names: Sequence[str]) -> str:
-    """Return what the image of an error is, in words."""
+    """Return the true class of a misclassified image, in words."""
     return ", ".join(class_names[label] for label in item.labels) or "none"
 
 
 def evaluate_model(
     classifier: Classifier, shards: str, manifest: Manifest, resources: Resources, batch_size: int = 64
 ) -> Evaluation:
-    """Evaluate on the cluster that is running: one task per part of the set, on a GPU each where there are any.
+    """Evaluate on the running cluster: one task per part of the set, with a GPU each if there are GPUs.
 
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.

@@ -1,6 +1,6 @@
 """Scores of frozen features, in seconds and without training: few-shot ridge, nearest neighbours, LogME, episodes.
 
-Features are ``[N, D]`` float arrays, what the network has before its head; labels are ``[N]`` class indices.
+Features are ``[N, D]`` float arrays, the input of the network's head; labels are ``[N]`` class indices.
 """
 
 import statistics
@@ -26,8 +26,8 @@ Labels = npt.NDArray[np.int64]
 def ridge_predict(train: Array, labels: Labels, test: Array, num_classes: int, l2: float = RIDGE_L2) -> Labels:
     """Classify by ridge regression on one-hot targets of -1 and 1, in closed form.
 
-    Features are standardised by mean and standard deviation (plus 1e-5) of the training examples; a constant feature of
-    100 is the bias, so large that the penalty hardly touches it (big_vision:evaluators/fewshot_lsr.py).
+    Features are standardised by mean and standard deviation (plus 1e-5) of the training examples. A constant feature of
+    100 is the bias; it is so large that the penalty hardly affects it (big_vision:evaluators/fewshot_lsr.py).
 
     Args:
         train: ``[N, D]`` features.
@@ -37,7 +37,7 @@ def ridge_predict(train: Array, labels: Labels, test: Array, num_classes: int, l
         l2: Penalty on the squared weights.
 
     Returns:
-        ``[M]`` the class of the largest output, the lowest among equals.
+        ``[M]`` the class of the largest output; the lowest class if several are equal.
     """
     x, z = _tensor(train), _tensor(test)
     mean, std = x.mean(0), x.std(0, correction=0) + _EPS
@@ -57,7 +57,7 @@ def ridge_predict(train: Array, labels: Labels, test: Array, num_classes: int, l
 def knn_predict(
     train: Array, labels: Labels, test: Array, num_classes: int, neighbors: int, *, leave_one_out: bool = False
 ) -> Labels:
-    """Classify by the majority of the nearest training examples, by cosine; the lowest class among equals.
+    """Classify by the majority of the nearest training examples, by cosine; the lowest class if several are equal.
 
     Args:
         train: ``[N, D]`` features.
@@ -88,9 +88,9 @@ def knn_predict(
 def logme(features: Array, labels: Labels, num_classes: int) -> float:
     """Log marginal evidence per example of a Bayesian linear regression on each one-hot column, averaged over classes.
 
-    The score of You et al., "LogME" (arXiv 2102.11005): higher promises a better transfer. Weights have the prior
-    N(0, 1/alpha), targets the noise 1/beta. For a given ratio t = alpha/beta the best beta is known in closed form, so
-    that one number is searched, on a grid and then by golden section, instead of iterating over two.
+    The score of You et al., "LogME" (arXiv 2102.11005): higher predicts a better transfer. Weights have the prior
+    N(0, 1/alpha), targets the noise 1/beta. For a given ratio t = alpha/beta the best beta is known in closed form. So
+    only one number is searched, on a grid and then by golden section, instead of iterating over two.
 
     Args:
         features: ``[N, D]``.
@@ -165,7 +165,7 @@ def probe_features(
     Args:
         train: ``[N, D]`` features.
         labels: ``[N]`` class indices.
-        subsets: Examples per class k -> for each draw the places of its examples in ``train``.
+        subsets: Examples per class k -> for each draw the indices of its examples in ``train``.
         test: ``[M, D]`` features.
         test_labels: ``[M]`` class indices.
         num_classes: Number of classes C.
@@ -209,8 +209,8 @@ def episodes(
     """N-way K-shot episodes on frozen features, classified by the nearest class mean.
 
     Each episode draws ``ways`` classes and, of each, ``shots`` support and ``queries`` query examples. Features are
-    brought to length 1; a query goes to the class whose mean support feature is nearest (Euclidean distance). An
-    episode's draw depends on seed and number of the episode alone.
+    scaled to length 1; a query gets the class whose mean support feature is nearest (Euclidean distance). An episode's
+    draw depends only on the seed and the number of the episode.
 
     Args:
         features: ``[N, D]``.
@@ -276,5 +276,5 @@ def _with_bias(x: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """Rows of length 1; a row of zeros stays."""
+    """Rows scaled to length 1; a row of zeros is not changed."""
     return x / x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)

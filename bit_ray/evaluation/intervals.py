@@ -1,4 +1,4 @@
-"""How far a metric may be off because the test set is what it is: bootstrap intervals from a few counts."""
+"""Uncertainty of a metric from the choice of the test set: bootstrap intervals from a few counts."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,16 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Return percentile bootstrap intervals (Efron 1979): the spread of each metric over resampled test sets.
 
-    A resample draws as many examples as there are, with replacement. A metric depends on how many of each kind came
-    out, so these numbers are drawn themselves, from the multinomial distribution: for top-1, top-5 and the mean per
-    class (kinds: true class, and whether right, near or wrong) that is the bootstrap exactly, without the examples and
-    their memory. A cross-entropy is drawn as the mean of its bin, which is 2 % wide.
+    A resample draws as many examples as there are, with replacement. A metric depends only on the number of examples of
+    each kind, so these numbers are drawn, from the multinomial distribution. For top-1, top-5 and the mean per class
+    (kinds: true class, and whether right, near or wrong) that is exactly the bootstrap, without keeping the examples in
+    memory. A cross-entropy is drawn as the mean of its bin, which is 2 % wide.
 
     Args:
-        metrics: What was counted over all examples.
+        metrics: The counts over all examples.
         level: Share of the resamples within the interval.
-        num_resamples: Resampled test sets; with 1,000, another seed moves a limit by some 2 % of the interval's width.
-        seed: Of the draws.
+        num_resamples: Resampled test sets; with 1,000, another seed moves a limit by about 2 % of the interval's width.
+        seed: Seed of the draws.
 
     Returns:
         Lower and upper limit of ``top_1``, ``top_5``, ``cross_entropy`` and, with one label per image,

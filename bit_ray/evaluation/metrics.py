@@ -1,6 +1,6 @@
-"""Classification metrics, added up batch by batch, in several processes if need be, without dropping an example.
+"""Classification metrics, added up batch by batch, if needed in several processes, without dropping an example.
 
-What is added up stays small however many examples there are, and suffices for `bit_ray.evaluation.intervals` as well.
+The sums stay small for any number of examples, and are enough for `bit_ray.evaluation.intervals` as well.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bit_ray.errors import DataError, ModelError
 
-# 4096 x 4096 counts are 128 MiB, as much as should travel between processes.
+# 4096 x 4096 counts are 128 MiB, the most that should be sent between processes.
 MAX_CONFUSION_CLASSES = 4096
 
 NUM_CALIBRATION_BINS = 15
@@ -29,7 +29,7 @@ _LOSSES = ("loss_total", "loss_sum")
 
 
 class Outcomes(NamedTuple):
-    """What became of each image of a batch, on the CPU."""
+    """Prediction for each image of a batch, on the CPU."""
 
     predicted: npt.NDArray[np.int64]
     """``[B]``, the class of the largest logit."""
@@ -44,7 +44,7 @@ class Calibration:
     """Confidence and accuracy of the predicted class, by confidence."""
 
     edges: npt.NDArray[np.float64]
-    """``[M + 1]``, the limits of the bins; a bin holds its upper one."""
+    """``[M + 1]``, the limits of the bins; a bin includes its upper limit."""
     counts: npt.NDArray[np.int64]
     """``[M]``, images in each bin."""
     confidence: npt.NDArray[np.float64]
@@ -97,7 +97,7 @@ class ClassificationMetrics:
             labels: ``[B] int64`` class indices, or ``[B, C]`` zeros and ones with several labels per image.
 
         Returns:
-            What became of each of its images.
+            The prediction for each of its images.
 
         Raises:
             DataError: a label outside the classes.
@@ -160,7 +160,7 @@ class ClassificationMetrics:
         return _rank(logits, labels), functional.cross_entropy(logits, labels, reduction="none")
 
     def _multi_label(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rank of the best-ranked label and cross-entropy, both ``[B]``; without labels, a rank beyond every k."""
+        """Rank of the best-ranked label and cross-entropy, both ``[B]``; without labels, a rank above every k."""
         targets = labels.to(torch.float64)
         if not bool(((targets == 0) | (targets == 1)).all()):
             raise DataError("labels: other numbers than 0 and 1; one 0 or 1 per class; give them as multi-hot rows")
@@ -170,7 +170,7 @@ class ClassificationMetrics:
         return rank, losses
 
     def merge(self, other: Self) -> None:
-        """Add what another process counted over other examples of the same data set."""
+        """Add the counts of another process over other examples of the same data set."""
         assert (self.num_classes, self.multi_label) == (other.num_classes, other.multi_label)
         for name in _SUMS + _ARRAYS + _LOSSES:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -231,7 +231,7 @@ def _add(
     total: npt.NDArray[np.int64],
     *marked: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]],
 ) -> None:
-    """Count the places into ``total``, and into each other array those that are marked for it."""
+    """Count the indices into ``total``, and into each other array those that are marked for it."""
     total += np.bincount(places, minlength=len(total))
     for counts, where in marked:
         counts += np.bincount(places[where], minlength=len(total))
@@ -244,7 +244,7 @@ def _bins(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _first_argmax(logits: torch.Tensor) -> torch.Tensor:
-    """Index ``[B]`` of the largest logit, the lowest one among equals, on every device."""
+    """Index ``[B]`` of the largest logit, on every device the lowest one if several are equal."""
     return (logits == logits.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1)
 
 

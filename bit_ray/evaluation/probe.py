@@ -19,15 +19,15 @@ from bit_ray.inference.features import CentreCrop, FeatureSet, check_single_labe
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What a probe needs besides a model, checked and drawn."""
+    """Inputs of a probe besides the model, checked and drawn."""
 
     config: ProbeConfig
     manifest: Manifest
     test_manifest: Manifest
     rows: npt.NDArray[np.int64]
-    """``[N]`` ascending places of all examples that some subset holds."""
+    """``[N]`` ascending indices of all examples that are in a subset."""
     subsets: dict[int, list[npt.NDArray[np.int64]]]
-    """k -> for each draw the places of its examples in ``rows``."""
+    """k -> for each draw the indices of its examples in ``rows``."""
 
 
 def probe_task(config: ProbeConfig) -> ProbeTask:

@@ -1,4 +1,4 @@
-"""Which of the registered models promises most for some images: one pass of features each, before any fine-tuning."""
+"""Which of the registered models will probably suit some images best: one pass of features each, no fine-tuning."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ NUM_DRAWS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """What one model's features say of a data set."""
+    """Scores of one model's features on a data set."""
 
     uri: str
     """The model."""
@@ -33,11 +33,11 @@ class Ranked:
     ridge: float
     """Mean top-1 of few-shot ridge regression on the examples that were not drawn, a fraction of 1."""
     knn: float
-    """Top-1 of nearest neighbours, each example judged by all others, a fraction of 1."""
+    """Top-1 of nearest neighbours, each example classified by all others, a fraction of 1."""
     logme: float
     """Log evidence per example, see `bit_ray.evaluation.frozen.logme`."""
     seconds: float
-    """Time it took, features included."""
+    """Time it took, including the features."""
 
 
 def score_features(
@@ -45,8 +45,8 @@ def score_features(
 ) -> tuple[float, float, float]:
     """Ridge, nearest neighbours and LogME of a set that serves as training and test data at once.
 
-    Ridge regression learns from ``shots`` examples per class and is tested on the rest, in three draws; nearest
-    neighbours leave one out; LogME needs no test.
+    Ridge regression learns from ``shots`` examples per class and is tested on the other examples, in three draws;
+    nearest neighbours leave one out; LogME needs no test.
 
     Raises:
         DataError: A class has too few examples.
@@ -66,10 +66,10 @@ def score_features(
 def choose_examples(
     labels: npt.NDArray[np.int64], class_names: Sequence[str], shots: int, per_class: int
 ) -> npt.NDArray[np.int64]:
-    """Ascending places of the examples to rank by: at most ``per_class`` of each class, drawn by seed 0.
+    """Ascending indices of the examples to rank by: at most ``per_class`` of each class, drawn by seed 0.
 
     Raises:
-        DataError: A class has not more than ``shots`` examples, so that none would be left to test on.
+        DataError: A class has at most ``shots`` examples, so that none would be left to test on.
     """
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min() <= shots:
@@ -102,7 +102,7 @@ def rank_models(
         uris: The models; of those with the same weights and the same view only the first is scored.
         shards: The set.
         manifest: Its manifest.
-        resources: The cluster that is running.
+        resources: The running cluster.
         shots: Examples per class of the ridge regression.
         per_class: Most examples of a class to look at, more than ``shots``.
         by: The score to sort by.

@@ -1,3 +1,3 @@
-"""The old name of `bit_ray.inference.serving`: MLmodel files of versions registered under it give it to MLflow."""
+"""The old name of `bit_ray.inference.serving`, which MLmodel files of older registered versions give to MLflow."""
 
 from bit_ray.inference.serving import _load_pyfunc as _load_pyfunc

@@ -1,7 +1,7 @@
 """Few-shot subsets: k examples of every class, drawn by a seed, kept in a file (paper §3.5, Figure 2).
 
-The protocol is k per class of *all* classes, five random subsets, the full test set, the median reported. The reference
-code left its subsets unseeded, so there is no canonical draw; a saved index file is what makes a number repeatable.
+The protocol is k per class of *all* classes, five random subsets, the full test set, and the median reported. The
+reference code did not seed its subsets, so there is no canonical draw; a saved index file makes a number repeatable.
 """
 
 import statistics
@@ -25,9 +25,9 @@ def few_shot_subset(
 ) -> npt.NDArray[np.int64]:
     """Draw ``k`` examples of every class.
 
-    Each class has a random word stream of its own, PCG64 seeded by SeedSequence((seed, class)), both of which NumPy
-    guarantees never to change; the examples of the k smallest words are taken. So a draw depends on neither the NumPy
-    version nor the other classes, and with one seed the subset of a smaller k lies inside that of a larger one.
+    Each class has its own stream of random words, from PCG64 seeded by SeedSequence((seed, class)); NumPy guarantees
+    that neither changes. The examples of the k smallest words are taken. So a draw depends on neither the NumPy version
+    nor the other classes, and with one seed the subset of a smaller k is part of that of a larger one.
 
     Args:
         labels: ``[N]`` class indices, one per example.
@@ -89,7 +89,7 @@ class Subset:
 
 
 def save_subset(subset: Subset, uri: str | Path) -> None:
-    """Write the index file of a subset, JSON, whole or not at all."""
+    """Write the index file of a subset, JSON, completely or not at all."""
     store.write_json(uri, asdict(subset))
 
 
@@ -110,7 +110,7 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
 
 
 def subset_file(folder: str | Path, k: int, seed: int) -> str:
-    """The name of an index file in a folder of them."""
+    """The name of an index file in its folder."""
     return store.join(folder, f"{k}-per-class-seed-{seed}.json")
 
 
@@ -127,7 +127,7 @@ def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], npt.NDArray
 def subset_places(
     subset: Subset, ids: Sequence[str], labels: npt.NDArray[np.int64], class_names: Sequence[str], uri: str | Path
 ) -> npt.NDArray[np.int64]:
-    """Places ``[k * C]`` of a subset's examples in their set, ascending.
+    """Indices ``[k * C]`` of a subset's examples in their set, ascending.
 
     Args:
         subset: As `load_subset` read it from ``uri``.
@@ -173,11 +173,11 @@ def draw_subsets(
         manifest: Its manifest.
         shots: Examples per class.
         num_subsets: Draws for each of them, by the seeds from 0 on.
-        saved: Folder where what is drawn is saved, and read from the next time; empty: nothing is saved.
-        given: Folder of the index files to use, all of which must be there; empty: they are drawn.
+        saved: Folder where draws are saved, and read from the next time; empty: nothing is saved.
+        given: Folder of the index files to use, all of which must exist; empty: they are drawn.
 
     Returns:
-        (k, seed) -> ascending places ``[k * C]`` in the set.
+        (k, seed) -> ascending indices ``[k * C]`` into the set.
 
     Raises:
         DataError: A class has fewer than k examples, or an index file is missing, damaged or of another set.
@@ -211,7 +211,7 @@ class Summary:
     """Median and spread of one number over repeats."""
 
     median: float
-    """Middle value, what the paper reports."""
+    """Middle value, as the paper reports."""
     lowest: float
     """Smallest value."""
     highest: float

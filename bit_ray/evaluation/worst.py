@@ -1,4 +1,4 @@
-"""The most confident errors of a model, kept while it is evaluated: a few of any number of images, in any process."""
+"""The most confident errors of a model, kept while it is evaluated: a few of any number of images, mergeable."""
 
 import heapq
 from collections.abc import Iterable, Sequence
@@ -20,15 +20,15 @@ class WorstPrediction:
     """An image that was classified wrongly."""
 
     id: str
-    """Of the example in its set."""
+    """Id of the example in its set."""
     labels: tuple[int, ...]
-    """What it is."""
+    """Its true class."""
     predicted: int
-    """What the model took it for."""
+    """The predicted class."""
     confidence: float
-    """With what probability."""
+    """Probability of the predicted class."""
     pixels: npt.NDArray[np.uint8]
-    """What the model saw, ``[H, W, 3] uint8``, at most 128 pixels wide and high."""
+    """The model's input, ``[H, W, 3] uint8``, at most 128 pixels wide and high."""
 
 
 class WorstPredictions:
@@ -45,17 +45,17 @@ class WorstPredictions:
         labels: Sequence[Sequence[int]],
         pixels: npt.NDArray[np.uint8],
     ) -> None:
-        """Look through a batch.
+        """Add the errors of a batch.
 
         Args:
-            outcomes: Of its B images.
+            outcomes: Predictions for its B images.
             ids: Their ids.
             labels: Their class indices.
             pixels: ``[B, H, W, 3] uint8``.
         """
         enough = self.items[-1].confidence if len(self.items) == self.capacity else 0.0
         wrong: list[int] = np.flatnonzero(~outcomes.right & (outcomes.confidence >= enough)).tolist()
-        # Only what may stay gets a thumbnail.
+        # Only errors that may be kept get a thumbnail.
         wrong = sorted(wrong, key=lambda i: (-outcomes.confidence[i], ids[i]))[: self.capacity]
         self._keep(
             WorstPrediction(

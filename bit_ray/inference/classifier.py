@@ -32,7 +32,7 @@ ClassifierState = tuple[dict[str, Tensor], ModelSpec]
 
 
 class Classifier:
-    """A network together with what it needs to know to classify images."""
+    """A network with the settings that it needs to classify images."""
 
     def __init__(self, model: Network, spec: ModelSpec, sha256: str = "") -> None:
         if model.config.num_classes != spec.num_classes:
@@ -43,10 +43,10 @@ class Classifier:
         self.model = model.eval()
         self.spec = spec
         self.sha256 = sha256
-        """Digest of the file that the weights came from; empty for a model that came from none."""
+        """Digest of the weights file; empty for a model that was not loaded from a file."""
 
     def state(self) -> ClassifierState:
-        """What another process makes the same classifier from."""
+        """Data from which another process makes the same classifier."""
         return {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}, self.spec
 
     @classmethod
@@ -59,7 +59,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and where the images are taken to."""
+        """Device of the network, to which images are copied."""
         return next(self.model.parameters()).device
 
     def predict(
@@ -76,18 +76,17 @@ class Classifier:
         Args:
             images: One image or an iterable of images, each a path, encoded bytes, a Pillow image or an array.
             top_k: Classes to name for each image, at most all.
-            convert: Turn encoded images that are not plain 8-bit RGB into it rather than refuse them; see
+            convert: Convert encoded images that are not plain 8-bit RGB to it instead of refusing them; see
                 `bit_ray.data.images.decode`.
-            batch_size: Images that are classified at a time; decoded is one at a time.
-            max_pixels: Pixels of an encoded image at most.
+            batch_size: Images that are classified at a time; they are decoded one at a time.
+            max_pixels: Most pixels of an encoded image.
 
         Returns:
             One list of (class name, probability) for each image: softmax, or sigmoid of a multi-label model.
 
         Raises:
             DataError: an image is missing, damaged, or not RGB; the message says which one.
-            ConfigError: ``top_k`` or ``batch_size`` is no whole number of at least 1, or ``convert`` neither true nor
-                false.
+            ConfigError: ``top_k`` or ``batch_size`` is not an integer of at least 1, or ``convert`` is not a bool.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
@@ -118,7 +117,7 @@ class Classifier:
         return best, classes
 
     def view(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Bring an image ``[H, W, 3] uint8`` to what the network sees, ``[crop_size, crop_size, 3] uint8``."""
+        """Resize an image ``[H, W, 3] uint8`` to the network's input, ``[crop_size, crop_size, 3] uint8``."""
         spec = self.spec
         return eval_view(image, resize_mode=spec.resize_mode, resize_size=spec.resize_size, crop_size=spec.crop_size)
 
@@ -139,7 +138,7 @@ class Classifier:
 
     @torch.inference_mode()
     def features_and_logits(self, batch: Tensor | npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """Run the network on images already at the crop size, and return what the head sees as well.
+        """Run the network on images already at the crop size, and return the head's input as well.
 
         Args:
             batch: ``[B, crop_size, crop_size, 3] uint8``.
@@ -154,7 +153,7 @@ class Classifier:
         return features.float(), self.model.forward_head(features).float()
 
     def _input(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
-        """Check a batch and return it as the network takes it, on its device."""
+        """Check a batch and return it as the network's input, on its device."""
         batch = torch.as_tensor(batch)
         size = self.spec.crop_size
         if batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or batch.dtype != torch.uint8:
@@ -163,7 +162,7 @@ class Classifier:
                 f"resize the images first, or use predict"
             )
         low, high = self.spec.input_range
-        # uint8 over the bus, float on the device; the permuted view is channels_last without a copy.
+        # Copied to the device as uint8, float only there; the permuted view is channels_last without a copy.
         pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype)
         return pixels * ((high - low) / 255) + low
 
@@ -188,22 +187,23 @@ def load_model(
         uri: A directory (a local path, ``s3://...`` or ``gs://...``), or ``models:/NAME@ALIAS`` or
             ``models:/NAME/VERSION`` in the MLflow registry; or a local file or folder of BiT weights of the authors,
             big_vision, timm or Hugging Face (see `bit_ray.weights.read`).
-        tracking_uri: Where MLflow is; only for ``models:/``, and by default what MLflow itself is set to.
+        tracking_uri: MLflow's URI; only for ``models:/``, by default MLflow's own setting.
         device: A torch device, ``cpu`` or ``cuda``.
-        labels: Class names, or the file that has them one per line, for weights of another program; by default what
-            their folder says, or else ImageNet's (see `bit_ray.weights.class_names.label_names`).
-        crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: what
-            their folder or the file's name says (see `bit_ray.weights.read.foreign_spec`).
+        labels: Class names, or the file that has them one per line, for weights of another program; by default those
+            of their folder, or else ImageNet's (see `bit_ray.weights.class_names.label_names`).
+        crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: as their
+            folder or the file's name says (see `bit_ray.weights.read.foreign_spec`).
         features_only: Weights of another program may lack a head, or names for its classes; they get a head of zeros.
         cache: Folder where a saved model from a store is kept; by default ``models`` in
             `bit_ray.store.cache_folder`.
 
     Returns:
-        The classifier, a saved model's weights verified against their recorded digest.
+        The classifier. A saved model's weights are verified against their recorded digest.
 
     Raises:
         ModelError: there is no such model, or it is damaged, or has no classifier, or no names for its classes.
-        ConfigError: the device is not there, or ``labels`` or ``crop_size`` with a saved model, which has its own.
+        ConfigError: the device does not exist, or ``labels`` or ``crop_size`` is set for a saved model, which has its
+            own.
     """
     try:
         target = torch.empty(0, device=device).device
@@ -225,7 +225,7 @@ def load_model(
 
 
 def foreign_path(uri: str) -> str:
-    """Return the local path of what looks like weights of another program, empty for a saved model.
+    """Return the local path if it looks like weights of another program, empty for a saved model.
 
     Raises:
         ModelError: they are not on this machine.

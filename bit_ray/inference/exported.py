@@ -1,4 +1,4 @@
-"""An exported program next to the model it was made of: what it answers differently, and what that costs."""
+"""Compare an exported program with the model it was made from: different answers, and the loss of accuracy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from bit_ray.weights.export import Exported
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How an exported program did on some images, and the model on the same."""
+    """Results of an exported program and of the model on the same images."""
 
     num_examples: int
     """Images compared."""
@@ -28,16 +28,16 @@ class Comparison:
     largest_difference: float
     """Largest absolute difference of the logits."""
     spread: float
-    """Standard deviation of the model's logits, which tells what a difference is worth."""
+    """Standard deviation of the model's logits, the scale to judge a difference by."""
     top_1: tuple[float, float] | None
-    """Accuracy of the model and of the program; None where the set has other classes than the model, or several per
+    """Accuracy of the model and of the program; None if the set has other classes than the model, or several per
     image."""
 
 
 def compare(
     classifier: Classifier, exported: Exported, shards: str, num_examples: int, batch_size: int = 32
 ) -> Comparison:
-    """Run a model and the program made of it on the first images of a shard set.
+    """Run a model and the program made from it on the first images of a shard set.
 
     Raises:
         ConfigError: ``num_examples`` is less than 1.

@@ -1,4 +1,4 @@
-"""Pooled features of a network, what its head sees: of a shard set over the whole cluster, or of images in memory."""
+"""Pooled features of a network, its head's input: of a shard set over the whole cluster, or of images in memory."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class FeatureSet:
 
 
 class CentreCrop(Classifier):
-    """A network that sees the centre of images resized to a square, whatever view it was trained or saved with."""
+    """A network that sees the centre of images resized to a square; the view it was saved with does not matter."""
 
     def __init__(self, classifier: Classifier, resize_size: int, crop_size: int) -> None:
         if not crop_size <= resize_size:
@@ -66,13 +66,13 @@ def read_features(
     *,
     batch_size: int = 64,
 ) -> FeatureSet:
-    """Features of a shard set, or of its examples at some places, in this process.
+    """Features of a shard set, or of its examples at some indices, in this process.
 
     Args:
         classifier: Its network and view are used, its head is not.
         shards: The set.
         manifest: Its manifest.
-        indices: ``[N]`` ascending places in the order of the set; None: all.
+        indices: ``[N]`` ascending indices in the order of the set; None: all.
         batch_size: Images per forward pass.
 
     Raises:
@@ -92,7 +92,7 @@ def cluster_features(
     *,
     batch_size: int = 64,
 ) -> FeatureSet:
-    """`read_features` on the cluster that is running: one task per part, on a GPU each where there are any."""
+    """`read_features` on the running cluster: one task per part, with a GPU each if there are GPUs."""
     check_single_label(manifest, shards)
     shards = store.absolute(shards)  # tasks may have another current directory
     shared = (classifier.state(), isinstance(classifier, CentreCrop), shards, manifest.digest, batch_size)
@@ -103,7 +103,7 @@ def check_single_label(manifest: Manifest, shards: str) -> None:
     """Refuse a set whose images have several labels.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: The set is multi-label.
     """
     if manifest.multi_label:
         raise ConfigError(

@@ -16,12 +16,12 @@ from bit_ray.data.shards.read import read_rows
 from bit_ray.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
-"""Endings, in any case, of what counts as an image in a folder."""
+"""File name endings, in upper or lower case, that count as images in a folder."""
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Parts enough for some dozens of workers, small enough to show progress, large enough for a file each.
+# Enough parts for some dozens of workers, small enough to show progress, large enough for a file each.
 _NUM_PARTS, _FEWEST, _MOST = 256, 16, 4096
 
 
@@ -32,7 +32,7 @@ class EncodedImage:
     name: str
     """Path as the user gave it, or the id of an example."""
     data: bytes | None
-    """Its bytes; None where it cannot be read."""
+    """Its bytes; None if it cannot be read."""
     reason: str = ""
     """Why not."""
 
@@ -44,11 +44,11 @@ class ImageFiles:
     paths: pa.Array
     """large_string, in the order of the output; relative ones start at ``directory``."""
     directory: str
-    """Current directory of whoever listed them."""
+    """Current directory of the process that listed them."""
     num_others: int
-    """Files of the folders that are no images by their endings."""
+    """Files of the folders whose endings are not those of images."""
     convert: bool = False
-    """Files say nothing of how to take what is not plain RGB."""
+    """Files do not say whether to convert what is not plain RGB."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -56,7 +56,7 @@ class ImageFiles:
 
     @property
     def part_size(self) -> int:
-        """Images of a part; by their number alone, so that any cluster continues what another began."""
+        """Images of a part; depends only on their number, so that any cluster can continue another's work."""
         return min(_MOST, max(_FEWEST, -(-len(self) // _NUM_PARTS)))
 
     @property
@@ -92,7 +92,7 @@ class ImageShards:
 
     @property
     def convert(self) -> bool:
-        """Whether the set takes what is not plain RGB."""
+        """Whether images of the set that are not plain RGB are converted."""
         return self.manifest.convert_images
 
     @property
@@ -102,11 +102,11 @@ class ImageShards:
 
     @property
     def digest(self) -> str:
-        """The set's own."""
+        """Digest of the set's manifest."""
         return self.manifest.digest
 
     def part(self, number: int) -> Iterator["FileImage | ShardImage"]:
-        """Return the images of a shard, a row group being read at a time."""
+        """Return the images of a shard, which is read one row group at a time."""
         for group in range(self.manifest.row_groups(number)):
             table = read_rows(self.uri, self.manifest, number, [group], ("id", "image"))
             for name, image in zip(table["id"].to_pylist(), table["image"], strict=True):
@@ -124,7 +124,7 @@ class FileImage:
         """Read it.
 
         Raises:
-            DataError: The store cannot be reached or refuses everything.
+            DataError: The store cannot be reached or refuses access.
         """
         path = os.path.join(self.directory, self.name) if store.is_local(self.name) else self.name
         try:
@@ -145,7 +145,7 @@ class ShardImage:
     data: bytes
 
     def read(self) -> EncodedImage:
-        """Return what was read with its row group."""
+        """Return the bytes that were read with its row group."""
         return EncodedImage(self.name, self.data)
 
 
@@ -155,11 +155,11 @@ Images = ImageFiles | ImageShards
 def open_images(sources: Sequence[str]) -> Images:
     """List the images of files and folders, local, ``s3://`` or ``gs://``, or open one shard set.
 
-    In a folder, every file below it with the ending of an image counts, hidden ones excepted.
+    In a folder, every file below it with the ending of an image counts, except hidden files.
 
     Raises:
         ConfigError: No source, or a shard set together with another source.
-        DataError: A source is not there, or there is no image.
+        DataError: A source does not exist, or there is no image.
     """
     if not sources:
         raise ConfigError("images: none; accepted: image files, folders of images, or a shard set; give one")
@@ -195,7 +195,7 @@ def open_images(sources: Sequence[str]) -> Images:
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], window: int) -> Iterator[T]:
-    """Yield ``function(item)`` in order, at most ``window`` of them being worked on or waiting to be taken."""
+    """Yield ``function(item)`` in order; at most ``window`` of them are running or finished and not yet taken."""
     pending: deque[Future[T]] = deque()
     try:
         for item in items:
@@ -210,14 +210,14 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[
 
 
 def is_folder(source: str) -> bool:
-    """Return whether a source is a local folder, or anything in an object store that is no image by its ending."""
+    """Return whether a source is a local folder, or a URI in an object store without the ending of an image."""
     if store.is_local(source):
         return os.path.isdir(_plain(source))
     return not _is_image(source.partition("?")[0].rpartition("/")[2])
 
 
 def _plain(source: str) -> str:
-    """Return a local path without ``file://``, ``~`` and ``./``, a URI as it is."""
+    """Return a local path without ``file://``, ``~`` and ``./``; return a URI unchanged."""
     if not store.is_local(source):
         return source
     return os.path.normpath(os.path.expanduser(source.removeprefix("file://")))

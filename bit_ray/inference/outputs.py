@@ -1,4 +1,4 @@
-"""Predictions as rows of a file or of parts: their schema, and writing that leaves nothing half-done."""
+"""Predictions as rows of a file or of parts: their schema, and writing that never leaves an incomplete file."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ _BYTES_PER_GROUP = 2**26
 
 
 def check_output(output: str, features: bool) -> Literal["csv", "parquet", "folder"]:
-    """Return the kind of an output that may be written.
+    """Check that an output may be written, and return its kind.
 
     Raises:
         ConfigError: It exists, has an unknown ending, or cannot hold features.
@@ -50,7 +50,7 @@ def check_output(output: str, features: bool) -> Literal["csv", "parquet", "fold
 
 
 def claim_of(output: str, kind: str) -> str:
-    """Return the place of the claim of an output: inside a folder, next to a file."""
+    """Return the path of an output's claim: inside a folder, next to a file."""
     if kind == "folder":
         return store.join(store.absolute(output), CLAIM_FILE)
     if store.is_local(output):
@@ -65,7 +65,7 @@ def prediction_schema(classifier: Classifier, top_k: int, features: bool) -> pa.
     for rank in range(1, min(top_k, classifier.spec.num_classes) + 1):
         fields += [pa.field(f"class_{rank}", pa.string()), pa.field(f"probability_{rank}", pa.float64())]
     if features:
-        # Not of a fixed size: pyarrow cannot read back from Parquet a null of such a column.
+        # Not of a fixed size: pyarrow cannot read a null of such a column from Parquet.
         fields.append(pa.field("features", pa.list_(pa.float32())))
     return pa.schema([*fields, pa.field("error", pa.string())])
 
@@ -83,12 +83,12 @@ def prediction_table(
         schema: From `prediction_schema`.
         names: Of N images.
         errors: N reasons why an image cannot be read, None for those that can.
-        results: Of these, batch by batch: probabilities ``[B, k]``, class indices ``[B, k]`` and, if the schema has
-            them, features ``[B, D]``.
+        results: Batches of the readable images: probabilities ``[B, k]``, class indices ``[B, k]`` and, if the schema
+            has them, features ``[B, D]``.
         class_names: Names of all classes.
     """
     readable = np.array([error is None for error in errors])
-    # Where each row's result stands; null for a row that has none.
+    # Index of each row's result; null for a row without one.
     places = pa.array(np.cumsum(readable) - 1, mask=~readable)
     columns: dict[str, pa.Array] = {"path": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
     if results:
@@ -108,14 +108,14 @@ def prediction_table(
 
 
 def read_errors(path: str) -> pa.ChunkedArray:
-    """Return the column ``error`` of a part that is written."""
+    """Return the column ``error`` of a written part."""
     files, inner = store.filesystem(path)
     with store.explained(path):
         return pq.read_table(inner, columns=["error"], filesystem=files)["error"]
 
 
 def write_file(output: str, kind: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write all rows into one file, which appears when it is whole."""
+    """Write all rows into one file, which appears when it is complete."""
     with _whole(output) as path:
         options = pa.csv.WriteOptions(quoting_style="needed")
         writer = (
@@ -129,7 +129,7 @@ def write_file(output: str, kind: str, tables: Iterable[pa.Table], schema: pa.Sc
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join tables until they make a row group of a good size, or 64 MiB."""
+    """Concatenate tables until they have the rows of a row group, or 64 MiB."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
@@ -142,7 +142,7 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 @contextmanager
 def _whole(output: str) -> Iterator[str]:
-    """Yield a local path to write to, whose file then takes its place; nothing is left after a failure."""
+    """Yield a local path to write to, whose file becomes the output at the end; nothing is left after a failure."""
     if not store.is_local(output):
         with scratch_directory() as directory:
             path = os.path.join(directory, "predictions")

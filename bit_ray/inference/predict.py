@@ -1,8 +1,8 @@
 """Classify any number of images over the cluster, into one file or a folder of parts, by Ray Data.
 
-Each actor holds the model, on a GPU where there is one, and takes part after part of the input: it reads and decodes a
-few images ahead of the network in threads. Neither pixels nor features of more than a part are held anywhere, and
-images that cannot be read are rows with a reason.
+Each actor has the model, on a GPU if there is one, and takes part after part of the input: it reads and decodes a few
+images ahead of the network in threads. No process keeps pixels or features of more than one part. Images that cannot be
+read become rows with a reason.
 """
 
 import os
@@ -53,15 +53,15 @@ class PredictReport:
     num_images: int
     """Rows."""
     num_unreadable: int
-    """Rows with a reason in place of classes."""
+    """Rows with a reason instead of classes."""
     reasons: tuple[tuple[str, int], ...]
-    """The most frequent reasons and how often each came."""
+    """The most frequent reasons, with counts."""
     num_others: int
-    """Files that were left out because they are no images by their endings."""
+    """Files that were left out because their endings are not those of images."""
     num_features: int
     """Length of the feature vectors, 0 without."""
     seconds: float
-    """From the start of the cluster to the last row."""
+    """Seconds from the start of the cluster to the last row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class _Settings:
     batch_size: int
     num_threads: int
     folder: str
-    """Where parts are written; empty: they are handed back."""
+    """Folder in which parts are written; empty: they are returned."""
 
 
 def predict_folder(
@@ -99,16 +99,16 @@ def predict_folder(
     Args:
         images: Local paths or URIs; in a folder, files with the endings of images count.
         model: What `load_model` takes, or its result.
-        output: A file ending in ``.csv`` or ``.parquet``, or a folder ending in ``/``, which gets ``part-*.parquet``
-            files written where they are made and, last, ``_predictions.json``. A file appears when it is whole; an
-            interrupted folder is continued by the same call.
+        output: A file ending in ``.csv`` or ``.parquet``, or a folder ending in ``/``. The actors write
+            ``part-*.parquet`` files into the folder; ``_predictions.json`` is written last. A file appears when it is
+            complete; the same call continues an interrupted folder.
         top_k: Classes to name for each image, at most all.
         features: Write the pooled features before the head as well, ``[D] float32``; Parquet only.
-        convert: Turn images that are not plain 8-bit RGB into it rather than report them.
+        convert: Convert images that are not plain 8-bit RGB instead of reporting them.
         batch_size: Images per forward pass.
-        device: ``auto``: GPUs where the cluster has any.
-        tracking_uri: Where MLflow is, for ``models:/...``.
-        progress: Told (images done, images in all).
+        device: ``auto``: GPUs if the cluster has any.
+        tracking_uri: MLflow's URI, for ``models:/...``.
+        progress: Called with (images done, images in all).
 
     Raises:
         ConfigError: A setting that cannot work; the output exists, has an unknown ending, or is being written.
@@ -157,7 +157,7 @@ def predict_folder(
 
 
 def _begin_folder(folder: str, images: Images, classifier: Classifier, settings: _Settings) -> None:
-    """Put down what the folder is to hold, or check that it is this that was begun."""
+    """Record what the folder will have, or check that an earlier call recorded the same."""
     plan = {
         "images": images.digest,
         "weights_sha256": classifier.sha256,
@@ -184,12 +184,12 @@ def _begin_folder(folder: str, images: Images, classifier: Classifier, settings:
 def _tables(
     classifier: Classifier, images: Images, settings: _Settings, resources: Resources, device: str
 ) -> Iterator[pa.Table]:
-    """What the actors hand back, in the order of the parts."""
+    """The tables that the actors return, in the order of the parts."""
     use_gpu = device != "cpu" and resources.num_gpus > 0
     if device == "cuda" and not use_gpu:
         raise ConfigError("device: 'cuda', but the cluster has no GPU; use auto or cpu")
     slots = resources.num_slots if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
-    # A network on a GPU needs all the other cores; one on a core needs a thread that waits for files.
+    # A network on a GPU needs all the other cores; one on a CPU core needs a thread that waits for files.
     threads = min(_MOST_THREADS, max(2, resources.num_cpus // slots)) if use_gpu else 2
     settings = replace(settings, num_threads=threads)
     shared = ray.put((classifier.state(), images, settings))
@@ -206,7 +206,7 @@ def _tables(
         num_gpus=1 if use_gpu else 0,
     )
     dataset.context.execution_options.preserve_order = True
-    dataset.context.raise_original_map_exception = True  # else the cause is lost on its way here
+    dataset.context.raise_original_map_exception = True  # otherwise the cause is lost
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     try:
@@ -278,7 +278,7 @@ class _Predictor:
 
 
 class _Tally:
-    """Counts what comes by."""
+    """Counts the rows of the tables that pass through it."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
         self.total, self.progress = total, progress
@@ -286,7 +286,7 @@ class _Tally:
         self.reasons: Counter[str] = Counter()
 
     def add(self, table: pa.Table) -> pa.Table:
-        """Count the rows of a table and hand it on."""
+        """Count the rows of a table and return it."""
         self.done += table.num_rows
         self.reasons.update(table["error"].drop_null().to_pylist())
         if self.progress is not None:

@@ -3,7 +3,7 @@
 MLflow finds this module by the ``loader_module`` of the MLmodel file that registering writes, and hands it the
 ``reference.json`` next to that file. So ``mlflow.pyfunc.load_model("models:/NAME@ALIAS")``, ``mlflow models serve`` and
 ``mlflow models predict`` work wherever bit_ray is installed and the weights can be read. Nothing is unpickled; but
-MLflow executes whatever module an MLmodel file names, so it should serve from a registry that is trusted
+MLflow executes any module that an MLmodel file names, so it should serve only from a trusted registry
 (docs/serving.md).
 """
 
@@ -30,10 +30,10 @@ COLUMN = "image"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for; each is set by ``BIT_RAY_SERVING_`` and its name, in capitals."""
+    """Limits of one request; each is set by ``BIT_RAY_SERVING_`` and its name, in capitals."""
 
     max_pixels: int = 25_000_000
-    """Pixels of an image: a photograph of 24 megapixels passes, and decoding takes 0.6 GB, 1 GB where made to."""
+    """Pixels of an image: a photograph of 24 megapixels passes. Decoding takes 0.6 GB, at worst 1 GB."""
     max_images: int = 100
     """Images of a request."""
     max_image_bytes: int = 20_000_000
@@ -49,7 +49,7 @@ class Limits:
         """Read the limits that are set.
 
         Raises:
-            ConfigError: One of them is no whole number of at least 1.
+            ConfigError: One of them is not an integer of at least 1.
         """
         given = {}
         for field in fields(cls):
@@ -66,27 +66,27 @@ def _variable(name: str) -> str:
 
 
 class ServedClassifier:
-    """What ``mlflow.pyfunc`` calls."""
+    """The object that ``mlflow.pyfunc`` calls."""
 
     def __init__(self, classifier: Classifier, limits: Limits | None = None) -> None:
         self.classifier = classifier
         self.limits = limits or Limits()
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Classify images, of which one at a time is decoded.
+        """Classify images, which are decoded one at a time.
 
         Args:
             model_input: The column ``image``, encoded bytes; in JSON requests MLflow takes them as base64.
-            params: ``top_k``, classes to name for each image (default 5), and ``convert``, to turn what is not plain
-                8-bit RGB into it (default false).
+            params: ``top_k``, classes to name for each image (default 5), and ``convert``, to convert images that are
+                not plain 8-bit RGB (default false).
 
         Returns:
             A row for each image: ``class`` and ``probability`` of the best, ``classes`` and ``probabilities`` of the
             ``top_k`` best as lists.
 
         Raises:
-            MlflowException: The request is not as above or beyond a limit, or an image cannot be read; the message says
-                which. A server answers 400 with it.
+            MlflowException: The request is not as above or exceeds a limit, or an image cannot be read; the message
+                says which. A server answers with status 400.
         """
         params = params or {}
         try:
@@ -121,7 +121,7 @@ class ServedClassifier:
     def _encoded(self, column: Iterable[Any]) -> Iterator[bytes]:
         """Return the bytes of images that may still be base64: MLflow decodes frames in JSON, but not ``inputs``.
 
-        No image file consists of the characters of base64 alone, so the two cannot be mistaken for each other.
+        No image file has only characters of base64, so the two cannot be confused.
         """
         for index, image in enumerate(column):
             where = f"images[{index}]"
@@ -148,8 +148,8 @@ def _load_pyfunc(path: str) -> ServedClassifier:
     It goes to the device that ``MLFLOW_DEFAULT_PREDICTION_DEVICE`` says, else to a GPU where there is one.
 
     Raises:
-        ModelError: Its package is gone, or is not what was registered.
-        ConfigError: A limit that the environment sets is no number.
+        ModelError: Its package does not exist any more, or is not the registered one.
+        ConfigError: A limit that the environment sets is not a number.
     """
     limits = Limits.from_environment()
     reference = parse_reference(read_document(Path(path)))

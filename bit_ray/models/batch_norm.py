@@ -1,9 +1,8 @@
-"""BatchNorm that any number of workers computes alike.
+"""BatchNorm that gives the same result with any number of workers.
 
-Statistics of training are those of a group of images: what the module sees in one forward pass, or with
-``over_workers`` what all workers see together. The running statistics, which evaluation uses, move once per optimizer
-step, by the mean over the groups of the whole batch. So neither they nor the gradients depend on which worker had which
-group.
+Training normalises by the statistics of a group of images: those of one forward pass, or with ``over_workers`` those of
+all workers together. The running statistics, which evaluation uses, move once per optimizer step, by the mean over the
+groups of the whole batch. So neither they nor the gradients depend on which worker had which group.
 """
 
 from typing import Any
@@ -13,15 +12,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Defaults of torch.nn.BatchNorm2d, with which torchvision trains ResNets; those of the TPU code of the authors' group,
-# decay 0.9 and eps 1e-5, are the same (tensorflow/tpu:models/official/resnet/resnet_model.py). The paper is silent.
+# Defaults of torch.nn.BatchNorm2d, with which torchvision trains ResNets. The TPU code of the authors' group has the
+# same, decay 0.9 and eps 1e-5 (tensorflow/tpu:models/official/resnet/resnet_model.py). The paper gives no values.
 EPS, MOMENTUM = 1e-5, 0.1
 
 
 class BatchNormReLU(nn.Module):
     """BatchNorm with an affine per channel, then ReLU. A frozen one normalises by its running statistics.
 
-    Unlike `torch.nn.BatchNorm2d` it counts no batches, and its running statistics stay until `update_running`.
+    Unlike `torch.nn.BatchNorm2d` it does not count batches, and only `update_running` changes its running statistics.
     """
 
     running_mean: Tensor
@@ -38,7 +37,7 @@ class BatchNormReLU(nn.Module):
         """Sum of the groups' means and variances, ``[2, C]``, since the last `update_running`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and rectify ``[B, C, H, W]``."""
+        """Normalise ``[B, C, H, W]`` and apply ReLU."""
         if not (self.training and self.weight.requires_grad):
             y = functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPS)
         elif self.over_workers and dist.is_initialized() and dist.get_world_size() > 1:
@@ -46,7 +45,7 @@ class BatchNormReLU(nn.Module):
             self._see(mean, var)
         else:
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-            # With momentum 1 these become the batch's own.
+            # With momentum 1 these become the statistics of the batch.
             y = functional.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=EPS)
             self._see(mean, var)
         return functional.relu(y, inplace=True)
@@ -91,9 +90,9 @@ def update_running(model: nn.Module, num_groups: int, valid: Tensor) -> None:
     All workers must call it together.
 
     Args:
-        model: With any number of them, or without any.
+        model: A network with any number of them, or none.
         num_groups: Groups of the whole batch, over all workers.
-        valid: Scalar bool on the device; where it is false, the statistics stay as they are.
+        valid: Scalar bool on the device; if it is false, the statistics do not change.
     """
     layers = [module for module in model.modules() if isinstance(module, BatchNormReLU) and module.seen is not None]
     if not layers:

@@ -1,8 +1,8 @@
-"""What a network sees, as plain values: no PyTorch."""
+"""The input of a network, as plain values: no PyTorch."""
 
 from typing import Literal
 
 MIN_IMAGE_SIZE = 32
 """Side of the smallest image, pixels: the network halves its input five times."""
 ResizeMode = Literal["square", "shorter_side"]
-"""How an image is brought to size: see `bit_ray.data.images.resize.eval_view`."""
+"""How an image is resized: see `bit_ray.data.images.resize.eval_view`."""

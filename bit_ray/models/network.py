@@ -1,6 +1,6 @@
-"""What a network must offer to be trained, saved and served here. PyTorch only.
+"""The interface that a network must have to be trained, saved and served. PyTorch only.
 
-Training, inference and saved models know a network by this module alone; which layers it has is its own business. A new
+Training, inference and saved models use a network only through this module, and do not depend on its layers. A new
 family is a module next to `bit_ray.models.resnet` and a line in `bit_ray.models.zoo`.
 """
 
@@ -31,7 +31,7 @@ class NetworkConfig(Protocol):
 
     @property
     def batch_statistics(self) -> BatchStatistics:
-        """Over which images it normalises while it is trained."""
+        """Over which images it normalises in training."""
 
     def build(self) -> "Network":
         """Return a freshly initialised network with a zero head."""
@@ -44,14 +44,14 @@ class Parts:
     stem: nn.Module
     stages: Sequence[nn.Module]
     norm: nn.Module
-    """Behind the last stage."""
+    """Norm after the last stage."""
     head: nn.Linear
 
 
 class Network(nn.Module):
-    """A trunk that makes one vector of an image, and a linear classifier called ``head``.
+    """A trunk that makes one vector from an image, and a linear classifier called ``head``.
 
-    An abstract module rather than a `typing.Protocol`: it is also moved, saved, copied and wrapped as the module it is.
+    An abstract module, not a `typing.Protocol`: it is also moved, saved, copied and wrapped as a module.
     """
 
     config: NetworkConfig
@@ -76,7 +76,7 @@ class Network(nn.Module):
 
         Args:
             x: Images.
-            feature_mask: ``[B, D]`` factors of the features: dropout's, drawn by whoever trains.
+            feature_mask: ``[B, D]`` factors of the features, for dropout; the training code draws them.
 
         Raises:
             ConfigError: the input has another shape or type, or is too small.
@@ -97,7 +97,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def baked(self) -> Self:
-        """Return a copy on the CPU, in evaluation mode, that computes its kernels no longer in every forward pass."""
+        """Return a copy on the CPU, in evaluation mode, that does not compute its kernels in every forward pass."""
         raise NotImplementedError
 
 
@@ -119,7 +119,7 @@ def check_input(x: Tensor, min_image_size: int, halvings: str) -> None:
     Args:
         x: ``[B, 3, H, W] float``.
         min_image_size: Least H and W, pixels.
-        halvings: Why, such as "the network halves them five times".
+        halvings: The reason, such as "the network halves them five times".
 
     Raises:
         ConfigError: it has another shape or type, or is too small.

@@ -1,9 +1,9 @@
 """BiT ResNet-v2: pre-activation bottlenecks with GroupNorm and Weight Standardization, in plain PyTorch.
 
-With BatchNorm in place of the one or without the other, it is a network of the paper's ablation (§4.3).
+With BatchNorm instead of GroupNorm, or without Weight Standardization, it is a network of the paper's ablation (§4.3).
 
-Kolesnikov et al., "Big Transfer (BiT)", arXiv 1912.11370 §3.1; the details the paper leaves open follow the authors'
-code, big_transfer:bit_pytorch/models.py, to the last bit of padding, so that their published weights give their
+Kolesnikov et al., "Big Transfer (BiT)", arXiv 1912.11370 §3.1. Details that the paper does not give follow the authors'
+code exactly, including the padding (big_transfer:bit_pytorch/models.py), so that their published weights give their
 published results.
 """
 
@@ -24,7 +24,7 @@ from bit_ray.models.network import BatchStatistics, Network, Parts, check_input,
 
 NUM_GROUPS = 32
 STAGE_STRIDES = (1, 2, 2, 2)
-# A description of a few bytes must not cost minutes or all memory. The largest published network, R152x4, has 36 units
+# A description of a few bytes must not take minutes or all memory. The largest published network, R152x4, has 36 units
 # in a stage and 1.1e9 parameters with the 21843 classes of ImageNet-21k.
 MAX_UNITS = 64
 MAX_WIDTH = 16
@@ -40,7 +40,7 @@ class ResNetConfig:
     units: tuple[int, ...]
     """Bottlenecks in each of the four stages; (3, 4, 6, 3) is a ResNet-50."""
     width: float
-    """Factor on every hidden width, the root included (paper §3.1); a multiple of 0.5."""
+    """Factor on every hidden width, including the root's (paper §3.1); a multiple of 0.5."""
     num_classes: int
     """Outputs of the classifier."""
     norm: Norm = "gn"
@@ -78,7 +78,7 @@ class ResNetConfig:
 
     @property
     def batch_statistics(self) -> BatchStatistics:
-        """Over which images it normalises while it is trained."""
+        """Over which images it normalises in training."""
         statistics: dict[Norm, BatchStatistics] = {"gn": "none", "bn": "group", "syncbn": "batch"}
         return statistics[self.norm]
 
@@ -88,7 +88,7 @@ class ResNetConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the network, told from its shape alone."""
+        """Number of parameters of the network, computed from its shape."""
         root, *outputs = self.channels
         total = 7 * 7 * 3 * root + 2 * outputs[-1] + (outputs[-1] + 1) * self.num_classes
         for num_units, (before, after) in zip(self.units, pairwise(self.channels), strict=True):
@@ -109,7 +109,7 @@ def standardize(weight: Tensor) -> Tensor:
     Returns:
         ``[O, I, H, W]``, at least float32 also under autocast, in the memory format of ``weight``.
     """
-    # 1e-10 is zero in float16. float32 it stays: autocast never lowers layer_norm.
+    # 1e-10 is zero in float16. The result stays float32: autocast never lowers layer_norm.
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     # The same formula as LayerNorm over a filter, whose fused kernels are several times faster than var_mean.
     if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
@@ -129,8 +129,8 @@ class PlainConv2d(nn.Conv2d):
         """Draw the kernel from a Kaiming normal over the fan-in (He et al., arXiv 1502.01852).
 
         Weight Standardization makes the forward pass invariant to the kernel's scale, so the scale chosen here only
-        sets the effective learning rate (gradients go with 1/std). The paper is silent; flax, which the authors used,
-        draws over the fan-in as well.
+        sets the effective learning rate (gradients scale with 1/std). The paper does not give it; flax, which the
+        authors used, draws over the fan-in as well.
         """
         nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
 
@@ -151,7 +151,7 @@ class GroupNormReLU(nn.GroupNorm):
         super().__init__(NUM_GROUPS, num_channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and rectify ``[B, C, H, W]``."""
+        """Normalise ``[B, C, H, W]`` and apply ReLU."""
         return functional.relu(super().forward(x), inplace=True)
 
 
@@ -164,7 +164,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         mid_channels = out_channels // 4
         conv = StdConv2d if standardize else PlainConv2d
-        # The names under which weights are saved say gn, whatever the norm is.
+        # The names of saved weights have gn for any norm.
         self.gn1 = _norm(norm, in_channels)
         self.conv1 = conv(in_channels, mid_channels, 1)
         self.gn2 = _norm(norm, mid_channels)
@@ -176,7 +176,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, out_channels, H/stride, W/stride]``."""
         activated = self.gn1(x)
-        # A projection sees the pre-activated input; the identity is the raw one.
+        # A projection gets the pre-activated input; the identity is the raw input.
         shortcut = x if self.proj is None else self.proj(activated)
         residual = self.conv1(activated)
         residual = self.conv2(self.gn2(residual))
@@ -249,7 +249,7 @@ class ResNetV2(Network):
         return features
 
     def baked(self) -> "ResNetV2":
-        """Return a copy on the CPU, in evaluation mode, with its kernels standardized for good."""
+        """Return a copy on the CPU, in evaluation mode, with its kernels standardized once."""
         baked = copy.deepcopy(self).cpu().eval().requires_grad_(False)
         for name, module in list(baked.named_modules()):
             if isinstance(module, StdConv2d):

@@ -1,10 +1,9 @@
 """The networks by name: the published sizes, and a free form for small ones.
 
-``R50x1`` is a depth and a width; ``R1-1-1-1x0.5`` spells out the units of each stage instead of the depth. Behind them
-stands what the network has in place of BiT's GroupNorm and Weight Standardization (paper §4.3), in this order: ``-bn``
-BatchNorm over groups of a worker's images, ``-syncbn`` BatchNorm over the whole batch of all workers; ``-nows`` no
-Weight Standardization. So the four networks of the paper's Table 4 are ``R50x1``, ``R50x1-nows``, ``R50x1-bn`` and
-``R50x1-bn-nows``.
+``R50x1`` is a depth and a width; ``R1-1-1-1x0.5`` has the units of each stage instead of the depth. Suffixes replace
+BiT's GroupNorm and Weight Standardization (paper §4.3), in this order: ``-bn`` BatchNorm over groups of a worker's
+images, ``-syncbn`` BatchNorm over the whole batch of all workers; ``-nows`` no Weight Standardization. So the four
+networks of the paper's Table 4 are ``R50x1``, ``R50x1-nows``, ``R50x1-bn`` and ``R50x1-bn-nows``.
 """
 
 import difflib
@@ -69,7 +68,7 @@ def _resnet(name: str, num_classes: int) -> ResNetConfig | None:
 
 
 def model_name(units: tuple[int, ...], width: float, norm: Norm = "gn", *, standardize: bool = True) -> str:
-    """Return the name of a ResNet, with the published depth where there is one: the inverse of `model_config`."""
+    """Return the name of a ResNet, with the published depth if there is one: the inverse of `model_config`."""
     depths = {known: depth for depth, known in _UNITS.items()}
     size = f"R{depths.get(units, '-'.join(map(str, units)))}x{width:g}"
     return size + ("" if norm == "gn" else f"-{norm}") + ("" if standardize else "-nows")

@@ -15,7 +15,7 @@ class ComparisonRow:
     """Accuracies of one method with one number of examples per class."""
 
     series: str
-    """Name of the method, as ``pre-trained``."""
+    """Name of the method, such as ``pre-trained``."""
     k: int
     """Examples per class."""
     values: tuple[float, ...]
@@ -29,7 +29,7 @@ def comparison_figure(rows: Sequence[ComparisonRow], title: str = "Few-shot accu
         rows: One per method and k; methods are coloured in order of appearance, at most five. With two methods, the
             first's lead in points is written between the medians.
         title: Heading.
-        subtitle: Second line, as the data sets and the number of repeats.
+        subtitle: Second line, such as the data sets and the number of repeats.
     """
     assert rows
     series = list(dict.fromkeys(row.series for row in rows))
@@ -100,8 +100,8 @@ def few_shot_figure(
     Args:
         panels: Heading -> one row per method and k; panels share their axes, and a method has one colour in all of
             them, by order of appearance, at most five.
-        title: Heading of the whole.
-        subtitle: Second line, as the data sets and the number of repeats.
+        title: Heading of the figure.
+        subtitle: Second line, such as the data sets and the number of repeats.
     """
     assert panels
     everything = [row for rows in panels.values() for row in rows]

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Which classes are confused with which."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,8 @@ def confusion_figure(
 ) -> Figure:
     """Draw a confusion table, each row in per cent of its true class.
 
-    Up to 15 classes the cells carry numbers, up to 30 the axes carry names; beyond that the most frequent confusions
-    are listed next to the table, and beyond 150 a cell stands for a block of classes.
+    Up to 15 classes the cells have numbers, up to 30 the axes have names. Above that the most frequent confusions are
+    listed next to the table, and above 150 a cell is a block of classes.
 
     Args:
         confusion: ``[C, C]`` counts, rows true and columns predicted.
@@ -37,11 +37,11 @@ def confusion_figure(
     side = float(np.clip(2.6 + 0.36 * num_classes, 4.5, 9.5)) if few else 6.8
     figure = Figure(figsize=(side + 0.9, side) if few else (side + 4.2, side), layout="constrained")
     axes, *beside = figure.subplots(1, 1 if few else 2, squeeze=False, width_ratios=[1] if few else [7, 3])[0]
-    # The largest share stands for a block of classes, as a single cell of hundreds would be too small to be seen.
+    # A block of classes shows its largest share, as a single cell of hundreds would be too small to see.
     block = -(-num_classes // _MAX_CELLS)
     starts = np.arange(0, num_classes, block)
     cells = np.maximum.reduceat(np.maximum.reduceat(share, starts, axis=0), starts, axis=1)
-    # The root brings out errors of a few per cent, which a linear scale would leave white.
+    # The square root makes errors of a few per cent visible; on a linear scale they would be white.
     end = len(starts) * block - 0.5
     picture = axes.imshow(
         cells, cmap=BLUES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", extent=(-0.5, end, end, -0.5)

@@ -22,7 +22,7 @@ def curve_figure(
     Args:
         steps: The logged steps, ascending.
         loss: Training loss at these steps, nats per image.
-        lr: Learning rate at these steps; 0, as at the first step of a warm-up, has no place on the logarithmic axis.
+        lr: Learning rate at these steps; 0, as at the first step of a warm-up, is not on the logarithmic axis.
         evaluations: (step, top-1 as a fraction of 1), ascending.
         title: Heading.
     """
@@ -58,7 +58,7 @@ def curve_figure(
 
 
 def _moving_average(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Mean of the ``window`` values around each, of fewer at the ends."""
+    """Mean of the ``window`` values around each value, of fewer at the ends."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     at = np.arange(len(values))
     starts, ends = np.maximum(0, at - window // 2), np.minimum(len(values), at + window // 2 + 1)

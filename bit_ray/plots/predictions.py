@@ -26,7 +26,7 @@ def prediction_figure(
         predictions: N pairs of predicted class name and probability.
         title: Heading.
         columns: Images per row.
-        tally: Whether the heading goes on with how many are right.
+        tally: Whether the heading also says how many are right.
     """
     assert images
     assert len(images) == len(true_names) == len(predictions)
@@ -46,13 +46,13 @@ def prediction_figure(
     for image, true, (predicted, probability) in zip(images, true_names, predictions, strict=True):
         axes = next(grid)
         correct = true == predicted
-        # Small images keep their pixels; only large ones are smoothed.
+        # Small images show their pixels; only large ones are smoothed.
         axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 96 else "auto")
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set(color=RIGHT if correct else WRONG, linewidth=3)
-        # The mark tells right from wrong without the colour.
+        # The mark shows right or wrong without the colour.
         axes.set_title(
             f"{'✓' if correct else '✗'} {short(predicted, 14)}  {probability:.0%}",
             color=RIGHT if correct else WRONG,

@@ -1,4 +1,4 @@
-"""What all figures share: colours, headings, and how one is written. No global state of matplotlib is touched."""
+"""Shared by all figures: colours, headings, and writing to a file. No global state of matplotlib is changed."""
 
 import io
 import warnings
@@ -14,13 +14,13 @@ from bit_ray.errors import ConfigError
 from bit_ray.locks import whole
 
 INK, GRAY, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-SERIES = ("#0b6e99", "#d9730d", "#6b4fa0", "#2f855a", "#b83280")  # apart in lightness too
+SERIES = ("#0b6e99", "#d9730d", "#6b4fa0", "#2f855a", "#b83280")  # they also differ in lightness
 RIGHT, WRONG = "#2f855a", "#c53030"
 BLUES = LinearSegmentedColormap.from_list("paper_to_blue", ["#ffffff", "#9fd0e3", "#0b6e99", "#06364d"])
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
-    """Write a figure in the format of the path's suffix (png, svg, pdf), whole or not at all.
+    """Write a figure in the format of the path's suffix (png, svg, pdf), completely or not at all.
 
     Raises:
         ConfigError: an unknown suffix, or a folder that cannot be written.
@@ -32,7 +32,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
         raise ConfigError(f"{path}: unknown kind of picture; one of {', '.join(kinds)}; rename it to end in .png")
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # A class name in a script without a font is drawn as a box; that is no news for whoever reads the log.
+        # A class name in a script without a font is drawn as a box; the log need not say so.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(content, format=path.suffix[1:], dpi=dpi, facecolor="white")
     try:
@@ -74,7 +74,7 @@ def bare(axes: Axes) -> None:
 
 
 def short(name: str, length: int) -> str:
-    """The name, its middle left out where it is long: the ends are what tells class names apart."""
+    """The name, without its middle if it is long: the ends distinguish class names."""
     if len(name) <= length:
         return name
     head = length // 2

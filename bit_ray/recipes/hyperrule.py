@@ -12,7 +12,7 @@ from bit_ray.recipes.schedules import BoundaryRule, Schedule
 Profile = Literal["code", "paper", "cheap"]
 Regime = Literal["small", "medium", "large"]
 
-# First number of examples that is no longer of the regime (paper §3.3; big_transfer:bit_hyperrule.py).
+# First number of examples above the regime (paper §3.3; big_transfer:bit_hyperrule.py).
 _SMALL_BELOW, _MEDIUM_BELOW = 20_000, 500_000
 # A strict bound: 96x96 images (SmallNORB, PatchCamelyon) already count as large.
 _SMALL_AREA_BELOW = 96 * 96
@@ -65,7 +65,7 @@ class HyperRule:
     """All settings of one fine-tuning run: SGD on every layer, from a zero head, without weight decay or dropout."""
 
     num_examples: int
-    """Training images really used: k * classes for a few-shot subset (big_transfer:bit_pytorch/train.py)."""
+    """Training images actually used: k * classes for a few-shot subset (big_transfer:bit_pytorch/train.py)."""
     image_size: tuple[int, int]
     """(height, width) of a typical image of the task, pixels."""
     profile: Profile
@@ -75,7 +75,7 @@ class HyperRule:
     resize: int
     """Side of the square to which training images are resized before the random crop, aspect ignored, pixels."""
     crop: int
-    """Side of what the network sees, pixels; test images are resized straight to it, nothing is cut off."""
+    """Side of the network's input, pixels; test images are resized straight to it, without a crop."""
     num_steps: int
     """Optimizer steps."""
     warmup_steps: int
@@ -91,7 +91,7 @@ class HyperRule:
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0
-    """The HyperRule has none (paper §3.3)."""
+    """Weight decay; the HyperRule has none (paper §3.3)."""
     decay_to_init: bool = False
     """Decay towards the initial weights instead of zero."""
     dropout: float = 0.0
@@ -132,7 +132,7 @@ class HyperRule:
             raise ConfigError("decay_to_init: on, and weight_decay is 0; a decay above 0; set one or leave it off")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: {self.dropout}; 0 (off) to below 1; the rule has 0")
-        _ = self.schedule  # which checks the steps and the rate
+        _ = self.schedule  # checks the steps and the rate
 
     @property
     def schedule(self) -> Schedule:
@@ -163,23 +163,23 @@ def hyperrule(
 ) -> HyperRule:
     """Return the fine-tuning settings for a task by BiT-HyperRule.
 
-    Profile ``code`` is what the reference does (big_transfer:bit_hyperrule.py): a warm-up of 100 or 500 steps, in the
-    small regime decays at 200, 300 and 400 of 500 steps, and 512 -> 480 pixels for every model. ``paper`` is the text
+    Profile ``code`` follows the reference (big_transfer:bit_hyperrule.py): a warm-up of 100 or 500 steps, in the small
+    regime decays at 200, 300 and 400 of 500 steps, and 512 -> 480 pixels for every model. ``paper`` follows the text
     (§3.3): no warm-up, decays at 30, 60 and 90 % of the steps, and 448 -> 384 pixels except for R152x4. ``cheap`` is
     ``code`` with a quarter of the images, batch 128 at learning rate 0.001, with which the authors made the tables of
     their README (big_transfer:README.md).
 
-    Every value can be replaced, whatever the profile; what is not given follows the rule. Where ``num_steps`` is
+    Every value can be replaced, with any profile; values that are not given follow the rule. If ``num_steps`` is
     changed, the warm-up and the boundaries that are not given keep their share of the run.
 
     Args:
-        num_examples: Training images really used.
+        num_examples: Training images actually used.
         image_size: (height, width) of a typical image, pixels.
         profile: ``code``, ``paper`` or ``cheap``.
-        model: Name of the network, as ``R152x4``; matters to profile ``paper`` alone.
-        random_crop: False where position matters (paper App. F).
-        random_flip: False where left and right matter (paper App. F).
-        overrides: Values that replace the rule's. Neither rate nor steps follow a batch size.
+        model: Name of the network, such as ``R152x4``; matters only for profile ``paper``.
+        random_crop: False if position matters (paper App. F).
+        random_flip: False if left and right matter (paper App. F).
+        overrides: Values that replace the rule's. Neither rate nor steps change with the batch size.
         **replaced: The same, one by one, by the names of `RuleOverrides`: ``hyperrule(..., num_steps=100)``.
 
     Raises:

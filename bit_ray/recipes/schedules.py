@@ -72,7 +72,7 @@ class Schedule:
             stairs = sum(b <= step for b in self.boundaries)
         lr = self.base_lr
         for _ in range(stairs):
-            lr /= 1 / self.decay  # repeated division by ten, as the reference does it, to the last bit
+            lr /= 1 / self.decay  # repeated division by ten, as in the reference, so that all bits are the same
         return lr * warm
 
     def table(self) -> list[tuple[int, float]]:
@@ -94,6 +94,6 @@ def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
     """Return the nearest whole number of optimizer steps that see ``epochs * num_examples`` images.
 
     90 epochs of ILSVRC-2012 (1,281,167 images) at batch 4096 are 28,151 steps; epochs 30, 60 and 80 end at steps
-    9,384, 18,767 and 25,023. Batches run on over the end of an epoch, so a duration is rounded once, as a whole.
+    9,384, 18,767 and 25,023. Batches continue over the end of an epoch, so a duration is rounded only once.
     """
     return math.floor(epochs * num_examples / batch_size + 0.5)

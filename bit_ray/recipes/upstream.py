@@ -11,7 +11,7 @@ from bit_ray.recipes.schedules import Schedule, epochs_to_steps
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamRecipe:
-    """How to pre-train, for a data set of any size: durations are in epochs and become steps by the data at hand.
+    """How to pre-train, for a data set of any size: durations are in epochs; the data's size converts them to steps.
 
     SGD without Nesterov, coupled L2 on kernels only; a smaller run is made by `dataclasses.replace`.
     """
@@ -76,7 +76,7 @@ class UpstreamRecipe:
 
     @property
     def base_lr(self) -> float:
-        """Learning rate after warm-up, 0.48 at batch 4096."""
+        """Learning rate after warm-up; 0.48 at batch 4096."""
         return self.base_lr_per_256 * self.global_batch_size / 256
 
     def num_steps(self, num_examples: int) -> int:

@@ -1,4 +1,4 @@
-"""The engine of all studies: trials as data, side by side on the cluster, whose scores are kept and never made twice.
+"""The engine of all studies: it runs trials in parallel on the cluster, and keeps their scores, so none runs twice.
 
 A study has a folder, ``STORAGE/NAME``, with a score file per trial, and an MLflow run with a child run per trial.
 """
@@ -34,23 +34,23 @@ class Trial:
     identity: str
     """Digest of all that decides its score."""
     params: Mapping[str, Any]
-    """What tells it from the other trials, for the record."""
+    """What distinguishes it from the other trials, for the record."""
     arguments: tuple[Any, ...]
-    """What the study's function takes, apart from what all trials share."""
+    """Arguments of the study's function, except the shared one."""
     size: float
-    """How much work it is, in any unit: the largest begin first, so that no core idles at the end."""
+    """How much work it is, in any unit: the largest start first, so that no core is idle at the end."""
 
 
 class Study(Generic[S]):
-    """The trials of a study and the scores that there are."""
+    """The trials of a study and the scores so far."""
 
     def __init__(self, folder: RunFolder, trials: Sequence[Trial], load: Callable[[str, str], S | None]) -> None:
-        """Read the scores that an earlier start has left.
+        """Read the scores of an earlier start.
 
         Args:
-            folder: The study's own.
+            folder: The study's folder.
             trials: All of them.
-            load: Reads the score of a URI and an identity; None where there is none of this identity.
+            load: Reads the score of a URI and an identity; None if there is no score with this identity.
         """
         self.folder, self.trials = folder, trials
         found = {trial.key: load(folder.score(trial.key), trial.identity) for trial in trials}
@@ -69,20 +69,20 @@ class Study(Generic[S]):
         num_threads: int = 0,
         keep_going: bool = False,
     ) -> dict[str, BitRayError]:
-        """Carry out the trials that have no score, as many at a time as the cluster has GPUs or cores.
+        """Run the trials that have no score, as many at a time as the cluster has GPUs or cores.
 
         Args:
             function: Called in a Ray task as ``function(shared, *trial.arguments, num_threads)``; may run again.
-            shared: What all trials are given.
+            shared: Argument that all trials get.
             tracked: The study's MLflow run.
             title: What is running, for the display.
-            unit: What is counted there.
-            side_by_side: Most trials at a time; 0: no limit of its own.
-            num_threads: Threads of a trial without a GPU; 0: it also has the cores that no other can use.
-            keep_going: Whether the others go on after a mistake of the user in one.
+            unit: What the display counts.
+            side_by_side: Most trials at a time; 0: no further limit.
+            num_threads: Threads of a trial without a GPU; 0: it also gets the cores that no other can use.
+            keep_going: Whether the others continue after a user's mistake in one.
 
         Returns:
-            The mistakes of the user, by key.
+            The user's mistakes, by key.
 
         Raises:
             BitRayError: The first of them, without ``keep_going``.
@@ -129,7 +129,7 @@ def _share(resources: Resources, at_a_time: int, num_threads: int) -> tuple[int,
 def _carry_out(
     function: Callable[..., S], shared: Any, key: str, arguments: tuple[Any, ...], num_threads: int
 ) -> tuple[str, S | BitRayError]:
-    """One trial; a user's mistake is a value, because the other trials are no worse for it."""
+    """One trial; a user's mistake is returned, not raised, because it does not affect the other trials."""
     try:
         return key, function(shared, *arguments, num_threads)
     except BitRayError as error:

@@ -1,7 +1,7 @@
 """The few-shot protocol of the paper (§3.5): k examples per class, several seeded draws, the full test set, the median.
 
 The study can also train the same network from scratch on the same subsets with the same budget. Its learning rate is
-the best of several, judged on images of the training set that the draw has left: the test set chooses nothing.
+the best of several on training images outside the draw: the test set is not used to choose anything.
 """
 
 import json
@@ -56,16 +56,16 @@ class _Score:
     test_digest: str
     top_1: float
     validation_top_1: float | None = None
-    """On the images that a learning rate is chosen by; None where none is chosen."""
+    """Accuracy on the images that a learning rate is chosen by; None if none is chosen."""
 
 
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
-    """Run the protocol, one Ray task per training, as many side by side as the cluster has GPUs or cores.
+    """Run the protocol, one Ray task per training, as many in parallel as the cluster has GPUs or cores.
 
     Scores are kept in ``STORAGE/NAME/scores``, so that a study of the same name continues.
 
     Raises:
-        BitRayError: Anything the user can put right.
+        BitRayError: Anything the user can fix.
     """
     manifest, test_manifest = read_manifest(config.shards), read_manifest(config.test_shards)
     check_single_label(manifest, config.shards)
@@ -87,7 +87,7 @@ def _study(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
         tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": init.digest},
         kind="fewshot",
     ) as run:
-        # One thread each, however many there are: a score must not depend on which of the others are done already.
+        # Always one thread each: a score must not depend on which of the others are done already.
         study.run(_train_and_test, dict(init.tensors), run, title="few-shot", unit="trainings", num_threads=1)
         report = _summarize(config, study)
         for row in report.rows:
@@ -105,7 +105,7 @@ def _trials(
     """All trainings of the study, whose subsets are drawn and saved here.
 
     Raises:
-        BitRayError: A subset or a plan cannot be had.
+        BitRayError: A subset or a plan is not possible.
     """
     draws = draw_subsets(
         config.shards, manifest, config.shots, config.num_subsets, saved=folder.subsets, given=config.subsets
@@ -152,10 +152,10 @@ def _trials(
 
 
 def _validation(config: FewShotConfig, manifest: Manifest, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the indices of the images that a learning rate is chosen by: spread over what a draw has left of the set.
+    """Return the indices of the images that a learning rate is chosen by: spread over the examples outside the draw.
 
     Raises:
-        ConfigError: It has left nothing.
+        ConfigError: Nothing is left after the draw.
     """
     left = np.setdiff1d(np.arange(manifest.num_examples), chosen)
     if not len(left):
@@ -214,6 +214,6 @@ def _summarize(config: FewShotConfig, study: Study[_Score]) -> FewShotReport:
 
 
 def _validated(scores: list[_Score]) -> tuple[float, float]:
-    """Return what rates are compared by: median and, where two have the same, mean over the draws."""
+    """Return the key to compare rates by: median and, if two have the same, mean over the draws."""
     values = [score.validation_top_1 or 0.0 for score in scores]
     return summarize(values).median, float(np.mean(values))

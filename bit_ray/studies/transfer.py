@@ -1,4 +1,4 @@
-"""One transfer in a process of its own: examples of a shard set into memory, a training, the score on a set."""
+"""One transfer in a separate process: read examples of a shard set into memory, train, score on a set."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ def transfer(
     num_threads: int,
     micro_batch_size: int = 0,
 ) -> Network:
-    """Return the network that a plan makes of examples of a single-label set, on a GPU if this process has one.
+    """Train a plan on examples of a single-label set, on a GPU if this process has one, and return the network.
 
     Args:
         plan: What to learn.
@@ -34,7 +34,7 @@ def transfer(
         manifest: Its manifest.
         chosen: ``[N]`` ascending indices of the examples in the set; None: all.
         tensors: Initial tensors by name; None: from scratch.
-        num_threads: Threads of a CPU that trains.
+        num_threads: Threads of training on a CPU.
         micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
 
     Raises:
@@ -54,7 +54,7 @@ def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64]
         shards: The set.
         manifest: Its manifest.
         chosen: ``[N]`` ascending indices in the set; None: all.
-        plan: Says the size of the square that they are resized to, which is done here once.
+        plan: Sets the size of the square that they are resized to, here and only once.
 
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.
@@ -81,13 +81,13 @@ def top_1_on(
     chosen: npt.NDArray[np.int64] | None = None,
     batch_size: int = 128,
 ) -> float:
-    """Return the top-1 of a network on examples of a single-label set, by the plan's view for evaluation.
+    """Return the top-1 of a network on examples of a single-label set, with the plan's view for evaluation.
 
     Args:
         model: The network.
         shards: The set.
         manifest: Its manifest.
-        plan: Says the view.
+        plan: Sets the view.
         chosen: ``[N]`` ascending indices of the examples in the set; None: all.
         batch_size: Images at a time.
 

@@ -1,7 +1,7 @@
 """VTAB-1k: one model, 19 tasks of 1,000 examples, the HyperRule for each, the whole test sets, the mean over tasks.
 
-Every task is one Ray task of its own, from the publisher's files to the score: shards are written where they are
-missing, the 1,000 examples are trained on in memory, the test set is read as a stream. What is finished stays so.
+Every task is one Ray task, from the publisher's files to the score: missing shards are written, the 1,000 examples are
+trained on in memory, the test set is read as a stream. A finished task is not run again.
 """
 
 import logging
@@ -45,26 +45,26 @@ from bit_ray.training.plan import transfer_plan
 
 log = logging.getLogger(__name__)
 
-# The largest task's shards are written in hours.
+# Writing the largest task's shards takes hours.
 _WAIT_S = 86400.0
 
 
 @dataclass(frozen=True)
 class VtabReport:
-    """What came out."""
+    """Scores of the tasks, and the tasks that were not run."""
 
     scores: tuple[TaskScore, ...]
-    """Of the tasks that have been run, now or before, in the order of the benchmark."""
+    """Scores of the tasks that have been run, now or before, in the order of the benchmark."""
     problems: dict[str, str]
-    """Why the others were not, by name: what to fetch and where to put it."""
+    """Why the others were not run, by name: what to fetch and where to put it."""
 
 
 def vtab_suite(config: VtabConfig) -> VtabReport:
-    """Run the chosen tasks, as many side by side as the cluster has GPUs or cores, and record their means.
+    """Run the chosen tasks, as many in parallel as the cluster has GPUs or cores, and record their means.
 
     Raises:
-        DataError: not one of the tasks could be run.
-        BitRayError: Anything else the user can put right.
+        DataError: none of the tasks could be run.
+        BitRayError: Anything else the user can fix.
     """
     config = _with_absolute_paths(config)
     start = _read_start(config)
@@ -117,9 +117,9 @@ def _study(config: VtabConfig, start: InitialWeights) -> VtabReport:
 
 
 def plan_tasks(config: VtabConfig) -> list[tuple[Task, HyperRule | None, str]]:
-    """What would be done with each task: its rule, and what it is learned from, or no rule and why not.
+    """What would be done with each task: its rule and its training data, or no rule and why not.
 
-    Opens the data, and writes nothing.
+    Opens the data, but writes nothing.
     """
     start = _read_start(config)
     found: list[tuple[Task, HyperRule | None, str]] = []
@@ -133,7 +133,7 @@ def plan_tasks(config: VtabConfig) -> list[tuple[Task, HyperRule | None, str]]:
 
 
 def _look(task: Task, config: VtabConfig) -> tuple[int, tuple[int, int], str]:
-    """Number and median size of the images to learn from, and what they are."""
+    """Number and median size of the training images, and what they are."""
     learnt, scored = _splits(config)
     root = _shards(task, config)
     if all(store.exists(store.join(root, name, MANIFEST)) for name in (learnt, scored)):
@@ -157,7 +157,7 @@ def _shards(task: Task, config: VtabConfig) -> str:
 def _read_start(config: VtabConfig) -> InitialWeights:
     """Return the weights that all tasks start from; without tensors: from scratch."""
     if not config.init:
-        create_model(config.model, 1)  # which refuses an unknown name
+        create_model(config.model, 1)  # refuses an unknown name
         return InitialWeights(config.model, {}, "", "")
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
     if config.model and config.model != init.model:
@@ -166,24 +166,24 @@ def _read_start(config: VtabConfig) -> InitialWeights:
 
 
 def _with_absolute_paths(config: VtabConfig) -> VtabConfig:
-    """The same for processes that have another current directory."""
+    """The same config for processes with another current directory."""
     names = ("data_dir", "shards", "index", "storage")
     paths = {name: getattr(config, name) for name in names}
     return replace(config, {name: store.absolute(path) for name, path in paths.items() if path})
 
 
 def _settings(config: VtabConfig, start: InitialWeights) -> str:
-    """Digest of what decides the scores, whatever the tasks, the places and the record."""
+    """Digest of what decides the scores; tasks, folders and tracking are not part of it."""
     names = ("index", "subset_seed", "num_train", "num_val", "protocol", "profile", "rule", "train", "seed")
     chosen = to_dict(config)
-    for name in ("decay_to_init", "dropout"):  # suites begun before there were these go on
+    for name in ("decay_to_init", "dropout"):  # runs started before these settings existed continue
         if not chosen["rule"][name]:
             del chosen["rule"][name]
     return digest({"model": start.model, "weights": start.digest, **{name: chosen[name] for name in names}})
 
 
 def _splits(config: VtabConfig) -> tuple[str, str]:
-    """What is learned from, and what is scored."""
+    """The training examples, and the images to score."""
     return ("train800val200", "test") if config.protocol == "test" else ("train800", "val200")
 
 
@@ -248,12 +248,12 @@ def _prepare_train_and_test(
 
 
 def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Index]:
-    """Return the shard sets to learn from and to score, written where they are missing, and the index they follow.
+    """Return the shard sets to learn from and to score, written if they are missing, and the index they follow.
 
     Studies that share a folder of shards wait for each other here.
 
     Raises:
-        DataError: data are missing or damaged, an index does not fit, or the shards follow another one.
+        DataError: data is missing or damaged, an index does not fit, or the shards follow another one.
         ConfigError: another study has been writing them for a day.
     """
     root = _shards(task, config)

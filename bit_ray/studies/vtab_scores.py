@@ -1,4 +1,4 @@
-"""Scores of VTAB-1k: per task, per group, over all, and next to them what has been published."""
+"""Scores of VTAB-1k: per task, per group and over all, next to published scores."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from bit_ray.errors import ConfigError
 
 OVERALL = "all 19"
 
-# Top-1, per cent. The re-runs are those of big_transfer:README, BiT-M weights, and are not the models of the paper.
+# Top-1, per cent. The re-runs are those of big_transfer:README with BiT-M weights, not the models of the paper.
 # The baselines are ResNet-50 with a sweep of four settings (task_adaptation:docs/data/results.csv).
 PUBLISHED_MEANS: dict[str, dict[str, float]] = {
     "BiT-M R152x4, re-run": {"natural": 80.77, "specialized": 85.67, "structured": 61.08, OVERALL: 73.51},
@@ -47,22 +47,22 @@ PUBLISHED_TASKS: dict[str, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """What came out of one task."""
+    """The result of one task."""
 
     task: str
     """Its name."""
     top_1: float
-    """Share of 1, the benchmark's metric for every task."""
+    """Top-1 as a fraction of 1, the benchmark's metric for every task."""
     num_train: int
     """Examples learned from."""
     num_test: int
     """Images scored."""
     statement: str
-    """What they were, and whether the numbers may be compared with published ones."""
+    """What the examples were, and whether the numbers may be compared with published ones."""
     rule: dict[str, Any]
     """Settings of the training, by the HyperRule."""
     seconds: float
-    """Time of training and test, without the writing of shards."""
+    """Time of training and test, without writing shards."""
     settings_digest: str
     """Digest of all that decides the score."""
     format: Literal[1] = 1
@@ -77,18 +77,18 @@ class Mean:
     num_done: int
     """Tasks that were run."""
     num_tasks: int
-    """Tasks that there are."""
+    """Tasks in total."""
     top_1: float
-    """Share of 1."""
+    """Mean top-1 as a fraction of 1."""
 
 
 def means(top_1: Mapping[str, float]) -> list[Mean]:
-    """Mean of each group and of all tasks that were run, a group without any left out.
+    """Mean of each group and of all tasks that were run; a group without such tasks is left out.
 
     The last is the mean over tasks, not over groups (task_adaptation; 7, 4 and 8 tasks).
 
     Args:
-        top_1: share of 1 by name of the task.
+        top_1: fraction of 1 by name of the task.
     """
     found = []
     for group in (*GROUPS, OVERALL):
@@ -104,7 +104,7 @@ MEAN_COLUMNS = ("top-1, %", *GROUPS, OVERALL)
 
 
 def task_rows(scores: Iterable[TaskScore]) -> list[tuple[str, ...]]:
-    """Rows of a table: task, group, scored images, top-1, and that of the published ResNet-50."""
+    """Rows of a table: task, group, scored images, top-1, and the published ResNet-50's top-1."""
     groups = {task.name: task.group for task in TASKS}
     return [
         (s.task, groups[s.task], f"{s.num_test:,}", f"{s.top_1:.2%}", f"{PUBLISHED_TASKS[s.task]:.1f}%") for s in scores
@@ -135,7 +135,7 @@ def load_score(uri: str, identity: str) -> TaskScore | None:
     """Read the score of a finished task; None if there is none.
 
     Raises:
-        DataError: the file is not one of ours.
+        DataError: the file is not a score file.
         ConfigError: the task was run with other settings.
     """
     if not store.exists(uri):

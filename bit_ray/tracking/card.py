@@ -1,8 +1,7 @@
 """The model card: what a model is, what it was trained on, how well it does and what it is not for, as Markdown.
 
-Written from what the saved model and its run say of themselves, and from nothing else: the same model has the same
-card, and what was not recorded is said to be missing rather than made up. The headings follow Mitchell et al. 2019
-(arXiv 1810.03993).
+Written only from the records of the saved model and its run: the same model has the same card, and what was not
+recorded is named as missing, not made up. The headings follow Mitchell et al. 2019 (arXiv 1810.03993).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,10 @@ from bit_ray.weights.package import ModelSpec, Weights
 
 CARD_FILE = "README.md"
 MARK = "<!-- model card by bit_ray -->"
-"""First line of every card: a README.md without it is somebody else's."""
+"""First line of every card: a README.md without it is not a card."""
 
 MAX_DESCRIPTION = 5000
-"""Characters that MLflow's databases hold of a version's description."""
+"""Most characters of a version's description in MLflow's databases."""
 
 _NAMED_CLASSES = 20
 _SHARES = {"top_1": "top-1", "top_5": "top-5", "mean_per_class": "mean per class", "ece": "calibration error (ECE)"}
@@ -43,8 +42,8 @@ def model_card(
     """Return the model card.
 
     Args:
-        name: What the model is registered as.
-        spec: What it is, expects and comes from.
+        name: Registered name of the model.
+        spec: Its network, input and origin.
         weights: Its weights file.
         params: Params of its MLflow run, of which ``shards``, ``test_shards`` and ``init`` are used.
         metrics: Last metrics of its MLflow run, of which ``test/...`` and ``train/...`` are used.
@@ -65,7 +64,7 @@ def model_card(
 
 
 def description(card: str) -> str:
-    """Return the card as the description of a registered version, which has room for 5,000 characters."""
+    """Return the card as the description of a registered version, at most 5,000 characters."""
     if len(card) <= MAX_DESCRIPTION:
         return card
     end = f"\n\n(Cut short; the whole card is {CARD_FILE} beside the weights.)\n"
@@ -184,7 +183,7 @@ def _cell(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """A name from the data as plain text: Markdown's own signs in it mean nothing."""
+    """A name from the data as plain text: Markdown's special characters in it are escaped."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in " ".join(text.split()))
 
 

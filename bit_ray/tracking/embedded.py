@@ -1,7 +1,7 @@
-"""The embedded MLflow store, a SQLite file: however many processes open it at once, one makes it, and none migrates it.
+"""The embedded MLflow store, a SQLite file: if several processes open it, exactly one makes it, and none migrates it.
 
-MLflow itself makes the tables in the file that is opened, by its whole history of migrations, which takes a second or
-two. Two processes that do so at once, or one that is killed meanwhile, leave a file that cannot be used any more.
+MLflow itself makes the tables in the opened file by running all of its migrations, which takes a second or two. Two
+processes that do so at once, or one that is killed meanwhile, leave a file that cannot be used any more.
 """
 
 import os
@@ -13,15 +13,15 @@ from pathlib import Path
 from bit_ray.errors import TrackingError
 from bit_ray.locks import locked, partial
 
-# Far more than making the store takes on a busy machine.
+# Far longer than making the store takes on a busy machine.
 WAIT_S = 120.0
 
 
 def prepare_store(path: Path) -> None:
-    """Make the store if there is none, whole or not at all, and make sure that this MLflow can use the one there is.
+    """Make the store if there is none, completely or not at all, and make sure that this MLflow can use it.
 
     Raises:
-        TrackingError: it belongs to another version of MLflow, or is half-made; or it cannot be made.
+        TrackingError: it belongs to another version of MLflow, or is incomplete; or it cannot be made.
         ConfigError: another process has been making it for two minutes.
     """
     if not _holds_something(path):
@@ -43,14 +43,14 @@ def _holds_something(path: Path) -> bool:
 def _make(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with partial(path, directory=True) as place:  # a directory, for SQLite has a second file next to the first
+    with partial(path, directory=True) as place:  # a directory, as SQLite has a second file next to the first
         store = SqlAlchemyStore(f"sqlite:///{place / path.name}", str(path.parent / "mlruns"))
         store.engine.dispose()
         os.replace(place / path.name, path)
 
 
 def _check(path: Path) -> None:
-    """Read the schema's revision, for MLflow would migrate some older stores without asking, and refuse others."""
+    """Read the schema's revision; MLflow would migrate some older stores without asking, and refuse others."""
     given = f"tracking.uri: {path}"
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as connection:

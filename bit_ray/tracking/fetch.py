@@ -1,4 +1,4 @@
-"""From a reference to a package directory on this machine, with proof that it is what was registered."""
+"""From a reference to a package directory on this machine, verified to be the registered package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from bit_ray.weights.package import DESCRIPTION_FILE
 def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
     """Return a local package directory for the reference.
 
-    A local package is used where it is: its description must be the registered one, its weights of the registered
-    size; their digest is verified by ``load_package``, as always. A remote one is downloaded once, verified in full,
-    into ``cache_dir`` (default: see `bit_ray.weights.fetch`).
+    A local package is not copied: its description must be the registered one, its weights of the registered size;
+    ``load_package`` verifies their digest, as always. A remote one is downloaded once, verified in full, into
+    ``cache_dir`` (default: see `bit_ray.weights.fetch`).
 
     Raises:
-        ModelError: the package is gone, or is not what was registered.
+        ModelError: the package does not exist any more, or is not the registered one.
     """
     if store.is_local(reference.weights_uri):
         directory = Path(store.filesystem(reference.weights_uri)[1])
@@ -31,10 +31,10 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
 
 
 def download(reference: ModelReference, directory: Path) -> None:
-    """Copy the two files of the package to ``directory`` (absent or empty), which appears whole and verified.
+    """Copy the two files of the package to ``directory`` (absent or empty), which appears complete and verified.
 
     Raises:
-        ModelError: the package cannot be read, or is not what was registered.
+        ModelError: the package cannot be read, or is not the registered one.
     """
     with _named(reference):
         download_package(reference.weights_uri, directory, _digests(reference))
@@ -61,7 +61,7 @@ def _digests(reference: ModelReference) -> Digests:
 
 @contextmanager
 def _named(reference: ModelReference) -> Iterator[None]:
-    """Have errors begin with the registered name."""
+    """Make errors begin with the registered name."""
     try:
         yield
     except ModelError as error:

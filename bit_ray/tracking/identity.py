@@ -12,12 +12,12 @@ import bit_ray
 def code_revision() -> str:
     """Return the git commit of this package, with ``-dirty`` where its files differ from it.
 
-    Outside a git work tree (an installed wheel, or a Ray working directory, which travels without ``.git``) it is
-    ``VERSION+src.DIGEST``, the digest being over the package's source files, so that a change still shows.
+    Outside a git work tree (an installed wheel, or a Ray working directory, which has no ``.git``) it is
+    ``VERSION+src.DIGEST``. The digest is over the package's source files, so that a change still shows.
     """
     package = Path(bit_ray.__file__).parent
     try:
-        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # not merely below someone else's work tree
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")  # not only below another project's work tree
         commit = _git(package, "rev-parse", "HEAD")
         return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
     except (OSError, subprocess.SubprocessError):

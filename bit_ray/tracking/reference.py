@@ -1,4 +1,4 @@
-"""What the registry holds in place of a model: ``reference.json``, in an MLflow logged model of a few kilobytes."""
+"""What the registry has instead of a model: ``reference.json``, in an MLflow logged model of a few kilobytes."""
 
 import json
 import re
@@ -28,14 +28,14 @@ from mlflow.types.schema import Array
 
 REFERENCE_FILE = "reference.json"
 PYFUNC_LOADER = "bit_ray.inference.serving"
-"""Module that makes an MLflow ``python_function`` of the reference; imported by MLflow, where a model is to serve."""
+"""Module that makes an MLflow ``python_function`` from the reference; MLflow imports it to serve a model."""
 
-_MAX_URI = 4096  # what Linux takes for a path; a store takes a key of 1,024 bytes
+_MAX_URI = 4096  # Linux's limit for a path; a store's limit for a key is 1,024 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReference:
-    """What a version points at: a package directory and what must be found in it."""
+    """What a version points to: a package directory and the content that it must have."""
 
     name: str
     version: int
@@ -53,7 +53,7 @@ class ModelReference:
 
     @property
     def uri(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"models:/{self.name}/{self.version}" if self.version else f"models:/{self.name}"
 
 
@@ -67,19 +67,19 @@ class _Document:
     description: Description
 
     def __post_init__(self) -> None:
-        # What MLflow refuses in the name of a model, and what would not stand in one line of a message.
+        # Characters that MLflow refuses in the name of a model, or that would break the line of a message.
         if not self.name.strip() or {"/", ":"} & {*self.name} or len(self.name) > 256 or not is_plain(self.name):
             raise ConfigError(f"name: given {self.name[:80]!r}; accepted: the name of a registered model")
 
 
 def check_package_uri(uri: str, field: str = "package_uri") -> None:
-    """Refuse what may not stand in a registry as the place of a package; ``field`` is what the message calls it.
+    """Refuse what may not be in a registry as the URI of a package; ``field`` is its name in the message.
 
-    Whoever loads a version goes where it says, with keys of his own. So it has no keys in it, for all to read, and no
-    query, which could say which server to send them to.
+    A user who loads a version reads from this URI with his own keys. So it may contain no keys, which all could read,
+    and no query, which could name another server to send the user's keys to.
 
     Raises:
-        ConfigError: it is neither an absolute local path nor a bucket and a path in it, or has more in it.
+        ConfigError: it is neither an absolute local path nor a bucket and a path in it, or has other parts.
     """
     if len(uri) > _MAX_URI:
         raise ConfigError(f"{field}: of {len(uri):,} characters; accepted: at most {_MAX_URI:,}")
@@ -110,7 +110,7 @@ def log_reference(
     run = client.get_run(run_id) if run_id is not None else None
     experiment = run.info.experiment_id if run is not None else server.experiment_id(client, "bit_ray")
     params = {"model": spec.model, "num_classes": str(spec.num_classes), "crop_size": str(spec.crop_size)}
-    # MLflow takes a dot in the name of a registered model, but not in that of a logged one.
+    # MLflow allows a dot in the name of a registered model, but not in that of a logged one.
     logged = client.create_logged_model(
         experiment, name.replace(".", "_"), source_run_id=run_id, params=params, model_type="classifier"
     )
@@ -130,7 +130,7 @@ def log_reference(
             client.log_model_artifacts(logged.model_id, directory)
         client.finalize_logged_model(logged.model_id, "READY")
         if run is not None:
-            # Ties the model to its run in MLflow's pages, with the run's last values as its metrics.
+            # Links the model to its run in MLflow's pages, with the run's last values as its metrics.
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
             metrics = [
                 Metric(metric.key, metric.value, metric.timestamp, metric.step, model_id=logged.model_id, run_id=run_id)
@@ -143,14 +143,14 @@ def log_reference(
             client.finalize_logged_model(logged.model_id, "FAILED")
         if isinstance(error, MlflowException):
             raise
-        # Where the artifacts go past the server, this is the store's own kind of error.
+        # If the artifacts do not go through the server, this is the store's own kind of error.
         place = shown(logged.artifact_location)
         raise TrackingError(f"{name}: cannot be registered: {place}: {one_line(error)}") from None
     return str(logged.model_id)
 
 
 def read_reference(client: MlflowClient, name: str, version: str) -> ModelReference:
-    """Return what a version points at.
+    """Return what a version points to.
 
     Raises:
         ModelError: bit_ray did not register it, or its artifacts cannot be read.
@@ -162,7 +162,7 @@ def read_reference(client: MlflowClient, name: str, version: str) -> ModelRefere
             path = download_artifacts(source, dst_path=directory, tracking_uri=client.tracking_uri)
             data = read_document(Path(path))
         return parse_reference(data, name, int(version))
-    except Exception as error:  # where artifacts do not come through the server, it is their store's own kind of error
+    except Exception as error:  # if artifacts do not come through the server, it is their store's own kind of error
         if isinstance(error, ModelError):
             raise
         raise ModelError(
@@ -175,7 +175,7 @@ def parse_reference(data: bytes, name: str = "", version: int = 0) -> ModelRefer
     """Read the bytes of a ``reference.json``; name and version are for messages, the name by default its own.
 
     Raises:
-        ModelError: they are none.
+        ModelError: they are not such a file.
     """
     try:
         document = from_json(_Document, data)

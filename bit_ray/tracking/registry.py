@@ -1,9 +1,9 @@
-"""The model registry, by reference: a version names the saved model in the storage where it already lies.
+"""The model registry, by reference: a version names the saved model in the storage where it already is.
 
-What goes to MLflow is a few kilobytes: the model card, the MLmodel file with the signature and the ``python_function``
-flavor, by which MLflow itself loads and serves the model, and ``reference.json`` with the package's URI, its
-description (``model.json``) and the digest of its weights. Weights are never read to be registered, and never stored
-twice; whoever loads a version reads them from their own place and verifies the digest.
+MLflow gets a few kilobytes: the model card, the MLmodel file, and ``reference.json`` with the package's URI, its
+description (``model.json``) and the digest of its weights. The MLmodel file has the signature and the
+``python_function`` flavor, by which MLflow itself loads and serves the model. Registering never reads the weights and
+never stores them twice; loading a version reads them from their original URI and verifies the digest.
 """
 
 import difflib
@@ -38,14 +38,14 @@ from mlflow.exceptions import MlflowException
 log = logging.getLogger(__name__)
 
 DEFAULT_STORE = Path(DEFAULT_STORAGE, "mlflow.db")
-"""The embedded tracking store, relative to the current directory, where no tracking URI is set."""
+"""The embedded tracking store if no tracking URI is set, relative to the current directory."""
 
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredModel:
-    """A version in the registry, as it was registered."""
+    """A registered version."""
 
     name: str
     version: int
@@ -71,7 +71,7 @@ class ListedModel:
 
 
 def check_name(name: str, alias: str) -> None:
-    """Check a registry name and alias before the training that they are meant for.
+    """Check a registry name and alias before the training.
 
     Raises:
         ConfigError: MLflow would refuse one of them.
@@ -92,11 +92,11 @@ def register(
 
     Only ``model.json`` and the size of the weights file are read. The model card becomes the version's description and
     ``README.md`` next to the weights; see `bit_ray.tracking.card`. A package that is registered already gets no second
-    version; the alias moves to the one that there is.
+    version; the alias moves to the existing one.
 
     Raises:
-        ConfigError: MLflow would refuse the name or alias, or the URI may not stand in a registry.
-        ModelError: there is no whole package at ``package_uri``.
+        ConfigError: MLflow would refuse the name or alias, or the URI may not be in a registry.
+        ModelError: there is no complete package at ``package_uri``.
         TrackingError: the server cannot be reached or refuses.
     """
     check_name(name, alias)
@@ -162,10 +162,10 @@ def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
 
 
 def pull(uri: str, output_dir: str | Path, tracking_uri: str | None = None) -> Path:
-    """Copy a registered model's package to a new directory, verified, whole or not at all.
+    """Copy a registered model's package to a new directory, verified, completely or not at all.
 
     Raises:
-        ModelError: as ``resolve`` and ``fetch``, or ``output_dir`` holds something.
+        ModelError: as ``resolve`` and ``fetch``, or ``output_dir`` is not empty.
     """
     directory = Path(output_dir).absolute()
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
@@ -216,7 +216,7 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
 
 
 def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
-    """Return the bytes of ``model.json`` and what they say, having looked at the size of the weights file."""
+    """Return the bytes of ``model.json`` and the parsed content, after checking the size of the weights file."""
     place = store.join(package_uri, DESCRIPTION_FILE)
     try:
         data = store.read_bytes(place)
@@ -233,7 +233,7 @@ def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
 
 
 def _shown_description(data: bytes) -> dict[str, Any]:
-    """Return what ``model.json`` says, without the passwords of URIs in it."""
+    """Return the content of ``model.json``, without the passwords of URIs in it."""
     description: dict[str, Any] = json.loads(data)
     spec = description["spec"]
     told = {name: shown_in(spec[name]) for name in ("recipe", "provenance") if name in spec}
@@ -241,7 +241,7 @@ def _shown_description(data: bytes) -> dict[str, Any]:
 
 
 def _find_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str | None:
-    """Return the version of this name that already points at the same package."""
+    """Return the version of this name that already points to the same package."""
     same = ("bit_ray.weights_uri", "bit_ray.description_sha256")
     for version in _all_pages(client.search_model_versions, f"name='{name}'"):
         if all(version.tags.get(key) == tags[key] for key in same):
@@ -256,7 +256,7 @@ def _card(client: MlflowClient, name: str, spec: ModelSpec, weights: Weights, ru
 
 
 def _write_card(package_uri: str, card: str) -> None:
-    """Put the card next to the weights, unless somebody else's README.md lies there or nothing can be written."""
+    """Put the card next to the weights, unless another README.md is there or the folder is not writable."""
     place = store.join(package_uri, CARD_FILE)
     try:
         if store.exists(place) and not store.read_bytes(place).startswith(MARK.encode()):
@@ -276,9 +276,9 @@ def _create_version(
     if client.tracking_uri.startswith("http"):
         where = {"source": f"models:/{model_id}", "model_id": model_id}
     else:
-        # A database asked directly would look the model's id up in MLflow's global tracking URI, not in this one.
+        # With a database, MLflow would look up the model's id in its global tracking URI, not in this one.
         where = {"source": logged.artifact_location}
-    # Every version is ready at once; waiting for it would be announced in the log.
+    # Every version is ready at once; waiting for it would add a line to the log.
     version = client.create_model_version(
         name, run_id=run_id, tags=tags, description=text, await_creation_for=0, **where
     )
@@ -291,7 +291,7 @@ def _create_version(
 def _registry_uri(tracking_uri: str | None) -> str:
     named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = server.tracking_uri(named or "", str(DEFAULT_STORE.parent))
-    if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make one, to find it empty
+    if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make an empty one
         given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
         raise TrackingError(
             f"tracking.uri: {given}; accepted: the registry's server or sqlite:///FILE; set MLFLOW_TRACKING_URI to it"
@@ -300,7 +300,7 @@ def _registry_uri(tracking_uri: str | None) -> str:
 
 
 def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, number: str | None) -> str:
-    """Return the number of the version that is meant, or say which there are."""
+    """Return the number of the version that the URI names; the error lists those that exist."""
     try:
         aliases: dict[str, Any] = client.get_registered_model(name).aliases
         if alias is not None:

@@ -1,4 +1,4 @@
-"""One MLflow run per training run, kept by a queue on disk that outlives the server's outages."""
+"""One MLflow run per training run, with a queue on disk that survives outages of the server."""
 
 import json
 import logging
@@ -36,17 +36,17 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 
 RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab"]
-"""The command that a run belongs to: commands of one name never share a run."""
+"""The command that a run belongs to: different commands with the same run name never share a run."""
 
 
 class TrackedRun:
-    """An open MLflow run: what is logged is queued on disk at once and sent by a thread: logging never waits or fails.
+    """An open MLflow run. Logged values are queued on disk at once and sent by a thread: logging never waits or fails.
 
     A value is recorded once: a continued run leaves out the steps that the earlier process recorded already.
     """
 
     def __init__(self, client: MlflowClient, run: Run, spool: Spool, last_steps: Mapping[str, int], held: ExitStack):
-        """Start sending for a run that exists, whose queue is ``held`` by this process; use ``TrackedRun.open``."""
+        """Start sending for an existing run whose queue this process has locked (``held``); use ``TrackedRun.open``."""
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.tracking_uri: str = client.tracking_uri
@@ -73,11 +73,11 @@ class TrackedRun:
         kind: RunKind,
         parent_run_id: str | None = None,
     ) -> "TrackedRun":
-        """Continue the run of this name and kind in the experiment, or start it; the server is asked at once.
+        """Continue the run of this name and kind in the experiment, or start it; the server is contacted at once.
 
-        ``params`` is the nested config: MLflow gets it flattened to dotted names, and whole as ``config.json``.
-        ``storage`` is the folder or URI of the runs, which also holds the queue when it is local. Of the URIs in params
-        and tags no password is recorded.
+        ``params`` is the nested config: MLflow gets it flattened to dotted names, and complete as ``config.json``.
+        ``storage`` is the folder or URI of the runs, which also has the queue if it is local. Passwords in URIs of
+        params and tags are not recorded.
 
         Raises:
             TrackingError: the server does not answer within about 10 seconds, or refuses.
@@ -123,7 +123,7 @@ class TrackedRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """End the run by what was raised."""
+        """End the run with the status of the exception."""
         self.close("FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -134,12 +134,12 @@ class TrackedRun:
             self._queue({"metrics": values, "step": int(step), "time": _now()})
 
     def log_child(self, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Record a part of this run that is over as a finished run below it; once, whatever is recorded again."""
+        """Record a finished part of this run as a finished child run; only once, even if it is recorded again."""
         values = {_metric_name(key): float(value) for key, value in metrics.items()}
         self._queue({"child": name, "params": flatten(shown_in(params)), "values": values, "time": _now()})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run, the last value of each counting."""
+        """Set tags of the run; the last value of each counts."""
         self._queue({"tags": {name: shown(str(value)) for name, value in tags.items()}})
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
@@ -209,7 +209,7 @@ class TrackedRun:
                 time.sleep(SEND_EVERY_SECONDS)
 
     def _report(self, failure: str) -> None:
-        """Warn once when an outage begins, and tell when it is over."""
+        """Warn once when an outage begins, and log when it is over."""
         if failure and not self._outage:
             self._outage = time.strftime("%Y-%m-%d %H:%M:%S")
             text = "MLflow cannot be used since %s: %s; training goes on, metrics are kept in %s and sent later"
@@ -248,7 +248,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _lock(spool: Spool, what: str) -> AbstractContextManager[None]:
-    """Hold a queue, so that no other process records the same run meanwhile."""
+    """Lock a queue, so that no other process records the same run meanwhile."""
     return locked(spool.directory / ".lock", f"{what} is being recorded", remedy="wait for it, or choose another name")
 
 
@@ -259,7 +259,7 @@ def _find_run(client: MlflowClient, experiment: str, run_name: str, kind: str) -
 
 
 def _log_params(client: MlflowClient, run: Run, params: dict[str, str]) -> None:
-    """Record the params that are new; MLflow never changes one, so a change shows in ``config.json`` alone."""
+    """Record the params that are new; MLflow never changes one, so a change shows only in ``config.json``."""
     recorded: dict[str, str] = run.data.params
     changed = [name for name in params if name in recorded and recorded[name] != params[name][: len(recorded[name])]]
     if changed:

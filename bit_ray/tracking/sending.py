@@ -1,4 +1,4 @@
-"""From the queue on disk to MLflow: what order, how much at a time, and what to do with what does not go through."""
+"""From the queue on disk to MLflow: the order, the size of a request, and what to do with failed operations."""
 
 import logging
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
 
-METRICS_PER_BATCH = 500  # MLflow takes 1000 metrics, 100 tags and 1 MB in one request
+METRICS_PER_BATCH = 500  # MLflow allows 1000 metrics, 100 tags and 1 MB in one request
 TAGS_PER_BATCH = 50
 
 
 def send(client: MlflowClient, run_id: str, spool: Spool) -> str:
-    """Send what is queued, oldest first; return why not all went through, or an empty text.
+    """Send the queued operations, oldest first; return why not all were sent, or an empty text.
 
-    A value that had been sent already is not recorded twice: to MLflow's stores a metric is its name, step, time and
-    value. An artifact that cannot be stored goes to the end of the queue, so that it never holds up metrics.
+    A value that was sent already is not recorded twice: MLflow's stores identify a metric by its name, step, time and
+    value. An artifact that cannot be stored goes to the end of the queue, so that it never blocks metrics.
     """
     failure = ""
     if not spool.segments():
@@ -86,7 +86,7 @@ def _send_child(client: MlflowClient, run_id: str, child: Operation) -> None:
 
 
 def _batches(operations: list[Operation]) -> Iterator[list[Operation]]:
-    """Yield metrics and tags in lists fit for one request, and every other operation by itself."""
+    """Yield metrics and tags in lists that fit one request, and every other operation by itself."""
     batch: list[Operation] = []
     num_metrics = num_tags = 0
     for operation in operations:
@@ -105,7 +105,7 @@ def _batches(operations: list[Operation]) -> Iterator[list[Operation]]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow itself says that it will never take this, such as for a run that was deleted."""
+    """Whether MLflow itself says that it will never accept this, such as for a deleted run."""
     return isinstance(error, MlflowException) and error.error_code in (
         "INVALID_PARAMETER_VALUE",
         "RESOURCE_DOES_NOT_EXIST",

@@ -1,4 +1,4 @@
-"""The way to MLflow: which server, whether it answers, and where the embedded default keeps its files."""
+"""Connection to MLflow: which server, whether it answers, and where the embedded default keeps its files."""
 
 import logging
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Before MLflow is imported: it reports usage to its makers unless told not to, prints links from any thread, and draws
-# a progress bar for every file of a kilobyte.
+# Before MLflow is imported: by default it reports usage to its makers, prints links from any thread, and draws a
+# progress bar for every file of a kilobyte.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -26,7 +26,7 @@ from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
 from bit_ray.uris import MASK, shown
 
-# Creating the embedded store is no news to the user.
+# The user need not read that the embedded store is created.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 PROBE_SECONDS = 5.0
@@ -37,7 +37,7 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 def tracking_uri(uri: str, storage: str | None = None) -> str:
     """Return the tracking URI to use: the given one, else ``$MLFLOW_TRACKING_URI``, else SQLite in ``storage``.
 
-    SQLite files come back with an absolute path, so that workers with another current directory mean the same file.
+    SQLite files get an absolute path, so that workers with another current directory use the same file.
 
     Raises:
         TrackingError: no URI and no local storage for the default, or a kind of URI that is not supported.
@@ -58,7 +58,7 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
         )
     try:
         parts = urlsplit(uri)
-        _ = parts.port  # which is only read now
+        _ = parts.port  # parsed only here
     except ValueError:
         raise TrackingError(
             f"tracking.uri: {shown(uri)}: not a URI; accepted: {_ACCEPTED}; write what is special in a password as %2F "
@@ -73,12 +73,12 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client of a server that answers now; at most about 10 seconds pass before it is found not to.
+    """Return a client of a server that answers now; fails after at most about 10 seconds.
 
-    A SQLite file that is not there is made; see `bit_ray.tracking.embedded`.
+    A missing SQLite file is made; see `bit_ray.tracking.embedded`.
 
     Raises:
-        TrackingError: it cannot be reached, refuses the credentials, or is no MLflow server.
+        TrackingError: it cannot be reached, refuses the credentials, or is not an MLflow server.
         ConfigError: other processes have been making the SQLite file for minutes.
     """
     probe(uri)
@@ -86,7 +86,7 @@ def connect(uri: str) -> MlflowClient:
         if uri.startswith("sqlite:"):
             prepare_store(sqlite_file(uri))
         client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)  # a database on a server is opened and, when new, set up by this
+        client.search_experiments(max_results=1)  # this opens a database on a server and, if it is new, sets it up
     except BitRayError:
         raise
     except Exception as error:
@@ -95,10 +95,10 @@ def connect(uri: str) -> MlflowClient:
 
 
 def probe(uri: str) -> None:
-    """Ask the server for a sign of life, once and without MLflow's minutes of retries.
+    """Check that the server answers, once and without MLflow's minutes of retries.
 
     Raises:
-        TrackingError: none came within seconds.
+        TrackingError: no answer came within seconds.
     """
     remedy = "start the server, correct tracking.uri, or unset it and MLFLOW_TRACKING_URI for a local file"
     parts = urlsplit(uri)
@@ -117,10 +117,10 @@ def probe(uri: str) -> None:
 
 
 def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -> str:
-    """Return the id of the experiment of this name, made when there is none.
+    """Return the id of the experiment of this name; it is made if there is none.
 
-    Its artifacts go where the server says. Without a server they go next to the SQLite file, or into ``storage``, and
-    never into a folder below whatever the current directory happens to be, which is MLflow's own default.
+    Its artifacts go where the server says. Without a server they go next to the SQLite file, or into ``storage``, but
+    never into a folder below the current directory, which is MLflow's own default.
 
     Raises:
         TrackingError: it was deleted, or cannot be made.
@@ -183,7 +183,7 @@ def _probe_http(uri: str) -> None:
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> None:
-    """Run the function and raise what it raises, or TimeoutError when it has not ended in time."""
+    """Run the function; raise its exception, or TimeoutError if it does not end in time."""
     raised: list[BaseException] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""A queue on disk: what is to be sent to MLflow survives an outage of the server and the end of the process."""
+"""A queue on disk: operations for MLflow survive an outage of the server and the end of the process."""
 
 import json
 import shutil
@@ -22,12 +22,12 @@ class Spool:
     """Operations in the order in which they were made, as numbered JSONL segments in one directory.
 
     Every line has reached the operating system when ``append`` returns, so a killed process loses at most the line that
-    it was writing. Segments are sent whole and then dropped; one that was sent and not yet dropped is sent again,
-    so what is sent must bear repetition. One process at a time uses a directory.
+    it was writing. Segments are sent whole and then deleted. One that was sent but not yet deleted is sent again, so
+    operations must be repeatable. One process at a time uses a directory.
     """
 
     def __init__(self, directory: Path):
-        """Open the queue in ``directory``, which is made with the first operation; what is there stays queued."""
+        """Open the queue in ``directory``, which is made with the first operation; existing operations stay queued."""
         self.directory = directory
         self._lock = threading.Lock()
         self._file: FileIO | None = None
@@ -53,7 +53,7 @@ class Spool:
             self._room -= 1
 
     def add_file(self, path: Path) -> str:
-        """Copy a file or a directory into the queue and return its place there, for use in an operation."""
+        """Copy a file or a directory into the queue and return its path there, for use in an operation."""
         place = Path("files", uuid.uuid4().hex, path.name)
         target = self.directory / place
         target.parent.mkdir(parents=True)
@@ -78,7 +78,7 @@ class Spool:
         return [operation for segment in self.segments() for operation in read_segment(segment)]
 
     def refuse(self, operations: Iterable[Operation], reason: str) -> None:
-        """Put aside what the server will never take, in ``refused.jsonl``."""
+        """Move operations that the server will never accept to ``refused.jsonl``."""
         with open(self.directory / "refused.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps({**operation, "refused": reason}) + "\n" for operation in operations)
 
@@ -87,7 +87,7 @@ class Spool:
         shutil.rmtree((self.directory / place).parent, ignore_errors=True)
 
     def remove_if_empty(self) -> None:
-        """Remove the directory, unless something waits in it or was refused."""
+        """Remove the directory, unless it has waiting or refused operations."""
         if not self.seal() and not (self.directory / "refused.jsonl").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -116,7 +116,7 @@ def read_segment(segment: Path) -> list[Operation]:
 
 
 def spool_directory(storage: str, run_id: str) -> Path:
-    """Return where a run's queue lives: in its storage, or in the cache of this machine for storage that is remote."""
+    """Return the folder of a run's queue: in its storage, or for remote storage in the cache of this machine."""
     return (local_path(storage) or store.cache_folder()) / "spool" / run_id
 
 

@@ -1,4 +1,4 @@
-"""What the machine is doing, as metrics."""
+"""The load of the machine, as metrics."""
 
 import sys
 from contextlib import suppress
@@ -12,7 +12,7 @@ def system_metrics(disk: str = "/") -> dict[str, float]:
     """Return the load of this machine and process, in percent and GB (1e9 bytes), by names ``system/...``.
 
     CPU percent is since the previous call (0 in the first one). ``disk`` is a local path on the disk to watch. GPU
-    figures are those of the current CUDA device, when PyTorch is loaded and has one.
+    figures are those of the current CUDA device, if PyTorch is loaded and has one.
     """
     memory = psutil.virtual_memory()
     metrics = {

@@ -1,4 +1,4 @@
-"""Before a run: what the resolved plan looks like, and what would fail later."""
+"""Checks before a run: print the resolved plan, and find what would fail later."""
 
 import os
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ _MOST_SHARDS_LOOKED_AT = 1000
 
 
 def check_settings(plan: TrainPlan, runtime: Runtime) -> None:
-    """Find what would fail later, from the settings alone.
+    """Find what would fail later, using only the settings.
 
     Raises:
         ConfigError: There is no such network, or the batch cannot be shared out.
@@ -41,8 +41,8 @@ def preflight(
         shards: URI of the training shards.
         manifest: Their manifest.
         runtime: How it is carried out.
-        dry_run: Print the plan, and the time that it will take as some steps of it tell.
-        subset: For a dry run: what is drawn from the shards, where not all of them is trained on.
+        dry_run: Print the plan, and an estimate of its time from some of its steps.
+        subset: For a dry run: what is drawn from the shards, if the run does not train on all of them.
 
     Returns:
         Whether to go on.
@@ -52,7 +52,7 @@ def preflight(
             out are in shards that are missing or cut short.
     """
     check_settings(plan, runtime)
-    # Every shard of a small set is looked at; of a very large one, enough to find a wrong place or a lost folder.
+    # Every shard of a small set is checked; of a very large one, enough to find a wrong path or a lost folder.
     checked = manifest.shards[:: -(-len(manifest.shards) // _MOST_SHARDS_LOOKED_AT)]
     sizes = store.file_sizes([store.join(shards, shard.path) for shard in checked])
     wrong = [(shard, size) for shard, size in zip(checked, sizes, strict=True) if size != shard.num_bytes]

@@ -24,13 +24,13 @@ _TRAIN = {"all": 0, "head": 0, "norm_bias": 0, "stages": 4, "adapters": 4096}
 
 
 def parse_train(train: str) -> tuple[str, int]:
-    """Split what is to be trained into its name and number (0 where there is none).
+    """Split a value of ``train`` into its name and number (0 if it has none).
 
     ``all``; ``head``; ``stages:K``, the last K of the four stages; ``norm_bias``, the affine of every GroupNorm and
     the head's bias; ``adapters:R``, an update of rank R to the kernel of every convolution. The head is always trained.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: It has another form.
     """
     name, colon, number = train.partition(":")
     most = _TRAIN.get(name, 0)

@@ -13,7 +13,7 @@ from bit_ray.training.config import Precision
 
 # Numbers of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-# From here on bfloat16 pays on a CPU with AMX.
+# From these sizes on, bfloat16 is faster on a CPU with AMX.
 _AMX_FEATURES, _AMX_PIXELS = 2048, 64
 
 
@@ -23,12 +23,12 @@ def resolve_precision(
     """Return the dtype of the convolutions.
 
     ``auto`` takes bfloat16 on GPUs with tensor cores for it, and on CPUs with AMX for networks of full width and crops
-    of 64 pixels or more, whose steps take 0.66 to 0.85 of the time in float32; half as wide they take 1.06 to 1.28 of
-    it (benchmarks/results/2026-11-28-xeon-amx-precision.md). Without AMX or AVX512-BF16 bfloat16 is an order of
+    of 64 pixels or more. Their steps take 0.66 to 0.85 of the time in float32; networks half as wide take 1.06 to 1.28
+    of it (benchmarks/results/2026-11-28-xeon-amx-precision.md). Without AMX or AVX512-BF16, bfloat16 is an order of
     magnitude slower than float32.
 
     Args:
-        precision: What was asked for.
+        precision: The setting.
         device: Where the network is.
         num_features: Channels that the head sees; R50x1 has 2048.
         crop_size: Side of the images, pixels.
@@ -53,10 +53,10 @@ def resolve_precision(
 
 @contextmanager
 def worker_threads(device: str) -> Iterator[None]:
-    """Compute on as many threads as a worker, which has one CPU: another number has another speed and rounding.
+    """Use as many threads as a worker, which has one CPU: speed and rounding depend on the number.
 
     Args:
-        device: Type of the device, ``cpu`` or ``cuda``, where nothing changes.
+        device: Type of the device, ``cpu`` or ``cuda``; nothing changes for ``cuda``.
     """
     before = torch.get_num_threads()
     if device == "cpu":
@@ -68,10 +68,10 @@ def worker_threads(device: str) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory of freed tensors for the next ones, for good.
+    """Let this process keep the memory of freed tensors for the next ones, until it ends.
 
-    By default glibc gives a large block back to the kernel and asks for it again, thousands of page faults in every
-    step of a network on a CPU. Does nothing where the C library is another one.
+    By default glibc returns large blocks to the kernel and requests them again: thousands of page faults in every step
+    of a network on a CPU. Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -81,7 +81,7 @@ def keep_freed_memory() -> None:
 
 
 def normalize(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pixels as the network takes them.
+    """Convert pixels to the network's input.
 
     Args:
         images: ``[B, H, W, 3] uint8``.
@@ -94,10 +94,10 @@ def normalize(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Lay the kernels out channels-last, in place.
+    """Make the kernels channels-last, in place.
 
-    A 1x1 kernel is channels-last and contiguous at once; it gets the strides of a contiguous one, which its gradient
-    has too, or else DistributedDataParallel copies the gradient (and says so).
+    A 1x1 kernel is both channels-last and contiguous. It gets the strides of a contiguous one, as its gradient has;
+    otherwise DistributedDataParallel copies the gradient (and warns).
     """
     model.to(memory_format=torch.channels_last)
     for p in model.parameters():

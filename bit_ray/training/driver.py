@@ -1,8 +1,8 @@
 """From a plan to a trained model: the driver's side of a run.
 
-The driver owns the terminal and the MLflow run; workers only report. A run lives in ``STORAGE/NAME``: Ray Train's
-checkpoints and the files of `bit_ray.run_folder`. Starting it again with the same name
-continues it, or returns the result at once.
+The driver owns the terminal and the MLflow run; workers only report. ``STORAGE/NAME`` has the run's files: Ray Train's
+checkpoints and the files of `bit_ray.run_folder`. Starting a run again with the same name continues it, or returns the
+result at once.
 """
 
 import json
@@ -47,7 +47,7 @@ _LISTED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """Where a finished run left its model."""
+    """A finished run: where its model is, and what it reported."""
 
     package_uri: str
     """Directory of the last checkpoint, which is a model that `bit_ray.load_model` reads."""
@@ -73,7 +73,7 @@ Test = Callable[[TrainResult, TrackedRun, Resources], dict[str, float]]
 
 
 def _finished(folder: RunFolder, plan: TrainPlan) -> TrainResult | None:
-    """Return the result of the run, if it is done already.
+    """Return the result of the run, if it is finished already.
 
     Raises:
         ConfigError: The name belongs to a run with another plan.
@@ -108,7 +108,7 @@ def train(
     test: Test | None = None,
     probe_task: ProbeTask | None = None,
 ) -> TrainResult:
-    """Carry out a plan on the cluster, from where the run of this name stands.
+    """Carry out a plan on the cluster, from the last step of the run of this name.
 
     Args:
         config: The user's settings: the run's name and storage, how to carry it out, where to record it.
@@ -120,7 +120,7 @@ def train(
         probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
 
     Raises:
-        BitRayError: Anything the user can put right.
+        BitRayError: Anything the user can fix.
     """
     shards = store.absolute(shards)  # workers have other current directories
     name, runtime, folder = config.name, config.runtime, RunFolder.of(config.storage, config.name)
@@ -152,7 +152,7 @@ def train(
             tags={f"bit_ray.{k}": v for k, v in identity.items()},
             kind=plan.kind,
         ) as run:
-            # From here on the name belongs to this plan.
+            # From now on the name belongs to this plan.
             store.write_json(folder.plan, to_dict(RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))))
             spec = ModelSpec(
                 model=plan.model,
@@ -210,13 +210,13 @@ def _fit(
         storage_path=path,
         storage_filesystem=filesystem,
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=runtime.num_checkpoints_to_keep),
-        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say the same, shorter
+        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say the same in fewer words
     )
     scaling = ray.train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
-        # Without GPUs a worker's readers need its node's cores; with them, workers should be near each other.
+        # Without GPUs a worker's readers need its node's cores; with GPUs, workers should be on few nodes.
         placement_strategy="PACK" if use_gpu else "SPREAD",
     )
     try:
@@ -232,7 +232,7 @@ def _fit(
                     result = trainer.fit()
                 break
             except ray.train.TrainingFailedError as error:
-                # What the user must put right would only fail again; Ray Train's own retries cannot tell the two apart.
+                # What the user must fix would only fail again; Ray Train's own retries cannot tell the two apart.
                 cause = root_cause(error)
                 if cause is not None:
                     raise cause from None
@@ -278,7 +278,7 @@ def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:
 
 
 def _report_bad_images(bad_images: list[BadExample], run: TrackedRun) -> None:
-    """Show and record what a run has left out; a restarted worker group reports again what it knew."""
+    """Show and record the images a run has left out; a restarted worker group reports its known ones again."""
     unique = list({(bad.shard, bad.row): bad for bad in bad_images}.values())
     run.log_text(json.dumps([to_dict(bad) for bad in unique], indent=1), BAD_IMAGES_FILE)
     rows = [(bad.id or "(unknown)", bad.shard, str(bad.row), bad.reason) for bad in unique[:_LISTED]]
@@ -288,7 +288,7 @@ def _report_bad_images(bad_images: list[BadExample], run: TrackedRun) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn what Ray Train makes of Ctrl-C, an exit with status 0, back into a KeyboardInterrupt."""
+    """Raise KeyboardInterrupt on Ctrl-C, which Ray Train turns into an exit with status 0."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

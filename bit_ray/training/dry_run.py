@@ -17,7 +17,7 @@ _SECONDS_FOR_A_PLACE = 120.0
 
 
 def worker_speed(plan: TrainPlan, runtime: Runtime, num_workers: int, use_gpu: bool, *, local: bool) -> Speed | None:
-    """Speed of one worker, measured in this process, or on the running cluster; None if that has no place free soon.
+    """Speed of one worker, measured in this process or on the running cluster; None if no slot there is free soon.
 
     Raises:
         ConfigError: The batch cannot be shared out, or a micro-batch does not fit into a GPU.
@@ -48,7 +48,7 @@ def describe(
         manifest: Of the shards.
         num_workers: Training workers.
         speed: Of one of them; None: not known.
-        subset: What is drawn from the shards, where not all of them is trained on.
+        subset: What is drawn from the shards, if the run does not train on all of them.
 
     Raises:
         ConfigError: The batch cannot be shared out over the workers.

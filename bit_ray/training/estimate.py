@@ -1,4 +1,4 @@
-"""How fast a plan will be trained, from a few real steps of it on the device at hand. PyTorch only."""
+"""How fast a plan will be trained, from a few real steps of it on this device. PyTorch only."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from bit_ray.training.device import worker_threads
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
 
-# What a CPU core trains in about two seconds per image; larger ones are judged by a network that it can.
+# What a CPU core trains in about two seconds per image; the speed of larger networks is estimated from a smaller one.
 _MOST_MACS_ON_CPU = 25e9
 _STAND_IN, _STAND_IN_CROP = "R50x1", 224
 _SECONDS = 2.0
@@ -41,14 +41,14 @@ def multiply_adds(model: str, crop_size: int) -> float:
 def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batch_size: int) -> Speed:
     """Train on random images with the plan's network, view and optimizer for some seconds.
 
-    On a CPU one thread is used, as of a training worker; a network too large for it is judged by a smaller one, in
-    proportion to their multiply-adds.
+    On a CPU one thread is used, as in a training worker. The speed of a network too large for it is estimated from a
+    smaller one, in proportion to their multiply-adds.
 
     Args:
         plan: What is to be trained.
-        precision: As of the run.
+        precision: The run's setting.
         device: ``cpu`` or ``cuda``.
-        micro_batch_size: Images per forward and backward pass; fewer where they take more than a second or two.
+        micro_batch_size: Images per forward and backward pass; fewer if they take more than a second or two.
 
     Raises:
         ConfigError: The micro-batch does not fit into the GPU's memory.

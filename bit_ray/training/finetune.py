@@ -1,4 +1,4 @@
-"""Transfer: BiT-HyperRule meets a shard set and pre-trained weights."""
+"""Transfer: fine-tune pre-trained weights on a shard set by BiT-HyperRule."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -48,7 +48,7 @@ def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Sub
 
 
 def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, output: str) -> None:
-    """Draw a few-shot subset and write it as a shard set of its own, with its index file next to it.
+    """Draw a few-shot subset and write it as a separate shard set, with its index file next to it.
 
     Raises:
         DataError: A class has too few examples.
@@ -85,7 +85,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     """Fine-tune, evaluate, record and register; None after a dry run.
 
     Raises:
-        BitRayError: Anything the user can put right.
+        BitRayError: Anything the user can fix.
     """
     check_name(config.register.name or config.name, config.register.alias)
     check_package_uri(store.absolute(config.storage), "storage")
@@ -114,7 +114,7 @@ def _finetune(
     shards, subset = config.shards, ""
     rule = hyperrule(
         config.shots * manifest.num_classes if config.shots else manifest.num_examples,
-        manifest.median_image_size,  # of the whole task, whatever is drawn from it
+        manifest.median_image_size,  # of the full task, not of the subset drawn
         config.profile,
         model,
         random_crop=config.random_crop,

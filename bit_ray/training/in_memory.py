@@ -1,4 +1,4 @@
-"""Training on examples held in memory, in this process: what few-shot studies run by the dozen. PyTorch only.
+"""Training on examples held in memory, in this process, as few-shot studies need it. PyTorch only.
 
 It follows the same plan, order, views and step as a run on the cluster.
 """
@@ -31,7 +31,7 @@ class Examples:
     """``[N]`` class indices."""
 
     def subset(self, indices: npt.NDArray[np.int64]) -> "Examples":
-        """The examples at these places."""
+        """The examples at these indices."""
         return Examples(tuple(self.ids[i] for i in indices), [self.images[i] for i in indices], self.labels[indices])
 
 
@@ -64,7 +64,7 @@ def fit(
     learner = Learner(plan, torch.device(device), init_weights=init_weights, micro_batch_size=micro_batch_size)
     order = Order(
         shard_sizes=(plan.num_examples,),
-        row_group_size=1,  # nothing is read in groups here, so the shuffle is as good as it gets
+        row_group_size=1,  # nothing is read in groups here: a full shuffle
         global_batch_size=plan.global_batch_size,
         seed=plan.seed,
         shuffle=plan.shuffle,

@@ -22,14 +22,14 @@ class InitialWeights:
     digest: str
     """SHA-256 of the file they came from."""
     parent: str
-    """What a registered model calls its parent."""
+    """Name of the parent in a registered model."""
 
 
 def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
     """Read weights to start from: a saved model, or those of another program (see `bit_ray.weights.read`).
 
     Raises:
-        ModelError: There are none, they are damaged, or they are for other input.
+        ModelError: They do not exist, are damaged, or are for other input.
     """
     if foreign := foreign_path(uri):
         weights = read_weights(foreign)
@@ -40,7 +40,7 @@ def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
         low, high = classifier.spec.input_range
         parent = uri if uri.startswith("models:/") else classifier.spec.provenance.get("run_name", uri)
         init = InitialWeights(classifier.spec.model, classifier.model.state_dict(), classifier.sha256, parent)
-    if (low, high) != (-1.0, 1.0):  # what `bit_ray.training.device.normalize` makes
+    if (low, high) != (-1.0, 1.0):  # the range of `bit_ray.training.device.normalize`
         raise ModelError(
             f"{uri}: made for pixels from {low:g} to {high:g}; accepted: -1 to 1, as of all BiT weights; "
             "choose other weights"

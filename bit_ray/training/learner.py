@@ -1,6 +1,6 @@
 """A learner: the network, optimizer and step of a plan on one device. PyTorch only.
 
-Everything that trains makes one: a Ray Train worker, training in memory, a replay, an estimate of the time.
+All training uses it: a Ray Train worker, training in memory, a replay, an estimate of the time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Learner:
         num_workers: Workers that share the global batch.
 
     Raises:
-        ConfigError: The precision or the sizes cannot be had.
+        ConfigError: The precision or the sizes are not possible.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Learner:
         self.dtype = resolve_precision(
             precision, device, num_features=self.model.num_features, crop_size=plan.view.crop_size
         )
-        """Of the convolutions."""
+        """Data type of the convolutions."""
         to_channels_last(self.model)
         self.model.train()
         self.optimizer = build_optimizer(self.model, plan)
@@ -80,7 +80,7 @@ class Learner:
         self._step.model = wrapped
 
     def targets(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return what the objective makes of the rows of a batch; see `step`."""
+        """Return the objective's targets for the rows of a batch; see `step`."""
         return self._step.objective.targets(rows)
 
     def step(self, step: int, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +109,7 @@ class Learner:
 
 
 def build_model(plan: TrainPlan, init_weights: Mapping[str, torch.Tensor] | None) -> Network:
-    """The network at step 0, seeded, or the given trunk under a zero head; frozen where the plan does not train it.
+    """The network at step 0, seeded, or the given trunk with a zero head; frozen where the plan does not train it.
 
     Args:
         plan: Names the architecture, the seed and the head's initial bias.

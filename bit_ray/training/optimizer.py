@@ -11,7 +11,7 @@ INITIAL = "initial"
 def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
     """SGD with momentum on what is trained; weight decay on kernels, not norms or biases (big_vision:optax.py).
 
-    The weights that a plan decays to lie in the optimizer's state: those of now.
+    If a plan decays to its initial weights, the optimizer's state has them: a copy made here.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     kernels = [p for p in trained if p.ndim > 1]
@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
     groups = [{"params": kernels, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=plan.momentum, fused=True)
     if plan.momentum:
-        # The first step makes the same of zeros as of nothing, and a step that is left out does not leave garbage.
+        # The first step gives the same with zeros as with no buffer, and a skipped step does not leave garbage.
         for p in trained:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     if plan.decay_to_init:
@@ -35,7 +35,7 @@ def initial_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 @torch.no_grad()
 def pull_to_initial(optimizer: torch.optim.Optimizer) -> None:
-    """Take the decay of the initial weights out of the gradients, so that SGD decays what has changed since."""
+    """Subtract the decay of the initial weights from the gradients, so that SGD decays only the change since then."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None and (initial := optimizer.state[p].get(INITIAL)) is not None:

@@ -1,7 +1,7 @@
 """How much of a network is trained: all of it, or a part of it. PyTorch only.
 
-A frozen tensor needs no gradient and no momentum, and where nothing before a layer is trained, autograd keeps nothing
-of what comes before it: the forward pass is the same to the last bit, only cheaper.
+A frozen tensor needs no gradient and no momentum. If no layer before a trained one is trained, autograd stores nothing
+for those layers: the forward pass is cheaper, and the same to the last bit.
 """
 
 import torch
@@ -17,7 +17,7 @@ class LowRank(nn.Module):
     """A kernel plus a product of two thin matrices (Hu et al., arXiv 2106.09685), which starts at zero.
 
     The product is added to the raw kernel, before Weight Standardization, so that the sum is an ordinary kernel and
-    merging changes nothing. Nothing scales it: ``down`` starts with orthonormal rows, so that the first step of SGD
+    merging changes nothing. It has no scale factor: ``down`` starts with orthonormal rows. So the first step of SGD
     moves the kernel as full training would, projected onto ``rank`` random directions of the kernel's inputs, and the
     HyperRule's learning rate keeps its meaning.
 
@@ -38,18 +38,18 @@ class LowRank(nn.Module):
     def forward(self, kernel: Tensor) -> Tensor:
         """Return the sum, ``[O, I, H, W]`` in channels_last memory format."""
         num_outputs, num_inputs, height, width = kernel.shape
-        with torch.autocast(kernel.device.type, enabled=False):  # what is merged must be what was trained with
+        with torch.autocast(kernel.device.type, enabled=False):  # merge exactly what was trained
             update = self.up @ self.down
         return kernel + update.view(num_outputs, height, width, num_inputs).permute(0, 3, 1, 2)
 
 
 def set_trainable(model: Network, train: str) -> None:
-    """Freeze what is not trained, and put adapters on every convolution if it is they that are.
+    """Freeze what is not trained; to train adapters, add one to every convolution.
 
     Args:
-        model: With all of it trainable.
-        train: See `bit_ray.training.config.parse_train`. The head is trained in any case, and with ``stages:K`` so is
-            the norm behind the last stage. A frozen BatchNorm keeps its statistics, too.
+        model: All of it trainable.
+        train: See `bit_ray.training.config.parse_train`. The head is always trained; with ``stages:K`` also the norm
+            after the last stage. A frozen BatchNorm keeps its statistics, too.
     """
     part, number = parse_train(train)
     if part == "all":
@@ -66,23 +66,23 @@ def set_trainable(model: Network, train: str) -> None:
     if part == "adapters":
         for convolution in convolutions:
             adapter = LowRank(torch.as_tensor(convolution.weight), number)
-            # "unsafe" only leaves out a trial run.
+            # "unsafe" only skips a trial run.
             parametrize.register_parametrization(convolution, "weight", adapter, unsafe=True)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether some kernel is still the sum of two."""
+    """Whether a kernel still has an unmerged adapter."""
     return any(parametrize.is_parametrized(module) for module in model.modules())
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Frozen kernels and their adapters by name, which merged weights no longer tell apart; none without adapters."""
+    """Frozen kernels and their adapters by name, which merged weights do not separate; empty without adapters."""
     return {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." in name}
 
 
 def load_merged(model: Network, merged: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
     """Restore a model in place from its merged weights and its `adapter_tensors`."""
-    kept = model.state_dict().keys()  # where there are adapters, merged kernels are not among them
+    kept = model.state_dict().keys()  # with adapters, it has no merged kernels
     model.load_state_dict({name: tensor for name, tensor in merged.items() if name in kept} | adapters)
 
 
@@ -102,14 +102,14 @@ def merged(model: Network) -> Network:
 
 
 def merge_adapters(model: Network) -> None:
-    """Add adapters to their kernels for good, in place."""
+    """Add adapters to their kernels permanently, in place."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
 def count_parameters(model: str, num_classes: int, train: str) -> tuple[int, int]:
-    """Numbers a run trains, and numbers of the network that comes out."""
+    """Count of parameters that a run trains, and of those of the resulting network."""
     with torch.device("meta"):
         network = create_model(model, num_classes)
         total = sum(p.numel() for p in network.parameters())

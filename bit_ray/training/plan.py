@@ -1,4 +1,4 @@
-"""What a training run is, fully resolved: everything that decides the weights that come out, and nothing else.
+"""The plan of a training run, fully resolved: everything that decides the resulting weights, and nothing else.
 
 A recipe and a manifest become a `TrainPlan` once, on the driver. ``--dry-run`` prints it, every worker follows it,
 every checkpoint carries it, and its digest is the run's identity. How the plan is carried out (workers, micro-batches,
@@ -22,7 +22,7 @@ from bit_ray.training.config import parse_train
 Loss = Literal["softmax", "sigmoid"]
 
 _PAPER_NORM_BATCH = 32
-# Runs begun before there was a choice keep their identity: what is as it was then has no part in the digest.
+# Runs started before these settings existed keep their identity: their default values are not part of the digest.
 _OFF: dict[str, Any] = {"train": "all", "decay_to_init": False, "dropout": 0.0, "norm_batch": 0}
 
 
@@ -108,7 +108,7 @@ class TrainPlan:
     def digest(self) -> str:
         """SHA-256 of the plan: the same plan on the same data gives the same weights, up to rounding."""
         plan = to_dict(self)
-        plan["norm_batch"] = self.batch_of_statistics  # none with GroupNorm, where the split of a batch changes nothing
+        plan["norm_batch"] = self.batch_of_statistics  # 0 with GroupNorm: splitting a batch changes nothing
         for name, off in _OFF.items():
             if plan[name] == off:
                 del plan[name]
@@ -118,8 +118,8 @@ class TrainPlan:
     def batch_of_statistics(self) -> int:
         """Images over which BatchNorm takes its statistics; 0 with GroupNorm.
 
-        Left to us, it is 32, as on each chip in the paper's comparison (§4.3), or the whole batch where 32 does not
-        divide that. A BatchNorm over workers always takes the whole batch.
+        The default is 32, as on each chip in the paper's comparison (§4.3), or the whole batch if 32 does not divide
+        it. A BatchNorm over workers always takes the whole batch.
         """
         statistics = model_config(self.model, self.num_classes).batch_statistics
         if statistics == "none":
@@ -156,7 +156,7 @@ def transfer_plan(
     train: str = "all",
     norm_batch: int = 0,
 ) -> TrainPlan:
-    """The HyperRule's settings for the data at hand, as a plan."""
+    """The HyperRule's settings for this data, as a plan."""
     return TrainPlan(
         kind="finetune",
         model=model,

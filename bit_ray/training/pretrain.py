@@ -1,4 +1,4 @@
-"""Upstream pre-training: a recipe meets a shard set."""
+"""Upstream pre-training: a recipe applied to a shard set."""
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
@@ -15,7 +15,7 @@ from bit_ray.training.plan import TrainPlan
 
 
 def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:
-    """Resolve the recipe against the data at hand.
+    """Resolve the recipe for the data.
 
     Raises:
         ConfigError: The recipe does not fit the data: fewer steps than the warm-up, softmax with several labels.
@@ -35,7 +35,7 @@ def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:
             random_flip=recipe.random_flip,
         ),
         resize_mode="shorter_side",
-        # 256 for a crop of 224 (big_vision:configs/bit_i21k.py), and in that proportion for other sizes.
+        # 256 for a crop of 224 (big_vision:configs/bit_i21k.py), and in proportion for other sizes.
         resize_size=round(recipe.crop_size * 256 / 224),
         loss=recipe.loss_for(manifest.multi_label),
         schedule=recipe.schedule(manifest.num_examples),
@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig) -> Trained | None:
     """Pre-train, record and register; None after a dry run.
 
     Raises:
-        BitRayError: Anything the user can put right.
+        BitRayError: Anything the user can fix.
     """
     check_name(config.register.name or config.name, config.register.alias)
     check_package_uri(store.absolute(config.storage), "storage")

@@ -14,8 +14,8 @@ _NAMED = 3
 class Quarantine:
     """The bad images a run has met.
 
-    Each is counted once, however many epochs meet it again. Its slot stays a hole: no other image's step changes, and
-    the sum of the losses is divided by the same global batch size.
+    Each is counted once, even if more epochs meet it. Its slot stays empty: no other image's step changes, and the sum
+    of the losses is divided by the same global batch size.
 
     Args:
         known: Those met before the run was resumed.
@@ -31,7 +31,7 @@ class Quarantine:
 
     @property
     def known(self) -> tuple[BadExample, ...]:
-        """All that every worker knows of."""
+        """All that every worker knows."""
         return tuple(self._known.values())
 
     def meet(self, bad: Iterable[BadExample]) -> None:

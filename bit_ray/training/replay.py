@@ -1,4 +1,4 @@
-"""Train a stretch of a recorded run once more, from its checkpoint, to see whether the recorded loss comes out."""
+"""Train some steps of a recorded run again, from its checkpoint, to see whether they give the recorded loss."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,24 +25,24 @@ from bit_ray.training.run import recorded_plan
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came out of a stretch of steps the second time."""
+    """Losses of steps that were trained again, and the recorded loss."""
 
     start_step: int
     """Step of the checkpoint that the replay started from; 0 is the fresh network."""
     losses: dict[int, float]
     """Mean loss of each step that was trained again."""
     first_step: int
-    """First step of the recorded stretch."""
+    """First step of the recorded mean."""
     last_step: int
-    """Last step of it."""
+    """Its last step."""
     recorded: float
-    """Its mean loss, as MLflow has it."""
+    """The mean loss recorded in MLflow."""
     replayed: float
-    """Its mean loss now."""
+    """The mean loss now."""
 
 
 def replay(config: ReplayConfig) -> Replayed:
-    """Train the steps up to the recorded loss that a step has a part in, in this process.
+    """Train the steps up to the recorded mean loss that includes a step, in this process.
 
     The same number of workers and micro-batches gives the same bits on a CPU; any other the same up to rounding.
 
@@ -90,13 +90,13 @@ def replay(config: ReplayConfig) -> Replayed:
         first_step=begin,
         last_step=stop - 1,
         recorded=dict(history)[stop],
-        # Summed in float32, as the run does it.
+        # Summed in float32, as in the run.
         replayed=float(np.sum([np.float32(losses[step]) for step in range(begin, stop)]) / np.float32(stop - begin)),
     )
 
 
 def precision_of(folder: RunFolder, step: int, device: torch.device) -> Precision:
-    """Return the precision that a step was computed in; ``auto`` for a run that did not record it.
+    """Return the precision of a step; ``auto`` for a run that did not record it.
 
     Raises:
         ModelError: This device cannot compute in it.
@@ -114,7 +114,7 @@ def precision_of(folder: RunFolder, step: int, device: torch.device) -> Precisio
 
 
 def _checkpoint_before(folder: RunFolder, step: int, plan: TrainPlan) -> tuple[int, str]:
-    """Return the step and the URI of the latest checkpoint that no step before ``step`` is missing from."""
+    """Return the step and the URI of the latest checkpoint at or before ``step``; no URI for the fresh network."""
     kept = folder.checkpoints(TRAINING_FILE)
     before = [number for number in kept if number <= step]
     if before:

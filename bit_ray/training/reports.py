@@ -1,4 +1,4 @@
-"""The way of a worker's metrics to the driver, which shows them and hands them to MLflow."""
+"""Sends a worker's metrics to the driver, which shows them and passes them to MLflow."""
 
 import threading
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report_queue() -> Queue:
-    """The way of metrics from rank 0 to the driver, on the driver's node: it lives as long as the driver can.
+    """Queue of metrics from rank 0 to the driver, on the driver's node, so no other node's failure ends it.
 
     Not ``ray.train.report``, which its controller collects every two seconds and which blocks the worker until then.
     """
@@ -34,7 +34,7 @@ class Listener(threading.Thread):
         progress: TrainingProgress,
         on_checkpoint: Callable[[int], None],
     ):
-        """``on_checkpoint`` is told the step of each checkpoint that is whole; it must not wait."""
+        """``on_checkpoint`` gets the step of each complete checkpoint; it must not wait."""
         super().__init__(name="reports", daemon=True)
         self.reports, self.tracked, self.progress, self.on_checkpoint = reports, run, progress, on_checkpoint
         self.history: list[dict[str, Any]] = []

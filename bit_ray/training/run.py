@@ -8,11 +8,11 @@ from bit_ray.training.plan import TrainPlan
 
 
 def recorded_plan(run_uri: str) -> tuple[TrainPlan, str]:
-    """Read a run's plan, and where the shard set lay that it trained on.
+    """Read a run's plan, and the URI of the shard set that it trained on.
 
     Raises:
         ModelError: There is no run, or its plan is damaged.
-        DataError: The file is no record of a run.
+        DataError: The file is not a record of a run.
     """
     path = RunFolder(run_uri).plan
     if not store.exists(path):

@@ -1,6 +1,6 @@
-"""How a global batch is shared out: slots for each worker, micro-batches of a share. Shares may be uneven.
+"""How a global batch is divided: slots for each worker, micro-batches of a share. Shares may be uneven.
 
-The loss is divided by the global batch and gradients are summed, so how a batch is cut changes only rounding.
+The loss is divided by the global batch and gradients are summed, so how a batch is split changes only rounding.
 """
 
 from bit_ray.errors import ConfigError
@@ -13,8 +13,8 @@ def share_out(plan: TrainPlan, runtime: Runtime, num_workers: int) -> tuple[list
     """Return the slots of each worker, and the examples per forward and backward pass.
 
     Raises:
-        ConfigError: There are more workers than shares, MixUp's pairs would be cut, or the images over which BatchNorm
-            takes its statistics.
+        ConfigError: There are more workers than shares, or the split would separate MixUp's pairs or the images over
+            which BatchNorm takes its statistics.
     """
     pairs = plan.mixup_alpha > 0
     group = group_size(plan)
@@ -31,10 +31,10 @@ def group_size(plan: TrainPlan) -> int:
 def plan_micro_batch(plan: TrainPlan, largest_share: int, micro_batch_size: int) -> int:
     """Return the examples per forward and backward pass; see `micro_batch`.
 
-    With BatchNorm they are no free choice: what a pass sees, or all workers in one, is what statistics are taken over.
+    With BatchNorm the number is fixed: statistics are taken over the images of one pass, of one or of all workers.
 
     Raises:
-        ConfigError: The size would cut MixUp's pairs or change what BatchNorm learns.
+        ConfigError: The size would split MixUp's pairs or change what BatchNorm learns.
     """
     if not (statistics := plan.batch_of_statistics):
         return micro_batch(largest_share, micro_batch_size, pairs=plan.mixup_alpha > 0)
@@ -49,7 +49,7 @@ def plan_micro_batch(plan: TrainPlan, largest_share: int, micro_batch_size: int)
 
 
 def worker_slots(global_batch_size: int, num_workers: int, *, pairs: bool = False, group: int = 0) -> list[range]:
-    """Return the batch slots of each worker, in order: consecutive, and as equal as can be.
+    """Return the batch slots of each worker, in order: consecutive, and as equal as possible.
 
     Args:
         global_batch_size: Examples per optimizer step.
@@ -79,7 +79,7 @@ def micro_batch(largest_share: int, micro_batch_size: int, *, pairs: bool = Fals
 
     Args:
         largest_share: Slots of the worker that has most.
-        micro_batch_size: What was asked for; 0: the whole share.
+        micro_batch_size: The setting; 0: the whole share.
         pairs: Whether MixUp's pairs must stay in one pass.
 
     Raises:

@@ -1,8 +1,7 @@
 """One optimizer step: micro-batches, objective, precision, update. PyTorch only.
 
-GroupNorm looks at one image at a time, so splitting a batch over micro-batches and workers changes nothing but
-rounding: the loss is a mean over the *global* batch, however it is cut. BatchNorm looks at groups of images, along
-whose bounds a batch is cut.
+GroupNorm uses one image at a time, so splitting a batch over micro-batches and workers changes only rounding: the loss
+is always a mean over the *global* batch. BatchNorm uses groups of images; a batch is split at their bounds.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +40,7 @@ class TrainStep:
         plan: What to learn.
         dtype: From `resolve_precision`.
         num_workers: Workers that share the global batch.
-        first_slot: Slot of the batch that this worker's share begins with; decides dropout's masks.
+        first_slot: First slot of this worker's share of the batch; decides dropout's masks.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class TrainStep:
         for i, (images, targets) in enumerate(batch):
             x = normalize(images, self.device)
             targets = targets.to(self.device, non_blocking=True)
-            # Gradients travel between workers once per step, with the last micro-batch.
+            # Workers exchange gradients once per step, with the last micro-batch.
             last = i == num_micro_batches - 1
             with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
                 loss = self.objective(self._network(step, slot), x, targets, step) / plan.global_batch_size
@@ -108,7 +107,7 @@ class TrainStep:
         self.check()
         for group in self.optimizer.param_groups:
             group["lr"] = plan.schedule.lr_at(step)
-        # The fused update leaves the weights alone where this flag is set, without waiting for it on the host.
+        # The fused update does not change the weights if this flag is set, and the host does not wait for the flag.
         finite = torch.isfinite(norm)
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -118,7 +117,7 @@ class TrainStep:
         return total, norm
 
     def _network(self, step: int, slot: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The network as it sees the images from a slot of a step on."""
+        """The network for the images of a step from a slot on."""
         plan = self.plan
 
         def network(x: torch.Tensor) -> torch.Tensor:
@@ -135,8 +134,8 @@ class TrainStep:
     def check(self) -> None:
         """Wait for the last step and make sure that it was finite.
 
-        Called by the next step just before its own update, when the answer has long arrived; call it after the last
-        step. Every worker holds the same summed gradient, so all of them raise together.
+        The next step calls it just before its own update, when the result has long arrived; call it after the last
+        step. Every worker has the same summed gradient, so all of them raise together.
 
         Raises:
             NonFiniteError: The gradient of the last step was not finite; the weights are those before that step.
@@ -148,10 +147,10 @@ class TrainStep:
 
 
 def dropout_mask(rate: float, seed: int, step: int, slots: range, num_features: int) -> torch.Tensor:
-    """The factors of the features of some images of a batch: 0 with probability ``rate``, else 1 / (1 - rate).
+    """Factors for the features of some images of a batch: 0 with probability ``rate``, else 1 / (1 - rate).
 
-    A function of seed, step and slot, as MixUp's lambda is one of seed and step, so that workers and micro-batches do
-    not matter.
+    They depend only on seed, step and slot (as MixUp's lambda on seed and step), so workers and micro-batches do not
+    matter.
 
     Returns:
         ``[len(slots), num_features] float32``.
@@ -166,5 +165,5 @@ def dropout_mask(rate: float, seed: int, step: int, slots: range, num_features: 
 def micro_batches(
     images: torch.Tensor, targets: torch.Tensor, micro_batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Cut a worker's share of a batch into micro-batches, in order."""
+    """Split a worker's share of a batch into micro-batches, in order."""
     return zip(images.split(micro_batch_size), targets.split(micro_batch_size), strict=True)

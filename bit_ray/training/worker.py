@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: the order of events of a training run, and nothing else."""
+"""The function that runs in each Ray Train worker: the order of steps of a training run, and nothing else."""
 
 import math
 import time
@@ -33,7 +33,7 @@ from bit_ray.weights.package import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """What the driver hands to every worker."""
+    """What the driver passes to every worker."""
 
     plan: TrainPlan
     runtime: Runtime
@@ -42,7 +42,7 @@ class WorkerConfig:
     shards: str
     """URI of the training shards."""
     folder: RunFolder
-    """Where the run's own files go."""
+    """Folder of the run's files."""
     init_weights: Any = None
     """Ray object reference to the initial tensors by name, or None to start from scratch."""
     reports: Queue
@@ -60,7 +60,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         torch.backends.cudnn.benchmark = True
     else:
         keep_freed_memory()
-    # Rank 0 brings the weights; the others get them from it.
+    # Rank 0 has the weights; the others get them from it.
     needs_init = worker.init_weights is not None and rank == 0
     learner = Learner(
         plan,
@@ -134,7 +134,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             log = save or done % runtime.log_every_steps == 0
             if log:
                 learner.check()
-                # Overflowed weights fail the next step for certain, and must not get into a checkpoint before.
+                # Overflowed weights make the next step fail, and must not be saved in a checkpoint before that.
                 weight_norm = _kernel_norm(learner.model)
                 if not math.isfinite(weight_norm):
                     raise NonFiniteError(done)
@@ -146,7 +146,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
                     for file in Path(local).iterdir():
                         store.upload_file(file, store.join(place, file.name))
             if num_workers > 1:
-                dist.barrier()  # all raise at the same step, and the first to leave takes the others with it
+                dist.barrier()  # all raise at the same step, and the first to leave ends the others
             raise ModelError(
                 f"{error} with bit-ray shards ids {worker.shards} --run {worker.folder.uri} --step {error.step}; "
                 f"checkpoint: {place}"
@@ -182,7 +182,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
 
 
 def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:
-    """What the data cost this worker so far."""
+    """Metrics of this worker's data reading so far."""
     decoded = sum(counts.decoded.values())
     metrics = {
         "data/bad_images": num_bad,
@@ -195,7 +195,7 @@ def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:
 
 
 def _kernel_norm(model: nn.Module) -> float:
-    """Norm of all kernels: weight decay and weight standardization play against each other in it (paper §4.2)."""
+    """Norm of all kernels, where weight decay and weight standardization work against each other (paper §4.2)."""
     kernels = [p.detach() for p in model.parameters() if p.ndim > 1]
     return torch.nn.utils.get_total_norm(kernels, foreach=True).item()
 

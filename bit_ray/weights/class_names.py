@@ -1,4 +1,4 @@
-"""Names for the outputs of weights that came without: those of ImageNet, or the lines of a file."""
+"""Names for the outputs of weights without class names: those of ImageNet, or the lines of a file."""
 
 import json
 import os
@@ -20,12 +20,12 @@ def label_names(
     """Return a name for each output of a classifier.
 
     Args:
-        num_classes: Its outputs. Without a file, 1000 gets ILSVRC-2012's names as torchvision lists them, 21843 those
-            that the authors' ImageNet-21k heads were trained with, and 21841 all synsets of ImageNet-21k in the order
-            of their ids; the latter two come from timm.
+        num_classes: Its outputs. Without a file, 1000 outputs get ILSVRC-2012's names as torchvision lists them, 21843
+            those of the authors' ImageNet-21k heads, and 21841 all synsets of ImageNet-21k in the order of their ids;
+            the latter two come from timm.
         labels: The names; or a text file with one per line, or a JSON list or object (index to name, as Hugging
             Face's ``id2label``).
-        model: What the errors call the model.
+        model: Name of the model in errors.
 
     Raises:
         ModelError: no names are known for so many outputs, or the file has another number of names.
@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no file, is not UTF-8 text, or is larger than any list of names.
+        ValueError: it is not a file, is not UTF-8 text, or is larger than any list of names.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
@@ -105,10 +105,10 @@ def read_text(path: Path) -> str:
 
 
 def class_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
-    """Check what are to be names of classes; ``where`` says whose, in errors.
+    """Check class names; ``where`` says whose, in errors.
 
     Raises:
-        ModelError: there are too many, or one is no text that can be written.
+        ModelError: there are too many, or one is not a text that can be written.
     """
     checked = tuple(names)
     if len(checked) > MAX_CLASSES:

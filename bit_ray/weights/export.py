@@ -1,7 +1,7 @@
-"""A network as a program of its own: ONNX, or a ``.pt2`` of `torch.export`, for any batch and image size.
+"""A network as a standalone program: ONNX, or a ``.pt2`` of `torch.export`, for any batch and image size.
 
 Weight standardization is done once, here: the program has plain convolutions. Its input ``pixels`` is
-``[B, 3, H, W] float32`` in the range that the metadata says, H and W at least 32; its output ``logits`` is
+``[B, 3, H, W] float32`` in the range that the metadata gives, H and W at least 32; its output ``logits`` is
 ``[B, num_classes] float32``. The metadata's ``bit_ray.spec`` is our `ModelSpec` as JSON: class names, preprocessing,
 origin. Reading and writing ONNX needs the ``export`` extra.
 """
@@ -71,7 +71,7 @@ def export(
 
     Raises:
         ConfigError: the file's name has another ending.
-        ModelError: the place is not writable, or a package is missing.
+        ModelError: the path is not writable, or a package is missing.
     """
     path = Path(path)
     if path.suffix != SUFFIX[to]:
@@ -108,7 +108,7 @@ class Exported:
 def load_exported(path: str | os.PathLike[str]) -> Exported:
     """Load an exported program, ``.onnx`` with onnxruntime and ``.pt2`` with PyTorch, on the CPU.
 
-    Unlike weights, a ``.pt2`` is a program, and PyTorch runs code that it holds: open those that you made or trust.
+    Unlike weights, a ``.pt2`` is a program, and PyTorch runs code in it: open only files that you made or trust.
 
     Raises:
         ModelError: it is missing, damaged or not ours, or onnxruntime is missing.
@@ -137,7 +137,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
         spec = from_dict(ModelSpec, json.loads(metadata.get(SPEC_KEY) or "{}"))
     except ModelError:
         raise
-    except Exception as error:  # each library has errors of its own for a damaged file
+    except Exception as error:  # each library has its own errors for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not an exported model of ours ({reason}); export it again") from None
     beside = path.with_name(path.name + ".data")
@@ -198,15 +198,15 @@ def _dynamic_shapes(least: int) -> dict[str, dict[int, Any]]:
 
 
 def _trace(baked: Network) -> torch.export.ExportedProgram:
-    # Oblivious to sizes of 1, the tracer does not exclude what images of 32 pixels are after stage 4. torch.export has
-    # no other name for it.
+    # With this setting the tracer allows sizes of 1, which images of 32 pixels have after stage 4. torch.export has no
+    # public name for it.
     shapes = _dynamic_shapes(baked.config.min_image_size)
     with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(_Logits(baked), (torch.zeros(2, 3, 80, 96),), dynamic_shapes=shapes)
 
 
 def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str], place: Path) -> None:
-    # Through memory: PyTorch's writer ends the whole process where the disk is full.
+    # Through memory: PyTorch's writer ends the whole process if the disk is full.
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=metadata)
     place.write_bytes(buffer.getbuffer())
@@ -216,8 +216,8 @@ def _onnx(baked: Network, int8: bool) -> Any:
     """Return the program as an ``onnx.ModelProto``."""
     for name in ("onnx", "onnxscript"):
         _need(name)
-    # onnxruntime takes a padding by zeros into the pooling behind it, where it becomes one by -inf. A padding by all
-    # but zero it leaves alone.
+    # onnxruntime merges a padding by zeros into the pooling after it, where it becomes a padding by -inf. It does not
+    # merge a padding by a value that is only nearly zero.
     for name, module in list(baked.named_modules()):
         if isinstance(module, nn.ZeroPad2d):
             baked.set_submodule(name, nn.ConstantPad2d(module.padding, _ALL_BUT_ZERO))
@@ -270,7 +270,7 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]) -> None:
         with whole(path) as unfinished:
             unfinished.write_bytes(proto.SerializeToString())
         return
-    # The program comes last: without it, the weights next to it are no model.
+    # The program comes last: without it, the weights next to it are not a model.
     beside = path.with_name(path.name + ".data")
     onnx.external_data_helper.convert_model_to_external_data(proto, location=beside.name)
     beside.unlink(missing_ok=True)

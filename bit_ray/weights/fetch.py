@@ -15,7 +15,7 @@ from bit_ray.weights.package import DESCRIPTION_FILE, Weights, parse_description
 
 @dataclass(frozen=True, kw_only=True)
 class Digests:
-    """A package by content, SHA-256 in hex."""
+    """Digests of a package's content, SHA-256 in hex."""
 
     weights: str
     """Of the weights file."""
@@ -29,7 +29,7 @@ def fetch_package(uri: str, cache: Path | None = None, registered: Digests | Non
     Args:
         uri: The package, in an object store.
         cache: The folder of the copies; by default ``models`` in `bit_ray.store.cache_folder`.
-        registered: What the package must be; one that is in the cache is not asked for in the store then.
+        registered: What the package must be; the store is not contacted then if the cache has it.
 
     Raises:
         ModelError: There is no package at ``uri``, it is damaged or not the registered one, or the cache cannot be
@@ -47,17 +47,17 @@ def fetch_package(uri: str, cache: Path | None = None, registered: Digests | Non
             verify_weights(directory / weights.file, weights)
             return directory
         shutil.rmtree(directory, ignore_errors=True)  # damaged on this disk
-    remove_abandoned(folder)  # gigabytes that a process was fetching when it was killed
+    remove_abandoned(folder)  # gigabytes of downloads by killed processes
     download_package(uri, directory, registered, data)
     return directory
 
 
 def download_package(uri: str, directory: Path, registered: Digests | None, data: bytes | None = None) -> None:
-    """Copy the two files of a package to ``directory`` (absent or empty), which appears whole and verified.
+    """Copy the two files of a package to ``directory`` (absent or empty), which appears complete and verified.
 
     Args:
         uri: The package, local or in an object store.
-        directory: Where it goes.
+        directory: The target.
         registered: What it must be.
         data: Its ``model.json``, if it has been read.
 
@@ -66,7 +66,7 @@ def download_package(uri: str, directory: Path, registered: Digests | None, data
             written.
     """
     data = data or read_description(uri)
-    weights = check_description(data, uri, registered)  # before gigabytes travel
+    weights = check_description(data, uri, registered)  # before downloading gigabytes
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with partial(directory, directory=True) as unfinished:
@@ -99,10 +99,10 @@ def read_description(uri: str) -> bytes:
 
 
 def check_description(data: bytes, where: str, registered: Digests | None) -> Weights:
-    """Return what a ``model.json`` says of the weights, having checked that it is the registered one.
+    """Check that a ``model.json`` is the registered one, and return what it says about the weights.
 
     Raises:
-        ModelError: It is not, or is no description; ``where`` names the package.
+        ModelError: It is another one, or is not a description; ``where`` names the package.
     """
     _, weights = parse_description(data, where)
     if registered is None:
@@ -119,7 +119,7 @@ def check_description(data: bytes, where: str, registered: Digests | None) -> We
 
 
 def cached_path(cache: Path, weights: str, description: str) -> Path:
-    """Return where a package lies in a cache, by the digests of its weights and of its description.
+    """Return the path of a package in a cache, by the digests of its weights and of its description.
 
     The class names may change without the weights, so both are in the name.
 
@@ -133,5 +133,5 @@ def cached_path(cache: Path, weights: str, description: str) -> Path:
 
 
 def _digests(data: bytes, where: str) -> Digests:
-    """Return the digests that a ``model.json`` stands for."""
+    """Return the digests of the package that a ``model.json`` describes."""
     return Digests(weights=parse_description(data, where)[1].sha256, description=hashlib.sha256(data).hexdigest())

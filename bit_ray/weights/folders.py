@@ -1,4 +1,4 @@
-"""What the folders of timm and Hugging Face say next to the weights: class names and preprocessing, in and out."""
+"""Class names and preprocessing in the folders of timm and Hugging Face, read and written."""
 
 import json
 import math
@@ -27,14 +27,14 @@ _HUGGINGFACE_BIT: dict[str, Any] = {
 # timm:models/resnetv2.py registers these; other depths and widths need its ResNetV2 class.
 _TIMM_MODELS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 _BILINEAR = 2  # Pillow's number
-_LARGEST_STATISTIC = 1e6  # of a mean or deviation; pixels lie in 0..1 or 0..255
+_LARGEST_STATISTIC = 1e6  # of a mean or deviation; pixels are in 0..1 or 0..255
 
 
 def folder_spec(path: Path) -> dict[str, Any]:
-    """Return what ``config.json`` and its companions say, as fields of `ModelSpec`.
+    """Return the content of ``config.json`` and its companion files, as fields of `ModelSpec`.
 
     Raises:
-        ModelError: the folder has none, or one of a network that is not BiT.
+        ModelError: the folder has no ``config.json``, or one of a network that is not BiT.
     """
     place = path / CONFIG_FILE
     config = _read(place)
@@ -61,7 +61,7 @@ def huggingface_files(spec: ModelSpec, network: ResNetConfig) -> dict[str, dict[
         "depths": list(network.units),
         "embedding_size": root,
         "hidden_sizes": outputs,
-        "width_factor": 1,  # the sizes above have it in them: BitForImageClassification widens not all of its layers
+        "width_factor": 1,  # the sizes above include it: BitForImageClassification does not widen all of its layers
         "drop_path_rate": 0.0,
         "id2label": {str(index): name for index, name in enumerate(spec.class_names)},
         "label2id": {name: index for index, name in enumerate(spec.class_names)},
@@ -113,7 +113,7 @@ def timm_files(spec: ModelSpec, network: ResNetConfig) -> dict[str, dict[str, An
 
 
 def timm_name(model: str) -> str:
-    """Return timm's name of a network, empty where it has none."""
+    """Return timm's name of a network, empty if it has none."""
     return f"resnetv2_{model[1:]}_bit" if model in _TIMM_MODELS else ""
 
 
@@ -125,7 +125,7 @@ def _from_huggingface(place: Path, config: Mapping[str, Any], processor: Mapping
             )
     spec: dict[str, Any] = {}
     names = in_order(config.get("id2label", {}))
-    if names and names != [f"LABEL_{index}" for index in range(len(names))]:  # what stands there without names
+    if names and names != [f"LABEL_{index}" for index in range(len(names))]:  # the default without names
         spec["class_names"] = class_names(names, f"{place}: id2label")
     if config.get("problem_type") is not None:
         spec["multi_label"] = config["problem_type"] == "multi_label_classification"
@@ -154,7 +154,7 @@ def _from_timm(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         share = about.get("crop_pct", 0.875)
         if not isinstance(share, (int, float)) or not 0.01 <= share <= 1:
             raise ModelError(f"{place}: crop_pct: {brief(share)}; a share of the image, 0.875 for example; correct it")
-        # timm rounds down; the small number is for quotients such as 224 / (224 / 256), a hair below 256.
+        # timm rounds down; the small number is for quotients such as 224 / (224 / 256), slightly below 256.
         resize = crop if square else math.floor(crop / share + 1e-6)
         mode = "square" if square else "shorter_side"
         spec |= {"resize_mode": mode, "resize_size": resize, "crop_size": crop}
@@ -167,7 +167,7 @@ def _mean_std(spec: ModelSpec) -> tuple[float, float]:
 
 
 def _input_range(place: Path, mean: Any, std: Any) -> dict[str, Any]:
-    """Return the range that pixels come into by ``(x / 255 - mean) / std``, ours being one for all channels."""
+    """Return the range of pixels after ``(x / 255 - mean) / std``; ours is the same for all channels."""
     if mean is None or std is None:
         return {}
     numbers = [*mean, *std]
@@ -184,7 +184,7 @@ def _input_range(place: Path, mean: Any, std: Any) -> dict[str, Any]:
 
 
 def _side(place: Path, name: str, value: Any) -> int:
-    """Return a number of pixels, whose range `ModelSpec` checks."""
+    """Return a number of pixels; `ModelSpec` checks its range."""
     if type(value) is not int:
         raise ModelError(f"{place}: {name}: {brief(value)}; a whole number of pixels; correct it")
     return value

@@ -1,4 +1,4 @@
-"""What other programs call the weights of a BiT network, and how they lay them out.
+"""Names and layouts of a BiT network's weights in other programs.
 
 Sources: big_transfer:bit_pytorch/models.py (``npz`` and ``bit_pytorch``), big_vision:models/bit_paper.py,
 timm:models/resnetv2.py (``resnetv2_*_bit``), transformers:models/bit/modeling_bit.py.
@@ -109,14 +109,14 @@ assert set(NAMINGS) == set(get_args(NamingName))
 
 
 def check_bit(config: NetworkConfig, where: object) -> ResNetConfig:
-    """Return the configuration of a network that other programs have a name for: BiT's own.
+    """Return the configuration of a network that other programs have names for: a BiT network.
 
     Args:
-        config: Of any network.
+        config: Configuration of any network.
         where: What was to be read or written, for the error.
 
     Raises:
-        ModelError: it is another one.
+        ModelError: it is another network.
     """
     if not isinstance(config, ResNetConfig) or config.norm != "gn" or not config.standardize:
         raise ModelError(
@@ -127,7 +127,7 @@ def check_bit(config: NetworkConfig, where: object) -> ResNetConfig:
 
 
 def weight_names(naming: Naming, units: Collection[int]) -> dict[str, str]:
-    """Return our name -> their name of every weight, the classifier's included, for the units of each stage."""
+    """Return our name -> their name of every weight, including the classifier's, for the units of each stage."""
     ours = NAMINGS["bit_ray"]
     names = {ours.root: naming.root}
     norms = {ours.last_norm: naming.last_norm}
@@ -155,7 +155,7 @@ def count_units(naming: Naming, names: Collection[str]) -> tuple[int, ...]:
 
 
 def to_ours(naming: Naming, name: str, tensor: Tensor) -> Tensor:
-    """Return a weight of theirs in our layout; ``name`` is ours. What does not have their rank stays as it is."""
+    """Return their weight in our layout; ``name`` is ours. A weight of another rank is not changed."""
     if name == "head.weight" and tensor.ndim == naming.head_layout.count(",") + 1:
         match naming.head_layout:
             case "[N, D, 1, 1]":
@@ -172,7 +172,7 @@ def to_ours(naming: Naming, name: str, tensor: Tensor) -> Tensor:
 
 
 def to_theirs(naming: Naming, name: str, tensor: Tensor) -> Tensor:
-    """Return a weight of ours in their layout; ``name`` is ours."""
+    """Return our weight in their layout; ``name`` is ours."""
     if name == "head.weight":
         match naming.head_layout:
             case "[N, D, 1, 1]":

@@ -1,7 +1,7 @@
-"""The authors' ``.npz`` weight files, in and out.
+"""The authors' ``.npz`` weight files, read and written.
 
 A file maps names such as ``resnet/block1/unit01/a/standardized_conv2d/kernel`` to arrays; kernels are HWIO and raw,
-that is not standardized (big_transfer:bit_pytorch/models.py, ``load_from``).
+that is, not standardized (big_transfer:bit_pytorch/models.py, ``load_from``).
 """
 
 import math
@@ -25,13 +25,13 @@ from bit_ray.weights.naming import NAMINGS, check_bit, to_theirs, weight_names
 _ROOT = "resnet/root_block/standardized_conv2d/kernel"
 _HEAD_BIAS = "resnet/head/conv2d/bias"
 _UNIT = re.compile(r"resnet/block([1-4])/unit([0-9]{2,6})/")
-_MOST_PER_BYTE = 1032  # bytes that deflate can make of one
+_MOST_PER_BYTE = 1032  # bytes that deflate can make from one byte
 
 _Header = tuple[tuple[int, ...], np.dtype[Any]]
 
 
 def npz_architecture(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], float, int]:
-    """Infer (units, width, num_classes) from the headers of a file; num_classes is 0 where it holds no classifier.
+    """Infer (units, width, num_classes) from the headers of a file; num_classes is 0 if it has no classifier.
 
     Raises:
         ModelError: the file is missing, damaged or not a BiT ``.npz``.
@@ -46,8 +46,8 @@ def load_npz(model: Network, path: str | os.PathLike[str], *, head: Literal["loa
     Args:
         model: A network of the file's depth and width.
         path: Local file.
-        head: ``load`` takes the file's classifier and needs its number of classes; ``zero`` leaves it aside and zeroes
-            the model's, for transfer (paper §4.1).
+        head: ``load`` takes the file's classifier and needs its number of classes; ``zero`` ignores it and zeroes the
+            model's, for transfer (paper §4.1).
 
     Raises:
         ModelError: the file is missing, damaged, not a BiT ``.npz``, or does not fit the model.
@@ -65,12 +65,12 @@ def load_npz(model: Network, path: str | os.PathLike[str], *, head: Literal["loa
 def npz_tensors(
     model: Network, path: str | os.PathLike[str], *, head: Literal["load", "zero"] = "load"
 ) -> dict[str, Tensor]:
-    """Return the weights of a BiT ``.npz`` file by our names, for a model that may lie on the meta device.
+    """Return the weights of a BiT ``.npz`` file by our names, for a model that may be on the meta device.
 
     Nothing is read before all headers have been compared with the model; see `load_npz`.
 
     Raises:
-        ModelError: as there.
+        ModelError: as for `load_npz`.
     """
     path = Path(path)
     if head not in ("load", "zero"):
@@ -95,7 +95,7 @@ def npz_tensors(
 def save_npz(model: Network, path: str | os.PathLike[str]) -> None:
     """Write the model's weights under the authors' names, which their loaders and `load_npz` read; atomic.
 
-    Types narrower than float32 are widened to it, which is exact.
+    Types narrower than float32 are converted to it, which is exact.
 
     Raises:
         ModelError: the folder is missing or not writable.
@@ -121,7 +121,7 @@ def _npz_names(model: Network, path: Path) -> dict[str, str]:
 
 
 def _canonical(key: str) -> str:
-    """Undo the name variance of the published files: ``standardized_conv2d_<digits>``, and any layer name in a proj."""
+    """Undo name variants of the published files: ``standardized_conv2d_<digits>``, and any layer name in a proj."""
     key = re.sub(r"/standardized_conv2d_\d+/", "/standardized_conv2d/", key)
     return re.sub(r"/a/proj/[^/]+/kernel$", "/a/proj/standardized_conv2d/kernel", key)
 
@@ -130,7 +130,7 @@ def read_headers(path: Path, start: str) -> dict[str, _Header]:
     """Return name -> (shape, dtype) of the arrays whose names begin with ``start``, without reading the arrays.
 
     Raises:
-        ModelError: the file is missing, damaged, or an array would be larger than what is there of it.
+        ModelError: the file is missing, damaged, or has too few bytes for an array.
     """
     headers: dict[str, _Header] = {}
     try:
@@ -166,7 +166,7 @@ def read_headers(path: Path, start: str) -> dict[str, _Header]:
 
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of some names, the headers of which `read_headers` has taken.
+    """Return the arrays of some names, whose headers `read_headers` has accepted.
 
     Raises:
         ModelError: they are damaged.
@@ -186,7 +186,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def _canonical_headers(path: Path) -> dict[str, tuple[str, _Header]]:
-    """Return canonical name -> (name in the file, (shape, dtype)); what training left next to the network is none."""
+    """Return canonical name -> (name in the file, (shape, dtype)), without other arrays of a training."""
     headers: dict[str, tuple[str, _Header]] = {}
     for key, header in read_headers(path, "resnet/").items():
         if (name := _canonical(key)) in headers:
@@ -214,7 +214,7 @@ def _architecture(path: Path, headers: dict[str, _Header]) -> tuple[tuple[int, .
 
 
 def _check(path: Path, headers: dict[str, _Header], model: Network, names: dict[str, str]) -> None:
-    """Raise the most telling error if the file does not hold exactly ``names``, in the shapes of the model."""
+    """Raise the most helpful error if the file does not have exactly ``names``, in the shapes of the model."""
     units, width, num_classes = _architecture(path, headers)
     config = check_bit(model.config, path)
     if (units, width) != (config.units, config.width):

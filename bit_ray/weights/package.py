@@ -1,7 +1,7 @@
 """A saved model: a directory with ``model.safetensors`` (the weights) and ``model.json`` (everything else).
 
-``model.json`` holds the digest of the weights and is written last, so a directory without it holds no model. Other
-files may lie in the same directory: a training checkpoint is such a package with the optimizer next to it.
+``model.json`` has the digest of the weights and is written last, so a directory without it is not a model. Other files
+may be in the same directory: a training checkpoint is such a package with the optimizer next to it.
 """
 
 import json
@@ -27,14 +27,14 @@ DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 
 MAX_IMAGE_SIZE = 16384
-"""Side of the views that a network may ask for, pixels: such a view takes 0.8 GB."""
+"""Largest side of a network's view, pixels: such a view takes 0.8 GB."""
 MAX_INPUT = 1000.0
-"""What a pixel may become, either way; the widest range in use is 0 to 255."""
+"""Largest absolute pixel value after scaling; the widest range in use is 0 to 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What a saved network is, what it expects to see and where it comes from."""
+    """A saved network's architecture, input and origin."""
 
     model: str
     """Name of the network, as `bit_ray.create_model` takes it."""
@@ -45,7 +45,7 @@ class ModelSpec:
     multi_label: bool
     """Scores are independent (sigmoid) rather than one distribution (softmax)."""
     resize_mode: ResizeMode
-    """How an image is brought to size: see `bit_ray.data.images.resize.eval_view`."""
+    """How an image is resized: see `bit_ray.data.images.resize.eval_view`."""
     resize_size: int
     """Shorter side after the resize, pixels; without effect for ``square``."""
     crop_size: int
@@ -121,7 +121,7 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
 
     Raises:
         ModelError: ``spec`` describes another network, or the directory is not writable.
-        ConfigError: ``spec`` holds what JSON cannot.
+        ConfigError: ``spec`` has a value that JSON cannot represent.
     """
     directory = Path(directory)
     if model_config(spec.model, spec.num_classes) != model.config:
@@ -129,7 +129,7 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
             f"{directory}: the description says {spec.model} with {spec.num_classes} classes, the model is "
             f"{model.config}; pass the spec of this model"
         )
-    try:  # what JSON or UTF-8 cannot hold is refused before anything is touched
+    try:  # values that JSON or UTF-8 cannot represent are refused before any file is changed
         json.dumps(to_dict(spec), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"spec: {error}; accepted: text that UTF-8 can hold; correct it") from None
@@ -138,7 +138,7 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
     description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # While weights are being replaced, no old description may vouch for them.
+        # While weights are being replaced, there must be no old description.
         description.unlink(missing_ok=True)
         with whole(weights_path) as unfinished:
             save_file(tensors, unfinished, metadata={"format": "pt"})
@@ -155,7 +155,7 @@ def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
     """Read the bytes of a ``model.json``; ``where`` names them in errors.
 
     Raises:
-        ModelError: they are not a description this version reads.
+        ModelError: they are not a description that this version can read.
     """
     try:
         description = from_json(Description, data)
@@ -199,7 +199,7 @@ def load_package(directory: str | os.PathLike[str]) -> tuple[Network, ModelSpec]
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: not a safetensors file ({error}); save the model again") from None
-    # The network takes the loaded tensors as they are: nothing is initialised first only to be overwritten.
+    # The network uses the loaded tensors themselves: nothing is initialised only to be overwritten.
     with torch.device("meta"):
         model = model_config(spec.model, spec.num_classes).build()
     _check_tensors(path, tensors, model, spec)
@@ -215,7 +215,7 @@ def verify_weights(path: Path, weights: Weights) -> None:
     """
     try:
         num_bytes = path.stat().st_size
-        # The size first: it tells a cut-off file without reading gigabytes.
+        # The size first: it detects a truncated file without reading gigabytes.
         if num_bytes != weights.num_bytes:
             raise ModelError(
                 f"{path}: {num_bytes} bytes; {weights.num_bytes} in {DESCRIPTION_FILE}; fetch the model again"

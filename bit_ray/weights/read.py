@@ -1,8 +1,8 @@
-"""BiT weights of other programs: which format a file or folder has is found out, and its weights take our names.
+"""BiT weights of other programs: detects the format of a file or folder, and renames its weights to our names.
 
-Read are the authors' ``.npz``, big_vision's ``.npz``, and state dicts of timm, Hugging Face transformers, the authors'
-PyTorch code and ourselves, as ``.safetensors`` or as PyTorch files; a folder of timm's or Hugging Face's also tells
-class names and preprocessing. PyTorch files are read with ``weights_only``: no code of theirs ever runs.
+It reads the authors' ``.npz``, big_vision's ``.npz``, and state dicts of timm, Hugging Face transformers, the authors'
+PyTorch code and bit_ray, as ``.safetensors`` or as PyTorch files. A folder of timm or Hugging Face also has class names
+and preprocessing. PyTorch files are read with ``weights_only``: code in them never runs.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 
 SPEC_KEY = "bit_ray.spec"
-"""Entry of a file's metadata that holds our `ModelSpec` as JSON."""
+"""Entry of a file's metadata that has our `ModelSpec` as JSON."""
 
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# What wrappers of a network put before its names.
+# Prefixes that wrappers of a network add to its names.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _MOST_PREFIXES = 6
 # Where a big_vision checkpoint keeps them (big_vision:utils.py, load_params).
@@ -49,19 +49,19 @@ class ForeignWeights:
     """The weights of a BiT network as another program stored them, under our names."""
 
     path: str
-    """Where they were."""
+    """Path of the file or folder."""
     naming: NamingName
-    """Whose names they had."""
+    """The program whose names they had."""
     model: str
     """Name of the network."""
     num_classes: int
-    """Outputs of the classifier; 0 where there is none."""
+    """Outputs of the classifier; 0 if there is none."""
     tensors: Mapping[str, Tensor]
     """Tensors by our names, float32."""
     sha256: str
-    """Digest of the file; of the digests of several."""
+    """Digest of the file; for several files, of their digests."""
     spec: Mapping[str, Any] = field(default_factory=dict)
-    """What the file or folder says besides, as fields of `ModelSpec`."""
+    """Other information in the file or folder, as fields of `ModelSpec`."""
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
@@ -105,7 +105,7 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
 def build_network(
     weights: ForeignWeights, num_classes: int | None = None, *, head: Literal["load", "zero"] = "load"
 ) -> Network:
-    """Make the network of some weights.
+    """Make the network from some weights.
 
     Args:
         weights: From `read_weights`; the network shares their memory.
@@ -114,7 +114,7 @@ def build_network(
 
     Raises:
         ModelError: ``load``, and the file has no classifier or one of another size.
-        ConfigError: ``head`` is neither.
+        ConfigError: ``head`` has another value.
     """
     if head not in ("load", "zero"):
         raise ConfigError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
@@ -137,17 +137,17 @@ def build_network(
 def foreign_spec(
     weights: ForeignWeights, labels: str | Sequence[str] = "", crop_size: int = 0, *, features_only: bool = False
 ) -> ModelSpec:
-    """Say what is needed to classify images with some weights.
+    """Return the settings that are needed to classify images with some weights.
 
-    What their folder does not say is taken from the published files' names (``-ILSVRC2012``: squares of 480 pixels,
-    ``-CIFAR10``: of 128, big_transfer:bit_hyperrule.py), or else is the upstream evaluation's view: shorter side 256,
-    centre crop 224. A head of 21843 classes has independent scores (big_transfer#26).
+    Settings that their folder does not give are taken from the published files' names (``-ILSVRC2012``: squares of 480
+    pixels, ``-CIFAR10``: of 128, big_transfer:bit_hyperrule.py). Otherwise they are those of the upstream evaluation:
+    shorter side 256, centre crop 224. A head of 21843 classes has independent scores (big_transfer#26).
 
     Args:
         weights: From `read_weights`.
         labels: Class names, or a file of them; see `bit_ray.weights.class_names.label_names`.
         crop_size: Side of the square that images are resized to, pixels; 0: as said above.
-        features_only: Describe a network with a head of one output instead, for which no names need be known.
+        features_only: Describe a network with a head of one output instead, which needs no class names.
 
     Raises:
         ModelError: there is no classifier, or no names for its outputs.
@@ -196,7 +196,7 @@ def _read_folder(path: Path) -> ForeignWeights:
 
 
 def _parts(index: Path) -> list[str]:
-    """Return the files that an index names, all of which lie next to it."""
+    """Return the files that an index names, all of which are next to it."""
     try:
         names = {*json.loads(read_text(index))["weight_map"].values()}
         if not names:
@@ -231,7 +231,7 @@ def _read_npz(path: Path) -> ForeignWeights:
             tensors=npz_tensors(_on_meta(path, name, num_classes), path, head="load" if num_classes else "zero"),
             sha256=_sha256([path]),
         )
-    # The optimizer's state lies next to the weights, and has the same names.
+    # The optimizer's state is next to the weights, and has the same names.
     held = {name for name in read_headers(path, prefix) if prefix or not name.startswith("opt/")}
     tensors = {}
     for name, array in read_arrays(path, held).items():
@@ -258,7 +258,7 @@ def _npz_members(path: Path) -> set[str]:
 
 
 def _on_meta(path: Path, name: str, num_classes: int) -> Network:
-    """Make the network that a file holds without any memory, if it is within the bounds of a network."""
+    """Make a file's network without allocating memory, if its size is within the bounds of a network."""
     try:
         config = model_config(name, max(num_classes, 1))
     except ConfigError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bit_ray.errors import ModelError, brief
 
-# What training scripts keep the network's weights under.
+# Keys under which training scripts keep the network's weights.
 _WRAPPED = ("state_dict", "model")
 
 
@@ -19,7 +19,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file by name, and its metadata.
 
     Raises:
-        ModelError: it is damaged, unsafe to read, holds anything but plain tensors, or would unpack to more than it is.
+        ModelError: it is damaged, unsafe to read, has other objects than tensors, or would unpack to more bytes.
     """
     if path.suffix == ".safetensors":
         try:
@@ -53,7 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = dict(loaded)
     left = path.stat().st_size
     for name, tensor in tensors.items():
-        # A view may repeat the few numbers of its storage without end.
+        # A view may repeat the few numbers of its storage any number of times.
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise ModelError(f"{path}: {brief(name)} is no plain tensor; dense tensors; save the model again")
         left -= tensor.numel() * tensor.element_size()
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_torch_zip(path: Path) -> None:
-    """Refuse what `torch.save` does not write and would unpack to more than the file: it never compresses."""
+    """Refuse a compressed file, which could unpack to more than its size: `torch.save` never compresses."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return

@@ -1,8 +1,8 @@
-"""A network's weights for other programs: the authors' ``.npz``, one safetensors file, or a folder of timm's or Hugging
-Face's, with class names and preprocessing where the format has a place for them.
+"""A network's weights for other programs: the authors' ``.npz``, one safetensors file, or a folder for timm or Hugging
+Face, with class names and preprocessing if the format supports them.
 
-Kernels are written raw, as all of these programs keep them. timm and transformers add 1e-8 to the variance of a kernel
-where the authors and we add 1e-10; `eps_effect` says how much that matters, and ``rescale`` undoes it.
+Kernels are written raw, as all of these programs keep them. timm and transformers add 1e-8 to the variance of a kernel;
+the authors and we add 1e-10. `eps_effect` says how much that matters, and ``rescale`` undoes it.
 """
 
 import json
@@ -36,16 +36,16 @@ def write_weights(
 
     Args:
         model: The network.
-        spec: What it is; its class names and preprocessing go where the format has a place for them.
+        spec: Its description; class names and preprocessing are written if the format supports them.
         path: A file for ``npz`` and ``safetensors``; else a new or empty folder.
         to: The format.
         rescale: timm and Hugging Face only: multiply all kernels by 10. Standardization undoes that, and their 1e-8
-            then acts as our 1e-10 does: the same function even where kernels are tiny. Training on goes with
-            another effective learning rate, though.
+            then has the effect of our 1e-10: the same function even where kernels are tiny. But further training has
+            another effective learning rate.
 
     Raises:
         ModelError: ``path`` cannot be written, or is not empty; or the network has BatchNorm or no Weight
-            Standardization, which only a ``package`` holds.
+            Standardization, which only a ``package`` supports.
         ConfigError: ``rescale`` with another format.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ def write_weights(
                 with whole(path / "model.safetensors") as unfinished:
                     save_file(tensors, unfinished, metadata=metadata)
                 files = (huggingface_files if to == "huggingface" else timm_files)(spec, network)
-                # What makes it a model comes last.
+                # The file that makes the folder a model comes last.
                 for name in sorted(files, key=lambda name: name == CONFIG_FILE):
                     text = json.dumps(files[name], indent=2, ensure_ascii=False) + "\n"
                     with whole(path / name) as unfinished:
@@ -97,7 +97,7 @@ def named_tensors(
 
 
 def eps_effect(model: Network) -> float:
-    """Return the largest relative change of a standardized filter by an eps of 1e-8 in place of 1e-10."""
+    """Return the largest relative change of a standardized filter by an eps of 1e-8 instead of 1e-10."""
     largest = 0.0
     for name, weight in model.state_dict().items():
         if is_kernel(name):

@@ -1,8 +1,8 @@
-"""Small files that ask much of a decoder: what their pixels alone do not tell.
+"""Small files that cost a decoder much more than their number of pixels suggests.
 
-The number of pixels bounds the work and the memory of most images. Here is what else a few bytes can multiply: scans of
-a JPEG, tiles and blocks of a JPEG 2000, tiles of a TIFF, and what Pillow does for each chunk or comment. All of it
-is read from headers and markers; nothing is decoded.
+The number of pixels bounds the work and the memory of most images. This module checks what else a few bytes can
+multiply: scans of a JPEG, tiles and blocks of a JPEG 2000, tiles of a TIFF, and Pillow's work per chunk or comment. It
+reads only headers and markers; nothing is decoded.
 """
 
 import re
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from PIL import Image
 
 MAX_SCANS = 200
-"""Scans of a JPEG at most, as in `_jpeg.c`; encoders make ten."""
+"""Most scans of a JPEG, as in `_jpeg.c`; encoders make ten."""
 SCANS_OF_LARGEST = 20
-"""Scans that a JPEG of ``max_pixels`` may have, and a smaller one in proportion more: each scan visits all pixels."""
+"""Most scans of a JPEG of ``max_pixels``; a smaller one may have proportionally more: each scan visits all pixels."""
 
-_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # in entropy-coded data, FF 00 and restart markers are none
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # in entropy-coded data, FF 00 and restart markers do not count
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
@@ -29,7 +29,7 @@ _FEW_TILES, _TILE_PIXELS = 1024, 4096
 _FEW_BLOCKS, _BLOCK_PIXELS = 4096, 128
 _PADDING_FACTOR, _LARGE_TILE = 4, 4096 * 4096
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_TIFF_KINDS = {1: "B", 3: "H", 6: "B", 8: "H", 16: "Q", 17: "Q"}  # byte, short and 64-bit; the rest is 32-bit
+_TIFF_KINDS = {1: "B", 3: "H", 6: "B", 8: "H", 16: "Q", 17: "Q"}  # byte, short and 64-bit; others are 32-bit
 
 
 def jpeg_bomb(data: bytes, height: int, width: int, max_pixels: int) -> str | None:
@@ -45,7 +45,7 @@ def jpeg_bomb(data: bytes, height: int, width: int, max_pixels: int) -> str | No
 
 
 def jpeg_scans(data: bytes) -> int:
-    """Count the scans that a decoder reads of a JPEG file, for one sequential scan from the header alone."""
+    """Count the scans of a JPEG file that a decoder reads; for a single sequential scan only the header is read."""
     at, scans, components = 2, 0, 0
     while match := _MARKER.search(data, at):
         marker, at = match[1][0], match.end()
@@ -79,14 +79,14 @@ def png_bomb(data: bytes) -> str | None:
 
 
 def other_bomb(image: Image.Image, data: bytes) -> str | None:
-    """Return what an opened image asks for beyond its pixels, or None."""
+    """Return what an opened image costs beyond its pixels, or None."""
     width, height = image.size
     if image.format == "JPEG2000":
         return _jpeg2000_bomb(data, width, height)
     if image.format == "TIFF":
         return _tiff_bomb(data, width, height)
     if image.format == "BMP" and width > _MAX_RLE_WIDTH and "bmp_rle" in str(getattr(image, "tile", "")):
-        # Four bytes skip 255 rows, each of which Pillow makes.
+        # Four bytes skip 255 rows, and Pillow makes each of them.
         return f"run-length encoded rows of {width} pixels; accepted: at most {_MAX_RLE_WIDTH}"
     if image.format == "PPM" and data.startswith(_PLAIN_PPM) and data.count(b"#") > _MAX_COMMENTS:
         return f"{data.count(b'#')} comments, each of which costs the time of 64 KB; accepted: at most {_MAX_COMMENTS}"
@@ -130,7 +130,7 @@ def _jpeg2000_blocks(data: bytes) -> Iterator[list[tuple[int, int]]]:
 
 
 def _tiff_bomb(data: bytes, width: int, height: int) -> str | None:
-    """Bound the pixels of the tiles, which are decoded whole whatever the image needs of them."""
+    """Bound the pixels of the tiles, which are always decoded whole."""
     tile_x, tile_y = _tiff_tile(data)
     if not tile_x or not tile_y:
         return None
@@ -144,9 +144,9 @@ def _tiff_bomb(data: bytes, width: int, height: int) -> str | None:
 
 
 def _tiff_tile(data: bytes) -> tuple[int, int]:
-    """Return the largest width and height of a tile in the first directory; 0 where there are none.
+    """Return the largest width and height of a tile in the first directory; 0 without tiles.
 
-    Of a tag that is there twice, libtiff takes another than Pillow, so the tags are read here.
+    If a tag occurs twice, libtiff and Pillow use different ones, so the tags are read here.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = struct.unpack_from(order + "H", data, 2)[0] == 43

@@ -1,8 +1,8 @@
 """Encoded image bytes to pixels, strictly: what is not a whole 8-bit RGB image is refused by name, or converted.
 
-With ``convert=True`` a grayscale image is repeated over three channels, 16 bits keep their high byte, CMYK and other
-colour spaces become RGB as Pillow converts them, transparent pixels are laid over white, palettes are looked up, and
-of an animation the first frame is taken. EXIF orientation and colour profiles are ignored, as usual for these sets.
+With ``convert=True`` a grayscale image is repeated over three channels, 16 bits keep their high byte, and Pillow
+converts CMYK and other colour spaces to RGB. Transparent pixels are put over white, palettes are looked up, and an
+animation gives its first frame. EXIF orientation and colour profiles are ignored, as usual for these sets.
 """
 
 import io
@@ -17,7 +17,7 @@ from bit_ray.data.images.bombs import jpeg_bomb, other_bomb, png_bomb
 from bit_ray.errors import DataError
 
 MAX_PIXELS = 100_000_000
-# Named one by one: the rest of Pillow's formats are rare, and some of them run outside programs.
+# An explicit list: Pillow's other formats are rare, and some of them run external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
@@ -42,7 +42,7 @@ def decode_image(data: bytes, *, convert: bool = False, max_pixels: int = MAX_PI
     """Decode one image to [H, W, 3] uint8.
 
     Raises:
-        ImageError: no bytes, no image, truncated, more than ``max_pixels`` or a bomb of another kind (told from the
+        ImageError: no bytes, no image, truncated, more than ``max_pixels`` or another kind of bomb (checked from the
             headers, before anything is decoded); and, unless ``convert``, grayscale, CMYK, 16-bit, alpha, palette or
             animated.
     """
@@ -58,7 +58,7 @@ def decode_image(data: bytes, *, convert: bool = False, max_pixels: int = MAX_PI
 
 
 def _decode_jpeg(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8] | None:
-    """Decode a clean JPEG; None for one that is CMYK or that only a more patient decoder may take."""
+    """Decode a clean JPEG; None for one that is CMYK or that may need a more tolerant decoder."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -106,7 +106,7 @@ def _not_plain_rgb(image: Image.Image) -> str | None:
     """Return what the image is, if it is not an 8-bit RGB still."""
     if getattr(image, "is_animated", False):  # unlike n_frames, it does not walk through all frames
         return "animated"
-    # Pillow opens 16-bit colour as "RGB"; only the decoder's raw mode still tells.
+    # Pillow opens 16-bit colour as "RGB"; only the decoder's raw mode shows it.
     if image.mode == "F":
         raise ImageError("floating-point pixels; accepted: 8-bit RGB")
     if image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ())):

@@ -1,10 +1,10 @@
-"""Encoded image bytes to a training view in its place in the batch: the one function that a stream decodes with.
+"""Encoded image bytes to a training view, written into the batch: the only function that a stream decodes with.
 
-Most photographs are JPEG files of one common kind, of which only what the view needs is decoded, without the GIL. Every
-other file, and every one that the fast path finds fault with, is decoded whole by `decode_image`, which alone decides
-what is refused. Pixels are the same either way, so neither the machine nor the path changes what is trained on. What
-lies below the box the fast path never reads: damage there, in a file that is whole by its header, markers and end, goes
-unseen until a view needs it.
+Most photographs are JPEG files of one common kind; only the part that the view needs is decoded, without the GIL. All
+other files, and files in which the fast path finds an error, are decoded whole by `decode_image`; only that function
+decides what is refused. Pixels are the same either way, so neither the machine nor the path changes what is trained on.
+The fast path does not read what is below the box. So damage there, in a file with an intact header, markers and end, is
+not noticed until a view needs it.
 """
 
 from typing import Literal
@@ -23,7 +23,7 @@ else:
     FAST_PATH = True
 
 DecodePath = Literal["partial", "indexed", "full"]
-"""How a view was decoded: from the rows down to its box's last; from the restart intervals under its box; or whole."""
+"""How a view was decoded: rows down to the last of its box; restart intervals under its box; or whole."""
 
 
 def decode_train_view(
@@ -35,14 +35,14 @@ def decode_train_view(
         data: An encoded image.
         view: What to draw.
         u: ``[23] float64`` from `uniforms`.
-        out: ``[crop_size, crop_size, 3] uint8``, contiguous, where the view goes; anything may be in it after an error.
+        out: ``[crop_size, crop_size, 3] uint8``, contiguous, for the view; undefined after an error.
         convert: Whether what is not 8-bit RGB is converted instead of refused.
 
     Returns:
-        The path that was taken, and where in the image the view lies.
+        The path that was taken, and where in the image the view is.
 
     Raises:
-        ImageError: as `decode_image` does.
+        ImageError: as for `decode_image`.
     """
     if FAST_PATH:
         header = _jpeg.header(data)

@@ -1,8 +1,8 @@
-"""What packing may do to images so that they read faster: restart markers, which lose nothing, and fewer pixels.
+"""Ways to pack images so that they read faster: restart markers, without loss, or fewer pixels.
 
 A JPEG file's entropy-coded bits can only be read from its beginning, or from a restart marker. A seekable file has a
-marker every 96 pixels or so; a reader finds them by one quick pass over the bytes, puts the intervals under its crop
-together as a small file, and decodes that. No index is stored, and any JPEG decoder reads the file as before.
+marker about every 96 pixels. A reader finds the markers by one quick pass over the bytes, joins the intervals under its
+crop into a small file, and decodes that. No index is stored, and any JPEG decoder reads the file as before.
 """
 
 from types import ModuleType
@@ -42,11 +42,11 @@ def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
 
     Args:
         data: An encoded image.
-        pixels: ``[H, W, 3] uint8``, what `decode_image` makes of it.
+        pixels: ``[H, W, 3] uint8``, the result of `decode_image`.
 
     Returns:
-        The new file, or None if it is no colour JPEG in YCbCr with whole, half or quarter chroma, or the pixels would
-        differ, as those of a progressive file that ends early may.
+        The new file, or None if it is not a colour JPEG in YCbCr with whole, half or quarter chroma, or the pixels
+        would differ, as may happen with a progressive file that ends early.
 
     Raises:
         ConfigError: the C extension is missing.
@@ -65,13 +65,13 @@ def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
 def shrink(pixels: npt.NDArray[np.uint8], shorter_side: int) -> bytes | None:
     """Re-encode an image with fewer pixels: JPEG, quality 90, chroma in quarter resolution. This loses detail.
 
-    The trade: fewer bytes to read and less to decode, for crops with fewer pixels. A small crop of the small image is
-    enlarged where one of the original would have been reduced, so training no longer sees the paper's input; what that
-    costs in accuracy depends on the crop size and is yours to measure. 256 to 512 pixels are usual for crops of 224.
+    The trade-off: fewer bytes to read and less to decode, but crops have fewer pixels. A small crop of the small image
+    is enlarged where one of the original would be reduced, so training no longer sees the paper's input. The loss of
+    accuracy depends on the crop size; measure it. 256 to 512 pixels are usual for crops of 224.
 
     Args:
         pixels: ``[H, W, 3] uint8``.
-        shorter_side: Of the result, pixels.
+        shorter_side: Shorter side of the result, pixels.
 
     Returns:
         The new file, or None if the image is not larger.

@@ -1,4 +1,4 @@
-"""Pixels to PNG, which loses nothing."""
+"""Pixels to PNG, without loss."""
 
 import io
 

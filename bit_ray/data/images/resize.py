@@ -7,14 +7,14 @@ from torch.nn.functional import interpolate
 from bit_ray.data.images.views import Placement, TrainView, place_view
 from bit_ray.models.inputs import ResizeMode
 
-_LINE = 100  # longer side over shorter side of what is a line rather than an image
+_LINE = 100  # longer side over shorter side from which an image counts as a line
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Antialiased bilinear resize of ``[H, W, 3] uint8``: columns before rows, rounding to 8 bits after each.
 
-    It is torch's own for uint8, which torchvision's resize calls as well, but not on every CPU. `_resize.h` repeats bit
-    for bit what torch does on CPUs with AVX2; without it, torch's bits are others.
+    It is torch's own for uint8, which torchvision's resize calls as well, but not on every CPU. `_resize.h` repeats
+    torch's result on CPUs with AVX2 bit for bit; without AVX2, torch gives other bits.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -38,7 +38,7 @@ def train_view(image: np.ndarray, view: TrainView, u: np.ndarray) -> np.ndarray:
 
 
 def placed_view(image: np.ndarray, placement: Placement, crop_size: int) -> np.ndarray:
-    """Return the view that lies there, ``[crop_size, crop_size, 3] uint8``, of an image ``[H, W, 3] uint8``."""
+    """Return the view at a placement, ``[crop_size, crop_size, 3] uint8``, of an image ``[H, W, 3] uint8``."""
     (top, left, height, width), resized, window, flip = placement
     image = resize(image[top : top + height, left : left + width], *resized)
     image = image[window[0] : window[0] + crop_size, window[1] : window[1] + crop_size]
@@ -48,9 +48,9 @@ def placed_view(image: np.ndarray, placement: Placement, crop_size: int) -> np.n
 def eval_view(image: np.ndarray, *, resize_mode: ResizeMode, resize_size: int, crop_size: int) -> np.ndarray:
     """The fixed view for evaluation.
 
-    ``square`` resizes straight to crop_size x crop_size, aspect ignored and nothing cut off (BiT-HyperRule, paper §3.3;
-    big_transfer:bit_pytorch/train.py); ``shorter_side`` brings the shorter side to resize_size and cuts the centre
-    (upstream evaluation, big_vision:configs/bit_i21k.py).
+    ``square`` resizes straight to crop_size x crop_size; it ignores the aspect and crops nothing (BiT-HyperRule, paper
+    §3.3; big_transfer:bit_pytorch/train.py). ``shorter_side`` resizes the shorter side to resize_size and crops the
+    centre (upstream evaluation, big_vision:configs/bit_i21k.py).
 
     Args:
         image: ``[H, W, 3] uint8``.
@@ -64,7 +64,7 @@ def eval_view(image: np.ndarray, *, resize_mode: ResizeMode, resize_size: int, c
     if resize_mode == "square":
         return resize(image, crop_size, crop_size)
     longest = _LINE * min(image.shape[:2])
-    if max(image.shape[:2]) > longest:  # resized whole, a line would take gigabytes, of which its middle is kept
+    if max(image.shape[:2]) > longest:  # resized whole, a line would take gigabytes; only its middle is kept
         top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
         image = image[top : top + longest, left : left + longest]
     height, width = image.shape[:2]

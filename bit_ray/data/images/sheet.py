@@ -27,7 +27,7 @@ class Tile:
     pixels: npt.NDArray[np.uint8]
     """``[H, W, 3] uint8``."""
     text: str
-    """Stands below the image, on at most two lines; a line break in it is kept."""
+    """Text below the image, on at most two lines; a line break in it is kept."""
     frame: str = ""
     """Colour of a frame around the image; empty: none."""
     boxes: tuple[tuple[int, int, int, int, str], ...] = ()
@@ -41,7 +41,7 @@ def write_sheet(path: str | Path, tiles: Sequence[Tile], *, columns: int = 8, to
         path: PNG file to write, or its URI.
         tiles: At least one.
         columns: Most tiles in a row, a multiple of ``together``.
-        together: Tiles that belong together; a wider gap stands between such groups.
+        together: Tiles that belong together; the gap between such groups is wider.
     """
     assert tiles
     assert columns % together == 0
@@ -80,7 +80,7 @@ def _fitted(pixels: npt.NDArray[np.uint8]) -> tuple[Image.Image, float]:
 
 
 def _lines(text: str, font: _Font) -> list[str]:
-    """Break the text into at most two lines of a tile's width, cutting what is left."""
+    """Break the text into at most two lines of a tile's width, and cut off the remainder."""
     lines = []
     for part in text.split("\n"):
         lines.append("")

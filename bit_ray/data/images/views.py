@@ -1,7 +1,7 @@
 """Views of an image: random ones for training, a fixed one for evaluation. Pure functions of their arguments.
 
-Randomness is counter-based: the numbers that decide the crop and the flip of an example depend on (seed, epoch, example
-id) alone, so a view is the same on any number of workers, in any order, and after any restart.
+Randomness is counter-based: the numbers that decide the crop and the flip of an example depend only on (seed, epoch,
+example id), so a view is the same on any number of workers, in any order, and after any restart.
 """
 
 import math
@@ -76,7 +76,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, epoch: np.ndarray | int, keys: np.ndarray, count: int = _NUM_UNIFORMS) -> np.ndarray:
-    """Random numbers that depend on (seed, epoch, example) alone.
+    """Random numbers that depend only on (seed, epoch, example).
 
     Args:
         seed: Seed of the run.
@@ -106,7 +106,7 @@ def inception_box(
     """The box of an Inception crop, drawn as TensorFlow draws it.
 
     The aspect is uniform, and then the *height* is uniform between the heights that give the smallest and the largest
-    permitted area (tensorflow:core/kernels/image/sample_distorted_bounding_box_op.cc, which BiT's input used);
+    permitted area (tensorflow:core/kernels/image/sample_distorted_bounding_box_op.cc, which BiT's input used).
     torchvision draws the area uniformly instead, which makes crops larger on average.
 
     Args:
@@ -128,7 +128,7 @@ def inception_box(
         low = min(low, high)
         h = low + int(u[2 * attempt + 1] * (high - low + 1))
         w = round(h * aspect)
-        # Rounding can carry a box just past a bound: one row more or less is tried before the attempt is given up.
+        # Rounding can move a box just past a bound: one row more or less is tried before the attempt fails.
         if w * h < area_range[0] * area:
             h, w = h + 1, round((h + 1) * aspect)
         if w * h > area_range[1] * area:
@@ -141,20 +141,20 @@ def inception_box(
 
 
 class Placement(NamedTuple):
-    """Where a training view comes from: a window of a resized box of the image, maybe mirrored. All in pixels."""
+    """Where a training view comes from: a window of a resized box of the image, possibly mirrored. All in pixels."""
 
     box: tuple[int, int, int, int]
     """(top, left, height, width) in the image."""
     resized: tuple[int, int]
     """(height, width) that the box is resized to."""
     window: tuple[int, int]
-    """(top, left) of the crop_size x crop_size pixels that are kept of it."""
+    """(top, left) of the crop_size x crop_size pixels of it that are kept."""
     flip: bool
     """Whether they are mirrored left and right."""
 
 
 def place_view(view: TrainView, height: int, width: int, u: np.ndarray) -> Placement:
-    """Draw where the training view of an image comes from, which takes no more than the image's size.
+    """Draw where the training view of an image comes from; this needs only the image's size.
 
     Args:
         view: What to draw.
@@ -163,7 +163,7 @@ def place_view(view: TrainView, height: int, width: int, u: np.ndarray) -> Place
         u: ``[23] float64`` from `uniforms`.
     """
     size = view.crop_size
-    numbers: list[float] = u.tolist()  # NumPy's scalars are ten times slower, and the same
+    numbers: list[float] = u.tolist()  # NumPy's scalars give the same, ten times slower
     flip = view.random_flip and numbers[-1] < 0.5
     if view.crop == "inception":
         box = inception_box(height, width, numbers, view.area_range, view.aspect_range)

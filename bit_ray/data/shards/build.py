@@ -1,8 +1,8 @@
 """Building shards, Parquet files of encoded images, a row group at a time.
 
-Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes as they came; ``labels`` list<int32>,
-class indices; where the set has them, ``annotation`` and ``fingerprint``, binary. Nothing is compressed again. The
-bytes of a shard are a pure function of its examples, so a shard may be built anywhere, and again after a failure.
+Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes unchanged; ``labels`` list<int32>, class
+indices; if the set has them, ``annotation`` and ``fingerprint``, binary. Nothing is compressed again. The bytes of a
+shard are a pure function of its examples, so a shard may be built anywhere, and again after a failure.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ from bit_ray.store import file_sha256
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan(PackOptions):
-    """What every shard of a set has in common while it is written."""
+    """Settings that all shards of a set share while they are written."""
 
     output: str
     num_classes: int
@@ -44,21 +44,21 @@ class ShardPlan(PackOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What became of one shard; ``shard`` is None if it has no readable example or was not written."""
+    """Result of building one shard; ``shard`` is None if it has no readable example or was not written."""
 
     index: int
     shard: Shard | None
     bad: tuple[tuple[str, str], ...] = ()
     """Id and reason of each image that was refused."""
     convertible: bool = False
-    """Whether converting would take one of them."""
+    """Whether ``convert`` would accept one of them."""
     median_image_size: tuple[int, int] = (0, 0)
     num_seekable: int = 0
     num_shrunk: int = 0
     num_small: int = 0
     """Images with a side below ``MIN_IMAGE_SIZE`` pixels."""
     source_digest: str = ""
-    """SHA-256 of the ids and labels, in order, for the sources that cannot tell their content beforehand."""
+    """SHA-256 of the ids and labels, in order, for sources that do not know their content in advance."""
 
 
 def shard_name(index: int) -> str:
@@ -74,11 +74,11 @@ def build_shard(
 ) -> ShardResult:
     """Decode every image of a shard, pack and write it; with ``on_bad="error"`` and a bad image, write nothing.
 
-    ``progress`` is told the number of examples after each row group.
+    ``progress`` gets the number of examples after each row group.
 
     Raises:
-        DataError: a label that is out of range or of the wrong count, an id that is empty or comes twice.
-        ConfigError: ``seekable`` where the JPEG extension is missing.
+        DataError: a label that is out of range, a wrong number of labels, an id that is empty or occurs twice.
+        ConfigError: ``seekable`` without the JPEG extension.
         StoreError: TMPDIR or the output is full, or cannot be written to.
     """
     bad: list[tuple[str, str]] = []
@@ -155,7 +155,7 @@ def build_shard(
 
 @contextmanager
 def scratch_file(name: str) -> Iterator[Path]:
-    """Yield where a file may be written meanwhile; what processes that were killed have left there is removed."""
+    """Yield the path of a temporary file; files left there by killed processes are removed."""
     with ExitStack() as stack:
         with _tmpdir_explained():
             directory = stack.enter_context(scratch_directory())
@@ -195,7 +195,7 @@ def _tmpdir_explained() -> Iterator[None]:
 
 
 def check_example(example: Example, num_classes: int, multi_label: bool, optional_columns: Sequence[str] = ()) -> None:
-    """Raise DataError unless what the example says fits a set of ``num_classes`` and these columns."""
+    """Raise DataError unless the example's values fit a set of ``num_classes`` and these columns."""
     if not isinstance(example, Example):
         raise DataError(f"source: gave {type(example).__name__}; accepted: Example(id, image, labels); convert it")
     if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):

@@ -1,7 +1,7 @@
-"""Row groups of shards: from local files, or from an object store in few requests each and with patience.
+"""Row groups of shards: from local files, or from an object store with few requests each and with retries.
 
-The first row group that a process wants of a shard in a store costs three requests (size, footer, row group), the
-others one.
+The first row group that a process reads from a shard in a store costs three requests (size, footer, row group), each
+other one costs one.
 """
 
 import os
@@ -50,16 +50,16 @@ class ShardFile(NamedTuple):
 
 
 def fetch_group(uri: str, shard: Shard, number: int, num_rows: int) -> Pieces:
-    """Read one row group, all of its columns, and check it: by the manifest's checksum, or else by walking its pages.
+    """Read one row group, all of its columns, and check it: by the manifest's checksum, or else by parsing its pages.
 
     Args:
         uri: The shard set.
         shard: The shard.
         number: Number of the row group.
-        num_rows: Rows that the manifest says it has.
+        num_rows: Its rows by the manifest.
 
     Returns:
-        The bytes of a Parquet file of this one row group, in pieces, with the pages as they were.
+        The bytes of a Parquet file of this one row group, in pieces, with the pages unchanged.
 
     Raises:
         DamagedShardError: the shard is missing, or not what the manifest says.
@@ -69,9 +69,9 @@ def fetch_group(uri: str, shard: Shard, number: int, num_rows: int) -> Pieces:
 
 
 def fetch_columns(uri: str, shard: Shard, number: int, num_rows: int, names: Sequence[str]) -> pa.Table:
-    """Read columns of one row group: with the images among them like `fetch_group`, else only what was asked for.
+    """Read columns of one row group: with the images among them like `fetch_group`, else only these columns.
 
-    Args and errors are those of `fetch_group`; a checksum is of all columns, so that some alone are not checked by it.
+    Args and errors are those of `fetch_group`. A checksum covers all columns, so it does not check some of them alone.
     """
 
     def columns(file: ShardFile) -> pa.Table:
@@ -83,7 +83,7 @@ def fetch_columns(uri: str, shard: Shard, number: int, num_rows: int, names: Seq
 
 
 def local_group(uri: str, shard: Shard, number: int, num_rows: int) -> str:
-    """Return the path of a shard of a local set, whose size and footer are those of the manifest.
+    """Return the path of a shard of a local set, after checking its size and footer against the manifest.
 
     Args and errors are those of `fetch_group`.
     """
@@ -100,12 +100,12 @@ def damaged(uri: str | Path, path: str | Path, what: str) -> DamagedShardError:
 
 @contextmanager
 def local_shard(path: str | Path, num_bytes: int | None = None) -> Iterator[tuple[FileIO, ShardFile]]:
-    """Open a local shard, which has ``num_bytes`` if they are given; its footer is read once while it stays the same.
+    """Open a local shard, of ``num_bytes`` if they are given; its footer is read once while the file stays the same.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: it may not be read.
-        LayoutError: it is not a shard, a damaged one, or of another size.
+        FileNotFoundError: there is no such file.
+        DataError: no permission to read it.
+        LayoutError: it is not a shard, is damaged, or has another size.
     """
     try:
         file = FileIO(path)
@@ -142,7 +142,7 @@ def _read(uri: str, shard: Shard, read: Callable[[ShardFile], T]) -> T:
             return store.patiently(path, lambda: _attempt(uri, path, shard, read))
         except FileNotFoundError:
             raise damaged(uri, path, "is in the manifest but missing") from None
-        except LayoutError as error:  # the right number of bytes, but not the right bytes: the store, or the way here
+        except LayoutError as error:  # the right number of bytes, but wrong bytes: the store or the network
             unreadable += 1
             if unreadable == _TIMES_UNREADABLE:
                 raise damaged(uri, path, str(error)) from None
@@ -153,7 +153,7 @@ def _other_size(found: int, expected: int) -> str:
 
 
 class _Opened:
-    """A shard's open file and footer; the lock makes one thread ask for them and the others wait."""
+    """A shard's open file and footer; by the lock, one thread requests them and the others wait."""
 
     def __init__(self, files: pafs.FileSystem) -> None:
         self.files = files
@@ -163,7 +163,7 @@ class _Opened:
     def open(self, uri: str, path: str, inner: str, shard: Shard) -> ShardFile:
         with self.lock:
             if self.file is None:
-                file = self.files.open_input_file(inner)  # asks for the size
+                file = self.files.open_input_file(inner)  # requests the size
                 size = file.size()
                 if size != shard.num_bytes:
                     raise damaged(uri, path, _other_size(size, shard.num_bytes))
@@ -189,7 +189,7 @@ def _attempt(uri: str, path: str, shard: Shard, read: Callable[[ShardFile], T]) 
     try:
         return read(opened.open(uri, path, inner, shard))
     except Exception:
-        # The next attempt begins with the size: whatever went wrong, it may be that the object has changed.
+        # The next attempt begins with the size: the object may have changed.
         with _opened_lock:
             if _opened.get(key) is opened:
                 del _opened[key]
@@ -214,7 +214,7 @@ def _group(footer: Footer, number: int, num_rows: int) -> Group:
 
 
 def _whole_group(file: ShardFile, shard: Shard, number: int, num_rows: int) -> Pieces:
-    """Read all columns in one request and put a footer behind them."""
+    """Read all columns in one request and append a footer."""
     group = _group(file.footer, number, num_rows)
     data = memoryview(file.read_at(group.start, group.stop - group.start))
     if len(data) != group.stop - group.start:
@@ -230,7 +230,7 @@ def _whole_group(file: ShardFile, shard: Shard, number: int, num_rows: int) -> P
 
 
 def _check_pages(footer: Footer, group: Group, data: memoryview) -> None:
-    """Raise LayoutError unless the pages can be read: what a cache keeps must be whole, for the shard may be mended."""
+    """Raise LayoutError unless the pages can be read: a cache must not keep damage, as the shard may be repaired."""
 
     def read_at(offset: int, n: int) -> memoryview:
         return data[offset - group.start :][:n]

@@ -1,4 +1,4 @@
-"""Look at a shard set: what is in it, as numbers and as a picture."""
+"""Inspect a shard set: what it contains, as numbers and as a picture."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +22,10 @@ _LISTED = 5
 
 
 def inspect_shards(uri: str | Path) -> dict[str, Any]:
-    """Return what a shard set holds as plain data; class counts come from at most 64 of the shards.
+    """Return what a shard set has as plain data; class counts come from at most 64 of the shards.
 
     Raises:
-        DataError: no whole shard set there, or a shard that cannot be read.
+        DataError: no complete shard set there, or a shard that cannot be read.
     """
     uri = str(uri)
     manifest = read_manifest(uri)
@@ -67,12 +67,12 @@ def contact_sheet(
         path: PNG file to write, or its URI.
         n: Number of examples.
         seed: Seed of the draw and of the views.
-        crop_size: Side in pixels of the training views that stand next to each image, as upstream pre-training with
-            this seed draws them in its first epochs; None: the images alone.
+        crop_size: Side in pixels of the training views next to each image, as upstream pre-training with this seed
+            draws them in its first epochs; None: only the images.
 
     Raises:
         ConfigError: n is below 1, or crop_size too small.
-        DataError: no whole shard set there, or a shard or image that cannot be read.
+        DataError: no complete shard set there, or a shard or image that cannot be read.
     """
     if n < 1:
         raise ConfigError(f"n: {n}; accepted: 1 or more; correct it")
@@ -116,7 +116,7 @@ def _draw(uri: str, manifest: Manifest, n: int, seed: int) -> list[Example]:
 
 def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, crop_size: int, convert: bool) -> list[Tile]:
     """Each image with the boxes of its views in it, followed by the views."""
-    # Here, because the rest of this module does without PyTorch.
+    # Imported here, because the other functions of this module do not need PyTorch.
     from bit_ray.data.images.decode_view import decode_train_view
     from bit_ray.data.images.views import TrainView, example_keys, place_view, uniforms
 

@@ -1,11 +1,11 @@
 """The manifest of a shard set: everything a reader must know before it opens the first shard.
 
-``manifest.json`` is written last, so a directory that has one holds a whole set; a directory that has only
-``_writing.json`` is half-written. A reader never lists a bucket and opens no footer to plan an epoch: every row group
-of a shard has exactly ``row_group_size`` rows, but the shard's last, which has what is left.
+``manifest.json`` is written last, so a directory that has one has a complete set; a directory that has only
+``_writing.json`` is half-written. To plan an epoch, a reader need not list a bucket or open a footer: every row group
+of a shard has exactly ``row_group_size`` rows, except the shard's last, which has the remaining rows.
 
 Format 2 adds a checksum of every row group and the names of optional columns; sets of format 1 are read as before. A
-manifest may come from anywhere: its dataclasses check every field when they are made.
+manifest is not trusted: its dataclasses check every field when they are made.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FORMATS = (1, 2)
 
 _FILE_NAME = re.compile(r"\w[\w.-]{0,254}")
 _CHECKSUMS = re.compile(rf"(?:[0-9a-f]{{{CHECKSUM_DIGITS}}})*")
-# Far above any set: what they keep away is a small file that asks for all of a machine's memory.
+# Far above any set: these limits stop a small file from requesting all of a machine's memory.
 _MAX_SHARD_BYTES = 2**50
 _MAX_GROUP_ROWS = 2**20
 _MAX_GROUPS = 2**26
@@ -59,7 +59,7 @@ class Shard:
             raise ConfigError(f"num_examples: {self.num_examples}; accepted: 1 or more, at most one a byte")
 
     def checksum(self, group: int) -> str:
-        """Return the checksum of a row group, empty where the manifest has none."""
+        """Return the checksum of a row group, empty if the manifest has none."""
         return self.checksums[group * CHECKSUM_DIGITS : (group + 1) * CHECKSUM_DIGITS]
 
 
@@ -76,7 +76,7 @@ class Manifest:
     multi_label: bool
     """Whether an example may have any number of labels; otherwise each has exactly one."""
     row_group_size: int
-    """Rows of every row group but a shard's last."""
+    """Rows of every row group except a shard's last."""
     median_image_size: tuple[int, int]
     """Height and width in pixels; over several shards, the median of the shards' medians weighted by examples."""
     num_examples: int
@@ -127,7 +127,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the set holds, whatever it is called and wherever it lies."""
+        """SHA-256 of the set's content; its name and URI are not part of it."""
         content = {
             "class_names": list(self.class_names),
             "multi_label": self.multi_label,
@@ -135,7 +135,7 @@ class Manifest:
             "convert_images": self.convert_images,
             "shards": [[shard.sha256, shard.num_examples] for shard in self.shards],
         }
-        # `bit_ray.config.digest` without its walk through what is plain already, which takes half a second.
+        # `bit_ray.config.digest` without its conversion to plain data, which takes half a second and is not needed.
         if self.optional_columns:
             content["optional_columns"] = list(self.optional_columns)
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -150,7 +150,7 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
 
     Args:
         uri: directory of the set.
-        digest: the manifest's digest when the work on the set began; None asks for none.
+        digest: the manifest's digest when the work on the set began; None: any.
 
     Raises:
         DataError: no such path, no shard set, a half-written one, a damaged manifest, or another digest.
@@ -161,7 +161,7 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
     data = store.read_json(path, _read_shard)
     if not isinstance(data, dict):
         raise DataError(f"{path}: not a manifest; accepted: what `bit-ray shards write` makes; write the set again")
-    if data.get("format") not in FORMATS:  # before what a newer version has added is called unknown
+    if data.get("format") not in FORMATS:  # before fields of a newer version are called unknown
         given, accepted = repr(data.get("format"))[:80], ", ".join(map(str, FORMATS))
         raise DataError(f"{path}: format: {given}; accepted: {accepted}; use the version that wrote it")
     try:
@@ -187,7 +187,7 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
 
 
 def write_manifest(uri: str | Path, manifest: Manifest) -> None:
-    """Write the manifest into the directory ``uri``: from then on the set is whole."""
+    """Write the manifest into the directory ``uri``: from then on the set is complete."""
     store.write_json(store.join(uri, MANIFEST), to_json(manifest))
 
 
@@ -203,7 +203,7 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards: str) -> None:
-    """Make sure that labels of the test shards mean what those of the training shards mean.
+    """Make sure that labels of the test shards mean the same as those of the training shards.
 
     Raises:
         ConfigError: They do not.
@@ -223,13 +223,13 @@ def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards:
 
 
 def _read_shard(record: dict[str, Any]) -> Any:
-    """Make a JSON object a Shard if it is one to the letter, while it is read: a large set has 100,000 of them."""
+    """Make a JSON object a Shard, if it is exactly one, while it is parsed: a large set has 100,000 of them."""
     if {name: type(value) for name, value in record.items()} not in (_KINDS, _KINDS_1):
         return record
     try:
         return Shard(**record)
     except ConfigError:
-        return record  # is read again, for the error that names its place
+        return record  # is read again, for an error that names its position
 
 
 def _why_no_manifest(uri: str | Path) -> str:

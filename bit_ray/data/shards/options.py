@@ -1,4 +1,4 @@
-"""How a shard set is written, as settings; imports nothing that ``--help`` would have to wait for."""
+"""How a shard set is written, as settings; imports nothing slow, so that ``--help`` is fast."""
 
 from dataclasses import dataclass
 from typing import Literal

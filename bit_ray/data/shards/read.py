@@ -1,4 +1,4 @@
-"""Reading shards: rows of a set, and where each image of a row group lies in a local file."""
+"""Reading shards: rows of a set, and the position of each image of a row group in a local file."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ def read_rows(
     row_group_indices: Sequence[int],
     columns: Sequence[str] = ("id", "image", "labels"),
 ) -> pa.Table:
-    """Read row groups of one shard of the set at ``uri``, all of it or some of the columns.
+    """Read row groups of one shard of the set at ``uri``, all or some of the columns.
 
     Rows are checked against the manifest; with the images among the columns, against its checksums as well.
 
@@ -64,21 +64,21 @@ def index_rows(
     """Find the images of one row group of a local shard, so that each can be read without the others.
 
     Args:
-        path: A shard, or what `bit_ray.data.stream.cache` located in its place.
+        path: A shard, or the file that `bit_ray.data.stream.cache` located instead of it.
         group: Number of the row group in that file.
         expected_checksum: Of the row group, from the manifest; empty for none.
-        columns: Of the shard, to be read.
+        columns: Columns of the shard to read.
 
     Returns:
         These columns, offset int64 and length int64: the encoded image of a row is ``length`` bytes of the file from
-        byte ``offset`` on. What the columns say is not checked: see `row_problems`.
+        byte ``offset`` on. Values of the columns are not checked: see `row_problems`.
 
     Raises:
         DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
     """
     with _opened(path) as (file, shard):
         found = shard.footer.group(group)
-        if hasattr(os, "posix_fadvise"):  # whoever asks will read the images soon
+        if hasattr(os, "posix_fadvise"):  # the caller will read the images soon
             os.posix_fadvise(file.fileno(), found.start, found.stop - found.start, os.POSIX_FADV_WILLNEED)
         if expected_checksum and group_checksum(shard.read_at, found) != expected_checksum:
             raise LayoutError(f"row group {group} has other bytes than the manifest's checksum")
@@ -103,11 +103,11 @@ def _opened(path: str | Path) -> Iterator[tuple[FileIO, ShardFile]]:
 
 
 def row_problems(table: pa.Table, num_classes: int, multi_label: bool) -> dict[int, str]:
-    """Say what is wrong with the ids and labels of a row group, by row: what is trained on must be what was written.
+    """Say what is wrong with the ids and labels of a row group, by row: training data must be what was written.
 
     Args:
         table: Rows with any of the columns of SCHEMA.
-        num_classes: Of the set.
+        num_classes: Classes of the set.
         multi_label: Whether a row may have any number of labels.
     """
     problems: dict[int, str] = {}
@@ -143,7 +143,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "image", "labels")) -> Iterator[pa.Table]:
-    """Read the whole set at ``uri``, or some of its columns, one row group at a time, in its order.
+    """Read the set at ``uri``, all or some of its columns, one row group at a time, in its order.
 
     Raises:
         DataError: a shard is missing, empty, truncated, or not what the manifest says.
@@ -161,6 +161,6 @@ def to_examples(table: pa.Table) -> list[Example]:
 
 
 def row_group_checksums(path: str | Path) -> str:
-    """Return what `Shard.checksums` says of a local shard."""
+    """Return the value of `Shard.checksums` for a local shard."""
     with local_shard(path) as (_, shard):
         return "".join(group_checksum(shard.read_at, group) for group in shard.footer.groups)

@@ -1,9 +1,9 @@
-"""Where the bytes of a row group lie inside a shard, and a Parquet file of one row group made of those bytes.
+"""Where the bytes of a row group are inside a shard, and a Parquet file of one row group made from those bytes.
 
 A shard is a Parquet file of plain, uncompressed columns. The images of a row group are pages of ``[4-byte little-endian
-length][bytes]`` per value (https://parquet.apache.org/docs/file-format/data-pages), so a reader that has walked the
-lengths once can read one image without its neighbours. Footers come from anywhere and are read here, not by pyarrow,
-which some damaged footers abort; pyarrow is given footers that were made here.
+length][bytes]`` per value (https://parquet.apache.org/docs/file-format/data-pages), so a reader that has read the
+lengths once can read one image without its neighbours. Footers are not trusted. They are read here, not by pyarrow,
+which aborts on some damaged footers; pyarrow gets only footers that were made here.
 """
 
 import io
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 )
 """Columns of every shard."""
 OPTIONAL_COLUMNS = ("annotation", "fingerprint")
-"""Binary columns that a set may have behind those of SCHEMA, in this order; empty where a row has no value."""
+"""Binary columns that a set may have after those of SCHEMA, in this order; empty where a row has no value."""
 MAGIC = b"PAR1"
 CHECKSUM_DIGITS = 8
 _TAIL_BYTES = 8  # length of the footer, then the magic
@@ -43,7 +43,7 @@ _GROUP_COLUMNS, _GROUP_BYTES, _GROUP_ROWS, _GROUP_OFFSET, _GROUP_COMPRESSED = 1,
 _CHUNK_META = 3
 _META_TYPE, _META_CODEC, _META_VALUES, _META_BYTES, _META_COMPRESSED, _META_PAGES = 1, 4, 5, 6, 7, 9
 _META_DICTIONARY = 11
-_META_OF_VALUES = (12, 13, 16)  # statistics, pages per encoding, sizes: optional, and true of the template's row only
+_META_OF_VALUES = (12, 13, 16)  # statistics, pages per encoding, sizes: optional, and valid only for the template's row
 
 ReadAt: TypeAlias = Callable[[int, int], bytes | memoryview]
 """Bytes at (offset, number); fewer at the end of the file."""
@@ -52,11 +52,11 @@ Pieces: TypeAlias = list[bytes | memoryview]
 
 
 class LayoutError(ValueError):
-    """Bytes that are not the layout `bit-ray shards write` makes."""
+    """Bytes that do not have the layout of `bit-ray shards write`."""
 
 
 class Chunk(NamedTuple):
-    """One column of one row group: where its pages lie in the file, and how many values they hold."""
+    """One column of one row group: where its pages are in the file, and their number of values."""
 
     offset: int
     length: int
@@ -64,7 +64,7 @@ class Chunk(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One row group: its chunks lie side by side, in the order of the columns."""
+    """One row group: its chunks are adjacent, in the order of the columns."""
 
     num_rows: int
     chunks: tuple[Chunk, ...]
@@ -76,12 +76,12 @@ class Group(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """Byte behind the last."""
+        """Byte after the last."""
         return self.chunks[-1].offset + self.chunks[-1].length
 
 
 class Footer(NamedTuple):
-    """What the end of a shard says."""
+    """The content of a shard's footer."""
 
     columns: tuple[str, ...]
     """Names of SCHEMA, and those of OPTIONAL_COLUMNS that the shard has."""
@@ -91,7 +91,7 @@ class Footer(NamedTuple):
         """Return a row group.
 
         Raises:
-            LayoutError: There is none of this number.
+            LayoutError: There is no row group of this number.
         """
         if not 0 <= number < len(self.groups):
             raise LayoutError(f"has {len(self.groups)} row groups, no number {number}")
@@ -140,8 +140,8 @@ def read_footer(footer: bytes, file_size: int) -> Footer:
         file_size: Bytes of the whole file.
 
     Raises:
-        LayoutError: it is damaged, or tells of other columns, of compressed or dictionary-encoded ones, or of row
-            groups that do not lie one behind the other in front of it.
+        LayoutError: it is damaged, or has other columns, compressed or dictionary-encoded ones, or row groups that do
+            not directly follow each other up to the footer.
     """
     try:
         fields = read_struct(footer, 0)[0]
@@ -213,10 +213,10 @@ def _list(fields: Struct, number: int) -> list[Struct]:
 
 
 def value_extents(read_at: ReadAt, chunk: Chunk) -> tuple[list[int], list[int]]:
-    """Return where each value of a plain, required binary column lies.
+    """Return where each value of a plain, required binary column is.
 
     Args:
-        read_at: The bytes that the chunk's offset counts in; about one small read per value or page.
+        read_at: Reads the bytes to which the chunk's offset refers; about one small read per value or page.
         chunk: The column.
 
     Returns:
@@ -259,9 +259,9 @@ def group_file(footer: Footer, group: Group, bodies: Mapping[str, Pieces]) -> Pi
     """Return a Parquet file of one row group that has some of its columns.
 
     Args:
-        footer: Of the shard.
+        footer: Footer of the shard.
         group: The row group in it.
-        bodies: The bytes of each of these columns. The file must not be asked for the others.
+        bodies: The bytes of each of these columns. The other columns must not be read from the file.
     """
     chunks = []
     position = len(MAGIC)

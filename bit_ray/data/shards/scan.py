@@ -1,4 +1,4 @@
-"""Images of a shard set, decoded and brought to a view, a row group at a time, in this process."""
+"""Images of a shard set, decoded and converted to a view, a row group at a time, in this process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,11 @@ Group = tuple[int, int, npt.NDArray[np.int64]]
 
 
 def row_groups(manifest: Manifest, indices: npt.NDArray[np.int64] | None = None) -> list[Group]:
-    """The row groups that hold some examples, with their rows.
+    """The row groups that have some examples, with their rows.
 
     Args:
-        manifest: Of the set.
-        indices: ``[N]`` ascending places in the order of the set, at least one; None: all.
+        manifest: Manifest of the set.
+        indices: ``[N]`` ascending indices in the order of the set, at least one; None: all.
     """
     groups = []
     shard_start = 0
@@ -45,13 +45,13 @@ def row_groups(manifest: Manifest, indices: npt.NDArray[np.int64] | None = None)
 def read_views(
     shards: str, manifest: Manifest, groups: Sequence[Group], view: Callable[[Image], Image]
 ) -> Iterator[tuple[list[str], list[Image], list[list[int]]]]:
-    """Ids, images and labels of each row group, the next being read and decoded meanwhile.
+    """Ids, images and labels of each row group; the next is read and decoded meanwhile.
 
     Args:
         shards: The set.
         manifest: Its manifest.
         groups: At least one, see `row_groups`.
-        view: What becomes of a decoded image.
+        view: Converts a decoded image.
 
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.

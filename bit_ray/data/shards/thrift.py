@@ -1,14 +1,14 @@
-"""Structs in Thrift's compact protocol, which Parquet's footers and page headers are.
+"""Structs in Thrift's compact protocol, the format of Parquet's footers and page headers.
 
-Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Reading is safe for bytes of
-any origin: it ends with an exception of `MALFORMED`, and takes time and memory in proportion to the bytes.
+Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Reading untrusted bytes is
+safe: malformed ones raise an exception of `MALFORMED`, and time and memory are in proportion to the bytes.
 """
 
 from typing import Any, TypeAlias
 
 TRUE, FALSE, I8, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
 MALFORMED = (IndexError, ValueError)
-"""What reading raises where the bytes end too early or cannot be a struct."""
+"""Exceptions of reading if the bytes end too early or cannot be a struct."""
 
 _MAX_DEPTH = 16
 _MAX_SHIFT = 63  # a 64-bit integer takes at most ten bytes of seven bits
@@ -18,7 +18,7 @@ Struct: TypeAlias = dict[int, tuple[int, Any]]
 
 
 def read_struct(data: bytes, at: int, depth: int = 0) -> tuple[Struct, int]:
-    """Read the struct at byte ``at``; return it and the position behind it.
+    """Read the struct at byte ``at``; return it and the position after it.
 
     Raises:
         IndexError: The bytes end too early.

@@ -27,7 +27,7 @@ MAX_LISTED = 100
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: of which kind, in which shard, with which example if it is one."""
+    """One problem: its kind, its shard, and its example if it concerns one."""
 
     kind: str
     """missing, size, checksum, parquet, rows, row_groups, columns, label, id, image or duplicate_id."""
@@ -42,7 +42,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What reading the whole set has shown."""
+    """Result of reading the whole set."""
 
     num_shards: int
     num_examples: int
@@ -51,7 +51,7 @@ class VerifyReport:
     counts: dict[str, int]
     """Number of problems by kind."""
     problems: tuple[Problem, ...]
-    """The first problems, at most 100 of a shard and of the set."""
+    """The first problems, at most 100 per shard and per set."""
 
     @property
     def ok(self) -> bool:
@@ -61,7 +61,7 @@ class VerifyReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
-    """What one shard has shown."""
+    """Result of reading one shard."""
 
     num_examples: int
     counts: dict[str, int]
@@ -83,10 +83,10 @@ def verify_shards(
         uri: directory of the set.
         decode: whether to decode the images; without it only size, checksum, layout, ids and labels are checked.
         num_workers: Ray tasks in flight, one shard each; 0 works in this process.
-        progress: told (examples done, examples in all).
+        progress: called with (examples done, examples in all).
 
     Raises:
-        DataError: no whole set there, or the store cannot be reached.
+        DataError: no complete set there, or the store cannot be reached.
     """
     manifest = read_manifest(uri)
     uri = store.absolute(uri)
@@ -127,14 +127,14 @@ def verify_shards(
 
 
 def repeated_ids(uri: str, manifest: Manifest) -> list[str]:
-    """Return the ids that come more than once in the set, sorted; shards that cannot be read are passed over."""
+    """Return the ids that occur more than once in the set, sorted; shards that cannot be read are skipped."""
     hashes = [example_keys(ids) for ids in _read_ids(uri, manifest)]
     if not _has_repetitions(hashes):
         return []
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     suspects = values[counts > 1]
     seen: Counter[str] = Counter()
-    for ids in _read_ids(uri, manifest):  # two ids may share a hash: count the suspects themselves
+    for ids in _read_ids(uri, manifest):  # two ids may share a hash: count the ids themselves
         found = np.isin(example_keys(ids), suspects)
         seen.update(id for id, suspect in zip(ids, found, strict=True) if suspect)
     return sorted(id for id, count in seen.items() if count > 1)

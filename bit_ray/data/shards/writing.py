@@ -1,7 +1,7 @@
 """What an unfinished run leaves for the next: ``_writing.json``, the plan and the shards that are done.
 
-One process at a time writes a set; see `bit_ray.claim` for what an object store cannot guarantee. Two that write all
-the same write the same bytes, where both have the same plan and read no iterator.
+One process at a time writes a set; `bit_ray.claim` says what an object store cannot guarantee. Should two write at once,
+they write the same bytes, if both have the same plan and none of them reads an iterator.
 """
 
 import time
@@ -81,7 +81,7 @@ class Writing:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Without an error end; after one of the data remove what a first run has written, after any other keep it.
+        """Finish; after an error in the data remove what a first run has written, after another keep finished shards.
 
         Raises:
             StoreError: as what came, with the advice to run the command again.

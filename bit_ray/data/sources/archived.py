@@ -1,4 +1,4 @@
-"""Images that lie in archives, read from there one by one: a ``Source`` for all sets that are distributed as tars."""
+"""Images in archives, read from there one by one: a ``Source`` for all sets that are distributed as tars."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ _CHUNK = 65_536
 
 
 class Items:
-    """The examples of a set while its archives are gone through; 14 million of them take 1 GB."""
+    """The examples of a set, collected while its archives are scanned; 14 million of them take 1 GB."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
@@ -35,7 +35,7 @@ class Items:
         """Add one example.
 
         Raises:
-            DataError: its id is not text that can be written, as of a file whose name is not UTF-8.
+            DataError: its id cannot be written as text, such as a file name that is not UTF-8.
         """
         if not is_unicode(id):
             raise DataError(f"{member.file}: {id}: the name is not UTF-8; accepted: names in UTF-8; rename it")
@@ -47,7 +47,7 @@ class Items:
     def source(
         self, kind: str, class_names: Iterable[str], *, multi_label: bool = False, labels: pa.Array | None = None
     ) -> "ArchiveSource":
-        """Return them as a source; ``labels``, lists in the order of the examples, stand in for those added."""
+        """Return them as a source; ``labels``, lists in the order of the examples, replace those added."""
         self._flush()
         table = pa.concat_tables(self._chunks).combine_chunks()
         if labels is not None:
@@ -74,7 +74,7 @@ _ITEMS = pa.schema(
 
 @dataclass(frozen=True)
 class ArchivePart:
-    """Some images by where they lie, read when iterated."""
+    """Some images by file and offset, read when iterated."""
 
     files: list[str]
     ids: list[str]
@@ -143,7 +143,7 @@ class ArchiveSource:
     def part(self, indices: npt.NDArray[np.int64]) -> ArchivePart:
         """Return the images at these indices."""
         rows = self.items.take(pa.array(indices))
-        # Only the files that the part reads travel with it.
+        # The part has only the files that it reads.
         used, file_of = np.unique(np.asarray(rows.column("file")), return_inverse=True)
         ids, offsets, lengths, labels = (rows.column(name).to_pylist() for name in ("id", "offset", "length", "labels"))
         files = [self.files[i] for i in used]

@@ -1,7 +1,7 @@
-"""Archives as publishers distribute them: where the bytes of each member lie, so that any of them is read alone.
+"""Archives as publishers distribute them: where the bytes of each member are, so that each can be read alone.
 
-A plain tar file is read in place. A compressed one has no such places: it is decompressed once, to a ``.tar`` next to
-it.
+A plain tar file is read in place. In a compressed one that is not possible: it is decompressed once, to a ``.tar`` next
+to it.
 """
 
 import gzip
@@ -28,10 +28,10 @@ MAX_WHOLE_BYTES = 2**30
 """Largest file that is read as a whole: the scenes of CLEVR are 200 MB, a split of CIFAR-100 is 155 MB."""
 _COMPRESSED = (".tar.gz", ".tgz")
 _GZIP = b"\x1f\x8b"
-# Lists and tables become a tenth of their size, masks perhaps a fiftieth; zeros become a thousandth.
+# Lists and tables compress to a tenth of their size, masks perhaps to a fiftieth; zeros to a thousandth.
 _MAX_RATIO, _ANY_RATIO_BYTES = 100, 2**24
 _COPY_BYTES = 16 * 2**20
-# Headers are read one by one; from an object store each would be a request, so more is read at once.
+# Headers are read one by one; from an object store each would be a request, so more bytes are read at once.
 _LOCAL_BUFFER, _REMOTE_BUFFER = 8 * 2**10, 256 * 2**10
 
 
@@ -45,7 +45,7 @@ class Member(NamedTuple):
 
 
 def members(path: str | Path) -> Iterator[Member]:
-    """Go through the regular files of a folder, a tar file or a compressed tar file, in their order there.
+    """Iterate over the regular files of a folder, a tar file or a compressed tar file, in their order there.
 
     Raises:
         DataError: not a tar file, or one that is damaged or cut short.
@@ -58,12 +58,12 @@ def members(path: str | Path) -> Iterator[Member]:
 
 
 def tar_members(file: str | Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
-    """Go through the regular files of a tar file, or of one that is stored whole inside ``file``.
+    """Iterate over the regular files of a tar file, or of one that is stored uncompressed inside ``file``.
 
     Args:
         file: Path or URI.
         start: Byte at which the tar file begins.
-        length: Its bytes; without it, up to the end.
+        length: Its number of bytes; None: up to the end.
 
     Raises:
         DataError: not a tar file, or one that is damaged or cut short.
@@ -83,10 +83,10 @@ def read_members(path: str | Path, names: Collection[str]) -> dict[str, bytes]:
 
     Args:
         path: A local path.
-        names: As in the archive; for a folder, relative to it or to the folder around it.
+        names: As in the archive; for a folder, relative to it or to its parent folder.
 
     Raises:
-        DataError: one of them is not there or too large, or the archive is damaged, or unpacks to 100 times its size.
+        DataError: one of them is missing or too large, or the archive is damaged, or unpacks to 100 times its size.
     """
     found: dict[str, bytes] = {}
     if Path(path).is_dir():
@@ -120,7 +120,7 @@ def read_members(path: str | Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def as_text(data: bytes, place: str | Path) -> str:
-    """Return what a text file holds; ``place`` is what messages call it.
+    """Return the content of a text file; ``place`` is its name in messages.
 
     Raises:
         DataError: it is not UTF-8.
@@ -167,9 +167,9 @@ def decompressed(path: str | Path) -> str:
 
 
 def unpacked(path: str | Path, file: BinaryIO) -> tuple[io.BufferedReader, int]:
-    """Return a gzip file as it is unpacked, to be read forwards, and the most bytes it may become.
+    """Return a gzip file as an unpacked stream, to be read forwards, and the most bytes it may unpack to.
 
-    What becomes more is no data; reading on is a TarError then.
+    Reading beyond that limit raises a TarError.
     """
     file.seek(0)
     max_bytes = max(_ANY_RATIO_BYTES, _MAX_RATIO * os.path.getsize(path))
@@ -177,7 +177,7 @@ def unpacked(path: str | Path, file: BinaryIO) -> tuple[io.BufferedReader, int]:
 
 
 class _Unpacked(io.RawIOBase):
-    """What comes out of a gzip file, forwards only."""
+    """The unpacked content of a gzip file, forwards only."""
 
     def __init__(self, source: gzip.GzipFile, max_bytes: int) -> None:
         self._source, self._max_bytes, self._at = source, max_bytes, 0

@@ -1,4 +1,4 @@
-"""What every source gives: examples, which can be cut into parts."""
+"""The interface of every source: examples, which can be split into parts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class Example:
     image: bytes
     labels: tuple[int, ...]
     annotation: bytes = b""
-    """What else is known of the image, such as boxes; for sets with this optional column."""
+    """Other data about the image, such as boxes; for sets with this optional column."""
     fingerprint: bytes = b""
-    """By which near-duplicates are found; for sets with this optional column."""
+    """Identifies near-duplicates; for sets with this optional column."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of an example whose bytes could not be had, as a file that is not there."""
+    """Replaces an example whose bytes cannot be read, such as a missing file."""
 
     id: str
     reason: str
@@ -39,7 +39,7 @@ class ReadOptions:
     multi_label: bool = False
     """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
     root: str = ""
-    """Folder where a table's relative paths start; empty: where the table lies."""
+    """Folder where a table's relative paths start; empty: the table's folder."""
     data_dir: str = "bit_ray_runs/datasets"
     """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
     download: bool = False
@@ -52,7 +52,7 @@ class ReadOptions:
 
 
 class Source(Protocol):
-    """Examples that can be cut into parts, each of them readable in another process.
+    """Examples that can be split into parts, each of them readable in another process.
 
     One whose examples fill optional columns of a shard also has ``optional_columns``, their names as in
     `bit_ray.data.shards.row_group.OPTIONAL_COLUMNS`.

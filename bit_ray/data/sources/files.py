@@ -99,19 +99,19 @@ def open_files(
     """Open a folder of class folders, or a ``.csv`` or ``.parquet`` table with the columns path and label.
 
     In a folder the first level names the class and every file below it that is not hidden is an image; the id is the
-    path below ``uri``. In a table relative paths start at ``root`` or else where the table lies; labels are class names
-    or, where ``class_names`` does not know them, class indices; with ``multi_label`` they are separated by ``;`` in a
-    CSV and a list in Parquet (which implies it); the id is the column ``id`` or else the path.
+    path below ``uri``. In a table relative paths start at ``root`` or else at the table's folder. Labels are class
+    names or, if they are not in ``class_names``, class indices. With ``multi_label`` they are separated by ``;`` in a
+    CSV and a list in Parquet (which implies it). The id is the column ``id`` or else the path.
 
     Raises:
-        DataError: no such path, no class, no image, an id that comes twice, a label outside the class list.
+        DataError: no such path, no class, no image, an id that occurs twice, a label outside the class list.
     """
     uri = str(uri)
     if not store.exists(uri):
         raise DataError(f"{uri}: no such path; accepted: a folder of class folders, or a .csv or .parquet table")
     if uri.endswith(_TABLES):
-        # Any column may be of any kind, and pyarrow may find fault with it wherever it is used; OSError is what it says
-        # of Parquet files that are damaged.
+        # Any column may have any type, and pyarrow may raise an error wherever it is used; for damaged Parquet files it
+        # raises OSError.
         try:
             return _open_table(uri, root, class_names, multi_label)
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -193,7 +193,7 @@ def _read_table(uri: str) -> pa.Table:
         else:
             text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
             table = pa.csv.read_csv(stream, convert_options=text)
-        # That text and names are UTF-8 nobody has looked at yet.
+        # Nothing has checked yet that text and names are UTF-8.
         table.validate(full=True)
         _ = table.column_names
         return table

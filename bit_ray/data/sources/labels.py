@@ -1,4 +1,4 @@
-"""Labels as they are given - names, indices, ids, one or several per image - to class indices and class names."""
+"""Convert labels - names, indices, ids, one or several per image - to class indices and class names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ def to_indices(
     """Return lists of class indices, and the class names: given, or the sorted labels, or 0 to the largest index.
 
     Args:
-        uri: Where the labels stand, for messages.
+        uri: Where the labels are, for messages.
         lists: Labels of each row, names or numbers. A number is the name of a class if all labels are names of classes,
             or if the classes are numbers other than 0, 1, 2 and so on; else an index.
         class_names: In the order of the class indices.
-        row_names: What messages call the rows, if not by their numbers.
+        row_names: Names of the rows in messages, if not their numbers.
 
     Raises:
-        DataError: a label that is missing or outside the class list; without one, numbers of which less than half
-            occur: as ids, they would make a network with outputs for nothing.
+        DataError: a label that is missing or outside the class list; without a list, numbers of which less than half
+            occur: they are probably ids, and the network would have unused outputs.
     """
 
     def row(position: int) -> str:
@@ -83,7 +83,7 @@ def to_indices(
 
 
 def _numbers(distinct: pa.Array) -> list[int] | None:
-    """Return the labels as whole numbers if all of them are."""
+    """Return the labels as integers if all of them are integers."""
     try:
         return [int(value) for value in distinct.cast(pa.int64()).to_pylist()]
     except pa.ArrowException:
@@ -96,7 +96,7 @@ def one_each(values: pa.Array) -> pa.Array:
 
 
 def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
-    """Raise DataError if the class list is empty, or has a name twice or one that is none."""
+    """Raise DataError if the class list is empty, or has a name twice or an invalid one."""
     if not classes:
         raise DataError(f"{uri}: the class list is empty; accepted: {accepted}; check the path")
     for i, name in enumerate(classes):
@@ -110,7 +110,7 @@ def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
 
 
 def outside(place: str, label: str, classes: tuple[str, ...]) -> str:
-    """Return what to say of a label that is not in the class list."""
+    """Return the message for a label that is not in the class list."""
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return (
         f"{place}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) "

@@ -1,7 +1,7 @@
-"""Variables of a MATLAB file, version 5, with scipy, which scikit-learn brings along.
+"""Variables of a MATLAB file, version 5, with scipy, a dependency of scikit-learn.
 
-scipy believes what a file says of sizes and follows it as deep as it nests, until the memory or the stack is full. So
-the file is unpacked and gone through first (MathWorks, "MAT-File Format", 2019).
+scipy trusts the sizes in a file and follows any depth of nesting, until the memory or the stack is full. So the file is
+unpacked and checked first (MathWorks, "MAT-File Format", 2019).
 """
 
 import io
@@ -24,7 +24,7 @@ _LARGEST = 2**53
 
 
 def read_mat(data: bytes, place: str, *names: str) -> dict[str, npt.NDArray[Any]]:
-    """Read variables, their dimensions of length 1 left out; ``place`` is what messages call the file.
+    """Read variables without their dimensions of length 1; ``place`` is the file's name in messages.
 
     Raises:
         DataError: not a MATLAB file, damaged, or without one of them.
@@ -46,7 +46,7 @@ def whole_numbers(values: npt.NDArray[Any], place: str) -> npt.NDArray[np.int64]
     """Return the values of a variable as ``[N] int64``.
 
     Raises:
-        DataError: some are no whole numbers.
+        DataError: some are not integers.
     """
     fits = values.dtype.kind in "iuf" and (np.abs(values) < _LARGEST).all() and (values == np.floor(values)).all()
     if not fits:
@@ -55,8 +55,8 @@ def whole_numbers(values: npt.NDArray[Any], place: str) -> npt.NDArray[np.int64]
 
 
 def _unpacked(data: bytes) -> bytes:
-    """Return the file with nothing compressed in it, each element checked to lie in the one around it."""
-    if 0 in data[:4]:  # version 4, which has no elements, and whose arrays are as large as they say
+    """Return the file uncompressed, after checking that each element is inside its parent."""
+    if 0 in data[:4]:  # version 4, which has no elements, and arrays of any claimed size
         return data
     order = {b"IM": "<", b"MI": ">"}.get(data[126:_HEADER_BYTES])
     if order is None:
@@ -101,7 +101,7 @@ def _element(data: bytes, at: int, end: int, order: str) -> _Element:
 
 
 def _check(data: bytes, at: int, end: int, order: str, depth: int) -> None:
-    """Go through a list of elements, and through those of each array in it."""
+    """Check a list of elements, and those of each array in it."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"arrays nested deeper than {_MAX_DEPTH}")
     while at < end:
@@ -116,7 +116,7 @@ def _check(data: bytes, at: int, end: int, order: str, depth: int) -> None:
             count = math.prod(
                 struct.unpack_from(f"{order}{(dimensions.stop - dimensions.start) // 4}I", data, dimensions.start)
             )
-            # Any value takes a byte at least, and arrays of other classes than these the publishers do not have.
+            # Any value takes at least a byte, and the publishers' files have no arrays of other classes.
             if not 1 <= array_class <= _LAST_CLASS or array_class == _SPARSE or count > num_bytes:
                 raise ValueError(f"an array of class {array_class} and {count:,} values in {num_bytes:,} bytes")
             _check(data, found.start, found.stop, order, depth + 1)

@@ -1,4 +1,4 @@
-"""What a shard set can be written from, told apart by how it is given."""
+"""The sources of a shard set, distinguished by how they are given."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ Kind = Literal["embedded", "named", "vtab", "webdataset", "parquet", "table", "f
 
 @dataclass(frozen=True)
 class IteratorSource:
-    """An iterable of examples, with what a ``Source`` would tell of itself, but neither length nor parts."""
+    """An iterable of examples, with the attributes of a ``Source``, but neither length nor parts."""
 
     examples: Iterable[Example]
     class_names: tuple[str, ...]
@@ -65,11 +65,11 @@ def open_source(
     optional_columns: Sequence[str] = (),
     num_workers: int = 0,
 ) -> Source | IteratorSource:
-    """Open whatever ``write_shards`` takes as source; see there for the arguments.
+    """Open anything that ``write_shards`` accepts as source; see there for the arguments.
 
     Raises:
         ConfigError: an option that this kind of source does not take.
-        DataError: a source that is not there, empty, or refused.
+        DataError: a source that does not exist, is empty, or is refused.
     """
     given = {**vars(options), "class_names": class_names}
     known = isinstance(source, (str, Path)) or hasattr(source, "part")
@@ -141,7 +141,7 @@ def _open_text(source: str, output: str, options: ReadOptions, class_names: Sequ
 
 
 def _kind(source: str) -> Kind:
-    """Tell what a text names; a Parquet file may be a table of paths or hold the images."""
+    """Return the kind of source that a text names; a Parquet file may be a table of paths or contain the images."""
     if is_embedded(source):
         return "embedded"
     if is_named(source):

@@ -1,7 +1,7 @@
 """Parquet files as Hugging Face publishes image sets: an ``image`` column of encoded bytes, and labels with names.
 
-The names stand in the schema's metadata. Bytes are compressed by the row group, so row groups are read whole: shards
-are cut along a random order of row groups and mixed inside.
+The names are in the schema's metadata. Bytes are compressed per row group, so row groups are read whole: shards are
+split along a random order of row groups and mixed inside.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _MAX_RATIO, _ANY_RATIO_BYTES = 100, 2**24
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """Some rows, by file, row group and row in it; each row group is read once, and what the part needs is held."""
+    """Some rows, by file, row group and row in it; each row group is read once, and only rows of the part are kept."""
 
     files: list[str]
     column: str
@@ -38,7 +38,7 @@ class ParquetPart:
     places: list[tuple[int, int, int]]
 
     def __iter__(self) -> Iterator[Example | Unreadable]:
-        """Give the rows in order."""
+        """Yield the rows in order."""
         images: dict[tuple[int, int, int], bytes | None] = {}
         wanted: dict[tuple[int, int], list[int]] = {}
         for file, group, row in self.places:
@@ -98,7 +98,7 @@ class ParquetSource:
         return {"kind": "parquet", "sha256": sha.hexdigest()}
 
     def order(self, seed: int, window: int) -> npt.NDArray[np.int64]:
-        """Return the order to cut shards in: row groups in a seeded order, ``window`` rows at a time mixed."""
+        """Return the order to split into shards: row groups in a seeded order, ``window`` rows at a time mixed."""
         rng = np.random.default_rng(seed)
         groups = rng.permutation(len(self._groups))
         rows = np.concatenate([np.arange(self._starts[g], self._starts[g + 1]) for g in groups])
@@ -122,7 +122,7 @@ class ParquetSource:
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold encoded images, as Hugging Face stores them: struct of bytes and path."""
+    """Return the columns of encoded images, as Hugging Face stores them: struct of bytes and path."""
     return [
         field.name
         for field in schema
@@ -134,7 +134,7 @@ def read_schema(uri: str) -> pa.Schema:
     """Read the schema of a Parquet file."""
     with _opened(uri) as parquet:
         schema = parquet.schema_arrow
-        image_columns(schema)  # looks at the names, which need not be UTF-8
+        image_columns(schema)  # checks the names, which need not be UTF-8
         return schema
 
 
@@ -190,7 +190,7 @@ def _read_labels(file: str, column: str, label: str) -> tuple[list[int], pa.Arra
             raise DataError(f"{file}: no columns {column} and {label}; accepted: files with the same columns; check it")
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         labels = parquet.read(columns=[label], use_threads=False).column(label).combine_chunks()
-        labels.validate(full=True)  # that text is UTF-8, which nobody has looked at yet
+        labels.validate(full=True)  # nothing has checked yet that text is UTF-8
         if len(labels) != sum(sizes):
             raise pa.ArrowInvalid(f"{len(labels):,} labels in {sum(sizes):,} rows")
         return sizes, labels
@@ -229,7 +229,7 @@ def _label_column(file: str, schema: pa.Schema, features: dict[str, Any]) -> str
 
 
 def _check_size(metadata: pq.FileMetaData, num_bytes: int) -> None:
-    """Refuse a file that says of itself that it becomes what no images become: they are compressed already."""
+    """Refuse a file that claims to unpack to far more bytes than images do: they are compressed already."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
     if largest > max(_ANY_RATIO_BYTES, _MAX_RATIO * num_bytes):

@@ -18,11 +18,11 @@ def is_pattern(uri: str) -> bool:
 def matching_files(pattern: str) -> list[str]:
     """Return the files that a pattern names: braces in their order, a glob's sorted; a plain path names itself.
 
-    Braces hold ``first..last``, with as many digits as the first, or words with commas between them. A ``*`` or ``?``
-    stands for anything but a slash.
+    Braces contain ``first..last``, with as many digits as the first, or words with commas between them. A ``*`` or
+    ``?`` matches anything except a slash.
 
     Raises:
-        DataError: a file that braces name is not there, or a glob matches none.
+        DataError: a file that braces name is missing, or a glob matches none.
     """
     if not is_pattern(pattern) or (store.is_local(pattern) and store.exists(pattern)):
         return _existing([store.absolute(pattern)])

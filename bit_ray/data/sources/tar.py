@@ -1,8 +1,8 @@
-"""The headers of a tar file: where each regular file in it lies.
+"""The headers of a tar file: where each regular file in it is.
 
 Formats are the old one, POSIX ustar and pax, and GNU's (POSIX pax(1); GNU tar's manual, "Basic Tar Format"). Every
-number is checked before it is believed. Python's tarfile reads extended headers of any size, and some of them in
-quadratic time.
+number is checked before it is used. Python's tarfile reads extended headers of any size, and some of them in quadratic
+time.
 """
 
 import io
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 _BLOCK = 512
 _MAX_FILES = 2**25
-# A name has at most 4,096 bytes; what else is there, attributes of files, is passed over.
+# A name has at most 4,096 bytes; other content, attributes of files, is skipped.
 _MAX_EXTENSION = 2**20
 
 _REGULAR = (b"0", b"\0", b"7")
-_NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories, pipes, whatever size they say
+_NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories, pipes, with any claimed size
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
 
 
 class TarError(ValueError):
-    """Bytes that are no whole tar file, or one of a kind that cannot be read in place."""
+    """Bytes that are not a complete tar file, or one of a kind that cannot be read in place."""
 
 
 class Extent(NamedTuple):
@@ -33,17 +33,17 @@ class Extent(NamedTuple):
 
 
 def regular_files(file: io.BufferedIOBase, num_bytes: int) -> Iterator[Extent]:
-    """Go through the regular files of a tar file, in their order.
+    """Iterate over the regular files of a tar file, in their order.
 
     Args:
-        file: Read and sought forwards from byte 0 on; between two steps the caller may read what was found.
-        num_bytes: Its bytes; what is said to lie beyond is an error.
+        file: Read and sought forwards from byte 0 on; between two steps the caller may read the file that was found.
+        num_bytes: Its number of bytes; a member beyond it is an error.
 
     Raises:
-        TarError: Not a tar file, damaged, cut short, with a sparse file, or with 2^25 files and more.
+        TarError: Not a tar file, damaged, cut short, with a sparse file, or with 2^25 or more files.
     """
     at = count = 0
-    extensions: dict[str, bytes] = {}  # what stands before a file's own header
+    extensions: dict[str, bytes] = {}  # content of the headers before a file's own header
     while True:
         file.seek(at)
         header = _exactly(file, _BLOCK, "it ends without an end mark")
@@ -89,7 +89,7 @@ def _exactly(file: io.BufferedIOBase, num_bytes: int, else_say: str) -> bytes:
 
 
 def _check_sum(header: bytes) -> None:
-    """The sum of the header's bytes, its own eight being spaces; some have taken bytes for signed numbers."""
+    """The sum of the header's bytes, with spaces for its own eight; some programs add signed bytes."""
     unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     found = _number(header[148:156].strip(b" \0"), 8)
     if found not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])):
@@ -106,7 +106,7 @@ def _size(header: bytes) -> int:
 
 
 def _number(text: bytes, base: int) -> int:
-    # Not int() alone, which takes signs, underscores and other alphabets, and time for a long text.
+    # Not only int(), which accepts signs, underscores and other alphabets, and is slow for a long text.
     if not text.isdigit() or len(text) > 20:
         raise TarError(f"a number that is none: {text[:20]!r}")
     try:
@@ -121,7 +121,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _records(data: bytes) -> dict[str, bytes]:
-    """Read ``LENGTH KEY=VALUE`` records, each of as many bytes as it says, with a line break at its end."""
+    """Read ``LENGTH KEY=VALUE`` records, each of LENGTH bytes, with a line break at its end."""
     found: dict[str, bytes] = {}
     at = 0
     while at < len(data) and data[at]:

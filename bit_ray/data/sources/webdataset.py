@@ -1,7 +1,7 @@
 """WebDataset: tar files in which the files of one example follow each other and have one name up to the first dot.
 
-``0001.jpg`` and ``0001.cls``, or ``0001.json`` with a key for the label. The tar files are gone through once, for
-names, places and labels; images are read from where they lie, so any example can be had at any time.
+``0001.jpg`` and ``0001.cls``, or ``0001.json`` with a key for the label. The tar files are scanned once, for names,
+offsets and labels. Images are then read from the tar files, so any example can be read at any time.
 """
 
 import json
@@ -35,8 +35,8 @@ def open_webdataset(
 
     Args:
         pattern: As ``train-{0000..0146}.tar`` or ``train-*.tar``.
-        label: The ending of the files that hold labels, cls, or a key in the .json files; empty: cls if there is one,
-            else the key label.
+        label: The ending of the label files, such as cls, or a key in the .json files; empty: cls if there is one, else
+            the key label.
         class_names: In the order of the class indices; without it indices or sorted names as found.
         multi_label: Whether an example may have any number of labels: a list in .json, or words in a .cls file.
 
@@ -72,7 +72,7 @@ def open_webdataset(
 
 
 def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, Member, list[str]]]:
-    """Go through the examples of one tar file: key, image, labels."""
+    """Iterate over the examples of one tar file: key, image, labels."""
     with store.open_file(file) as opened:
         kept = (member for member in tar_members(file) if all(_split(member.name)))  # no hidden file, no README
         for key, group in groupby(kept, lambda member: _split(member.name)[0]):
@@ -102,7 +102,7 @@ def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, M
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return what comes before the first dot of a file's name, with its folders, and after it, in lower case."""
+    """Split a file's name at its first dot: the part before it, with folders, and the part after it, in lower case."""
     folder, slash, base = name.rpartition("/")
     key, _, suffix = base.partition(".")
     return folder + slash + key if key else "", suffix.lower()

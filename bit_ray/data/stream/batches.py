@@ -1,9 +1,9 @@
 """The stream of training batches: in the order of `bit_ray.data.stream.order`, read by Ray Data, decoded in the worker.
 
-Each worker takes the windows of its batch slots in rounds. Reader tasks of Ray Data, on the worker's own node, bring a
-round's row groups onto that node's disk and answer with a thin table: where in which file each image lies. Threads of
-the worker read the encoded bytes from there and decode straight into the batch. Image bytes never travel between
-processes, and a batch depends on the spec and its step alone, whatever is lost and read again on the way.
+Each worker takes the windows of its batch slots in rounds. Reader tasks of Ray Data, on the worker's own node, fetch a
+round's row groups to that node's disk and return a small table: the file and the position of each image. Threads of the
+worker read the encoded bytes from there and decode straight into the batch. Image bytes are never sent between
+processes. A batch depends only on the spec and its step, even if data is lost and read again.
 """
 
 import os
@@ -35,7 +35,7 @@ from bit_ray.data.stream.rows import HOLE, Row
 from bit_ray.errors import root_cause
 
 # Examples per Ray Data execution, rounded up to whole rounds. While output waits to be taken, Ray Data's scheduler
-# spins and takes a core from training; an execution of a few rounds ends instead.
+# spins and takes a core from training; an execution of a few rounds ends before that.
 _EXAMPLES_PER_EXECUTION = 2048
 _BATCHES_AHEAD = 3
 _IMAGES_PER_DECODE_TASK = 8
@@ -48,7 +48,7 @@ class StreamSpec:
     shards: str
     """URI of the shard set."""
     manifest_digest: str
-    """The set must still be this one."""
+    """Digest of the manifest; the set must still have it."""
     global_batch_size: int
     """Examples per step over all workers."""
     slots: range
@@ -70,7 +70,7 @@ class StreamSpec:
 class Batch(NamedTuple):
     """A worker's share of one optimizer step.
 
-    A bad example leaves a hole, which has no part in the loss: its row is `HOLE`. Its pixels are those of its
+    A bad example leaves a hole, which does not count in the loss: its row is `HOLE`. Its pixels are those of its
     neighbour, with which MixUp would pair it.
     """
 
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """``[b, H, W, 3] uint8``."""
     rows: tuple[Row, ...]
-    """``b`` rows, of which an objective makes its targets."""
+    """``b`` rows, from which an objective makes its targets."""
     ids: tuple[str, ...]
     """``b`` example ids."""
     bad: tuple[BadExample, ...]
@@ -96,7 +96,7 @@ class StreamCounts:
     fetched_bytes: int = 0
     """Bytes that came from a remote store."""
     decoded: dict[DecodePath, int] = field(default_factory=dict)
-    """Images by the way they were decoded."""
+    """Number of images by decode path."""
 
 
 _manifest = lru_cache(maxsize=2)(read_manifest)
@@ -148,7 +148,7 @@ def _read_with_ray_data(requests: Sequence[ReadRequest], num_readers: int) -> li
         _Requests(requests),
         override_num_blocks=len(requests),
         concurrency=num_readers,
-        # They wait for disks and networks, and must find a place even where trainers hold every CPU.
+        # They wait for disks and networks, and must be scheduled even if trainers hold every CPU.
         num_cpus=0,
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
@@ -171,7 +171,7 @@ class _Window:
         self.offsets, self.lengths = table["offset"].to_pylist(), table["length"].to_pylist()
         self.uniforms = uniforms(spec.seed, epochs, example_keys(self.ids))
         self.names = table["file"].to_pylist()
-        # Open from here on: what the cache evicts stays readable until the window is done with.
+        # Open from now on: files that the cache evicts stay readable until the window is done.
         self.files: dict[str, FileIO] = {}
         transient = table["transient"].to_pylist()
         for name, passing in zip(self.names, transient, strict=True):
@@ -194,7 +194,7 @@ class _Stream:
         self.manifest, self.order = _manifest(spec.shards, spec.manifest_digest), stream_order(spec)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="stream-read")
         self.decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="stream-decode")
-        # Per step: the windows that hold its examples, which of theirs, and for which of the worker's slots.
+        # Per step: the windows that have its examples, which rows of them, and for which of the worker's slots.
         self.filling: dict[int, list[tuple[_Window, np.ndarray, np.ndarray]]] = {}
         self.decoding: deque[tuple[Batch, list[Future[Any]]]] = deque()
 
@@ -249,7 +249,7 @@ class _Stream:
         for request, table, (epoch, step, slot) in zip(requests, tables, places, strict=True):
             try:
                 window = _Window(spec, request, table, epoch)
-            except FileNotFoundError:  # evicted, or taken away by a neighbour, since the reader answered
+            except FileNotFoundError:  # evicted, or removed by a neighbour, since the reader answered
                 table = read(request)
                 window = _Window(spec, request, table, epoch)
             fetched = table["fetched_bytes"].drop_null().to_numpy()
@@ -262,7 +262,7 @@ class _Stream:
     def steps(self) -> Iterator[int | None]:
         """Steps in order, each as soon as all of its examples have been found; the next units are read meanwhile.
 
-        None says that the next step is not there yet, for as long as there are batches to hand out.
+        None means that the next step is not ready yet; it comes only while there are batches to return.
         """
         step = self.spec.start_step
         missing = dict[int, int]()
@@ -304,7 +304,7 @@ class _Stream:
     def decode(
         self, window: _Window, rows: np.ndarray, slots: np.ndarray, images: np.ndarray
     ) -> tuple[list[tuple[int, Row]], list[tuple[int, BadExample]], list[DecodePath]]:
-        """Decode some images of a window into their slots; what is known of them is returned with their slot."""
+        """Decode some images of a window into their slots; return the result of each with its slot."""
         good, bad, paths = [], [], []
         for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
             reason = window.problems[row]
@@ -323,7 +323,7 @@ class _Stream:
         return good, bad, paths
 
     def finish(self) -> Batch:
-        """Wait for the oldest batch's images and make its holes."""
+        """Wait for the oldest batch's images and fill its holes."""
         batch, tasks = self.decoding.popleft()
         rows = [HOLE] * len(batch.images)
         holes: dict[int, BadExample] = {}
@@ -343,7 +343,7 @@ class _Stream:
         return batch._replace(rows=tuple(rows), bad=tuple(holes[slot] for slot in sorted(holes)))
 
     def close(self) -> None:
-        """Wait until nothing runs any more: whoever closes a stream may stop Ray next."""
+        """Wait until nothing runs any more: the caller may stop Ray next."""
         self.decoders.shutdown(cancel_futures=True)
         last = self.reader.submit(lambda: None)
         wait_for([last], timeout=30)
@@ -361,14 +361,14 @@ def batches(
     """Batches of one worker, in the order of the steps.
 
     While the caller works on a batch, the next `_BATCHES_AHEAD` are decoded and the next windows read. Memory is those
-    batches and about 1 kB per example of the windows of the slots' lanes, twice.
+    batches plus twice about 1 kB per example of the windows of the slots' lanes.
 
     Args:
         spec: What to read.
         num_readers: Ray Data tasks at a time.
         num_threads: Threads that decode.
         pin_memory: Page-locked memory for copies to a GPU.
-        counts: Counts up what the stream does.
+        counts: Updated while the stream runs.
 
     Yields:
         One `Batch` per step from ``start_step`` to ``stop_step``.
@@ -385,7 +385,7 @@ def batches(
                 yield stream.finish()
         while stream.decoding:
             yield stream.finish()
-    except Exception as error:  # what Ray raises inherits from our errors, with a remote traceback for its text
+    except Exception as error:  # Ray's exceptions inherit from our errors, with a remote traceback as text
         raise root_cause(error) or error from None
     finally:
         stream.close()

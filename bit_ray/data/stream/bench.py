@@ -1,4 +1,4 @@
-"""What this machine and a store give: reading, decoding and the whole stream, each by itself, and which part binds."""
+"""Rates of this machine and a store: reading, decoding and the whole stream, each by itself, and the slowest part."""
 
 import os
 import time
@@ -32,7 +32,7 @@ class BenchResult:
     """Rates of one machine on one shard set."""
 
     read_images_per_s: float
-    """Encoded images from where the set lies to this node, with as many requests at a time as a reader makes."""
+    """Encoded images from the set's storage to this node, with as many requests at a time as a reader makes."""
     read_bytes_per_s: float
     """The same in bytes."""
     decode_images_per_s: float
@@ -40,7 +40,7 @@ class BenchResult:
     decode_cpu_s: float
     """CPU seconds of one view."""
     decode_paths: dict[str, int]
-    """Images by the way they were decoded."""
+    """Number of images by decode path."""
     num_bad: int
     """Images of the sample that cannot be decoded."""
     num_threads: int
@@ -50,11 +50,11 @@ class BenchResult:
     first_batch_s: float
     """Seconds from asking for the first batch to having it, with Ray running."""
     second_pass_images_per_s: float
-    """The same again: the node has the remote row groups then."""
+    """The same a second time: the node then has the remote row groups."""
 
     @property
     def bound_by(self) -> str:
-        """The slower of the parts that a first pass goes through."""
+        """The slower of the parts of a first pass."""
         decode = self.decode_images_per_s * self.num_threads
         return "reading" if self.read_images_per_s < decode else "decoding"
 
@@ -68,10 +68,10 @@ def bench_shards(
     seconds: float = 5.0,
     seed: int = 0,
 ) -> BenchResult:
-    """Measure a shard set from this machine, each part for about ``seconds``; what is fetched is thrown away.
+    """Measure a shard set from this machine, each part for about ``seconds``; fetched data is not kept.
 
     Raises:
-        DataError: There is no whole shard set, it cannot be read, or none of its images.
+        DataError: There is no complete shard set, or it or all of its images cannot be read.
     """
     manifest = read_manifest(uri)
     threads = num_threads or num_local_cores()
@@ -156,7 +156,7 @@ def _contents(rows: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
 def _decode(
     sample: list[tuple[str, bytes]], view: TrainView, convert: bool, seconds: float, seed: int
 ) -> tuple[Counter[str], int, float, float]:
-    """Decode the sample over and over in one thread: paths, bad images, seconds and CPU seconds."""
+    """Decode the sample repeatedly in one thread: paths, bad images, seconds and CPU seconds."""
     out = np.empty((view.crop_size, view.crop_size, 3), np.uint8)
     keys = example_keys([id for id, _ in sample])
     paths: Counter[str] = Counter()

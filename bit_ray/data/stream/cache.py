@@ -1,18 +1,18 @@
 """The node's cache of row groups from object stores: on disk, bounded, shared by all processes of the node.
 
-An epoch visits every row group once, in random order. A cache that evicts the least recently used would, for a set that
-does not fit, throw out each entry before its next use; so the entries of a set never give way to each other: what fits
-stays, and is a hit in every later epoch (Mohan et al., Analyzing and Mitigating Data Stalls in DNN Training, VLDB 2021,
-section 4.1). Other sets give way, the least recently used first, but none that was used in the last minutes. What finds
-no room passes through: it is written for its reader, and for neighbours that ask soon, and is not kept.
+An epoch visits every row group once, in random order. For a set that does not fit, a cache that evicts the least
+recently used entry would delete each entry before its next use. So the entries of a set never evict each other: what
+fits stays, and is a hit in every later epoch (Mohan et al., Analyzing and Mitigating Data Stalls in DNN Training, VLDB
+2021, section 4.1). Other sets are evicted, the least recently used first, except sets used in the last minutes. An
+entry without room passes through: it is written for its reader, and for neighbours that need it soon, and is not kept.
 
 Below the directory, each file a Parquet file of one row group:
-  sets/<set>/<set>-<shard>-<group>.parquet               kept entries; their bytes together stand in ``usage``
+  sets/<set>/<set>-<shard>-<group>.parquet               kept entries; the file ``usage`` has their total bytes
   passing/<set>-<shard>-<group>.parquet                  the latest that were not kept, up to a small share of the bound
   passing/<set>-<shard>-<group>.parquet.<time>-<number>  a reader's own hard link to one, unlinked after opening
-  partial/<set>-<shard>-<group>.parquet                  being fetched: whoever holds its flock fetches, others wait
-A set is known by its URI and its manifest's digest together, so that no set is given what another one claims to hold.
-Files get their final names when they are whole, and a lock dies with its holder, so a process may be killed at any
+  partial/<set>-<shard>-<group>.parquet                  being fetched: the holder of its flock fetches, others wait
+A set is identified by its URI and its manifest's digest together, so that no set gets data of another set.
+Files get their final names when they are complete, and a lock ends with its holder, so a process may be killed at any
 moment.
 """
 
@@ -38,17 +38,17 @@ from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.row_group import MAGIC, Pieces
 from bit_ray.errors import ConfigError, DataError
 
-# Share of the bound, and most bytes, of what passes through and stays for neighbours and the next window.
+# Share of the bound, and most bytes, of entries that pass through and stay for neighbours and the next window.
 _PASSING_SHARE, _PASSING_BYTES = 1 / 8, 2 * 10**9
-# Left free on the disk, whatever the bound says: this share of it, or so many bytes if that is less.
+# Always left free on the disk: this share of it, or this number of bytes if that is less.
 _FREE_SHARE, _FREE_BYTES = 0.05, 2 * 10**9
 # A set used more recently than this is not evicted: two runs side by side would evict each other all the time.
 _IN_USE_S = 180.0
 # Evicted at a time, so that a directory is not searched for every entry.
 _EVICT_SHARE = 1 / 64
-# What was counted is believed for so long when it says that the cache is full; a killed process may leave it too high.
+# How long a count that says the cache is full is trusted; a killed process may leave it too high.
 _RECOUNT_S = 600.0
-# A link that no reader has opened for so long has no reader; one that comes later still locates again.
+# A link that no reader has opened for this long has no reader; a reader that comes later locates again.
 _STALE_S = 1800.0
 
 
@@ -75,15 +75,15 @@ class Located(NamedTuple):
     group: int
     """Number of the row group in that file."""
     fetched_bytes: int
-    """Bytes that were fetched for it now; 0 if it was there."""
+    """Bytes that were fetched for it now; 0 if it was on the node."""
     hit: bool
-    """Whether it was there."""
+    """Whether it was on the node."""
     transient: bool
-    """Whether whoever opens the file must unlink it then; it is nobody else's."""
+    """Whether the reader must unlink the file after opening it; no other reader uses it."""
 
 
 class NodeCache:
-    """The cache of this node; objects of one directory, in any process and thread, are the same cache."""
+    """The cache of this node; all objects with the same directory, in any process and thread, share it."""
 
     def __init__(self, config: CacheConfig) -> None:
         default = Path(tempfile.gettempdir()) / f"bit_ray_cache-{os.getuid()}"
@@ -95,7 +95,7 @@ class NodeCache:
         self._max_kept = num_bytes - self._max_passing
 
     def locate(self, set_uri: str, set_key: str, shard: Shard, group: int, row_group_size: int) -> Located:
-        """Return a local file that holds a row group, fetching it if it is not on this node.
+        """Return a local file that has a row group; fetch the group if it is not on this node.
 
         The file of a remote set may be evicted before it is opened: on FileNotFoundError, locate again.
 
@@ -104,7 +104,7 @@ class NodeCache:
             set_key: Digest of its manifest.
             shard: The shard.
             group: Number of the row group in the shard.
-            row_group_size: Rows of every row group but a shard's last.
+            row_group_size: Rows of every row group except a shard's last.
 
         Raises:
             DamagedShardError: the shard is missing, or not what the manifest says.
@@ -132,7 +132,7 @@ class NodeCache:
                 return self._keep(kept, partial, pieces)
 
     def discard(self, found: Located) -> None:
-        """Delete an entry that is damaged on this node's disk, so that the next to locate it fetches it again."""
+        """Delete an entry that is damaged on this node's disk, so that the next `locate` fetches it again."""
         path = Path(found.path)
         if self.directory in path.parents:
             with self._explained():
@@ -141,7 +141,7 @@ class NodeCache:
                     usage.counted = 0.0  # it may have been counted
 
     def _keep(self, kept: Path, partial: int, pieces: Pieces) -> Located:
-        """Write what was fetched and give it its final name, among the kept entries if there is room."""
+        """Write fetched data and give the file its final name, among the kept entries if there is room."""
         size = sum(map(len, pieces))
         fits = self._reserve(kept.parent, partial, size)
         try:
@@ -159,7 +159,7 @@ class NodeCache:
         if fits:
             try:
                 written.replace(kept)
-            except FileNotFoundError:  # the directory was empty, and taken for one that is not used
+            except FileNotFoundError:  # the directory was empty, and was removed as unused
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 written.replace(kept)
             return Located(str(kept), 0, size, False, False)
@@ -171,7 +171,7 @@ class NodeCache:
         return Located(link, 0, size, False, True)
 
     def _reserve(self, directory: Path, partial: int, size: int) -> bool:
-        """Count an entry of ``directory`` as kept if there is room or can be made; its partial file gets its size."""
+        """Count an entry of ``directory`` as kept if room can be made; its partial file gets its size."""
         with self._usage() as usage:
             short = self._short(usage, size)
             if short > 0 and size <= self._max_kept:
@@ -184,7 +184,7 @@ class NodeCache:
             if short > 0:
                 return False
             usage.num_bytes += size
-            usage.write()  # first: killed here, too much is counted, which the next count mends
+            usage.write()  # first: if killed here, the count is too high, which the next count corrects
             os.ftruncate(partial, size)
             return True
 
@@ -219,11 +219,11 @@ class NodeCache:
             with suppress(OSError):
                 other.rmdir()
             with suppress(FileNotFoundError):
-                os.utime(other, (used, used))  # deleting is no use
+                os.utime(other, (used, used))  # deleting does not help
         return evicted
 
     def _link(self, source: Path) -> str | None:
-        """Return a reader's own name for a file that passes through, None if it is not there."""
+        """Return a new link of a reader to a file that passes through, None if there is no such file."""
         link = self._passing / f"{source.name}.{int(time.time())}-{uuid.uuid4().hex[:12]}"
         try:
             os.link(source, link)
@@ -234,7 +234,7 @@ class NodeCache:
         return str(link)
 
     def _trim_passing(self) -> None:
-        """Delete all but the latest of what passes through, and links whose readers never came."""
+        """Delete all files that pass through except the latest, and links whose readers never came."""
         room = self._max_passing if self._free() > 0 else 0
         files = []
         for entry in _entries(self._passing):
@@ -250,7 +250,7 @@ class NodeCache:
                 path.unlink(missing_ok=True)
 
     def _prepare(self) -> None:
-        """Make the directories and, once in each process, remove what dead processes left behind."""
+        """Make the directories and, once in each process, remove files that dead processes left behind."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._is_default:
             _check_private(self.directory)
@@ -270,7 +270,7 @@ class NodeCache:
         self._trim_passing()
 
     def _use(self, directory: Path) -> None:
-        """Note that a set is used: its directory's modification time says when it last was."""
+        """Record that a set is used: its directory's modification time is the time of the last use."""
         try:
             os.utime(directory)
         except FileNotFoundError:
@@ -278,13 +278,13 @@ class NodeCache:
 
     @contextmanager
     def _turn(self, path: Path) -> Iterator[int]:
-        """Wait until no other process or thread holds the partial file; yield its descriptor, the file being empty."""
+        """Wait until no other process or thread holds the partial file; yield its descriptor, with the file empty."""
         while True:
             partial = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(partial, fcntl.LOCK_EX)
                 if not _is_at(partial, path):
-                    continue  # its holder has given it its final name, or removed it
+                    continue  # its holder has renamed or removed it
                 os.ftruncate(partial, 0)
                 try:
                     yield partial
@@ -325,7 +325,7 @@ class NodeCache:
 
 
 class _Usage:
-    """The count of kept bytes, and when it was last made by looking at every file."""
+    """The count of kept bytes, and the time of the last full count over all files."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -344,7 +344,7 @@ _prepared_lock = threading.Lock()
 
 
 def _check_private(directory: Path) -> None:
-    """Raise PermissionError unless nobody else can put files there; the default's name is known to every user."""
+    """Raise PermissionError if another user can put files there; the default's name is known to every user."""
     status = os.lstat(directory)
     if stat.S_ISLNK(status.st_mode):
         raise PermissionError(errno.EPERM, "is a symbolic link")
@@ -359,7 +359,7 @@ def _rows(shard: Shard, group: int, row_group_size: int) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there with its end; after a power failure, one that had its final name may have lost it."""
+    """Whether a file exists and has its end; after a power failure, a file with its final name may be truncated."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Ask any step what it saw: the examples of a step, the steps of an example, and how the network saw them.
+"""The examples of any step, the steps of any example, and how the network saw them.
 
-All of it follows from the order (`bit_ray.data.stream.order`) and the shard set; nothing is recorded during a run.
+All of it is computed from the order (`bit_ray.data.stream.order`) and the shard set; a run records none of it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ class StreamPlan:
     global_batch_size: int
     """Examples per step over all workers."""
     view: dict[str, Any]
-    """Fields of a `bit_ray.data.images.views.TrainView`, which is not read here because it brings PyTorch along."""
+    """Fields of a `bit_ray.data.images.views.TrainView`, which is not made here because it imports PyTorch."""
     shuffle: Shuffle = field(default_factory=Shuffle)
     """Lanes and window."""
     num_steps: int | None = None
@@ -52,7 +52,7 @@ class StreamPlan:
 
 
 class Use(NamedTuple):
-    """An example at a place of the stream."""
+    """An example at a position of the stream."""
 
     epoch: int
     step: int
@@ -68,14 +68,14 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
     """Read what the plan of a run says about its stream.
 
     Args:
-        run_uri: Folder of the run, which holds ``plan.json``.
-        shards: Where the shard set that it trained on lies now; empty: where it lay then.
+        run_uri: Folder of the run, which has ``plan.json``.
+        shards: Current URI of the shard set that it trained on; empty: the URI at that time.
 
     Returns:
         The stream's plan, the shard set and its manifest.
 
     Raises:
-        DataError: no run there, its plan is damaged, its set is gone, or the set given is another.
+        DataError: no run there, its plan is damaged, its set does not exist any more, or the given set is another.
     """
     path = RunFolder(str(run_uri)).plan
     if not store.exists(path):
@@ -101,11 +101,11 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
 
 
 def recorded_shards(run_uri: str, shards: str) -> str:
-    """Return where the shard set lay when a run trained on it, having checked that it can still be read.
+    """Check that the URI of a run's shard set, as recorded, may still be read, and return it.
 
     Args:
         run_uri: The run, for messages.
-        shards: What its record says.
+        shards: The recorded URI.
 
     Raises:
         DataError: it was recorded with keys in its URI, which is not read any more.
@@ -143,7 +143,7 @@ def uses_of_image(
     num_epochs: int,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Use]:
-    """The steps that use an image: over the length of the run, or where that is not known over some epochs.
+    """The steps that use an image: over the length of the run or, if that is not known, over some epochs.
 
     Args:
         shards: The shard set; its ids are read until the image is found.
@@ -151,7 +151,7 @@ def uses_of_image(
         plan: What decides the order.
         image: Id of the image.
         num_epochs: Epochs to look at if the plan has no ``num_steps``.
-        progress: Told the number of ids read and of all ids, after each shard.
+        progress: Called with the number of ids read and of all ids, after each shard.
 
     Raises:
         DataError: no image of that id in the set, or a shard cannot be read.
@@ -179,11 +179,11 @@ def draw_views(shards: str | Path, manifest: Manifest, plan: StreamPlan, uses: S
         path: PNG file to write, or its URI.
 
     Raises:
-        ConfigError: the plan's view is none.
+        ConfigError: the plan's view is not valid.
         DataError: a shard cannot be read.
     """
     from bit_ray.data.images.decode_view import decode_train_view
-    from bit_ray.data.images.views import TrainView, example_keys, uniforms  # brings PyTorch along
+    from bit_ray.data.images.views import TrainView, example_keys, uniforms  # imports PyTorch
 
     view = from_dict(TrainView, plan.view, "view")
     numbers = uniforms(plan.seed, np.array([use.epoch for use in uses]), example_keys([use.id for use in uses]))
@@ -207,7 +207,7 @@ def _names(manifest: Manifest, labels: Sequence[int]) -> tuple[str, ...]:
 def _read(
     shards: str, manifest: Manifest, rows: Iterable[tuple[int, int]], columns: tuple[str, ...]
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """Columns of some (shard, row), reading the row groups that they lie in."""
+    """Columns of some (shard, row), reading the row groups that they are in."""
     size = manifest.row_group_size
     wanted: dict[tuple[int, int], list[int]] = {}
     for shard, row in set(rows):

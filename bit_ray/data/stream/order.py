@@ -1,17 +1,17 @@
 """The order of training examples: a pure function of (seed, manifest, global batch size, lanes, window).
 
 The stream of examples is endless: epoch after epoch, each example once per epoch. Optimizer step *t* trains on stream
-positions ``t * B .. (t + 1) * B``, so a batch that straddles two epochs takes the end of one and the start of the
-next, and no example is dropped or repeated. Neither the number of workers nor a restart has any part in it: a worker is
-given a range of batch *slots*, and the position of a run in its data is one integer, the step.
+positions ``t * B .. (t + 1) * B``. So a batch that spans two epochs takes the end of one and the start of the next, and
+no example is dropped or repeated. The order does not depend on the number of workers or on restarts: a worker gets a
+range of batch *slots*, and the position of a run in its data is one integer, the step.
 
 An epoch is shuffled in two levels that keep reads large and memory bounded:
 
-1. the row groups of all shards are permuted, and the permuted sequence is cut into ``num_lanes`` consecutive pieces;
+1. the row groups of all shards are permuted, and the permuted sequence is split into ``num_lanes`` consecutive pieces;
    lane *l* feeds its own range of slots in every batch;
-2. a lane is cut into windows of ``lane_window`` examples, and each window is permuted.
+2. a lane is split into windows of ``lane_window`` examples, and each window is permuted.
 
-A window mixes row groups from random places of the data set, a batch mixes all lanes, and a worker that owns whole
+A window mixes row groups from random positions of the data set, a batch mixes all lanes, and a worker that owns whole
 lanes reads each of its row groups about once. A small set is permuted as one window: a full shuffle.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from bit_ray.errors import ConfigError
 
-_GROUPS, _WINDOW = 0, 1  # what a random generator permutes, so that no two share a stream of numbers
+_GROUPS, _WINDOW = 0, 1  # part of the seed, so that the two permutations never share random numbers
 _BLOCK = 1024  # row groups between two stored positions
 
 
@@ -34,7 +34,7 @@ class Shuffle:
     num_lanes: int = 8
     """Parts of an epoch that are read side by side; the most workers that can train without reading anything twice."""
     lane_window: int = 512
-    """Examples of a lane that are permuted together; row groups of lanes / workers windows lie on a worker's node."""
+    """Examples of a lane that are permuted together; row groups of lanes / workers windows are on a worker's node."""
     full_up_to: int = 4096
     """Sets of at most this many examples are permuted as a whole."""
 
@@ -46,7 +46,7 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Unit:
-    """The part of one window that falls into a worker's slots: what one read task turns into examples.
+    """The part of one window that is in a worker's slots: the work of one read task.
 
     ``steps``, ``slots``, ``shards``, ``rows`` are ``[n] int64``, in the order of the stream.
     """
@@ -62,12 +62,12 @@ class Unit:
 class Order:
     """The order of a run's examples.
 
-    It keeps four bytes per row group of the current epoch and little else, and finds the rest when asked: 300 million
-    examples in row groups of 64 take 19 MB.
+    It keeps four bytes per row group of the current epoch and little else, and computes everything else on request: 300
+    million examples in row groups of 64 take 19 MB.
 
     Args:
         shard_sizes: Examples per shard.
-        row_group_size: Rows of every row group but a shard's last.
+        row_group_size: Rows of every row group except a shard's last.
         global_batch_size: Examples per optimizer step, over all workers.
         seed: Seed of the run.
         shuffle: Lanes and window.
@@ -97,7 +97,7 @@ class Order:
 
     @cached_property
     def num_lanes(self) -> int:
-        """Lanes in force: one for a small set, and never more than slots."""
+        """Number of lanes used: one for a small set, and never more than slots."""
         small = self.num_examples <= self.shuffle.full_up_to
         return 1 if small else min(self.shuffle.num_lanes, self.global_batch_size)
 
@@ -131,7 +131,7 @@ class Order:
         """``[G] uint32`` row groups in the epoch's order, and the position in the epoch of every _BLOCK-th of them."""
         cached = self.__dict__.get("_permutation_of_epoch")
         if cached is None or cached[0] != epoch:
-            # One epoch is kept, and never two at a time; a frozen dataclass may cache as cached_property does.
+            # Only one epoch is kept at a time; a frozen dataclass may cache as cached_property does.
             self.__dict__["_permutation_of_epoch"] = cached = None
             groups = np.arange(self._first_group[-1], dtype=np.uint32)
             self._generator(_GROUPS, epoch).shuffle(groups)
@@ -141,7 +141,7 @@ class Order:
         return cached[1], cached[2]
 
     def _groups_between(self, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row groups ``[n]`` that hold positions ``start .. stop`` of the epoch, and where each begins, in order.
+        """Row groups ``[n]`` that contain positions ``start .. stop`` of the epoch, and where each begins, in order.
 
         A few more may come before and after them.
         """
@@ -153,7 +153,7 @@ class Order:
         return found, positions[low] + np.cumsum(sizes) - sizes
 
     def _rank(self, lane: int | np.ndarray, x: int) -> np.ndarray:
-        """How many slots of the lane lie in stream positions [0, x)."""
+        """How many slots of the lane are in stream positions [0, x)."""
         low, high = self._lane_slots[lane], self._lane_slots[lane + 1]
         batches, rest = np.divmod(x, self.global_batch_size)
         return batches * (high - low) + np.clip(rest - low, 0, high - low)
@@ -172,7 +172,7 @@ class Order:
         return -(-(batches * widest + min(rest, widest)) // self.window)
 
     def _window_permutation(self, epoch: int, lane: int, window: int) -> np.ndarray:
-        """``[n]`` places in the window, in the order of the stream; none when the lane ends before the window."""
+        """``[n]`` indices into the window, in the order of the stream; empty if the lane ends before the window."""
         size = min(self.window, int(self._lane_counts(epoch)[lane]) - window * self.window)
         return self._generator(_WINDOW, epoch, lane, window).permutation(max(size, 0))
 
@@ -205,7 +205,7 @@ class Order:
             slots: Batch slots of the worker.
 
         Returns:
-            The examples of the unit; none when the lane ends before the window.
+            The examples of the unit; none if the lane ends before the window.
         """
         lanes = self.lanes_of(slots)
         window, lane_index = divmod(index, len(lanes))
@@ -217,14 +217,14 @@ class Order:
         return Unit(epoch, steps[mine], slot[mine], shards[mine], rows[mine])
 
     def unit_range(self, slots: range, start_step: int, stop_step: int) -> range:
-        """Numbers of the units that hold the slots of steps ``start_step .. stop_step``.
+        """Numbers of the units that contain the slots of steps ``start_step .. stop_step``.
 
-        The first unit may begin before start_step and the last end after stop_step: by less than a window each.
+        The first unit may begin before start_step and the last end after stop_step, by less than a window each.
         """
         lanes = np.array(self.lanes_of(slots))
         start, stop = start_step * self.global_batch_size, stop_step * self.global_batch_size
         first, last = start // self.num_examples, (stop - 1) // self.num_examples  # epochs
-        # Lanes go through their windows side by side, but one may be a window ahead of another.
+        # Lanes go through their windows in parallel, but one may be a window ahead of another.
         begin = (self._rank(lanes, start) - self._rank(lanes, first * self.num_examples)) // self.window
         end = (self._rank(lanes, stop) - self._rank(lanes, last * self.num_examples) - 1) // self.window
         rounds = first * self.windows_per_epoch + begin.min(), last * self.windows_per_epoch + end.max() + 1

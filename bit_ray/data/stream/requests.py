@@ -1,7 +1,7 @@
-"""What a reader task does: bring row groups onto its node's disk, and say where in which file each image lies.
+"""The work of a reader task: fetch row groups to its node's disk, and return each image's file and position.
 
-Nothing is decoded here and no image bytes are sent on: a reader needs neither PyTorch nor memory, and the training
-worker next to it reads the file itself.
+Nothing is decoded here and no image bytes are sent: a reader needs neither PyTorch nor much memory, and the training
+worker on the same node reads the file itself.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from bit_ray.data.shards.read import index_rows, row_problems
 from bit_ray.data.stream.cache import CacheConfig, Located, NodeCache
 from bit_ray.errors import DamagedShardError
 
-# Requests to an object store that are under way at a time; one of them brings tens of megabytes per second.
+# Parallel requests to an object store; one of them fetches tens of megabytes per second.
 _MOST_THREADS = 16
 
 PLACES = pa.schema(
@@ -32,10 +32,10 @@ PLACES = pa.schema(
         pa.field("fetched_bytes", pa.int64()),
     ]
 )
-"""One row per example asked for, in that order. ``problem`` says why a row cannot be used, and then ``labels`` is null,
-and all else too where the row group cannot be read; ``transient`` files are not kept in the cache, whoever opens one
-unlinks it; ``fetched_bytes`` stands at the first row of a row group, and is null in the others. Where annotations are
-asked for, they are one more column, ``annotation``."""
+"""One row per requested example, in that order. ``problem`` says why a row cannot be used; ``labels`` is null then, and
+so are all other columns if the row group cannot be read. ``transient`` files are not kept in the cache; the reader
+unlinks them after opening. ``fetched_bytes`` is set in the first row of a row group, and null in the others. If
+annotations are requested, they are one more column, ``annotation``."""
 _ANNOTATION = pa.field("annotation", pa.binary())
 
 
@@ -44,11 +44,11 @@ class BadExample:
     """An example that cannot be trained on."""
 
     shard: str
-    """File of the set it stands in."""
+    """File of the set it is in."""
     row: int
     """Row in the shard."""
     id: str
-    """Empty where the shard itself cannot be read."""
+    """Empty if the shard itself cannot be read."""
     reason: str
 
 
@@ -59,19 +59,19 @@ class ReadRequest:
     shards: str
     """URI of the shard set."""
     manifest_digest: str
-    """What the cache knows the set by."""
+    """Identifies the set in the cache."""
     num_classes: int
     multi_label: bool
     row_group_size: int
     groups: tuple[tuple[Shard, int], ...]
     """Row groups to read: shard and number of the group in it."""
     group: np.ndarray
-    """``[n]``: each example's place in ``groups``."""
+    """``[n]``: each example's index into ``groups``."""
     row: np.ndarray
     """``[n]``: its row in the row group."""
     cache: CacheConfig
     annotations: bool = False
-    """Whether the annotations are wanted; the set must have them."""
+    """Whether to read the annotations; the set must have them."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -80,7 +80,7 @@ class ReadRequest:
 
 
 def read(request: ReadRequest) -> pa.Table:
-    """Find the examples of a request, fetching what is not on this node yet.
+    """Find the examples of a request, and fetch those that are not on this node yet.
 
     Returns:
         Table of schema `PLACES`; rows of a damaged or missing shard have a ``problem``.
@@ -120,13 +120,13 @@ def read(request: ReadRequest) -> pa.Table:
 
     with ThreadPoolExecutor(min(_MOST_THREADS, len(request.groups))) as pool:
         tables = list(pool.map(one, range(len(request.groups))))
-    # The tables stand in the order of the groups; back into the order of the request.
+    # The tables are in the order of the groups; back to the order of the request.
     back = np.argsort(np.argsort(request.group, kind="stable"), kind="stable")
     return pa.concat_tables(tables).take(back)
 
 
 def _index(cache: NodeCache, request: ReadRequest, shard: Shard, group: int) -> tuple[Located, pa.Table]:
-    """Locate a row group and index it; a copy that has been damaged on this node's disk is fetched again, once."""
+    """Locate a row group and index it; a copy that is damaged on this node's disk is fetched again, once."""
     key = request.shards, request.manifest_digest, shard, group, request.row_group_size
     found = cache.locate(*key)
     checksum = shard.checksum(group)
@@ -142,7 +142,7 @@ def _index(cache: NodeCache, request: ReadRequest, shard: Shard, group: int) -> 
 
 
 def _without(table: pa.Table, wrong: dict[int, str]) -> tuple[pa.Array, pa.Array]:
-    """Ids and labels of a row group some of whose rows are not to be used: ids that can be shown, no labels."""
+    """Ids and labels of a row group with bad rows: for these, ids that can be printed, and no labels."""
     ids = [id.decode(errors="replace") for id in table["id"].cast(pa.binary()).to_pylist()]
     labels = [None if row in wrong else labels for row, labels in enumerate(table["labels"].to_pylist())]
     return pa.array(ids, pa.string()), pa.array(labels, PLACES.field("labels").type)
@@ -157,7 +157,7 @@ def _unreadable(count: int, problem: str, schema: pa.Schema) -> pa.Table:
 def request_groups(
     shards: Sequence[Shard], shard: np.ndarray, row: np.ndarray, row_group_size: int
 ) -> tuple[tuple[tuple[Shard, int], ...], np.ndarray, np.ndarray]:
-    """The row groups that hold some rows.
+    """The row groups that contain some rows.
 
     Args:
         shards: Shards of the set.

@@ -1,4 +1,4 @@
-"""What a stream tells of each example besides its pixels: what an objective makes its targets of."""
+"""The data of each example in a stream besides its pixels, from which an objective makes its targets."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,10 +12,10 @@ class Row(NamedTuple):
     labels: Sequence[int]
     """Class indices; empty in a hole."""
     annotation: bytes
-    """As the set has it; empty in a hole, and where the set has no annotations."""
+    """As in the set; empty in a hole, and if the set has no annotations."""
     placement: Placement | None
-    """Where in the image the view lies, which what the annotation says of positions must follow; None: a hole, an
-    example that could not be used."""
+    """Where in the image the view is; positions in the annotation must be transformed by it. None: a hole, an example
+    that could not be used."""
 
 
 HOLE = Row((), b"", None)

@@ -1,9 +1,9 @@
-"""Probes of the checkpoints of a run that goes on training: on cores that do not train, and never waited for.
+"""Probes of a run's checkpoints while it trains: on cores that do not train; training never waits for them.
 
-The driver hears of a checkpoint when it is whole, hands its place to a Ray actor, and records the scores at the
-checkpoint's step. One probe runs at a time; when it ends the newest checkpoint is next, and those in between, which
-may be deleted by then, are passed over. The actor has the lowest priority that the system knows, so that it gets of a
-busy core only what training leaves; it lasts as long as the run, because starting a process costs seconds of CPU.
+The driver hears of a checkpoint when it is complete, passes its URI to a Ray actor, and records the scores at the
+checkpoint's step. One probe runs at a time. When it ends, the newest checkpoint is next; those in between, which may
+be deleted by then, are skipped. The actor has the lowest priority of the system, so on a busy core it gets only what
+training leaves. It lives as long as the run, because starting a process costs seconds of CPU.
 """
 
 import logging
@@ -28,7 +28,7 @@ from bit_ray.weights.package import DESCRIPTION_FILE
 
 log = logging.getLogger(__name__)
 
-# Linux runs such a process only where nothing else wants the core.
+# Linux runs such a process only when nothing else wants the core.
 _LOWEST = getattr(os, "SCHED_IDLE", None)
 
 
@@ -36,7 +36,7 @@ def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
     """Make sure that a probe finds CPUs that no worker uses.
 
     Raises:
-        ConfigError: The cluster has not enough.
+        ConfigError: The cluster does not have enough.
     """
     num_cpus = task.config.num_cpus
     if num_workers + num_cpus > resources.num_cpus:
@@ -47,20 +47,20 @@ def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
 
 
 class CheckpointProbes(threading.Thread):
-    """Scores checkpoints as they come, in the background of the driver."""
+    """Scores checkpoints as they arrive, in a background thread of the driver."""
 
     def __init__(self, task: ProbeTask, run: TrackedRun, name: str, resources: Resources, num_workers: int):
-        """Start; ``num_workers`` workers train, with a GPU each where there are any."""
+        """Start; ``num_workers`` workers train, with a GPU each if there are GPUs."""
         super().__init__(name="probes", daemon=True)
         self.history: list[tuple[int, dict[str, float]]] = []
         """Step of each probed checkpoint, and its scores by name."""
         self.num_passed_over = 0
-        """Checkpoints that were not probed, because a newer one was there or they were deleted."""
+        """Checkpoints that were not probed, because there was a newer one or they were deleted."""
         self.task = task
         self._tracked, self._title = run, name
         self._prober = ray.remote(
             num_cpus=task.config.num_cpus,
-            # A GPU only where one is left.
+            # A GPU only if one is free.
             num_gpus=1 if resources.num_gpus > num_workers else 0,
             max_restarts=-1,
             max_task_retries=1,
@@ -72,7 +72,7 @@ class CheckpointProbes(threading.Thread):
         self.start()
 
     def offer(self, step: int, uri: str) -> None:
-        """Hand over a checkpoint that is whole; returns at once."""
+        """Hand over a complete checkpoint; returns at once."""
         with self._changed:
             self.num_passed_over += self._newest is not None
             self._newest = (step, uri)
@@ -87,7 +87,7 @@ class CheckpointProbes(threading.Thread):
         ray.kill(self._prober)
 
     def cancel(self) -> None:
-        """End at once, whatever is running."""
+        """End at once, even if a probe is running."""
         with self._changed:
             self._finished = self._cancelled = True
             self._newest = None
@@ -129,7 +129,7 @@ class CheckpointProbes(threading.Thread):
 
 
 class _Prober:
-    """Scores checkpoints in a process of its own, which gives way to every other; a Ray actor."""
+    """Scores checkpoints in a separate process with the lowest priority; a Ray actor."""
 
     def __init__(self, task: ProbeTask):
         _step_back()
@@ -142,7 +142,7 @@ class _Prober:
         started = time.perf_counter()
         with scratch_directory() as directory:
             try:
-                classifier = load_model(uri, device=self.device, cache=directory)  # of no use to anyone afterwards
+                classifier = load_model(uri, device=self.device, cache=directory)  # not used afterwards
             except (BitRayError, OSError):
                 if not store.exists(store.join(uri, DESCRIPTION_FILE)):
                     return None  # the run keeps only its newest checkpoints
@@ -151,7 +151,7 @@ class _Prober:
 
 
 def _step_back() -> None:
-    """Give way to every other process on the machine."""
+    """Give this process the lowest priority on the machine."""
     try:
         if _LOWEST is not None:
             os.sched_setscheduler(0, _LOWEST, os.sched_param(0))

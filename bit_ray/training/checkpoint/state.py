@@ -1,9 +1,9 @@
 """Checkpoints of training: a saved model with the optimizer and the position next to it.
 
-A checkpoint is a directory that `bit_ray.weights.package` can load as a model, plus ``optimizer.safetensors``
-(momentum, the weights that weight decay pulls to, generator state, and adapters apart from the kernels into which the
-model has them merged) and ``training.json`` (the plan and the position). Nothing in it is ever unpickled. The position
-in the data is one integer, the next step: order, views, MixUp and dropout are functions of (seed, step).
+A checkpoint is a directory that `bit_ray.weights.package` can load as a model, plus ``optimizer.safetensors`` and
+``training.json`` (the plan and the position). ``optimizer.safetensors`` has momentum, the weights that weight decay
+pulls to, generator state, and adapters, which the model has merged into its kernels. Nothing in it is ever unpickled.
+The position in the data is one integer, the next step: order, views, MixUp and dropout are functions of (seed, step).
 """
 
 import json
@@ -29,7 +29,7 @@ TRAINING_FILE = "training.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands."""
+    """How far a run has trained."""
 
     next_step: int = 0
     """Optimizer steps done, and the number of the next one."""
@@ -57,7 +57,7 @@ def save_checkpoint(
     plan: TrainPlan,
     position: Position,
 ) -> None:
-    """Write a checkpoint into a local directory; the caller moves it to the storage as a whole."""
+    """Write a checkpoint into a local directory; the caller moves the directory to the storage."""
     tensors = {name: buffer.contiguous().cpu() for name, buffer in _state(model, optimizer).items()}
     tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
@@ -110,7 +110,7 @@ def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Opti
 
 
 def _state(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Momentum buffers, where the optimizer has momentum, and the weights that it decays to, where it does, by name."""
+    """Momentum buffers and the weights that it decays to, by name, if the optimizer has them."""
     initial = {f"initial.{name}": tensor for name, tensor in initial_weights(model, optimizer).items()}
     return initial | {
         f"momentum.{name}": optimizer.state[p]["momentum_buffer"]

@@ -1,8 +1,8 @@
 """Classification: softmax or sigmoid cross-entropy, with MixUp. PyTorch only.
 
-What another objective must offer is what `Classification` has: ``targets``, a tensor with an entry per row of a batch,
-padded where they are ragged, in which -1 fills the holes; and a call, the loss of a micro-batch as a sum over its
-images, so that cutting a batch changes only rounding.
+Another objective must have the same methods as `Classification`. ``targets`` returns a tensor with an entry per row of
+a batch, padded where they are ragged, with -1 in the holes. A call returns the loss of a micro-batch as a sum over its
+images, so that splitting a batch changes only rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Classification:
         """Return the targets of a batch.
 
         Args:
-            rows: ``b`` rows as the stream gives them.
+            rows: ``b`` rows of the stream.
 
         Returns:
             For softmax ``[b] int64`` class indices, for sigmoid ``[b, C] int8`` multi-hot; -1 in holes.
@@ -76,8 +76,8 @@ def loss_sum(logits: torch.Tensor, targets: torch.Tensor, loss: Loss) -> torch.T
 
     Args:
         logits: ``[B, C]``.
-        targets: ``[B] int64`` for softmax, ``[B, C]`` multi-hot for sigmoid; -1 stands for an example that is missing
-            and has no part in the loss.
+        targets: ``[B] int64`` for softmax, ``[B, C]`` multi-hot for sigmoid; -1 marks a missing example, which does
+            not count in the loss.
         loss: ``sigmoid`` sums the binary cross-entropies over classes (big_transfer#26).
 
     Returns:
@@ -98,11 +98,11 @@ def mixup_weight(alpha: float, seed: int, step: int) -> float:
 def swap_neighbours(x: torch.Tensor) -> torch.Tensor:
     """Pairs (0, 1), (2, 3), ... exchanged along the first axis: MixUp's permutation.
 
-    The order of an epoch is a random permutation and a batch is a stretch of it, so exchanging neighbours of the batch
-    is exchanging random partners of the data: a neighbour is as likely any other example as with a permutation drawn
-    per batch. (The reference draws one per micro-batch in PyTorch and reverses the batch in JAX; any fixed permutation
-    of a shuffled batch serves, big_transfer:bit_pytorch/train.py, bit_jax/input_pipeline_tf2_or_tf1.py.) Pairs of
-    neighbours stay together in every even micro-batch, so that the step does not depend on how the batch is cut.
+    The order of an epoch is a random permutation and a batch is a range of it. So exchanging neighbours of the batch
+    exchanges random partners of the data, as with a permutation drawn per batch. (The reference draws one per
+    micro-batch in PyTorch and reverses the batch in JAX; any fixed permutation of a shuffled batch works,
+    big_transfer:bit_pytorch/train.py, bit_jax/input_pipeline_tf2_or_tf1.py.) Pairs of neighbours stay together in every
+    even micro-batch, so that the step does not depend on how the batch is split.
     """
     return x.view(-1, 2, *x.shape[1:]).flip(1).view(x.shape)
 

@@ -1,4 +1,4 @@
-"""The embedded data sets by name: no download, made when asked for."""
+"""The embedded data sets by name: no download, made on demand."""
 
 import difflib
 from collections.abc import Callable
@@ -15,14 +15,14 @@ CATALOG: dict[str, Callable[[], Source]] = {
     "glyphs:s:val": lambda: GlyphSource("s", split="val"),  # 10 other characters of each class of glyphs:s
     "glyphs:m:val": lambda: GlyphSource("m", split="val"),  # 10 other characters of each class of glyphs:m
     "glyphs:l:val": lambda: GlyphSource("l", split="val"),  # 10 other characters of each class of glyphs:l
-    "digits": lambda: DigitsSource(),  # 1,797 handwritten digits, 8x8 brought to 32x32
+    "digits": lambda: DigitsSource(),  # 1,797 handwritten digits, 8x8 resized to 32x32
     "digits:train": lambda: DigitsSource("train"),  # 997 of the handwritten digits, stratified
     "digits:test": lambda: DigitsSource("test"),  # the other 800 handwritten digits
 }
 
 
 def is_embedded(name: str) -> bool:
-    """Return whether the text is meant as the name of an embedded data set, known or mistyped."""
+    """Return whether the text looks like the name of an embedded data set, even if mistyped."""
     return name.split(":", 1)[0] in {known.split(":", 1)[0] for known in CATALOG} and "/" not in name
 
 

@@ -1,7 +1,7 @@
-"""The embedded downstream data set: scikit-learn's 1,797 handwritten digits, 8x8 brought to 32x32, dark ink on white.
+"""The embedded downstream data set: scikit-learn's 1,797 handwritten digits, 8x8 resized to 32x32, dark ink on white.
 
-The split is fixed: a permutation of each class by ``numpy.random.default_rng((0, class))`` gives its first examples to
-test, as many as the class's share of 800 (largest remainders), and the rest to training: 997 and 800.
+The split is fixed. ``numpy.random.default_rng((0, class))`` permutes each class; its first examples are for test, as
+many as the class's share of 800 (largest remainders), and the others for training: 800 and 997.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ class DigitsSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The split, and the version of how they are drawn."""
+        """The split, and the version of the drawing method."""
         return {"kind": "digits", "version": 1, "split": self.split}
 
     def part(self, indices: npt.NDArray[np.int64]) -> DigitsPart:

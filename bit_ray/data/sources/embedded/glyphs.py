@@ -1,10 +1,10 @@
 """The embedded upstream data set: characters rendered from the fonts that matplotlib ships, 32x32, dark ink on white.
 
 The classes are the 2,993 characters of Unicode categories L (letters) and S (symbols) that at least 8 of 16 text faces
-have, but two that draw nothing. Decimal digits are in neither category, so nothing of the downstream digits is seen;
-letters that merely look like digits (O, l, I) are letters and stay, as do letters of several scripts that look the same
-(A, Greek Alpha, Cyrillic A). Sizes S, M and L mirror BiT-S/M/L: they are the first 50, the first 500 and all classes of
-one seeded permutation.
+have, without two that draw nothing. Decimal digits are in neither category, so the downstream digits are never seen.
+Letters that only look like digits (O, l, I) are included, as are letters of several scripts that look the same (A,
+Greek Alpha, Cyrillic A). Sizes S, M and L mirror BiT-S/M/L: they are the first 50, the first 500 and all classes of one
+seeded permutation.
 """
 
 import math
@@ -42,7 +42,7 @@ IMAGE_SIZE = 32
 _VAL_START = 1_000_000
 _NUM_VAL = 10
 
-# Glyphs are drawn at twice the size and reduced, which antialiases what the affine map leaves rough.
+# Glyphs are drawn at twice the size and reduced, which antialiases the rough edges of the affine map.
 _CANVAS = 2 * IMAGE_SIZE
 # Small sizes are drawn coarsely and enlarged, as photographs of small things are.
 _FONT_SIZES = (9, 13, 19, 27, 38, 52)
@@ -104,7 +104,7 @@ class GlyphSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the glyphs; ``version`` is to be raised when they are drawn otherwise."""
+        """What decides the glyphs; increase ``version`` when they are drawn differently."""
         return {
             "kind": "glyphs",
             "version": 1,
@@ -144,8 +144,8 @@ def render_glyph(label: int, index: int, *, seed: int = 0) -> npt.NDArray[np.uin
     """Render example ``index`` of class ``label``: [32, 32] uint8, a pure function of the three numbers.
 
     Drawn uniformly: the face among those that have the character, the size it is drawn at (9 to 52 px), rotation (+-25
-    degrees), shear (+-0.4), scale (21 to 44 px per em, less where the ink would not fit), stretch of the width (-40 to
-    +30 %) and offset (+-8 % of the side): the spread of handwriting rather than of print.
+    degrees), shear (+-0.4), scale (21 to 44 px per em, less if the ink would not fit), stretch of the width (-40 to
+    +30 %) and offset (+-8 % of the side). These ranges are like those of handwriting, not of print.
     """
     character = permuted_characters(seed)[label]
     rng = np.random.default_rng((seed, label, index))
@@ -180,7 +180,7 @@ def _codes(face: str) -> frozenset[int]:
 def _ink(character: str, face: str, size: int) -> Image.Image:
     """Return the drawn character, light on black, cropped to its ink with a border of one pixel."""
     font = _font(face, size)
-    # Not by Pillow: its FreeType hinter reads out of bounds in some of these fonts, and has no switch.
+    # Not with Pillow: its FreeType hinter reads out of bounds in some of these fonts, and cannot be switched off.
     font.set_text(character, 0.0, flags=LoadFlags.NO_HINTING)
     font.draw_glyphs_to_bitmap(antialiased=True)
     drawn = Image.fromarray(np.array(font.get_image(), np.uint8))

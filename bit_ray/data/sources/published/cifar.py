@@ -68,7 +68,7 @@ class CifarPart:
     labels: list[int]
 
     def __iter__(self) -> Iterator[Example]:
-        """Encode the images in order, as PNG, which loses nothing."""
+        """Encode the images in order, as PNG, without loss."""
         for id, row, label in zip(self.ids, self.pixels, self.labels, strict=True):
             yield Example(id, rgb_png(row.reshape(3, _SIDE, _SIDE).transpose(1, 2, 0)), (label,))
 
@@ -107,7 +107,7 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
     The labels of CIFAR-100 are the 100 fine ones.
 
     Raises:
-        DataError: neither version is there, or a file of it is damaged.
+        DataError: neither version exists, or a file of it is damaged.
     """
     python, binary = PYTHON[place.dataset], BINARY[place.dataset]
     path = place.look(binary.archive, binary.folder)
@@ -115,7 +115,7 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
         layout, path = python, place.find(python.archive, python.folder)
     else:
         layout = binary
-    # Nothing but the wanted batches is taken out of the archive.
+    # Only the needed batches are read from the archive.
     batches = {name: split for split in splits for name in layout.batches[split]}
     wanted = [f"{layout.folder}/{name}" for name in (*batches, layout.names)]
     files = {name.rpartition("/")[2]: data for name, data in _read(path, layout.folder, wanted).items()}
@@ -136,7 +136,7 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
 
 
 def cifar_downloads(name: str) -> tuple[Download]:
-    """Return where the Python version is offered, with its checksum, as torchvision knows them."""
+    """Return the Python version's URL and checksum, as in torchvision."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     known = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]

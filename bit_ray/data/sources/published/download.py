@@ -1,4 +1,4 @@
-"""Download of a publisher's file: continued after a stop, checked, and under its name only when whole."""
+"""Download of a publisher's file: continued after a stop, checked, and under its final name only when complete."""
 
 import fcntl
 import hashlib
@@ -20,7 +20,7 @@ _COPY_BYTES = 2**20
 
 
 def download(url: str, target: Path, *, md5: str) -> None:
-    """Fetch a file; what an earlier, interrupted call has fetched is not fetched again.
+    """Fetch a file; continue the download of an earlier, interrupted call.
 
     Raises:
         DataError: the server cannot be reached, does not have the file, stops in the middle, or sends another file than
@@ -55,7 +55,7 @@ def download(url: str, target: Path, *, md5: str) -> None:
 
 
 def _fetch(url: str, fd: int) -> None:
-    """Append what is missing to the open file."""
+    """Append the missing bytes to the open file."""
     done = os.fstat(fd).st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:

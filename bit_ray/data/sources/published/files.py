@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, and how to come by those that are missing."""
+"""Where the files of a data set are, and how to get missing ones."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from bit_ray.errors import DataError
 
 
 class Download(NamedTuple):
-    """A file that its publisher offers without asking who wants it."""
+    """A file that its publisher offers without an account."""
 
     url: str
     md5: str
@@ -23,7 +23,7 @@ class Download(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The folder that the user keeps data sets in, seen from one of them."""
+    """The user's folder of data sets, for one of the sets."""
 
     dataset: str
     folder: Path
@@ -31,17 +31,17 @@ class Place:
     """What to fetch, for messages."""
     downloads: Callable[[], Sequence[Download]] | None = None
     download: bool = False
-    """Whether what is missing may be downloaded."""
+    """Whether missing files may be downloaded."""
     class_names: tuple[str, ...] | None = None
     """The class list to follow, for a set that has no official one."""
 
     def find(self, *names: str) -> Path:
-        """Return the first of these files or folders that is there, in the set's own folder or in the common one.
+        """Return the first of these files or folders that exists, in the set's own folder or in the common one.
 
-        With ``download`` the first one that the publisher offers is fetched if none is there.
+        With ``download`` the first one that the publisher offers is fetched if none exists.
 
         Raises:
-            DataError: none of them is there, with what to fetch and where to put it.
+            DataError: none of them exists; the message says what to fetch and where to put it.
         """
         if found := self.look(*names):
             return found
@@ -61,6 +61,6 @@ class Place:
         raise DataError(text)
 
     def look(self, *names: str) -> Path | None:
-        """Return the first of these files or folders that is there, or None."""
+        """Return the first of these files or folders that exists, or None."""
         places = (folder / name for name in names for folder in (self.folder / self.dataset, self.folder))
         return next((place for place in places if place.exists()), None)

@@ -23,7 +23,7 @@ def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
     """Open the images of the splits; the classes are named as torchvision does, since no file of the set names them.
 
     Raises:
-        DataError: a file is not there or damaged, or the split names an image that is not there.
+        DataError: a file is missing or damaged, or the split names a missing image.
     """
     from torchvision.datasets import Flowers102
 
@@ -52,7 +52,7 @@ def _read(path: Path, *names: str) -> dict[str, npt.NDArray[np.int64]]:
 
 
 def flowers_downloads() -> tuple[Download, ...]:
-    """Return where the files are offered, with their checksums, as torchvision knows them."""
+    """Return the files' URLs and checksums, as in torchvision."""
     from torchvision.datasets import Flowers102
 
     return tuple(Download(Flowers102._download_url_prefix + name, md5) for name, md5 in Flowers102._file_dict.values())

@@ -1,4 +1,4 @@
-"""ILSVRC-2012 and ImageNet-21k from the publisher's tar files, read in place, or from what was unpacked from them."""
+"""ILSVRC-2012 and ImageNet-21k from the publisher's tar files, read in place, or from files unpacked from them."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from bit_ray.errors import DataError
 
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _META, _TRUTH = f"{_DEVKIT}/data/meta.mat", f"{_DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
-# What the archives were made to be by hand, by torchvision, and by the copy on Kaggle.
+# The archive, its folder when unpacked by hand or by torchvision, and the folder of the copy on Kaggle.
 IMAGES = {
     "train": ("ILSVRC2012_img_train.tar", "train", "ILSVRC/Data/CLS-LOC/train"),
     "val": ("ILSVRC2012_img_val.tar", "val", "ILSVRC/Data/CLS-LOC/val"),
@@ -32,12 +32,12 @@ _SUFFIXES = (".jpeg", ".jpg")
 def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
     """Open ILSVRC-2012: class i is the i-th of the 1,000 WordNet ids in sorted order, as everywhere.
 
-    Classes are named by the id and the words, "n01440764 tench, Tinca tinca": the words alone come twice. Images lie in
-    the tar file of tar files, in a folder of those, or in a folder of class folders; validation images also in one
-    folder or tar file, and the development kit says their classes.
+    Classes are named by the id and the words, "n01440764 tench, Tinca tinca", as some words occur twice. Images are in
+    the tar file of tar files, in a folder of those, or in a folder of class folders. Validation images may also be in
+    one folder or tar file; the development kit has their classes.
 
     Raises:
-        DataError: a file is not there or damaged, or an image has no class.
+        DataError: a file is missing or damaged, or an image has no class.
     """
     devkit = place.find(f"{_DEVKIT}.tar.gz", _DEVKIT)
     read = read_members(devkit, (_META, _TRUTH))
@@ -65,14 +65,14 @@ def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
 def open_imagenet21k(splits: Sequence[str], place: Place) -> ArchiveSource:
     """Open ImageNet-21k: a folder with a tar file or a folder for each WordNet id, or the whole archive.
 
-    Class i is the i-th of the ids that are there, in sorted order, or of ``place.class_names``.
+    Class i is the i-th of the existing ids, in sorted order, or of ``place.class_names``.
 
     Raises:
-        DataError: nothing is there, a file is damaged, or a class is not in the list.
+        DataError: no file exists, a file is damaged, or a class is not in the list.
     """
     path = place.look(*WHOLE) or place.look("") or place.find(WHOLE[0])
     known = {wnid: i for i, wnid in enumerate(place.class_names or ())}
-    classes: dict[str, int] = dict(known)  # without a list, numbered as they come and sorted in the end
+    classes: dict[str, int] = dict(known)  # without a list, numbered as found and sorted at the end
     labels = array("i")
     items = Items()
     for wnid, member in _labelled(members(path)):
@@ -94,8 +94,8 @@ def open_imagenet21k(splits: Sequence[str], place: Place) -> ArchiveSource:
 
 
 def _labelled(found: Iterator[Member]) -> Iterator[tuple[str, Member]]:
-    """Go through the images with the name of their folder or tar file."""
-    with ThreadPoolExecutor(_NUM_READERS) as pool:  # on network disks each header is a wait
+    """Iterate over the images, each with the name of its folder or tar file."""
+    with ThreadPoolExecutor(_NUM_READERS) as pool:  # on network disks each header takes time
         while members := list(islice(found, _READ_AHEAD)):
             for member, images in zip(members, pool.map(_images, members), strict=True):
                 path = PurePosixPath(member.name)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A data set that others publish."""
+    """A published data set."""
 
     open: Callable[[Sequence[str], Place], Source]
     sizes: Mapping[str, int | None]
@@ -29,7 +29,7 @@ class Named:
     num_classes: int | None
     downloads: Callable[[], Sequence[Download]] | None = None
     how_to_get: str = ""
-    """Where no file is offered without an account: what to fetch."""
+    """What to fetch, if no file is offered without an account."""
 
 
 NAMED: dict[str, Named] = {
@@ -72,7 +72,7 @@ NAMED: dict[str, Named] = {
 
 
 def is_named(source: str) -> bool:
-    """Return whether the text is meant as NAME:SPLIT of such a set, its split known or mistyped."""
+    """Return whether the text looks like NAME:SPLIT of such a set, even with a mistyped split."""
     return source.split(":", 1)[0] in NAMED and "/" not in source
 
 
@@ -90,8 +90,8 @@ def open_dataset(
     Args:
         name: As in ``NAMED``: cifar10, oxford_iiit_pet.
         split: As published: train, val, test; ``train+val`` is both, one after the other.
-        data_dir: Folder that holds the publisher's files, unchanged, or a folder ``name`` with them.
-        download: Whether files that are missing may be downloaded into ``data_dir/name``.
+        data_dir: Folder that has the publisher's files, unchanged, or a folder ``name`` with them.
+        download: Whether missing files may be downloaded into ``data_dir/name``.
         check_size: Whether a split of another size than the published one is refused.
         class_names: The class list to follow, for imagenet21k, which has no official one.
 

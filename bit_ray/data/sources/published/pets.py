@@ -20,14 +20,14 @@ def open_pets(splits: Sequence[str], place: Place) -> ArchiveSource:
     The classes are named as torchvision does: "American Bulldog".
 
     Raises:
-        DataError: an archive is not there or damaged, or a list names an image that is not there.
+        DataError: an archive is missing or damaged, or a list names a missing image.
     """
     annotations = place.find("annotations.tar.gz", "annotations.tar", "oxford-iiit-pet/annotations", "annotations")
     images = place.find("images.tar.gz", "images.tar", "oxford-iiit-pet/images", "images")
     lists = {split: file if not annotations.is_dir() else file.rpartition("/")[2] for split, file in LISTS.items()}
     read = read_members(annotations, lists.values())
     rows = {split: _rows(read[file], f"{annotations}: {file}") for split, file in lists.items()}
-    # Of the two lists each has all classes; in a small set made from them perhaps only both together.
+    # Each of the two lists has all classes; in a small set made from them perhaps only both together have.
     names = {label: name.rpartition("_")[0] for listed in rows.values() for name, label in listed}
     if sorted(names) != list(range(1, len(names) + 1)):
         raise DataError(f"{annotations}: classes {sorted(names)}; accepted: 1 to 37; fetch the archive again")
@@ -46,7 +46,7 @@ def open_pets(splits: Sequence[str], place: Place) -> ArchiveSource:
 
 
 def pets_downloads() -> tuple[Download, ...]:
-    """Return where the archives are offered, with their checksums, as torchvision knows them."""
+    """Return the archives' URLs and checksums, as in torchvision."""
     from torchvision.datasets import OxfordIIITPet
 
     return tuple(Download(*known) for known in OxfordIIITPet._RESOURCES)

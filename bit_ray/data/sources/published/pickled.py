@@ -1,8 +1,8 @@
 """Pickles as data, read without the pickle module: numbers, text, lists of them and arrays of bytes, in a dictionary.
 
-A pickle is a program for a small machine with a stack (Python's Lib/pickletools.py describes its opcodes). The machine
-here knows the opcodes that such data are written with, by protocols 2 to 4, and has nothing that can be called: what
-the program names stands for a value that is made here, with every length checked.
+A pickle is a program for a small stack machine (Python's Lib/pickletools.py describes its opcodes). The machine here
+has only the opcodes for such data, of protocols 2 to 4, and cannot call anything: each allowed name in the program is
+replaced by a value that is made here, with every length checked.
 """
 
 import math
@@ -39,7 +39,7 @@ _ARGUMENTS = frozenset(
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUT, _GET = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
-# What NumPy writes an array as, by its module's names before and since 2.0.
+# Names with which NumPy pickles an array, by its modules' names before and since 2.0.
 _NAMES = {
     "numpy.core.multiarray _reconstruct": "array",
     "numpy._core.multiarray _reconstruct": "array",
@@ -53,7 +53,7 @@ _BYTE = object()  # the type of an array's values
 
 @dataclass(frozen=True)
 class _Name:
-    """What stands for one of ``_NAMES``."""
+    """Placeholder for one of ``_NAMES``."""
 
     text: str
 
@@ -66,17 +66,17 @@ class _Array:
 
 
 def read_pickle(data: bytes) -> dict[str, Any]:
-    """Return the dictionary that a pickle holds, its keys as text.
+    """Return the dictionary in a pickle, its keys as text.
 
     The values are numbers, text, None, lists of numbers and text, and arrays of uint8; ``str`` of Python 2 is read as
     Latin-1.
 
     Raises:
-        ValueError: The pickle is damaged, too long, or of anything else.
+        ValueError: The pickle is damaged, too long, or has other content.
     """
     try:
         found = _run(data)
-    except (IndexError, KeyError, TypeError) as error:  # an empty stack, a memory never written, a key that is none
+    except (IndexError, KeyError, TypeError) as error:  # an empty stack, a memory never written, an invalid key
         raise ValueError(f"a damaged pickle ({type(error).__name__})") from None
     if not isinstance(found, dict):
         raise ValueError(f"it holds {type(found).__name__}, not a dictionary")
@@ -97,16 +97,16 @@ def _run(data: bytes) -> Any:
 
 
 class _Machine:
-    """Stack and memory of the program while it is gone through; nothing on them nests but tuples of arguments."""
+    """Stack and memory of the program while it runs; only tuples of arguments nest on them."""
 
     def __init__(self, max_encoded: int) -> None:
         self.stack: list[Any] = []
         self._memory: dict[int, Any] = {}
         self._left = max_encoded
-        """Characters that may still become bytes: each is read once from the file, but may be named again and again."""
+        """Characters that may still become bytes: each is read once from the file, but may be used many times."""
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one opcode."""
+        """Execute one opcode."""
         stack = self.stack
         if name in _ARGUMENTS:
             stack.append(argument)
@@ -163,11 +163,11 @@ class _Machine:
         raise IndexError("no mark")
 
     def _made(self, name: Any, arguments: Any) -> Any:
-        """Return what stands for the result of calling what was named."""
+        """Return the value that replaces the result of calling the named function."""
         if not isinstance(name, _Name) or not isinstance(arguments, tuple):
             raise ValueError("it calls what is no function")
         if name.text == "array" and arguments[:1] == (_Name("ndarray"),):
-            return _Array()  # to be filled, whatever the other arguments
+            return _Array()  # to be filled; the other arguments do not matter
         if name.text == "dtype" and arguments[:1] == ("u1",):
             return _BYTE
         if name.text == "encode" and len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1":
@@ -178,7 +178,7 @@ class _Machine:
         if not isinstance(state, tuple):
             raise ValueError("it sets a state that is none")
         if target is _BYTE:
-            # Version, byte order, no fields, sizes as the type has them, no flags.
+            # Version, byte order, no fields, sizes of the type, no flags.
             if state != (3, "|", None, None, None, -1, -1, 0):
                 raise ValueError("it changes the type of an array's values")
         elif isinstance(target, _Array) and target.values is None:

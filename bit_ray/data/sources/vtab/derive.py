@@ -1,7 +1,7 @@
-"""Labels of the VTAB tasks that no publisher gives as such: pure functions of what a data set says of an image.
+"""Labels of the VTAB tasks that no publisher gives directly: pure functions of a data set's annotations of an image.
 
 The thresholds and bins are those of the benchmark's own code (task_adaptation:data/clevr.py, kitti.py, dsprites.py,
-smallnorb.py). Every bound is strict: a distance that lies on a threshold belongs to the class below it.
+smallnorb.py). Every bound is strict: a distance equal to a threshold belongs to the class below it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from bit_ray.errors import DataError
 CLEVR_MIN_OBJECTS, CLEVR_MAX_OBJECTS = 3, 10
 # Closest object, in the units of a scene's pixel_coords; the last one only closes the last class.
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
-# Metres; what lies beyond 999 stands for "no vehicle".
+# Metres; a distance above 999 means "no vehicle".
 KITTI_DISTANCES = (-100.0, 8.0, 20.0, 999.0)
 KITTI_NO_VEHICLE = 1000.0
 KITTI_VEHICLES = frozenset({"Car", "Van", "Truck"})
@@ -20,7 +20,7 @@ _SVHN_ZERO = 10
 
 
 def clevr_count(num_objects: int) -> int:
-    """Class of a CLEVR scene by its number of objects, 3 to 10: the number less 3.
+    """Class of a CLEVR scene by its number of objects, 3 to 10: the number minus 3.
 
     Raises:
         DataError: fewer than 3 or more than 10 objects.
@@ -58,13 +58,13 @@ def kitti_distance(objects: Sequence[tuple[str, float]]) -> int:
     """
     nearest = min([z for kind, z in objects if kind in KITTI_VEHICLES], default=KITTI_NO_VEHICLE)
     nearest = min(nearest, KITTI_NO_VEHICLE)
-    if not nearest > KITTI_DISTANCES[0]:  # nor is what is no number
+    if not nearest > KITTI_DISTANCES[0]:  # also false for NaN
         raise DataError(f"location: z = {nearest} m; accepted: above -100; check the label file")
     return _last_below(KITTI_DISTANCES, nearest)
 
 
 def dsprites_xpos(index: int) -> int:
-    """Class of a dSprites image by horizontal place: 32 places, two to a class."""
+    """Class of a dSprites image by horizontal position: 32 positions, two to a class."""
     return _checked("x position", index, 32) // 2
 
 
@@ -111,7 +111,7 @@ def dmlab_label(value: int) -> int:
 
 
 def _last_below(thresholds: Sequence[float], value: float) -> int:
-    """Number of the largest threshold that lies strictly below the value."""
+    """Index of the largest threshold that is strictly below the value."""
     return max(i for i, threshold in enumerate(thresholds) if threshold < value)
 
 

@@ -1,4 +1,4 @@
-"""Where a task's files lie, and what to fetch when they do not."""
+"""Where a task's files are, and what to fetch if they are missing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def find(task: Task, folder: Path, *names: str) -> Path:
     """Return the first of these files or folders in the task's folder.
 
     Raises:
-        DataError: none of them is there; with what to fetch, and where to put it.
+        DataError: none of them exists; the message says what to fetch, and where to put it.
     """
     found = next((folder / task.folder / name for name in names if (folder / task.folder / name).exists()), None)
     if found is None:
@@ -24,7 +24,7 @@ def find(task: Task, folder: Path, *names: str) -> Path:
 
 
 def class_folders(task: Task, files: Files) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
-    """Images whose folder is their class: paths, ``[N]`` class indices and the sorted class names.
+    """Images in class folders: paths, ``[N]`` class indices and the sorted class names.
 
     Raises:
         DataError: another number of classes than the task has.
@@ -50,6 +50,6 @@ def check_classes(task: Task, where: Path, classes: Sequence[str]) -> None:
 
 
 def seeded_order(num_examples: int, *seed: int) -> npt.NDArray[np.int64]:
-    """Return a permutation by the words of PCG64, which NumPy guarantees never to change."""
+    """Return a permutation from the words of PCG64; NumPy guarantees that they never change."""
     words = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(num_examples)
     return np.argsort(words, kind="stable").astype(np.int64)

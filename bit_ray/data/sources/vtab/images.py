@@ -26,7 +26,7 @@ _IMAGE = re.compile(r"\.(jpe?g|png|bmp|gif|tiff?)$", re.IGNORECASE)
 
 
 class KnownSource(Source, Protocol):
-    """A source that knows its ids without reading an image."""
+    """A source that knows its ids without reading images."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -34,10 +34,10 @@ class KnownSource(Source, Protocol):
 
 
 class Images(Protocol):
-    """Encoded images by place."""
+    """Encoded images by index."""
 
     def take(self, places: npt.NDArray[np.int64]) -> Iterable[bytes]:
-        """The images at these places, in this order, as a small object that pickles."""
+        """The images at these indices, in this order, as a small object that pickles."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageSet:
     """Images of one label each, in an array or a zip: a ``Source``."""
 
     kind: str
-    """What it is, for its identity."""
+    """Its kind, for its identity."""
     ids: Sequence[str]
     """Unique names."""
     labels: npt.NDArray[np.int64] = field(repr=False)
@@ -55,7 +55,7 @@ class ImageSet:
     class_names: tuple[str, ...] = field(repr=False)
     """Names in the order of the class indices."""
     multi_label: bool = False
-    """Never."""
+    """Always false."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -89,26 +89,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Selected:
-    """Some images of a source, in an order of their own: a ``Source``."""
+    """Some images of a source, in another order: a ``Source``."""
 
     source: Source
-    """The whole."""
+    """The full source."""
     indices: npt.NDArray[np.int64] = field(repr=False)
-    """``[N]`` places in it."""
+    """``[N]`` indices into it."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those of the whole."""
+        """Those of the full source."""
         return tuple(self.source.class_names)
 
     @property
     def multi_label(self) -> bool:
-        """As the whole."""
+        """As in the full source."""
         return self.source.multi_label
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The whole, and the places."""
+        """The full source, and the indices."""
         sha = hashlib.sha256(np.asarray(self.indices, "<i8").tobytes())
         return {"kind": "selected", "of": self.source.identity, "sha256": sha.hexdigest()}
 
@@ -159,7 +159,7 @@ class Files:
     """A folder, tar file or zip of a publisher: its images by their path in it."""
 
     def __init__(self, path: Path) -> None:
-        """Go through it once.
+        """Scan it once.
 
         Raises:
             DataError: not an archive, or a damaged one.
@@ -183,7 +183,7 @@ class Files:
         """Read one text file.
 
         Raises:
-            DataError: it is not there, too large, or not UTF-8.
+            DataError: it is missing, too large, or not UTF-8.
         """
         if self.path.suffix != ".zip":
             return as_text(read_members(self.path, [name])[name], f"{self.path}: {name}")
@@ -196,7 +196,7 @@ class Files:
         """Images by their paths, with ids and labels, as a source.
 
         Raises:
-            DataError: one of them is not there.
+            DataError: one of them is missing.
         """
         missing = next((name for name in names if name not in self.members), None)
         if missing is not None:
@@ -227,7 +227,7 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except BitRayError:
         raise
-    # A number in it that is none, an encoding or encryption that zipfile does not know.
+    # An invalid number in it, or an encoding or encryption that zipfile does not support.
     except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged or not a zip ({' '.join(str(error).split())}); fetch it again") from None
 
@@ -236,7 +236,7 @@ def find_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     """Find one file of a zip.
 
     Raises:
-        DataError: it is not there, or compressed by a method of which a few bytes can become gigabytes at once.
+        DataError: it is missing, or compressed by a method that can unpack a few bytes to gigabytes at once.
     """
     try:
         entry = archive.getinfo(name)

@@ -1,4 +1,4 @@
-"""Which 1,000 examples a task is learned from: an index, in a file of its own or in the lists that others publish."""
+"""Which 1,000 examples a task is learned from: an index, in an index file or in lists as others publish them."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -29,9 +29,9 @@ class Index:
     val: tuple[str, ...]
     """The 200."""
     test: tuple[str, ...] = ()
-    """The test set, where the list says that, too; empty: the whole test split."""
+    """The test set, if the list also gives it; empty: the whole test split."""
     canonical: bool = False
-    """Whether this is the subset that the benchmark has."""
+    """Whether this is the benchmark's own subset."""
 
     @property
     def statement(self) -> str:
@@ -39,7 +39,7 @@ class Index:
         return f"{self.task}: {len(self.train)} + {len(self.val)} examples, {self.origin}"
 
     def has_own_test(self, task: Task) -> bool:
-        """Whether the test set of the task is one that nobody else has."""
+        """Whether the test set of the task is specific to this index, not published."""
         chosen_here = self.origin.startswith("drawn") or (self.origin.startswith(LISTED) and not self.test)
         return chosen_here and not task.test_is_published
 
@@ -65,7 +65,7 @@ def read_index(place: str | Path, task: Task) -> Index | None:
         task: The task.
 
     Returns:
-        None where there is nothing for this task.
+        None if there is no list for this task.
 
     Raises:
         DataError: a list that is damaged, or has an id twice.
@@ -91,7 +91,7 @@ def read_index(place: str | Path, task: Task) -> Index | None:
 
 
 def write_index(index: Index, uri: str | Path) -> None:
-    """Write an index file, JSON, whole or not at all."""
+    """Write an index file, JSON, completely or not at all."""
     store.write_json(uri, {"format": _FORMAT, **asdict(index)})
 
 

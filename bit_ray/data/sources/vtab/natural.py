@@ -15,7 +15,7 @@ from bit_ray.data.sources.vtab.tasks import Task
 from bit_ray.errors import DataError
 
 CALTECH_PER_CLASS = 30
-"""Training images of each class, the rest being for the test (tensorflow_datasets:caltech.py)."""
+"""Training images of each class; the others are for the test (tensorflow_datasets:caltech.py)."""
 SUN_LISTS = {"train": "sun397_tfds_tr.txt", "val": "sun397_tfds_va.txt", "test": "sun397_tfds_te.txt"}
 
 
@@ -25,7 +25,7 @@ def open_published(task: Task, folder: Path, part: str) -> KnownSource:
     Raises:
         DataError: no such files, or damaged ones.
     """
-    find(task, folder, "")  # its folder, since what is said of a missing file is meant for shards write
+    find(task, folder, "")  # its folder, as the message about a missing file is for shards write
     source: KnownSource = open_dataset(task.name, part, folder, check_size=False)  # type: ignore[assignment]
     return source
 
@@ -34,7 +34,7 @@ def open_caltech(task: Task, folder: Path, part: str) -> KnownSource:
     """Open Caltech-101: 30 images of each class, drawn by a fixed seed, are for training and all others for the test.
 
     Raises:
-        DataError: no such files, other than 102 classes, or a class of no more than 30 images.
+        DataError: no such files, not 102 classes, or a class of at most 30 images.
     """
     where = find(task, folder, "101_ObjectCategories", "101_ObjectCategories.tar.gz", "101_ObjectCategories.tar")
     files = Files(where)
@@ -58,7 +58,7 @@ def open_dtd(task: Task, folder: Path, part: str) -> KnownSource:
     """Open fold 1 of the Describable Textures.
 
     Raises:
-        DataError: no such files, or a list that names an image that is not there.
+        DataError: no such files, or a list that names a missing image.
     """
     where = find(task, folder, "dtd", "dtd-r1.0.1.tar.gz", "dtd-r1.0.1.tar")
     files = Files(where)
@@ -71,10 +71,10 @@ def open_dtd(task: Task, folder: Path, part: str) -> KnownSource:
 
 
 def open_sun(task: Task, folder: Path, part: str) -> KnownSource:
-    """Open SUN397 by the lists that TensorFlow Datasets splits it with.
+    """Open SUN397, split by the lists of TensorFlow Datasets.
 
     Raises:
-        DataError: no such files, or a list that names an image that is not there.
+        DataError: no such files, or a list that names a missing image.
     """
     files = Files(find(task, folder, "SUN397"))
     lists = {one: _words(find(task, folder, name)) for one, name in SUN_LISTS.items()}
@@ -94,7 +94,7 @@ def open_svhn(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the cropped digits of SVHN.
 
     Raises:
-        DataError: no such file, or not one of theirs.
+        DataError: no such file, or not a file of SVHN.
     """
     where = find(task, folder, f"{part}_32x32.mat")
     values = read_mat(store.read_bytes(where, MAX_WHOLE_BYTES), str(where), "X", "y")

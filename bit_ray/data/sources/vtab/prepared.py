@@ -1,7 +1,7 @@
-"""Data sets as TensorFlow Datasets prepares them, read without TensorFlow, in the order that the benchmark is made by.
+"""Data sets as TensorFlow Datasets prepares them, read without TensorFlow, in the order that the benchmark uses.
 
-The version folder of a data set (with its ``NAME-SPLIT.tfrecord-00000-of-00016``) goes, or is linked, into the task's
-folder as ``tfds``. Features are those that the benchmark reads (task_adaptation:data/*.py).
+Put or link the version folder of a data set (with its ``NAME-SPLIT.tfrecord-00000-of-00016``) into the task's folder as
+``tfds``. Features are those that the benchmark reads (task_adaptation:data/*.py).
 """
 
 import re
@@ -32,7 +32,7 @@ _KITTI_TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist"
 
 
 def is_prepared(task: Task, folder: Path) -> bool:
-    """Return whether the task's data are there in this form."""
+    """Return whether the task's data exists in this form."""
     return (folder / task.folder / FOLDER).is_dir()
 
 
@@ -103,7 +103,7 @@ class _SpritePart:
 
 
 def _class_names(where: Path, task: Task) -> tuple[str, ...]:
-    """Names next to the shards where they are published, or else numbers."""
+    """Names next to the shards if they are published, or else numbers."""
     path = where / "label.labels.txt"
     names = as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).splitlines() if path.exists() else []
     return tuple(names) if len(names) == task.num_classes else tuple(f"class {i}" for i in range(task.num_classes))

@@ -1,8 +1,8 @@
-"""TFRecord files of ``tf.train.Example``, read without TensorFlow: where each image lies, and the values next to it.
+"""TFRecord files of ``tf.train.Example``, read without TensorFlow: where each image is, and the values next to it.
 
 A record is its length (uint64), a checksum of that, the message and a checksum of it
 (tensorflow.org/tutorials/load_data/tfrecord). Messages are in the encoding of protocol buffers. Checksums are not
-verified: an image is when it is decoded.
+verified; decoding an image verifies it.
 """
 
 import mmap
@@ -32,7 +32,7 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Go through the records of a file.
+    """Iterate over the records of a file.
 
     Raises:
         DataError: not a TFRecord file of examples, or cut short.

@@ -1,7 +1,7 @@
 """Tasks as others re-publish them: a folder of images with lists of the 800, the 200 and the test set.
 
-``train800.txt``, ``val200.txt`` and ``test.txt`` have an image and its label a line, ``images/test/000000.jpg 3``, with
-the path below the folder, which is named after the task.
+``train800.txt``, ``val200.txt`` and ``test.txt`` have an image and its label per line, ``images/test/000000.jpg 3``,
+with the path below the folder, which is named after the task.
 """
 
 from pathlib import Path, PurePath
@@ -19,7 +19,7 @@ LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 
 
 def is_released(task: Task, folder: Path) -> bool:
-    """Return whether the task is there in this form."""
+    """Return whether the task exists in this form."""
     return (folder / task.name / LISTS["train"]).exists()
 
 

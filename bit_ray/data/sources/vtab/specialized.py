@@ -40,7 +40,7 @@ def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
     """Open PatchCamelyon.
 
     Raises:
-        DataError: no such files, or not theirs.
+        DataError: no such files, or not files of PatchCamelyon.
         ConfigError: h5py is not installed.
     """
     place = {"val": "valid"}.get(part, part)
@@ -84,7 +84,7 @@ def opened_h5(path: Path) -> Any:
     """Open an HDF5 file.
 
     Raises:
-        DataError: not one.
+        DataError: not an HDF5 file.
         ConfigError: h5py is not installed.
     """
     try:
@@ -99,10 +99,10 @@ def opened_h5(path: Path) -> Any:
 
 
 def _array(file: Any, name: str, path: Path, row: tuple[int, ...]) -> Any:
-    """Return an array of bytes of an HDF5 file that lies in that file itself.
+    """Return an array of bytes of an HDF5 file that is stored in that file itself.
 
     Raises:
-        DataError: there is none, or one of other rows, or in chunks that take gigabytes.
+        DataError: there is none, or one with other rows, or in chunks that take gigabytes.
     """
     import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
@@ -122,7 +122,7 @@ def open_eurosat(task: Task, folder: Path, part: str) -> KnownSource:
     """Open EuroSAT's colour images.
 
     Raises:
-        DataError: no such files, or other than 10 classes.
+        DataError: no such files, or not 10 classes.
     """
     return _open_folders(task, Files(find(task, folder, "2750", "EuroSAT.zip", "EuroSAT_RGB.zip", "EuroSAT_RGB")))
 
@@ -131,7 +131,7 @@ def open_resisc(task: Task, folder: Path, part: str) -> KnownSource:
     """Open NWPU-RESISC45, unpacked.
 
     Raises:
-        DataError: no such folder, or other than 45 classes.
+        DataError: no such folder, or not 45 classes.
     """
     return _open_folders(task, Files(find(task, folder, "NWPU-RESISC45")))
 
@@ -146,7 +146,7 @@ def open_retinopathy(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the Kaggle set of 2015, its images prepared as the winner of that competition did.
 
     Raises:
-        DataError: no such files, or a list that names an image that is not there.
+        DataError: no such files, or a list that names a missing image.
     """
     images, labels, usage = _RETINOPATHY[part]
     files = Files(find(task, folder, images))
@@ -179,7 +179,7 @@ class EyeImages:
         return EyeImages(tuple(self.paths[i] for i in places))
 
     def __iter__(self) -> Iterator[bytes]:
-        """Prepare them in order; what is no image stays as it is, for the writer to refuse."""
+        """Prepare them in order; bytes that are not an image are not changed, and the writer refuses them."""
         for path in self.paths:
             data = store.read_bytes(path, MAX_IMAGE_BYTES)
             try:
@@ -193,10 +193,10 @@ class EyeImages:
 
 
 def prepare_eye(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Scale an eye to a radius of 300 pixels, take its local average away, and keep 90 % of the radius.
+    """Scale an eye to a radius of 300 pixels, subtract its local average, and keep 90 % of the radius.
 
-    As in the data that the benchmark uses, except that larger images are brought down with antialiasing, which the
-    OpenCV call there does not do.
+    As in the data that the benchmark uses, except that larger images are reduced with antialiasing, which the OpenCV
+    call there does not do.
 
     Args:
         pixels: ``[H, W, 3] uint8``.
@@ -208,7 +208,7 @@ def prepare_eye(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
     middle = pixels[len(pixels) // 2].sum(axis=1, dtype=np.int64)
     radius = float(np.count_nonzero(middle > middle.mean() / 10)) / 2
-    if radius < 1:  # nothing to be seen on the middle line
+    if radius < 1:  # nothing visible on the middle line
         radius = len(pixels) / 2
     scale = GRAHAM_RADIUS / radius
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])

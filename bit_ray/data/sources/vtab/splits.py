@@ -1,8 +1,8 @@
 """The splits of a task, and its examples by name.
 
 The benchmark takes the first 800 training and the first 200 validation examples in the storage order of TensorFlow
-Datasets, and carves validation and test sets out of larger ones in that order. It is known for all data sets but
-Caltech-101 (`bit_ray.data.sources.vtab.storage_order`), for which a seeded draw takes its place, or a user's list.
+Datasets, and splits validation and test sets off larger ones in that order. The order is known for all data sets except
+Caltech-101 (`bit_ray.data.sources.vtab.storage_order`), which uses a seeded draw instead, or a user's list.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ from bit_ray.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, Split, Task, fin
 from bit_ray.errors import ConfigError, DataError
 
 SUBSETS = ("train800", "val200", "train800val200", "test", "train", "val")
-"""What can be had of a task: the 800, the 200, both, and the three whole splits."""
+"""Subsets of a task: the 800, the 200, both, and the three whole splits."""
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -74,7 +74,7 @@ class JoinedPart:
     owner: list[int]
 
     def __iter__(self) -> Iterator[Example | Unreadable]:
-        """Take each from its own."""
+        """Take each from its own source."""
         readers = [iter(part) for part in self.parts]
         for owner in self.owner:
             yield next(readers[owner])
@@ -87,11 +87,11 @@ class TaskData:
     task: Task
     source: Joined
     places: dict[Split, npt.NDArray[np.int64]]
-    """Places of each split's images."""
+    """Indices of each split's images."""
     in_storage_order: bool = False
     """Whether they are in the order by which the benchmark takes its subsets."""
     released: bool = False
-    """Whether only the 800, the 200 and the test set are there, as others chose them."""
+    """Whether there are only the 800, the 200 and the test set, as others chose them."""
 
     @property
     def missing(self) -> str:
@@ -109,7 +109,7 @@ class TaskData:
         """Return one of `SUBSETS` as a source; the index says what the 800 and the 200 are.
 
         Raises:
-            DataError: the index names an example that is not there, or a test image for training.
+            DataError: the index names a missing example, or a test image for training.
             ConfigError: no such subset.
         """
         if name not in SUBSETS:
@@ -146,10 +146,10 @@ def open_task(task: Task, data: str | Path) -> TaskData:
 
     Args:
         task: The task.
-        data: Folder in which each data set has its own, named by ``task.folder``.
+        data: Folder in which each data set has its own folder, named by ``task.folder``.
 
     Raises:
-        DataError: files are missing, with what to fetch and where to put it, or damaged.
+        DataError: files are damaged, or missing; then the message says what to fetch and where to put it.
     """
     folder = Path(data).expanduser().absolute()
     if is_released(task, folder):
@@ -164,7 +164,7 @@ def open_task(task: Task, data: str | Path) -> TaskData:
     for split in _SPLITS:
         cut = task.cut(split)
         order = orders[cut.part]
-        if order is None:  # what is prepared lies in this order; what has none is mixed, always in the same way
+        if order is None:  # prepared data is in this order; data without one is mixed, always in the same way
             order = np.arange(len(parts[cut.part])) if prepared else seeded_order(len(parts[cut.part]), 0)
         first, end = cut.bounds(len(order))
         places[split] = starts[cut.part] + order[first:end]
@@ -173,12 +173,12 @@ def open_task(task: Task, data: str | Path) -> TaskData:
 
 
 def is_vtab(source: str) -> bool:
-    """Return whether the text is meant as vtab:TASK:SUBSET."""
+    """Return whether the text looks like vtab:TASK:SUBSET."""
     return source.startswith("vtab:")
 
 
 def open_subset(source: str, data: str | Path) -> Source:
-    """Open a subset by name, as ``vtab:svhn:train800``; the 800 and the 200 are drawn with seed 0.
+    """Open a subset by name, such as ``vtab:svhn:train800``; the 800 and the 200 are drawn with seed 0.
 
     Raises:
         ConfigError: no such task or subset.
@@ -194,7 +194,7 @@ def open_subset(source: str, data: str | Path) -> Source:
 
 
 def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Index:
-    """Take the examples of a task: with seed 0 the first in storage order where that is known, else drawn by the seed.
+    """Take the examples of a task: with seed 0 the first in storage order if that is known, else drawn by the seed.
 
     Raises:
         DataError: a split has fewer.

@@ -1,9 +1,9 @@
-"""The order in which TensorFlow Datasets stores examples, by which the benchmark takes its 1,000: a rule, no download.
+"""The order in which TensorFlow Datasets stores examples; the benchmark takes its 1,000 by it. A rule, no download.
 
 Examples are sorted by the MD5 of the split's name and the example's key (tensorflow_datasets:core/hashing.py and
 shuffle.py; the order may change only with the major version of a data set). The keys are those of each data set's
-builder there, most of them file names. Caltech-101 is left out: which of its images train depends on the machine that
-prepared it.
+builder there, most of them file names. Caltech-101 is left out: its training images depend on the machine that prepared
+it.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-# Names of the splits there; where a publisher has no split, all is train.
+# Names of the splits there; if a publisher has no split, all is train.
 _SPLITS = {"all": "train", "train": "train", "val": "validation", "test": "test"}
 
 
@@ -50,7 +50,7 @@ _KEYS: dict[str, Callable[[str], str]] = {
 
 
 def storage_order(dataset: str, part: str, ids: Sequence[str]) -> npt.NDArray[np.int64] | None:
-    """Return the places of a part's examples in storage order, or None where that cannot be known.
+    """Return the indices of a part's examples in storage order, or None if the order is not known.
 
     Args:
         dataset: folder of the data set, ``task.folder``.

@@ -1,4 +1,4 @@
-"""Readers of the structured tasks: counts, distances, places and poses, most of them of rendered scenes."""
+"""Readers of the structured tasks: counts, distances, positions and poses, most of them of rendered scenes."""
 
 import io
 import json
@@ -42,7 +42,7 @@ CLASSES = {
     "dsprites-orientation": tuple(f"orientation bin {n}" for n in range(16)),
     "smallnorb-azimuth": tuple(f"{20 * n} degrees" for n in range(18)),
     "smallnorb-elevation": tuple(f"{30 + 5 * n} degrees" for n in range(9)),
-    # Which of the six a number means is not published.
+    # Which number means which of the six is not published.
     "dmlab": tuple(f"distance and reward {n}" for n in range(6)),
 }
 _DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
@@ -53,12 +53,12 @@ _NORB = {"train": "5x46789x9x18x6x2x96x96-training", "test": "5x01235x9x18x6x2x9
 _NORB_TYPES = {0x1E3D4C55: "<u1", 0x1E3D4C54: "<i4"}
 # Columns of the info file: instance, elevation, azimuth, lighting.
 _ELEVATION, _AZIMUTH = 1, 2
-# Share of the videos, and seed, by which TensorFlow Datasets takes them out for validation and test.
+# Share of the videos, and seed, with which TensorFlow Datasets selects them for validation and test.
 _KITTI_PERCENT, _KITTI_SEED = 10, 123
 
 
 def open_clevr(task: Task, folder: Path, part: str) -> KnownSource:
-    """Open CLEVR; its validation scenes are the benchmark's test.
+    """Open CLEVR; its validation scenes are the benchmark's test set.
 
     Raises:
         DataError: no such files, or scenes of another kind.
@@ -133,7 +133,7 @@ def open_kitti(task: Task, folder: Path, part: str) -> KnownSource:
 
 
 def kitti_split(videos: list[str]) -> dict[str, list[int]]:
-    """Numbers of the images of each split: a tenth of the videos test, a tenth validate.
+    """Numbers of the images of each split: a tenth of the videos are for test, a tenth for validation.
 
     The draw is that of TensorFlow Datasets (tensorflow_datasets:object_detection/kitti.py), so the splits are, too.
 
@@ -162,7 +162,7 @@ def _texts(files: Files, names: list[str]) -> Iterator[str]:
 
 
 def _kitti_objects(text: str, where: Path) -> list[tuple[str, float]]:
-    """Type and distance of each object of a label file: 15 columns, the last but one is z."""
+    """Type and distance of each object of a label file: 15 columns, the second to last is z."""
     try:
         return [(line.split()[0], float(line.split()[13])) for line in text.splitlines() if line.strip()]
     except (IndexError, ValueError):
@@ -173,7 +173,7 @@ def open_dsprites(task: Task, folder: Path, part: str) -> KnownSource:
     """Open dSprites.
 
     Raises:
-        DataError: no such file, or not theirs.
+        DataError: no such file, or not the file of dSprites.
     """
     where = find(task, folder, _DSPRITES)
     with opened_zip(where) as archive:
@@ -191,7 +191,7 @@ def open_dsprites(task: Task, folder: Path, part: str) -> KnownSource:
 
 @dataclass(frozen=True)
 class SpriteImages:
-    """Rows of the array of images, 3 GB, which lies compressed and is gone through once for each part."""
+    """Rows of the array of images, 3 GB, which is compressed and is read through once for each part."""
 
     path: Path
     rows: npt.NDArray[np.int64]
@@ -232,13 +232,13 @@ def _npy_header(file: Any, where: Path) -> tuple[tuple[int, ...], bool, np.dtype
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:  # it is read as Python
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:  # parsed as Python
         raise DataError(f"{where}: not an array of NumPy ({error}); fetch it again") from None
     return shape, fortran, dtype
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str, where: Path) -> npt.NDArray[np.int64]:
-    """Read a table of whole numbers."""
+    """Read a table of integers."""
     file = io.BytesIO(read_entry(archive, name))
     shape, is_fortran, dtype = _npy_header(file, where)
     data = file.read()
@@ -254,7 +254,7 @@ def open_smallnorb(task: Task, folder: Path, part: str) -> KnownSource:
     """Open smallNORB, the image of the first camera.
 
     Raises:
-        DataError: no such files, or not theirs.
+        DataError: no such files, or not files of smallNORB.
     """
     names = [f"smallnorb-{_NORB[part]}-{kind}.mat" for kind in ("dat", "info")]
     paths = [find(task, folder, name, f"{name}.gz") for name in names]
@@ -273,7 +273,7 @@ def open_smallnorb(task: Task, folder: Path, part: str) -> KnownSource:
 
 
 def read_norb(path: Path) -> npt.NDArray[Any]:
-    """Read a file in the format of NORB, as it is or compressed: kind, dimensions, sizes (three at least), values.
+    """Read a file in the format of NORB, plain or compressed: kind, dimensions, sizes (at least three), values.
 
     Raises:
         DataError: not such a file, or cut short.

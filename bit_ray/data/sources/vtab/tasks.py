@@ -16,17 +16,17 @@ NUM_TRAIN, NUM_VAL = 800, 200
 
 @dataclass(frozen=True)
 class Cut:
-    """A range of one part of what the publisher gives, in per cent."""
+    """A range of one part of the publisher's data, in per cent."""
 
     part: Literal["all", "train", "val", "test"]
-    """Part as published; ``all`` where the publisher has no split."""
+    """Part as published; ``all`` if the publisher has no split."""
     start: int = 0
     """Per cent of the part before the range."""
     stop: int = 100
     """Per cent up to its end."""
 
     def bounds(self, num_examples: int) -> tuple[int, int]:
-        """First place and end of the range in a part of this size, rounded down."""
+        """Start and end index of the range in a part of this size, rounded down."""
         return num_examples * self.start // 100, num_examples * self.stop // 100
 
 
@@ -45,15 +45,15 @@ class Task:
     cuts: tuple[Cut, Cut, Cut]
     """Where the three splits come from."""
     small_images: bool = False
-    """Images of fewer than 96x96 pixels, which the HyperRule trains at 128. A run goes by the data it finds."""
+    """Images of fewer than 96x96 pixels, which the HyperRule trains at 128. A run uses the size of the actual data."""
     random_flip: bool = True
-    """Off where left and right matter (paper App. F)."""
+    """Off if left and right matter (paper App. F)."""
     random_crop: bool = True
-    """Off where place or size matters (paper App. F)."""
+    """Off if position or size matters (paper App. F)."""
     folder: str
     """Folder of the data set below the data folder."""
     files: str
-    """What that folder holds."""
+    """Content of that folder."""
     url: str
     """Where it is published."""
 
@@ -63,7 +63,7 @@ class Task:
 
     @property
     def test_is_published(self) -> bool:
-        """Whether its images are known from what is published: not for Caltech-101, whose split was drawn."""
+        """Whether its images are known from published data: not for Caltech-101, whose split was drawn."""
         return self.name != "caltech101"
 
     @property
@@ -78,7 +78,7 @@ def _carved(percent: int, test: str = "test") -> tuple[Cut, Cut, Cut]:
 
 
 def _of_all(train: int, val: int) -> tuple[Cut, Cut, Cut]:
-    """No published split: all three are ranges of the whole."""
+    """No published split: all three are ranges of the full set."""
     return Cut("all", 0, train), Cut("all", train, train + val), Cut("all", train + val, 100)
 
 
