@@ -1,7 +1,7 @@
 """What an unfinished run leaves for the next: ``_writing.json``, the plan and the shards that are done.
 
-One process at a time writes a set; `bit_ray.claim` says what an object store cannot guarantee. Should two write at once,
-they write the same bytes, if both have the same plan and none of them reads an iterator.
+One process at a time writes a set; `bit_ray.claim` says what an object store cannot guarantee. Two processes with the
+same plan that write at once write the same bytes, unless they read an iterator.
 """
 
 import time
