@@ -58,7 +58,7 @@ def test_the_main_job_runs_end_to_end(tmp_path: Path) -> None:
     # What it says to type next works as it stands, in any folder.
     commands = done.stdout.split("Next, for example:\n")[1].split("  mlflow ui")[0]
     assert commands.startswith("  source ")
-    environment["PATH"] = "/usr/bin:/bin"
+    environment |= {"PATH": "/usr/bin:/bin", "COLUMNS": "400"}  # no path in the table is broken into lines
     typed = subprocess.run(
         ["bash", "-e"],
         input=commands,
