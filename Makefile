@@ -1,5 +1,6 @@
 # make run    sets everything up and runs the main job: pre-train, transfer, register, predict
 # make test   sets everything up and runs all tests
+# make coverage  the same, with the share of the lines that ran
 # make lint   format, lint, types and import arrows, as in CI
 # make wheel  puts a wheel into dist/ that needs no compiler where it is installed: libjpeg-turbo is inside
 #
@@ -14,13 +15,16 @@ export PIP_ROOT_USER_ACTION = ignore
 # What the environment is installed from: the C extension is built with it.
 SOURCES = pyproject.toml setup.py bit_ray/data/images/_jpeg.c bit_ray/data/images/_markers.h bit_ray/data/images/_resize.h
 
-.PHONY: run test lint wheel
+.PHONY: run test coverage lint wheel
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python jobs/quickstart.py
 
 test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+coverage: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest --cov --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
