@@ -19,7 +19,7 @@ from bit_ray.studies.statistics import (
 )
 
 RNG = np.random.default_rng
-REPEATS = 4000
+REPEATS = 2000
 
 
 def near(share, expected, repeats=REPEATS):

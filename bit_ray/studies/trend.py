@@ -1,0 +1,132 @@
+"""Is it still learning? The trend of a curve in its last doubling of steps; the answer may be "cannot tell yet".
+
+Tests of a trend on the single points of a loss curve call a flat curve falling in up to 35 % of the cases, because
+neighbouring points are correlated. Means over blocks of equal width in log(step) are nearly independent and keep the
+level. Pure functions of numbers; no Ray, no MLflow, no PyTorch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from bit_ray.errors import ConfigError
+from bit_ray.studies.statistics import Interval
+
+Answer = Literal["still learning", "flat", "getting worse", "cannot tell yet"]
+
+_NUM_BLOCKS, _NUM_WIDE_BLOCKS = 8, 5
+# Correlation of neighbouring residuals above which blocks must be wider to be independent.
+_CORRELATED = 0.7
+_MOST_TIMES_LONGER = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """What a curve did in its last doubling of steps, or since the learning rate last changed."""
+
+    answer: Answer
+    """``flat`` only where the whole interval lies within the margin."""
+    slope: Interval | None
+    """Change of the value per doubling of the steps, with its 90 % interval; None where there are too few points."""
+    first_step: int
+    """First step that was looked at."""
+    more_steps: int | None
+    """With ``cannot tell yet``: about how many further steps would tell; None if that is not known, or far too many."""
+
+
+def trend(
+    steps: Sequence[int],
+    values: Sequence[float],
+    *,
+    margin: float,
+    since: int = 0,
+    better: Literal["lower", "higher"] = "lower",
+) -> Trend:
+    """Say whether a curve still improves.
+
+    The first answer has an error rate of 5 %: that share of flat curves is called ``still learning``.
+
+    Args:
+        steps: Ascending, from 1.
+        values: Loss, accuracy or norm at these steps.
+        margin: A change per doubling that does not matter, in the unit of the values: 1 % of the loss, or 0.2 points.
+        since: Last step at which the learning rate changed: a drop of the rate is a trend of its own.
+        better: Which direction is an improvement.
+
+    Raises:
+        ConfigError: the steps do not ascend, the lengths differ, a value is not finite, or the margin is not positive.
+    """
+    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    _check(x, y, margin)
+    last = float(x[-1]) if len(x) else 0.0
+    first = max(float(since), last / 2)
+    chosen = x > first
+    x, y = np.log2(x[chosen]), y[chosen]
+    fitted = _fit(x, y, _NUM_BLOCKS)
+    if fitted is not None and _is_correlated(x, y, fitted[0]):
+        fitted = _fit(x, y, _NUM_WIDE_BLOCKS)
+    if fitted is None:
+        return Trend(answer="cannot tell yet", slope=None, first_step=math.ceil(first), more_steps=None)
+    estimate, error, degrees = fitted
+    half = float(stats.t.ppf(0.95, degrees)) * error
+    slope = Interval(estimate=estimate, low=estimate - half, high=estimate + half)
+    sign = 1 if better == "lower" else -1
+    answer: Answer = "cannot tell yet"
+    if -margin < slope.low and slope.high < margin:
+        answer = "flat"
+    elif slope.excludes_zero:
+        answer = "still learning" if sign * estimate < 0 else "getting worse"
+    more = _more_steps(slope, margin, last - first) if answer == "cannot tell yet" else None
+    return Trend(answer=answer, slope=slope, first_step=math.ceil(first), more_steps=more)
+
+
+def _fit(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], num_blocks: int) -> tuple[float, float, int] | None:
+    """Return slope, standard error and degrees of freedom, by least squares on block means; None: too few points."""
+    if len(x) < 2 * num_blocks or x[-1] == x[0]:
+        return None
+    block = np.minimum(((x - x[0]) / (x[-1] - x[0]) * num_blocks).astype(int), num_blocks - 1)
+    counts = np.bincount(block, minlength=num_blocks)
+    full = counts > 0
+    if full.sum() < 3:
+        return None
+    weights = counts[full].astype(np.float64)
+    centres = np.bincount(block, x, num_blocks)[full] / weights
+    means = np.bincount(block, y, num_blocks)[full] / weights
+    dx = centres - np.average(centres, weights=weights)
+    dy = means - np.average(means, weights=weights)
+    spread = float(weights @ dx**2)
+    slope = float(weights @ (dx * dy)) / spread
+    degrees = len(weights) - 2
+    variance = float(weights @ (dy - slope * dx) ** 2) / degrees
+    return slope, math.sqrt(variance / spread), degrees
+
+
+def _is_correlated(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], slope: float) -> bool:
+    residuals = y - slope * x
+    residuals = residuals - residuals.mean()
+    total = float(residuals @ residuals)
+    return total > 0 and float(residuals[1:] @ residuals[:-1]) / total > _CORRELATED
+
+
+def _more_steps(slope: Interval, margin: float, length: float) -> int | None:
+    """Return how many more steps would tell, if the interval narrows with the root of the number of points."""
+    half = slope.high - slope.estimate
+    enough = max(abs(slope.estimate), margin - abs(slope.estimate))
+    times = (half / enough) ** 2
+    return math.ceil(length * (times - 1)) if 1 < times <= _MOST_TIMES_LONGER else None
+
+
+def _check(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], margin: float) -> None:
+    if len(x) != len(y):
+        raise ConfigError(f"values: {len(y)}; {len(x)}, one for each step; correct them")
+    if len(x) and (x[0] < 1 or (np.diff(x) <= 0).any()):
+        raise ConfigError("steps: not ascending from 1; ascending ones; sort them")
+    if not np.isfinite(y).all():
+        raise ConfigError("values: not all finite; finite numbers; leave out what diverged")
+    if not margin > 0:
+        raise ConfigError(f"margin: {margin}; above 0: a change per doubling that does not matter; correct it")
