@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from bit_ray.cluster.slots import Resources
 from bit_ray.data.shards.manifest import Manifest
+from bit_ray.data.shards.scan import read_labels
 from bit_ray.errors import BitRayError, ConfigError, DataError
 from bit_ray.evaluation.frozen import knn_predict, logme, ridge_predict
-from bit_ray.evaluation.subsets import few_shot_subset, read_labels
+from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.inference.classifier import load_model
 from bit_ray.inference.features import FeatureSet, check_single_label, cluster_features
 

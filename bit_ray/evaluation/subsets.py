@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bit_ray import store
 from bit_ray.config import check_digest
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.data.shards.read import read_tables
+from bit_ray.data.shards.scan import read_labels
 from bit_ray.errors import ConfigError, DataError
 
 
@@ -112,16 +112,6 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
 def subset_file(folder: str | Path, k: int, seed: int) -> str:
     """The name of an index file in its folder."""
     return store.join(folder, f"{k}-per-class-seed-{seed}.json")
-
-
-def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Ids and labels ``[N]`` of a whole single-label set, in its order, without reading its images."""
-    ids: list[str] = []
-    labels: list[npt.NDArray[np.int64]] = []
-    for table in read_tables(shards, manifest, ("id", "labels")):
-        ids += table["id"].to_pylist()
-        labels.append(np.array([names[0] for names in table["labels"].to_pylist()], np.int64))
-    return ids, np.concatenate(labels)
 
 
 def subset_places(

@@ -9,11 +9,12 @@ from bit_ray.claim import claimed_run
 from bit_ray.cluster.slots import Resources
 from bit_ray.data.shards.manifest import MANIFEST, Manifest, check_same_classes, read_manifest
 from bit_ray.data.shards.read import read_tables, to_examples
+from bit_ray.data.shards.scan import read_labels
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.evaluate import evaluate_model, record
-from bit_ray.evaluation.subsets import Subset, few_shot_subset, load_subset, read_labels, save_subset
+from bit_ray.evaluation.subsets import Subset, few_shot_subset, load_subset, save_subset
 from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder

@@ -1,4 +1,4 @@
-"""Images of a shard set, decoded and converted to a view, a row group at a time, in this process."""
+"""A shard set read in this process: labels, and images decoded and converted to a view, a row group at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from bit_ray.data.images.decode import ImageError, decode_image
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.data.shards.read import read_rows
+from bit_ray.data.shards.read import read_rows, read_tables
 from bit_ray.errors import DataError
 
 Image = npt.NDArray[np.uint8]
@@ -83,3 +83,13 @@ def read_views(
 def single_labels(labels: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
     """The one label of each image, ``[N]`` class indices."""
     return np.array([names[0] for names in labels], np.int64)
+
+
+def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Ids and labels ``[N]`` of a whole single-label set, in its order, without reading its images."""
+    ids: list[str] = []
+    labels: list[npt.NDArray[np.int64]] = []
+    for table in read_tables(shards, manifest, ("id", "labels")):
+        ids += table["id"].to_pylist()
+        labels.append(np.array([names[0] for names in table["labels"].to_pylist()], np.int64))
+    return ids, np.concatenate(labels)

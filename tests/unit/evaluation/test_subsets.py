@@ -6,6 +6,7 @@ import pytest
 
 from bit_ray.data.shards import read as shards
 from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.scan import read_labels
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.errors import ConfigError, DataError
@@ -14,7 +15,6 @@ from bit_ray.evaluation.subsets import (
     draw_subsets,
     few_shot_subset,
     load_subset,
-    read_labels,
     save_subset,
     subset_file,
     summarize,
