@@ -32,7 +32,6 @@ def extension():
 LEFT_OUT = pytest.StashKey[int]()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Leave out what this machine cannot run: tests of a GPU, and of the C extension."""
     if any(item.get_closest_marker("gpu") for item in items):

@@ -51,7 +51,8 @@ class Parts:
 class Network(nn.Module):
     """A trunk that makes one vector from an image, and a linear classifier called ``head``.
 
-    An abstract module, not a `typing.Protocol`: it is also moved, saved, copied and wrapped as a module.
+    A family overrides every member that raises NotImplementedError. An abstract module, not a `typing.Protocol`: it is
+    also moved, saved, copied and wrapped as a module.
     """
 
     config: NetworkConfig

@@ -35,6 +35,24 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+def t_interval(estimate: float, error: float, degrees: int, level: float = 0.95) -> Interval:
+    """Return Student's t interval of an estimate.
+
+    Args:
+        estimate: The estimate.
+        error: Its standard error.
+        degrees: Degrees of freedom of the standard error.
+        level: Share of such intervals that contain the true value.
+
+    Raises:
+        ConfigError: the level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level: {level}; between 0 and 1, such as 0.95; correct it")
+    half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
+    return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Return the mean of independent values with Student's t interval.
 
@@ -47,7 +65,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     _check_count("values", values, 2)
     sd = float(np.std(values, ddof=1))
-    return _around(float(np.mean(values)), sd / math.sqrt(len(values)), len(values) - 1, level)
+    return t_interval(float(np.mean(values)), sd / math.sqrt(len(values)), len(values) - 1, level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +109,7 @@ def difference(first: Sequence[float], second: Sequence[float], spread: Spread, 
     _check_count("first", first, 1)
     _check_count("second", second, 1)
     error = spread.sd * math.sqrt(1 / len(first) + 1 / len(second))
-    return _around(float(np.mean(first) - np.mean(second)), error, spread.degrees, level)
+    return t_interval(float(np.mean(first) - np.mean(second)), error, spread.degrees, level)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
@@ -196,13 +214,6 @@ def _cdf_band(total: int, level: float) -> tuple[npt.NDArray[np.float64], npt.ND
     low = stats.beta.ppf(tail, ranks, total + 1 - ranks)
     high = stats.beta.ppf(1 - tail, ranks, total + 1 - ranks)
     return np.concatenate([[0.0], low]), np.concatenate([high, [1.0]])
-
-
-def _around(estimate: float, error: float, degrees: int, level: float) -> Interval:
-    if not 0 < level < 1:
-        raise ConfigError(f"level: {level}; between 0 and 1, such as 0.95; correct it")
-    half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
-    return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
 
 
 def _check_count(name: str, values: Sequence[float], least: int) -> None:

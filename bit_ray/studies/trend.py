@@ -12,10 +12,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from bit_ray.errors import ConfigError
-from bit_ray.studies.statistics import Interval
+from bit_ray.studies.statistics import Interval, t_interval
 
 Answer = Literal["still learning", "flat", "getting worse", "cannot tell yet"]
 
@@ -72,15 +71,13 @@ def trend(
         fitted = _fit(x, y, _NUM_WIDE_BLOCKS)
     if fitted is None:
         return Trend(answer="cannot tell yet", slope=None, first_step=math.ceil(first), more_steps=None)
-    estimate, error, degrees = fitted
-    half = float(stats.t.ppf(0.95, degrees)) * error
-    slope = Interval(estimate=estimate, low=estimate - half, high=estimate + half)
+    slope = t_interval(*fitted, level=0.9)
     sign = 1 if better == "lower" else -1
     answer: Answer = "cannot tell yet"
     if -margin < slope.low and slope.high < margin:
         answer = "flat"
     elif slope.excludes_zero:
-        answer = "still learning" if sign * estimate < 0 else "getting worse"
+        answer = "still learning" if sign * slope.estimate < 0 else "getting worse"
     more = _more_steps(slope, margin, last - first) if answer == "cannot tell yet" else None
     return Trend(answer=answer, slope=slope, first_step=math.ceil(first), more_steps=more)
 

@@ -18,7 +18,7 @@ from bit_ray.training.device import resolve_precision, to_channels_last
 from bit_ray.training.optimizer import build_optimizer, initial_weights
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.shares import group_size, plan_micro_batch, worker_slots
+from bit_ray.training.shares import plan_micro_batch, plan_slots
 from bit_ray.training.step import TrainStep, micro_batches
 
 
@@ -49,9 +49,7 @@ class Learner:
         rank: int = 0,
         num_workers: int = 1,
     ) -> None:
-        pairs = plan.mixup_alpha > 0
-        shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs, group=group_size(plan))
-        self.slots = shares[rank]
+        self.slots = plan_slots(plan, num_workers)[rank]
         """Slots of every batch that are this worker's."""
         self._micro = plan_micro_batch(plan, len(self.slots), micro_batch_size)
         self.model = build_model(plan, init_weights).to(device)

@@ -14,6 +14,7 @@ from bit_ray.data.images.views import TrainView
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.models.inputs import ResizeMode
+from bit_ray.models.network import BatchStatistics
 from bit_ray.models.zoo import model_config
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.recipes.schedules import Schedule
@@ -115,24 +116,28 @@ class TrainPlan:
         return digest(plan)
 
     @property
+    def batch_statistics(self) -> BatchStatistics:
+        """Over which images the network normalises in training."""
+        return model_config(self.model, self.num_classes).batch_statistics
+
+    @property
     def batch_of_statistics(self) -> int:
         """Images over which BatchNorm takes its statistics; 0 with GroupNorm.
 
         The default is 32, as on each chip in the paper's comparison (§4.3), or the whole batch if 32 does not divide
         it. A BatchNorm over workers always takes the whole batch.
         """
-        statistics = model_config(self.model, self.num_classes).batch_statistics
-        if statistics == "none":
+        if self.batch_statistics == "none":
             return 0
-        if statistics == "batch":
+        if self.batch_statistics == "batch":
             return self.global_batch_size
         even = self.global_batch_size % _PAPER_NORM_BATCH == 0
         return self.norm_batch or (_PAPER_NORM_BATCH if even else self.global_batch_size)
 
     def _check_norm_batch(self) -> None:
-        statistics, batch = model_config(self.model, self.num_classes).batch_statistics, self.global_batch_size
-        if statistics != "group":
-            why = "no BatchNorm" if statistics == "none" else "its statistics over the whole batch"
+        batch = self.global_batch_size
+        if self.batch_statistics != "group":
+            why = "no BatchNorm" if self.batch_statistics == "none" else "its statistics over the whole batch"
             raise ConfigError(f"norm_batch: {self.norm_batch}, but {self.model} has {why}; 0; leave it out")
         if self.norm_batch < 2 or batch % self.norm_batch:
             raise ConfigError(

@@ -4,7 +4,6 @@ The loss is divided by the global batch and gradients are summed, so how a batch
 """
 
 from bit_ray.errors import ConfigError
-from bit_ray.models.zoo import model_config
 from bit_ray.training.config import Runtime
 from bit_ray.training.plan import TrainPlan
 
@@ -16,16 +15,19 @@ def share_out(plan: TrainPlan, runtime: Runtime, num_workers: int) -> tuple[list
         ConfigError: There are more workers than shares, or the split would separate MixUp's pairs or the images over
             which BatchNorm takes its statistics.
     """
-    pairs = plan.mixup_alpha > 0
-    group = group_size(plan)
-    shares = worker_slots(plan.global_batch_size, num_workers, pairs=pairs, group=group)
+    shares = plan_slots(plan, num_workers)
     return shares, plan_micro_batch(plan, max(map(len, shares)), runtime.micro_batch_size)
 
 
-def group_size(plan: TrainPlan) -> int:
+def plan_slots(plan: TrainPlan, num_workers: int) -> list[range]:
+    """Return the batch slots of each worker; see `worker_slots`."""
+    pairs = plan.mixup_alpha > 0
+    return worker_slots(plan.global_batch_size, num_workers, pairs=pairs, group=_group_size(plan))
+
+
+def _group_size(plan: TrainPlan) -> int:
     """Return the consecutive slots that one forward pass of one worker must see; 0: any number."""
-    groups = model_config(plan.model, plan.num_classes).batch_statistics == "group"
-    return plan.batch_of_statistics if groups else 0
+    return plan.batch_of_statistics if plan.batch_statistics == "group" else 0
 
 
 def plan_micro_batch(plan: TrainPlan, largest_share: int, micro_batch_size: int) -> int:
@@ -38,7 +40,7 @@ def plan_micro_batch(plan: TrainPlan, largest_share: int, micro_batch_size: int)
     """
     if not (statistics := plan.batch_of_statistics):
         return micro_batch(largest_share, micro_batch_size, pairs=plan.mixup_alpha > 0)
-    group = group_size(plan)
+    group = _group_size(plan)
     if micro_batch_size not in (0, group):
         remedy = f"0 or {group}; choose norm_batch instead" if group else "0; add workers, or take -bn"
         raise ConfigError(
