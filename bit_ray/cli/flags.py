@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from bit_ray.config import from_dict, read_mapping, to_dict
+from bit_ray.config import from_dict, to_dict
+from bit_ray.config_files import read_mapping
 from bit_ray.errors import ConfigError, MissingError
 from bit_ray.recipes.upstream import RECIPES
 from bit_ray.tracking.config import TrackingConfig

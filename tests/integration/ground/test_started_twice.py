@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from bit_ray.cli.main import main
-from bit_ray.config import write_config
+from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
@@ -58,7 +58,7 @@ sys.stdin.read()
 """
 PREPARE = """
 import sys
-from bit_ray.config import read_config
+from bit_ray.config_files import read_config
 from bit_ray.studies import vtab
 from bit_ray.studies.vtab_config import VtabConfig
 config, write = read_config(VtabConfig, sys.argv[1]), vtab.write_shards
