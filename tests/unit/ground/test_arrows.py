@@ -47,6 +47,7 @@ MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cli.shards",
     "bit_ray.cli.studies",
     "bit_ray.cluster.tasks",
+    "bit_ray.studies.vtab_shards",
     "bit_ray.evaluation.probe",
     "bit_ray.evaluation.rank",
     "bit_ray.inference.features",
