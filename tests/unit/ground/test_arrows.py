@@ -16,6 +16,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.cluster.session",
     "bit_ray.data.stream.bench",
     "bit_ray.data.stream.batches",
+    "bit_ray.data.stream.readers",
     "bit_ray.studies.engine",
     "bit_ray.studies.few_shot",
     "bit_ray.studies.vtab",
