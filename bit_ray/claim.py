@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray import store
-from bit_ray.errors import ConfigError, DataError
-from bit_ray.locks import describe, locked, remove_abandoned, this_process
+from bit_ray.errors import DataError
+from bit_ray.locks import describe, locked, remove_abandoned, taken, this_process
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +45,18 @@ def claimed_run(storage: str, name: str) -> Iterator[None]:
     """
     run = store.join(store.absolute(storage), name)
     remedy = "wait for it, stop it, or choose another name"
-    with claimed(store.join(run, CLAIM_FILE), f"name: {run} is being run", remedy=remedy):
+    with claimed(store.join(run, CLAIM_FILE), f"{run} is being run", field="name", remedy=remedy):
         yield
 
 
 @contextmanager
-def claimed(uri: str, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
+def claimed(uri: str, busy: str, *, field: str = "", remedy: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the claim at ``uri``; on this machine also remove half-written files of killed processes from its folder.
 
     Args:
         uri: URI of the claim; it does not exist before and after.
-        busy: Start of the error, such as ``output: x.csv is being written``.
+        busy: Start of the error, such as ``x.csv is being written``.
+        field: Setting that the error names before it, such as ``output``; empty: none.
         remedy: Its end, such as ``wait for it, or choose another``.
         wait_s: How long to wait for a holder that is alive, seconds.
 
@@ -65,19 +66,20 @@ def claimed(uri: str, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterato
     """
     if store.is_local(uri):
         path = Path(store.filesystem(uri)[1])
-        with locked(path, busy, remedy=remedy, wait_s=wait_s):
+        with locked(path, busy, field=field, remedy=remedy, wait_s=wait_s):
             remove_abandoned(path.parent)
             yield
         return
-    _wait_for(uri, busy, remedy, wait_s)
+    _wait_for(uri, busy, field, remedy, wait_s)
     claim = _Claim(uri)
-    claim.make(busy, remedy)
+    claim.make(busy, field, remedy)
     try:
         with _interruptible():
             yield
     except KeyboardInterrupt:
         if claim.successor:
-            raise ConfigError(f"{busy} by {claim.successor} too, which took this one for dead; {remedy}") from None
+            by = f"{claim.successor} too, which counted this process as dead"
+            raise taken(f"{busy} by {by}", field, remedy) from None
         raise
     finally:
         claim.end()
@@ -117,12 +119,12 @@ class _Claim(threading.Thread):
         self._ended = threading.Event()
         self._for_main = threading.current_thread() is threading.main_thread()
 
-    def make(self, busy: str, remedy: str) -> None:
+    def make(self, busy: str, field: str, remedy: str) -> None:
         """Write it, and check that no other process does so at the same time."""
         store.write_json(self._uri, self._record)
         time.sleep(SETTLE_S)
         if not self._is_mine(found := _read(self._uri)):
-            raise ConfigError(f"{busy} by {describe(found)}; {remedy}")
+            raise taken(f"{busy} by {describe(found)}", field, remedy)
         self.start()
 
     def run(self) -> None:
@@ -152,20 +154,20 @@ class _Claim(threading.Thread):
         return record is not None and record.get("id") == self._record["id"]
 
 
-def _wait_for(uri: str, busy: str, remedy: str, wait_s: float) -> None:
+def _wait_for(uri: str, busy: str, field: str, remedy: str, wait_s: float) -> None:
     """Return when no living process holds the claim."""
     deadline = time.monotonic() + wait_s
     seen, since = _read(uri), time.monotonic()
     told = False
     while seen is not None and not _is_dead(seen):
         if not told:
-            log.warning("%s by %s; waiting for a sign of life, at most %.0f s", busy, describe(seen), STALE_S)
+            log.warning("%s by %s; waiting at most %.0f s to see whether it is alive", busy, describe(seen), STALE_S)
             told = True
         time.sleep(_POLL_S)
         found = _read(uri)
         if found != seen:
             if found is not None and time.monotonic() >= deadline:
-                raise ConfigError(f"{busy} by {describe(found)}; {remedy}")
+                raise taken(f"{busy} by {describe(found)}", field, remedy)
             seen, since = found, time.monotonic()
         elif time.monotonic() - since > STALE_S:
             return

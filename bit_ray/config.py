@@ -23,6 +23,8 @@ from bit_ray.errors import ConfigError, MissingError, brief
 
 T = TypeVar("T")
 
+DEFAULT_STORAGE = "bit_ray_runs"
+"""Folder of runs, shards, data sets and the embedded MLflow store, below the current directory."""
 MAX_DOCUMENT_BYTES = 64_000_000
 """Most bytes of a JSON document that is read whole; the description of a model with 21,843 classes has 600,000."""
 
@@ -90,7 +92,7 @@ def check_digest(name: str, value: str) -> None:
         ConfigError: it is not one; ``name`` is its name in the message.
     """
     if not re.fullmatch("[0-9a-f]{64}", value):
-        raise ConfigError(f"{name}: given {brief(value)}; accepted: a SHA-256 of 64 digits, 0 to 9 and a to f")
+        raise ConfigError.of(name, f"given {brief(value)}", "a SHA-256 of 64 digits, 0 to 9 and a to f", "")
 
 
 def check_num_bytes(name: str, value: int) -> None:
@@ -100,7 +102,7 @@ def check_num_bytes(name: str, value: int) -> None:
         ConfigError: it is not one; ``name`` is its name in the message.
     """
     if not 0 <= value < 2**63:
-        raise ConfigError(f"{name}: given {brief(value)}; accepted: the size of a file, 0 or more bytes")
+        raise ConfigError.of(name, f"given {brief(value)}", "the size of a file, 0 or more bytes", "")
 
 
 def is_plain(text: str) -> bool:
@@ -144,10 +146,10 @@ def check_folder_name(name: str) -> None:
     if name.strip() and name.isprintable() and not set(name) & set("/\\?") and name not in (".", ".."):
         if len(name.encode()) <= _MAX_NAME_BYTES:
             return
-        accepted = f"at most {_MAX_NAME_BYTES} bytes, this has {len(name.encode()):,}"
+        accepted = f"at most {_MAX_NAME_BYTES} bytes, not {len(name.encode()):,}"
     else:
         accepted = "text that can name a folder, without / \\ ? and control characters"
-    raise ConfigError(f"name: given {brief(name)}; accepted: {accepted}; choose another name")
+    raise ConfigError.of("name", f"given {brief(name)}", accepted, "choose another name")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -195,12 +197,11 @@ def _read_dataclass(cls: type, value: Any, where: str) -> Any:
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in values:
-            accepted = f"accepted: {_accepted(kinds[field.name])}"
-            raise MissingError.of(_join(where, field.name), "missing", accepted, "add it")
+            raise MissingError.of(_join(where, field.name), "missing", _accepted(kinds[field.name]), "add it")
     try:
         return cls(**values)
     except ConfigError as error:  # its own checks name the field, not the path of the dataclass
-        raise ConfigError(f"{where}.{error}" if where else str(error)) from None
+        raise error.under(where) from None
 
 
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -300,7 +301,7 @@ def _join(where: str, name: Any) -> str:
 
 
 def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
-    return ConfigError(f"{where or 'config'}: given {brief(value)} ({type(value).__name__}); accepted: {accepted}")
+    return ConfigError.of(where or "config", f"given {brief(value)} ({type(value).__name__})", accepted, "")
 
 
 def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:

@@ -34,7 +34,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """
     data = _read_file(Path(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: config: given {brief(data)} ({type(data).__name__}); accepted: a mapping of settings")
+        given = f"config: given {brief(data)} ({type(data).__name__})"
+        raise ConfigError(f"{path}: {given}; accepted: a mapping of settings")
     return data
 
 
@@ -60,7 +61,7 @@ def _read_file(path: Path) -> Any:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; accepted: a .json, .yaml or .yml file; check the path") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); accepted: a readable file") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); accepted: a readable file; check it") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid {suffix[1:].upper()} ({reason}); correct the file") from None

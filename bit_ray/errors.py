@@ -18,6 +18,8 @@ class BitRayError(Exception):
     """The setting or value that is wrong, as the message names it; empty if the error was not made by `of`."""
     problem = ""
     """The message after the field."""
+    subject = ""
+    """What comes before the field, such as the name of a task; empty if `about` did not add it."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
@@ -28,26 +30,32 @@ class BitRayError(Exception):
 
     @classmethod
     def of(cls, field: str, given: object, accepted: str = "", remedy: str = "correct it") -> Self:
-        """Return the error whose message is ``field: given; accepted: accepted; remedy``."""
-        expected = f"; accepted: {accepted}" if accepted else ""
-        return cls.__new__(cls)._at(field, f"{given}{expected}; {remedy}")
+        """Return the error whose message is ``field: given; accepted: accepted; remedy``, without what is empty."""
+        parts = (str(given), f"accepted: {accepted}" if accepted else "", remedy)
+        return cls.__new__(cls)._with(field=field, problem="; ".join(filter(None, parts)))
 
     def under(self, parent: str) -> Self:
         """Return the same error for a field inside another, such as ``runtime``; unchanged if that is empty."""
-        return self.renamed(f"{parent}.{self.field}") if parent else self
+        if not parent:
+            return self
+        return self.renamed(f"{parent}.{self.field}") if self.field else self.about(parent)
 
     def renamed(self, field: str) -> Self:
         """Return the same error with the field's name as the user knows it; unchanged without a field."""
-        return self._at(field, self.problem) if self.field else self
+        return self._with(field=field) if self.field else self
 
     def about(self, subject: str) -> Self:
-        """Return the same error with ``subject: `` before its message, such as a task; unchanged if that is its field."""
-        return self if self.field == subject else self._at(subject, str(self))
+        """Return the same error with ``subject: `` before its message; unchanged if it is there already."""
+        if subject in (self.subject, self.field):
+            return self
+        if not self.field:
+            return self._with(field=subject, problem=str(self))
+        return self._with(subject=f"{subject}: {self.subject}" if self.subject else subject)
 
-    def _at(self, field: str, problem: str) -> Self:
+    def _with(self, **parts: str) -> Self:
         error = copy.copy(self)
-        error.args = (shown(f"{field}: {problem}"),)
-        error.field, error.problem = field, problem
+        error.__dict__.update(parts)
+        error.args = (shown(": ".join(filter(None, (error.subject, error.field, error.problem)))),)
         return error
 
     def __str__(self) -> str:

@@ -35,12 +35,13 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
+def locked(path: Path, busy: str, *, field: str = "", remedy: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file ``path``, made with its parent directories; at the end remove it, and them if empty.
 
     Args:
         path: The lock file; it names its holder.
-        busy: Start of the error, such as ``name: RUN is being trained``.
+        busy: Start of the error, such as ``RUN is being trained``.
+        field: Setting that the error names before it, such as ``name``; empty: none.
         remedy: Its end, such as ``wait for it, or choose another name``.
         wait_s: How long to wait for another holder, seconds.
 
@@ -55,7 +56,7 @@ def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterat
         raise ConfigError(f"{path}: {reason}; accepted: a writable folder; choose another") from None
     if descriptor is None:
         waited = f" (waited for {wait_s:.0f} s)" if wait_s else ""
-        raise ConfigError(f"{busy} by {describe(_read(path))}{waited}; {remedy}")
+        raise taken(f"{busy} by {describe(_read(path))}{waited}", field, remedy)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(this_process()).encode(), 0)
@@ -67,6 +68,11 @@ def locked(path: Path, busy: str, *, remedy: str, wait_s: float = 0.0) -> Iterat
         for directory in made:
             with suppress(OSError):
                 directory.rmdir()
+
+
+def taken(busy: str, field: str, remedy: str) -> ConfigError:
+    """Return the error of a lock or a claim that another process holds; see `locked`."""
+    return ConfigError.of(field, busy, remedy=remedy) if field else ConfigError(f"{busy}; {remedy}")
 
 
 @contextmanager
@@ -202,7 +208,7 @@ def _acquire(path: Path, wait_s: float) -> int | None:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise
-            log.warning("%s: its file system has no locks; nothing keeps a second start away", path.parent)
+            log.warning("%s: its file system has no locks; a second process could start at the same time", path.parent)
             held = True
         if held and is_at(descriptor, path):
             return descriptor

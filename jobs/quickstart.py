@@ -21,6 +21,7 @@ import bit_ray
 from bit_ray import store
 from bit_ray.cli.main import run_job
 from bit_ray.cluster.session import cluster
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.shards.manifest import MANIFEST
 from bit_ray.data.shards.write import write_shards
@@ -61,7 +62,7 @@ RULE = RuleOverrides(resize=36, crop=32, num_steps=30, batch_size=64, base_lr=0.
 class QuickstartConfig:
     """Pre-train, transfer, register and predict on the embedded data."""
 
-    storage: str = "bit_ray_runs"
+    storage: str = DEFAULT_STORAGE
     """Local folder for shards, runs, registry and pictures."""
     upstream: str = "glyphs:m"
     """Upstream data: glyphs:s, glyphs:m or glyphs:l."""

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bit_ray.cli.flags import positional
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
 from bit_ray.progress import print_table
-from bit_ray.tracking.config import DEFAULT_STORAGE, RegistryConfig
+from bit_ray.tracking.config import RegistryConfig
 
 if TYPE_CHECKING:
     from bit_ray.inference.classifier import Classifier
@@ -47,13 +48,14 @@ class ExportConfig:
         if not program:
             for name, given in (("int8", self.int8), ("shards", bool(self.shards))):
                 if given:
-                    raise ConfigError(f"{name}: given with format {self.format}; for onnx and torch; leave it out")
+                    raise ConfigError.of(
+                        name, f"given with format {self.format}", "with onnx and torch", "leave it out"
+                    )
         if self.int8 and not self.shards:
-            raise ConfigError(
-                "shards: empty with int8; a shard set to measure the loss on; write one with bit-ray shards write"
-            )
+            accepted, remedy = "a shard set to measure the loss on", "write one with bit-ray shards write"
+            raise ConfigError.of("shards", "empty with int8", accepted, remedy)
         if self.num_examples < 1:
-            raise ConfigError(f"num_examples: {self.num_examples}; at least 1; for example 1000")
+            raise ConfigError.of("num_examples", self.num_examples, "at least 1", "for example 1000")
 
 
 def export_model(config: ExportConfig) -> None:
@@ -85,7 +87,7 @@ def export_model(config: ExportConfig) -> None:
             )
         if config.format == "timm":
             name = timm_name(spec.model)
-            rows.append(("timm's name", name or "none for this size; its class ResNetV2 takes the weights"))
+            rows.append(("timm's name", name or "none for this size; timm's class ResNetV2 can load the weights"))
     rows += [("written", config.output), ("size", f"{_num_bytes(Path(config.output)) / 1e6:,.1f} MB")]
     if config.shards:
         rows += _compared(config, model)

@@ -19,6 +19,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from bit_ray.cli.help_texts import default_hint, docs_of, metavar, tidy
+from bit_ray.cli.typed import command, flag
 from bit_ray.config import from_dict, to_dict
 from bit_ray.config_files import read_mapping
 from bit_ray.errors import ConfigError, MissingError
@@ -45,6 +46,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
         ConfigError: one line, for an unknown flag, a refused value, or a missing required one.
         SystemExit: with status 0, after ``--help``.
     """
+    command.set(cls)
     args = list(args)
     settings = _merged(_defaults(cls), {name: _plain(value) for name, value in defaults.items()})
     path = _take(args, "--config", prog) if _is_run(cls) else None
@@ -62,7 +64,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
     settings = _merged(settings, given)
     for field in _fields(cls):
         if field.name not in settings:
-            shown = field.metadata.get("positional", _flag(field.name))
+            shown = field.metadata.get("positional", flag(field.name))
             raise ConfigError(
                 f"{shown}: missing; accepted: {docs_of(cls).get(field.name, '').rstrip('.')}; see {prog} --help"
             )
@@ -207,7 +209,7 @@ def _flags(parsed: Any, prefix: str = "") -> Iterator[str]:
             yield from _flags(value, f"{prefix}{field.name}.")
         else:
             name = field.name.removesuffix("_file").removesuffix("_name") if not prefix else field.name
-            yield _flag(f"{prefix}{'no-' if value is True else ''}{name}")
+            yield flag(f"{prefix}{'no-' if value is True else ''}{name}")
 
 
 def _take(args: list[str], flag: str, prog: str) -> str | None:
@@ -263,7 +265,3 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 def _without_none(kind: Any) -> Any:
     options = [option for option in get_args(kind) if option is not NoneType]
     return options[0] if get_origin(kind) in (Union, UnionType) else kind
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bit_ray.cli.flags import positional
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
 from bit_ray.progress import console, follow, print_table
-from bit_ray.tracking.config import DEFAULT_STORAGE, RegistryConfig
+from bit_ray.tracking.config import RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +68,17 @@ class PullConfig:
 def predict(config: PredictConfig) -> None:
     """Print the most probable classes of image files."""
     if not config.images:
-        raise ConfigError("IMAGE: missing; accepted: one or more image files; see bit-ray predict --help")
+        raise ConfigError.of("images", "missing", "one or more image files", "see bit-ray predict --help")
     if config.output:
         _predict_into_file(config)
         return
     if config.features:
-        raise ConfigError("features: given without output; vectors are written, not shown; add --output FILE.parquet")
+        raise ConfigError.of("features", "given without output", "with a file to write to", "add --output FILE.parquet")
     from bit_ray.inference.inputs import is_folder
 
     for image in config.images:
         if is_folder(image):
-            raise ConfigError(f"{image}: is a folder; accepted: image files; for folders add --output FILE.csv")
+            raise ConfigError(f"{image}: a folder; accepted: image files; for folders add --output FILE.csv")
     import torch
 
     from bit_ray.inference.classifier import load_model

@@ -51,9 +51,9 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise ConfigError(f"seed: {self.seed}; 0 or more; correct it")
+            raise ConfigError.of("seed", self.seed, "0 or more")
         if self.augmented and not self.sheet:
-            raise ConfigError("augmented: given without sheet; the PNG file to draw; add --sheet FILE.png")
+            raise ConfigError.of("augmented", "given without sheet", "with a PNG file to draw", "add --sheet FILE.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,9 @@ class IdsConfig:
     def __post_init__(self) -> None:
         if (self.step is None) == (not self.image):
             given = "neither is given" if self.step is None else "both are given"
-            raise ConfigError(f"step, image: {given}; one of the two; ask --step T or --image ID")
+            raise ConfigError(f"--step, --image: {given}; accepted: one of the two; ask --step T or --image ID")
         if self.step is not None and self.step < 0:
-            raise ConfigError(f"step: {self.step}; 0 or more; correct it")
+            raise ConfigError.of("step", self.step, "0 or more")
         for name, least in (
             ("num_images", 1),
             ("seed", 0),
@@ -98,18 +98,19 @@ class IdsConfig:
         ):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{name}: {value}; {least} or more; correct it")
+                raise ConfigError.of(name, value, f"{least} or more")
         for name in ("seed", "global_batch_size", "epochs", "crop_size") if self.run else ():
             if getattr(self, name) is not None:
-                raise ConfigError(
-                    f"{name}: {getattr(self, name)} beside run; the run knows it; leave out one of the two"
+                raise ConfigError.of(
+                    name, f"{getattr(self, name)} with a run", "the run's own", "leave out one of the two"
                 )
         if self.run and self.shuffle != Shuffle():
-            raise ConfigError("shuffle: given beside run; the run knows it; leave out one of the two")
+            raise ConfigError.of("shuffle", "given with a run", "the run's own", "leave out one of the two")
+        remedy = "give it, or the run by --run STORAGE/NAME"
         if not self.run and not self.shards:
-            raise ConfigError("SHARDS: missing; a shard set; give it, or the run by --run STORAGE/NAME")
+            raise ConfigError.of("shards", "missing", "a shard set", remedy)
         if not self.run and self.global_batch_size is None:
-            raise ConfigError("global_batch_size: missing; images per step; give it, or the run by --run STORAGE/NAME")
+            raise ConfigError.of("global_batch_size", "missing", "images per step", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +143,9 @@ class BenchConfig:
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_threads", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)}; {least} or more; correct it")
+                raise ConfigError.of(name, getattr(self, name), f"{least} or more")
         if not 0 < self.seconds < 3600:
-            raise ConfigError(f"seconds: {self.seconds}; more than 0, less than 3600; correct it")
+            raise ConfigError.of("seconds", self.seconds, "more than 0, less than 3600")
 
 
 def write(config: WriteConfig) -> None:
@@ -172,14 +173,14 @@ def write(config: WriteConfig) -> None:
         ("time", f"{report.seconds:.1f} s"),
     ]
     if report.num_small:
-        small = f"{report.num_small:,} images; training enlarges them, detail they have none"
+        small = f"{report.num_small:,} images; training enlarges them, which adds no detail"
         rows.append((f"below {MIN_IMAGE_SIZE} pixels", small))
     if config.shorter_side is not None and report.num_shrunk is not None:
         rows.append(("made smaller", f"{report.num_shrunk:,} of {report.num_examples:,} images"))
     if config.seekable and report.num_seekable is not None:
         rows.append(("seekable", f"{report.num_seekable:,} of {report.num_examples:,} images"))
     if report.skipped:
-        rows.append(("left out", f"{len(report.skipped):,} bad images, see skipped.json beside the manifest"))
+        rows.append(("left out", f"{len(report.skipped):,} bad images, see skipped.json next to the manifest"))
     if report.empty_classes:
         names = ", ".join(report.empty_classes[:5]) + (", ..." if len(report.empty_classes) > 5 else "")
         rows.append(("without images", f"{len(report.empty_classes):,} classes: {names}"))
@@ -239,7 +240,11 @@ def bench(config: BenchConfig) -> None:
             f"{result.stream_images_per_s:,.0f}",
             f"first batch after {result.first_batch_s:.1f} s",
         ),
-        ("stream, again", f"{result.second_pass_images_per_s:,.0f}", "with what the node keeps by then"),
+        (
+            "stream, again",
+            f"{result.second_pass_images_per_s:,.0f}",
+            "with the row groups that are on the node by then",
+        ),
     ]
     print_table(config.shards, rows, ("part", "images/s", ""))
     if result.num_bad:
@@ -338,6 +343,5 @@ def _read_class_names(path: str) -> list[str]:
             return [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
-        raise DataError(
-            f"--class-names: {path}: {reason}; accepted: a text file with a name per line, or a shard set"
-        ) from None
+        accepted = "a text file with one name per line, or a shard set"
+        raise DataError.of("class_names", f"{path}: {reason}", accepted, "check the path") from None

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bit_ray.cli.flags import positional
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.progress import console, print_table
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.tracking.config import DEFAULT_STORAGE, RegistryConfig
+from bit_ray.tracking.config import RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class EpisodesConfig:
     model: str = field(metadata=positional("MODEL"))
     """models:/NAME@ALIAS, or a saved model's folder or URI."""
     shards: str = field(metadata=positional("SHARDS"))
-    """Single-label shard set that support and queries are drawn from, best of classes that are new to the model."""
+    """Single-label shard set that support and queries are drawn from, best with classes that are new to the model."""
     ways: int = 5
     """Classes of an episode."""
     shots: tuple[int, ...] = (1, 5)
@@ -54,12 +55,12 @@ class EpisodesConfig:
 
     def __post_init__(self) -> None:
         if not self.shots:
-            raise ConfigError("shots: empty; whole numbers of at least 1; for example 1 5")
+            raise ConfigError.of("shots", "empty", "whole numbers of at least 1", "for example 1 5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """Rank registered models by what their features say of some images, before any fine-tuning."""
+    """Rank registered models by their features of some images, before any fine-tuning."""
 
     images: str = field(metadata=positional("FOLDER"))
     """Folder of class folders, a table of paths and labels, or a single-label shard set."""
@@ -118,13 +119,13 @@ def _print_vtab_plan(config: VtabConfig) -> None:
     from bit_ray.studies.vtab import plan_tasks
 
     rows, lines = [], []
-    for task, rule, said in plan_tasks(config):
+    for task, rule, origin in plan_tasks(config):
         cells = ["no data", "", "", ""]
         if rule is not None:
             views = f"{rule.resize} to {rule.crop}" if rule.random_crop else f"{rule.crop}"
             cells = [f"{rule.num_examples:,}", f"{rule.num_steps:,}", views, "yes" if rule.random_flip else "no"]
         rows.append((task.name, task.group, *cells, f"{task.sizes[2]:,}"))
-        lines.append(said if rule is None else f"{task.name}: {said}")
+        lines.append(origin if rule is None else f"{task.name}: {origin}")
     header = ("task", "group", "examples", "steps", "pixels", "flip", "test images")
     print_table(f"VTAB-1k of {config.init or config.model}, profile {config.profile}", rows, header)
     for line in lines:
@@ -205,7 +206,8 @@ def rank(config: RankConfig) -> None:
     registry = tracking_uri(config.tracking.uri, config.storage)
     uris = list(config.models) or [f"models:/{m.name}/{m.version}" for m in list_models(registry)]
     if not uris:
-        raise ConfigError("models: none registered; at least one to rank; pre-train one, or name some by --models")
+        remedy = "pre-train one, or name some with --models"
+        raise ConfigError.of("models", "empty, and no model is registered", "at least one model", remedy)
     with cluster() as resources:
         shards = config.images
         if not store.exists(store.join(shards, MANIFEST)):

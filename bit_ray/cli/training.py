@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from bit_ray.cli.typed import as_typed, command
 from bit_ray.errors import BitRayError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.progress import print_table
@@ -22,9 +23,10 @@ _NUM_WORST = 5
 def exit_status(main: Callable[[], object]) -> int:
     """Run ``main`` and return the process's exit status: 2 after a user's mistake, 130 after Ctrl-C, else 0.
 
-    A user's mistake is one line on stderr; a bug of ours keeps its traceback.
+    A user's mistake is one line on stderr, with the flag that is wrong; a bug of ours keeps its traceback.
     """
     _quieten()
+    command.set(None)  # until `main` has parsed its flags
     try:
         main()
     except KeyboardInterrupt:
@@ -35,7 +37,7 @@ def exit_status(main: Callable[[], object]) -> int:
         cause = error if isinstance(error, BitRayError) else root_cause(error) if wrapped_by_ray else None
         if cause is None:
             raise
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(as_typed(cause)).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -119,7 +119,7 @@ def _make_token() -> None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _size(path):
                 lock = path.with_name(".auth_token.lock")
-                with locked(lock, f"{path}: is being made", remedy="wait for it", wait_s=10):
+                with locked(lock, f"{path} is being written", remedy="wait for it", wait_s=10):
                     if not _size(path):
                         path.unlink(missing_ok=True)
                         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

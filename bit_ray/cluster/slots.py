@@ -49,12 +49,11 @@ def choose_workers(
     """
     use_gpu = device == "cuda" or (device == "auto" and resources.num_gpus > 0)
     if use_gpu and resources.num_gpus == 0 and resources.local:
-        raise ConfigError("runtime.device: cuda, but this machine has no GPU; use auto or cpu")
+        raise ConfigError.of("runtime.device", "cuda, but this machine has no GPU", "auto or cpu", "choose one")
     if num_workers:
         if resources.local and not use_gpu and num_workers >= resources.num_cpus:
-            raise ConfigError(
-                f"runtime.num_workers: {num_workers}; at most {resources.num_cpus - 1} on this machine; lower it"
-            )
+            accepted = f"at most {resources.num_cpus - 1} on this machine"
+            raise ConfigError.of("runtime.num_workers", num_workers, accepted, "lower it")
         return num_workers, use_gpu
     if use_gpu:
         most = resources.num_gpus

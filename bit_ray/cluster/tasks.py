@@ -37,7 +37,7 @@ def each(
         BitRayError: from the function, without a remote traceback. No task is still running then.
     """
     if num_workers < 0:
-        raise ConfigError(f"num_workers: {num_workers}; accepted: 0 (this process) or more; correct it")
+        raise ConfigError.of("num_workers", num_workers, "0 (this process) or more")
     if num_workers == 0:
         for task in tasks:
             yield function(*task)

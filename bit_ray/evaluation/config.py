@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
-from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
+from bit_ray.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ConfigError(f"batch_size: {self.batch_size}; an integer of at least 1; raise it")
+            raise ConfigError.of("batch_size", self.batch_size, "a whole number of at least 1", "raise it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,14 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
-            raise ConfigError(f"shots: {self.shots}; different whole numbers of at least 1; for example 1 5 10")
+            raise ConfigError.of("shots", self.shots, "different whole numbers of at least 1", "for example 1 5 10")
         for name in ("num_subsets", "neighbors", "num_cpus"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least 1; raise it")
+                raise ConfigError.of(name, getattr(self, name), "a whole number of at least 1", "raise it")
         if not 0 <= self.crop <= self.resize or (self.crop == 0) != (self.resize == 0):
-            raise ConfigError(
-                f"crop: {self.crop} with resize {self.resize}; both 0, or a crop of at most resize; big_vision has "
-                "256 and 224"
-            )
+            given = f"{self.crop} with resize {self.resize}"
+            accepted = "both 0, or a crop of at most resize"
+            raise ConfigError.of("crop", given, accepted, "big_vision has 256 and 224")
         if bool(self.shards) != bool(self.test_shards):
-            raise ConfigError(
-                f"test_shards: {self.test_shards!r} with shards {self.shards!r}; both or neither; give the missing one"
-            )
+            given = f"{self.test_shards!r} with shards {self.shards!r}"
+            raise ConfigError.of("test_shards", given, "both or neither", "give the missing one")

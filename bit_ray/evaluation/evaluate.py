@@ -83,15 +83,19 @@ def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
     """
     if spec.multi_label != manifest.multi_label:
         kinds = {True: "several labels per image", False: "one label per image"}
-        raise ConfigError(
-            f"shards: {shards} has {kinds[manifest.multi_label]}, and the model was trained for "
-            f"{kinds[spec.multi_label]}; use shards of the model's kind, or fine-tune the model on this set"
+        raise ConfigError.of(
+            "shards",
+            f"{shards} has {kinds[manifest.multi_label]}",
+            f"a set with {kinds[spec.multi_label]}, as the model was trained on",
+            "use such a set, or fine-tune the model on this one",
         )
     if spec.class_names != manifest.class_names:
-        raise ConfigError(
-            f"shards: {shards} has {manifest.num_classes} classes that are not those of the model's head "
-            f"({spec.num_classes}); use shards written with the model's class list, or fine-tune the model on this "
-            "set; weights of another program whose outputs are these classes in this order: labels shards"
+        raise ConfigError.of(
+            "shards",
+            f"{shards} has {manifest.num_classes} classes that are not those of the model's head ({spec.num_classes})",
+            "a set written with the model's class list",
+            "use such a set, or fine-tune the model on this one; if the weights are of another program and its outputs "
+            "are these classes in this order, set labels to shards",
         )
 
 

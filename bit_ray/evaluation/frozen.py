@@ -229,19 +229,18 @@ def episodes(
     classes = np.unique(labels)
     for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("seed", seed, 0)):
         if value < least:
-            raise ConfigError(f"{name}: {value}; an integer of at least {least}; raise it")
+            raise ConfigError.of(name, value, f"a whole number of at least {least}", "raise it")
     if num_episodes < 2:
-        raise ConfigError(f"num_episodes: {num_episodes}; at least 2, for an interval; the literature has 600")
+        raise ConfigError.of("num_episodes", num_episodes, "at least 2, for an interval", "the literature has 600")
     if ways > len(classes):
-        raise DataError(f"ways: {ways}; at most {len(classes)}, the number of classes with images; lower it")
+        raise DataError.of("ways", ways, f"at most {len(classes)}, the number of classes with images", "lower it")
     members = {int(c): np.flatnonzero(labels == c) for c in classes}
     for c, places in members.items():
         if len(places) < shots + queries:
             name = f"class {c} ({class_names[c]!r})" if class_names else f"class {c}"
-            raise DataError(
-                f"shots: {shots} with {queries} queries; together at most {len(places)}, the number of examples of "
-                f"{name}; lower shots or queries"
-            )
+            given = f"{shots} with {queries} queries"
+            accepted = f"together at most {len(places)}, the number of examples of {name}"
+            raise DataError.of("shots", given, accepted, "lower shots or queries")
     x = _unit(_tensor(features)).numpy()
     truth = np.repeat(np.arange(ways), queries)
     values = []

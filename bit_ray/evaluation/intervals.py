@@ -37,7 +37,7 @@ def bootstrap_intervals(
     """
     assert 0 < level < 1
     if metrics.num_examples == 0:
-        raise DataError("num_examples: 0; at least 1 to evaluate; the data set or the split is empty")
+        raise DataError("num_examples: 0; accepted: at least 1; the data set or the split is empty")
     rng = np.random.default_rng(seed)
     values = {**_accuracies(metrics, num_resamples, rng), "cross_entropy": _losses(metrics, num_resamples, rng)}
     tails = ((1 - level) / 2, (1 + level) / 2)

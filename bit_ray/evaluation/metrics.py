@@ -105,15 +105,15 @@ class ClassificationMetrics:
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ModelError(
-                f"logits: shape {list(logits.shape)}; [batch, {self.num_classes}], a column per class of the data set; "
-                "evaluate with a model whose head fits"
+                f"logits: shape {list(logits.shape)}; accepted: [batch, {self.num_classes}], a column per class of the "
+                "data set; evaluate a model with a head of this size"
             )
         batch = logits.shape[0]
         expected = (batch, self.num_classes) if self.multi_label else (batch,)
         if tuple(labels.shape) != expected:
             raise DataError(
-                f"labels: shape {list(labels.shape)}; {list(expected)} when multi_label is {self.multi_label}; "
-                "evaluate with the kind of labels that the data set has"
+                f"labels: shape {list(labels.shape)}; accepted: {list(expected)} when multi_label is "
+                f"{self.multi_label}; use the kind of labels that the data set has"
             )
         if batch == 0:
             return Outcomes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.bool_))
@@ -121,7 +121,8 @@ class ClassificationMetrics:
         labels = labels.to(logits.device)
         if broken := int((~logits.isfinite()).any(dim=1).sum()):
             raise ModelError(
-                f"logits: not finite for {broken} of {batch} images; finite numbers; the weights are broken or diverged"
+                f"logits: not finite for {broken} of {batch} images; accepted: finite numbers; the weights are "
+                "damaged, or the training diverged"
             )
         labels = labels if self.multi_label else labels.long()
         rank, losses = self._multi_label(logits, labels) if self.multi_label else self._single_label(logits, labels)
@@ -155,7 +156,7 @@ class ClassificationMetrics:
         if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
             wrong = int(labels[(labels < 0) | (labels >= self.num_classes)][0])
             raise DataError(
-                f"labels: {wrong}; 0 to {self.num_classes - 1}; the data set has other classes than the model"
+                f"labels: {wrong}; accepted: 0 to {self.num_classes - 1}; the data set has other classes than the model"
             )
         return _rank(logits, labels), functional.cross_entropy(logits, labels, reduction="none")
 
@@ -163,7 +164,7 @@ class ClassificationMetrics:
         """Rank of the best-ranked label and cross-entropy, both ``[B]``; without labels, a rank above every k."""
         targets = labels.to(torch.float64)
         if not bool(((targets == 0) | (targets == 1)).all()):
-            raise DataError("labels: other numbers than 0 and 1; one 0 or 1 per class; give them as multi-hot rows")
+            raise DataError("labels: numbers other than 0 and 1; accepted: one 0 or 1 per class; give multi-hot rows")
         best = _first_argmax(logits.masked_fill(targets == 0, -torch.inf))
         rank = torch.where(targets.any(dim=1), _rank(logits, best), self.num_classes)
         losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
@@ -206,7 +207,7 @@ class ClassificationMetrics:
             DataError: no example was counted.
         """
         if self.num_examples == 0:
-            raise DataError("num_examples: 0; at least 1 to evaluate; the data set or the split is empty")
+            raise DataError("num_examples: 0; accepted: at least 1; the data set or the split is empty")
         result = {
             "top_1": self.num_top_1 / self.num_examples,
             "top_5": self.num_top_5 / self.num_examples,

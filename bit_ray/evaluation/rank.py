@@ -75,10 +75,9 @@ def choose_examples(
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min() <= shots:
         c = int(counts.argmin())
-        raise DataError(
-            f"shots: {shots}; at most {max(counts[c] - 1, 0)}: class {c} ({class_names[c]!r}) has {counts[c]} examples "
-            "and one must be left to test on; lower shots, or add examples"
-        )
+        examples = f"class {c} ({class_names[c]!r}) has {counts[c]} examples, and one of them is for the test"
+        accepted = f"at most {max(counts[c] - 1, 0)}, because {examples}"
+        raise DataError.of("shots", shots, accepted, "lower it, or add examples")
     chosen = [
         places[few_shot_subset(np.zeros(len(places), np.int64), min(per_class, len(places)), 0)]
         for places in (np.flatnonzero(labels == c) for c in range(len(class_names)))
@@ -118,7 +117,8 @@ def rank_models(
     """
     check_single_label(manifest, shards)
     if not 1 <= shots < per_class:
-        raise ConfigError(f"per_class: {per_class}; more than shots ({shots}), which is at least 1; raise it")
+        accepted = f"more than shots ({shots}), which is at least 1"
+        raise ConfigError.of("per_class", per_class, accepted, "raise it")
     _, labels = read_labels(shards, manifest)
     places = choose_examples(labels, manifest.class_names, shots, per_class)
     ranked: dict[tuple[object, ...], Ranked] = {}

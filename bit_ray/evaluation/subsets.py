@@ -43,19 +43,19 @@ def few_shot_subset(
         DataError: no labels, several per example, a label outside the classes, or a class with fewer than k examples.
     """
     if k < 1:
-        raise ConfigError(f"k: {k}; at least 1 example per class; the paper has 1, 5, 10, 25 and 100")
+        raise ConfigError.of("k", k, "at least 1 example per class", "the paper has 1, 5, 10, 25 and 100")
     if seed < 0:
-        raise ConfigError(f"seed: {seed}; 0 or more; choose another")
+        raise ConfigError.of("seed", seed, "0 or more", "choose another")
     labels = np.asarray(labels)
     if labels.ndim != 1 or not (labels.size and np.issubdtype(labels.dtype, np.integer)):
         raise DataError(
-            f"labels: shape {list(labels.shape)} of {labels.dtype}; [N] class indices, one per example; "
+            f"labels: shape {list(labels.shape)} of {labels.dtype}; accepted: [N] class indices, one per example; "
             "few-shot subsets need a data set with one label per example"
         )
     num_classes = len(class_names) or int(labels.max()) + 1
     if labels.min() < 0 or labels.max() >= num_classes:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
-        raise DataError(f"labels: {wrong}; 0 to {num_classes - 1}; correct the labels or the class names")
+        raise DataError(f"labels: {wrong}; accepted: 0 to {num_classes - 1}; correct the labels or the class names")
     by_class = np.split(np.argsort(labels, kind="stable"), np.searchsorted(np.sort(labels), np.arange(1, num_classes)))
     chosen = []
     for c, members in enumerate(by_class):
@@ -85,7 +85,7 @@ class Subset:
     def __post_init__(self) -> None:
         check_digest("manifest_digest", self.manifest_digest)
         if self.k < 1 or not self.ids or len(self.ids) % self.k or len(set(self.ids)) < len(self.ids):
-            raise ConfigError(f"ids: {len(self.ids)} entries; accepted: k ({self.k}) different ids per class")
+            raise ConfigError.of("ids", f"{len(self.ids)} entries", f"k ({self.k}) different ids per class")
 
 
 def save_subset(subset: Subset, uri: str | Path) -> None:
@@ -103,8 +103,8 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
     subset = store.read_record(Subset, uri, remedy)
     if subset.manifest_digest != manifest_digest:
         raise DataError(
-            f"{uri}: made for the data set {subset.manifest_digest[:12]}; this one is {manifest_digest[:12]}; "
-            f"{remedy} or point to the data set that it was made for"
+            f"{uri}: drawn from the data set {subset.manifest_digest[:12]}; accepted: one of this set, "
+            f"{manifest_digest[:12]}; {remedy}, or use the set that it was drawn from"
         )
     return subset
 
@@ -135,13 +135,13 @@ def subset_places(
         absent = sorted(wanted - frozenset(ids))
         raise DataError(
             f"{uri}: ids: {absent[0]!r}{f' and {len(absent) - 1} more' if len(absent) > 1 else ''} not in the set; "
-            "ids of its examples; use the set that the file was made for, or draw the subset again"
+            "accepted: ids of its examples; use the set that the subset was drawn from, or draw the subset again"
         )
     counts = np.bincount(labels[places], minlength=len(class_names))
     if np.any(counts != subset.k):
         c = int(np.argmax(counts != subset.k))
         raise DataError(
-            f"{uri}: {counts[c]} examples of class {c} ({class_names[c]!r}); {subset.k} of every class; "
+            f"{uri}: {counts[c]} examples of class {c} ({class_names[c]!r}); accepted: {subset.k} of every class; "
             "draw the subset again"
         )
     return places
@@ -179,10 +179,11 @@ def draw_subsets(
             uri = subset_file(given or saved, k, seed)
             if given or (saved and store.exists(uri)):
                 if not store.exists(uri):
-                    raise DataError(f"subsets: {uri} is missing; a file for each k and seed; draw it, or leave it out")
+                    remedy = "draw it, or leave subsets out"
+                    raise DataError.of("subsets", f"{uri} is missing", "a file for each k and seed", remedy)
                 subset = load_subset(uri, manifest.digest)
                 if subset.k != k:
-                    raise DataError(f"{uri}: k: {subset.k}; {k}, as its name says; draw the subset again")
+                    raise DataError(f"{uri}: k: {subset.k}; accepted: {k}, as in its name; draw the subset again")
                 subsets[k, seed] = subset_places(subset, ids, labels, manifest.class_names, uri)
                 continue
             try:

@@ -39,7 +39,7 @@ class Classifier:
         if model.config.num_classes != spec.num_classes:
             raise ModelError(
                 f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
-                f"names; equal numbers; pass the spec of this model"
+                f"names; accepted: equal numbers; pass the spec of this model"
             )
         self.model = model.eval()
         self.spec = spec
@@ -91,9 +91,9 @@ class Classifier:
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: {brief(value)}; at least 1, a whole number; for example {name}=5")
+                raise ConfigError.of(name, brief(value), "a whole number of at least 1", f"for example {name}=5")
         if not isinstance(convert, (bool, np.bool_)):
-            raise ConfigError(f"convert: {brief(convert)}; true or false; for example convert=True")
+            raise ConfigError.of("convert", brief(convert), "true or false", "for example convert=True")
         if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)) or not isinstance(images, Iterable):
             images = [images]
         views = self._views(images, convert, max_pixels)
@@ -159,8 +159,8 @@ class Classifier:
         size = self.spec.crop_size
         if batch.ndim != 4 or batch.shape[1:] != (size, size, 3) or batch.dtype != torch.uint8:
             raise DataError(
-                f"batch: {list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}; [B, {size}, {size}, 3] uint8; "
-                f"resize the images first, or use predict"
+                f"batch: {list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}; accepted: "
+                f"[B, {size}, {size}, 3] uint8; resize the images first, or use predict"
             )
         low, high = self.spec.input_range
         # Copied to the device as uint8, float only there; the permuted view is channels_last without a copy.
@@ -209,7 +209,8 @@ def load_model(
     try:
         target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: {device!r}; a device that torch has here, such as 'cpu' ({error})") from None
+        accepted = f"a device that torch has here, such as 'cpu' ({error})"
+        raise ConfigError.of("device", repr(device), accepted) from None
     if foreign := foreign_path(os.fspath(uri)):
         weights = read_weights(foreign)
         spec = foreign_spec(weights, labels, crop_size, features_only=features_only)
@@ -218,9 +219,8 @@ def load_model(
     names = labels if isinstance(labels, str) else f"{len(labels)} names"
     for name, value in (("labels", names), ("crop_size", crop_size)):
         if value:
-            raise ConfigError(
-                f"{name}: {value}, but {os.fspath(uri)} is a saved model, which has its own; leave it out"
-            )
+            given = f"{value}, but {os.fspath(uri)} is a saved model, which has its own"
+            raise ConfigError.of(name, given, remedy="leave it out")
     model, spec, digest = _load(os.fspath(uri), tracking_uri, cache)
     return Classifier(model.to(target), spec, digest)
 
@@ -235,7 +235,8 @@ def foreign_path(uri: str) -> str:
         return ""
     if not store.is_local(uri):
         if uri.endswith(SUFFIXES):
-            raise ModelError(f"{uri}: weights of another program, and not on this machine; a local file; download it")
+            given = "weights of another program, not on this machine"
+            raise ModelError(f"{uri}: {given}; accepted: a local file; download it")
         return ""
     path = os.path.expanduser(uri.removeprefix("file://"))
     return path if is_foreign(path) else ""
@@ -250,13 +251,13 @@ def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> np
             image = Path(path).read_bytes()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a path"
-            raise DataError(f"{where}: {reason}; a readable image file; check the path") from None
+            raise DataError(f"{where}: {reason}; accepted: a readable image file; check the path") from None
     if isinstance(image, bytes):
         try:
             return decode_image(image, convert=convert, max_pixels=max_pixels)
         except ImageError as error:
             convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
-            remedy = convert_it if error.convertible else "a whole image; replace it"
+            remedy = convert_it if error.convertible else "a complete image; replace it"
             raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
@@ -267,7 +268,8 @@ def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> np
             raise
         except Exception as error:  # Pillow reads lazily, and raises almost anything on damaged input
             reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{where}: truncated or damaged ({reason}); a whole image; replace it") from None
+            given = f"truncated or damaged ({reason})"
+            raise DataError(f"{where}: {given}; accepted: a complete image; replace it") from None
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
             raise DataError(

@@ -44,7 +44,7 @@ def compare(
         DataError: a shard is missing or damaged, or an image cannot be decoded.
     """
     if num_examples < 1:
-        raise ConfigError(f"num_examples: {num_examples}; at least 1; for example 1000")
+        raise ConfigError.of("num_examples", num_examples, "at least 1", "for example 1000")
     manifest = read_manifest(shards)
     low, high = classifier.spec.input_range
     ours, theirs, labels = [], [], []

@@ -33,10 +33,8 @@ class CentreCrop(Classifier):
 
     def __init__(self, classifier: Classifier, resize_size: int, crop_size: int) -> None:
         if not crop_size <= resize_size:
-            raise ConfigError(
-                f"crop: {crop_size}; at most resize ({resize_size}); a crop cannot exceed the image; big_vision has "
-                "256 and 224"
-            )
+            accepted = f"at most resize ({resize_size})"
+            raise ConfigError.of("crop", crop_size, accepted, "big_vision has 256 and 224")
         spec = replace(classifier.spec, resize_mode="square", resize_size=resize_size, crop_size=crop_size)
         super().__init__(classifier.model, spec, classifier.sha256)
 
@@ -106,10 +104,8 @@ def check_single_label(manifest: Manifest, shards: str) -> None:
         ConfigError: The set is multi-label.
     """
     if manifest.multi_label:
-        raise ConfigError(
-            f"shards: {shards} has several labels per image; one per image, for few-shot draws and probes of features; "
-            "use a single-label set"
-        )
+        given, accepted = f"{shards} has several labels per image", "one label per image, for draws and probes"
+        raise ConfigError.of("shards", given, accepted, "use a single-label set")
 
 
 def _part(

@@ -162,7 +162,7 @@ def open_images(sources: Sequence[str]) -> Images:
         DataError: A source does not exist, or there is no image.
     """
     if not sources:
-        raise ConfigError("images: none; accepted: image files, folders of images, or a shard set; give one")
+        raise ConfigError.of("images", "empty", "image files, folders of images, or a shard set", "give one")
     sources = [_plain(str(source)) for source in sources]
     sizes = store.file_sizes(sources)
     paths: list[str] = []
@@ -173,10 +173,8 @@ def open_images(sources: Sequence[str]) -> Images:
             continue
         if store.exists(store.join(source, MANIFEST)):
             if len(sources) > 1:
-                raise ConfigError(
-                    f"images: {source} is a shard set and stands beside {len(sources) - 1} others; accepted: one shard "
-                    f"set alone; classify it by itself"
-                )
+                given = f"{source} is a shard set, and there are {len(sources) - 1} other sources"
+                raise ConfigError.of("images", given, "a shard set alone", "classify it by itself")
             return ImageShards(store.absolute(source), read_manifest(source))
         found = store.list_files(source)
         if not found and not store.exists(source):

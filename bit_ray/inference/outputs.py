@@ -34,18 +34,16 @@ def check_output(output: str, features: bool) -> Literal["csv", "parquet", "fold
     name = output if store.is_local(output) else output.partition("?")[0]  # ?endpoint_override=...
     if name.endswith("/"):
         if store.exists(store.join(output, SUMMARY_FILE)):
-            raise ConfigError(
-                f"output: {output} holds finished predictions; a new folder; choose another, or delete it"
-            )
+            given = f"{output} has finished predictions"
+            raise ConfigError.of("output", given, "a new folder", "choose another, or delete it")
         return "folder"
     if not name.endswith((".csv", ".parquet")):
-        raise ConfigError(
-            f"output: {output!r}; a file ending in .csv or .parquet, or a folder ending in /; give it such a name"
-        )
+        accepted = "a file ending in .csv or .parquet, or a folder ending in /"
+        raise ConfigError.of("output", repr(output), accepted, "rename it")
     if features and name.endswith(".csv"):
-        raise ConfigError(f"features: with output {output}; only Parquet holds vectors; name it .parquet")
+        raise ConfigError.of("features", f"given with output {output}", "Parquet for vectors", "name it .parquet")
     if store.exists(output):
-        raise ConfigError(f"output: {output} exists; a new file; choose another name, or delete it")
+        raise ConfigError.of("output", f"{output} exists", "a new file", "choose another name, or delete it")
     return "csv" if name.endswith(".csv") else "parquet"
 
 

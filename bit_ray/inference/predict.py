@@ -120,10 +120,10 @@ def predict_folder(
     kind = check_output(output, features)
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
-            raise ConfigError(f"{name}: {value}; at least 1; for example {name}=5")
+            raise ConfigError.of(name, value, "at least 1", f"for example {name}=5")
     opened = open_images([str(images)] if isinstance(images, (str, os.PathLike)) else [str(image) for image in images])
     remedy = "wait for it, stop it, or choose another output"
-    with claimed(claim_of(output, kind), f"output: {output} is being written", remedy=remedy):
+    with claimed(claim_of(output, kind), f"{output} is being written", field="output", remedy=remedy):
         classifier = model if isinstance(model, Classifier) else load_model(model, tracking_uri=tracking_uri)
         convert = convert or opened.convert
         folder = store.absolute(output) if kind == "folder" else ""
@@ -171,12 +171,10 @@ def _begin_folder(folder: str, images: Images, classifier: Classifier, settings:
         begun = store.read_json(path)
         changed = [name for name, value in plan.items() if not isinstance(begun, dict) or begun.get(name) != value]
         if changed:
-            raise ConfigError(
-                f"output: {folder} was begun with other {', '.join(changed)}; the same call continues it; choose "
-                f"another folder"
-            )
+            given = f"{folder} was begun with other {', '.join(changed)}"
+            raise ConfigError.of("output", given, "the same settings", "choose another folder")
     elif [name for name in store.list_files(folder) if name != CLAIM_FILE]:
-        raise ConfigError(f"output: {folder} is not empty; a new or empty folder; choose another")
+        raise ConfigError.of("output", f"{folder} is not empty", "a new or empty folder", "choose another")
     else:
         store.write_json(path, plan)
 
@@ -187,7 +185,7 @@ def _tables(
     """The tables that the actors return, in the order of the parts."""
     use_gpu = device != "cpu" and resources.num_gpus > 0
     if device == "cuda" and not use_gpu:
-        raise ConfigError("device: 'cuda', but the cluster has no GPU; use auto or cpu")
+        raise ConfigError.of("device", "cuda, but the cluster has no GPU", "auto or cpu", "choose one")
     slots = resources.num_slots if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
     # A network on a GPU needs all the other cores; one on a CPU core needs a thread that waits for files.
     threads = min(_MOST_THREADS, max(2, resources.num_cpus // slots)) if use_gpu else 2
@@ -266,7 +264,7 @@ class _Predictor:
         try:
             pixels = decode_image(encoded.data, convert=self.settings.convert)
         except ImageError as error:
-            remedy = "; convert (--convert) takes it" if error.convertible else ""
+            remedy = "; set convert (--convert) to convert it" if error.convertible else ""
             return encoded.name, None, f"{error.reason}{remedy}"
         return encoded.name, self.classifier.view(pixels), None
 

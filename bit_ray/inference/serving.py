@@ -42,7 +42,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) < 1:
-                raise ConfigError(f"{_variable(field.name)}: {getattr(self, field.name)}; at least 1; raise it")
+                raise ConfigError.of(_variable(field.name), getattr(self, field.name), "at least 1", "raise it")
 
     @classmethod
     def from_environment(cls) -> "Limits":
@@ -55,7 +55,7 @@ class Limits:
         for field in fields(cls):
             text = os.environ.get(_variable(field.name), "")
             if text and not (text.isascii() and text.isdigit() and len(text) < 19):
-                raise ConfigError(f"{_variable(field.name)}: {brief(text)}; a whole number of at least 1; correct it")
+                raise ConfigError.of(_variable(field.name), brief(text), "a whole number of at least 1")
             if text:
                 given[field.name] = int(text)
         return cls(**given)

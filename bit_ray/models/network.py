@@ -109,9 +109,9 @@ def check_num_classes(num_classes: int) -> None:
         ConfigError: it is out of range.
     """
     if num_classes < 1:
-        raise ConfigError(f"num_classes: {brief(num_classes)}; at least 1; for features alone use forward_features")
+        raise ConfigError.of("num_classes", brief(num_classes), "at least 1", "for features alone use forward_features")
     if num_classes > MAX_CLASSES:
-        raise ConfigError(f"num_classes: {brief(num_classes)}; at most {MAX_CLASSES}; check the class list")
+        raise ConfigError.of("num_classes", brief(num_classes), f"at most {MAX_CLASSES}", "check the class list")
 
 
 def check_input(x: Tensor, min_image_size: int, halvings: str) -> None:
@@ -127,11 +127,11 @@ def check_input(x: Tensor, min_image_size: int, halvings: str) -> None:
     """
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         raise ConfigError(
-            f"input: {list(x.shape)} {str(x.dtype).removeprefix('torch.')}; [B, 3, H, W] floating point in "
+            f"input: {list(x.shape)} {str(x.dtype).removeprefix('torch.')}; accepted: [B, 3, H, W] floating point in "
             f"[-1, 1]; permute and scale the images first"
         )
     if x.shape[2] < min_image_size or x.shape[3] < min_image_size:
         raise ConfigError(
-            f"input: {x.shape[2]}x{x.shape[3]} pixels; at least {min_image_size}x{min_image_size}; resize the "
-            f"images: {halvings}"
+            f"input: {x.shape[2]}x{x.shape[3]} pixels; accepted: at least {min_image_size}x{min_image_size}; "
+            f"resize the images: {halvings}"
         )

@@ -53,23 +53,22 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
-            raise ConfigError(f"norm: {brief(self.norm)}; one of {', '.join(get_args(Norm))}; choose one")
+            raise ConfigError.of("norm", brief(self.norm), ", ".join(get_args(Norm)), "choose one")
         if len(self.units) != len(STAGE_STRIDES) or not all(isinstance(n, int) and n >= 1 for n in self.units):
-            raise ConfigError(f"units: {brief(self.units)}; four whole numbers of at least 1; for example (3, 4, 6, 3)")
+            accepted = "four whole numbers of at least 1"
+            raise ConfigError.of("units", brief(self.units), accepted, "for example (3, 4, 6, 3)")
         if max(self.units) > MAX_UNITS:
-            raise ConfigError(f"units: {brief(self.units)}; at most {MAX_UNITS} in a stage; 36 in R152")
+            raise ConfigError.of("units", brief(self.units), f"at most {MAX_UNITS} in a stage", "R152 has 36")
         # The narrowest layers have 64 * width channels, and all others are multiples of them.
         if not 0 < self.width <= MAX_WIDTH or (64 * self.width) % NUM_GROUPS != 0:
-            raise ConfigError(
-                f"width: {self.width:g}; a positive multiple of {NUM_GROUPS / 64:g}, at most {MAX_WIDTH}; the "
-                f"{NUM_GROUPS} groups of GroupNorm must divide 64 * width channels"
-            )
+            accepted = f"a positive multiple of {NUM_GROUPS / 64:g}, at most {MAX_WIDTH}"
+            reason = f"the {NUM_GROUPS} groups of GroupNorm must divide 64 * width channels"
+            raise ConfigError.of("width", f"{self.width:g}", accepted, reason)
         check_num_classes(self.num_classes)
         if self.num_parameters > MAX_PARAMETERS:
-            raise ConfigError(
-                f"units: {self.units} of width {self.width:g} with {self.num_classes} classes have "
-                f"{self.num_parameters:.2g} parameters; at most {MAX_PARAMETERS:.2g}; choose a smaller network"
-            )
+            network = f"{self.units} of width {self.width:g} with {self.num_classes} classes"
+            given, accepted = f"{network} have {self.num_parameters:.2g} parameters", f"at most {MAX_PARAMETERS:.2g}"
+            raise ConfigError.of("units", given, accepted, "choose a smaller network")
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -41,10 +41,9 @@ def model_config(name: str, num_classes: int) -> NetworkConfig:
     if config is None:
         nearest = difflib.get_close_matches(name[:_LONGEST_NAME], PUBLISHED, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise ConfigError(
-            f"model: unknown name {brief(name)}; accepted: {', '.join(PUBLISHED)}, or units and width as in "
-            f"R1-1-1-1x0.5, with -bn or -syncbn and -nows behind it{hint}"
-        )
+        own = "units and width as in R1-1-1-1x0.5, with -bn or -syncbn and -nows at the end"
+        accepted = f"{', '.join(PUBLISHED)}, or {own}{hint}"
+        raise ConfigError.of("model", f"unknown name {brief(name)}", accepted, "choose one")
     return config
 
 
@@ -64,7 +63,7 @@ def _resnet(name: str, num_classes: int) -> ResNetConfig | None:
             standardize=match["plain"] is None,
         )
     except ConfigError as error:
-        raise ConfigError(f"model {name}: {error}") from None
+        raise ConfigError(f"{name}: {error}").about("model") from None
 
 
 def model_name(units: tuple[int, ...], width: float, norm: Norm = "gn", *, standardize: bool = True) -> str:

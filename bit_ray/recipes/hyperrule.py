@@ -24,6 +24,7 @@ _CODE_BOUNDARIES: dict[Regime, tuple[int, ...]] = {
     "medium": (3000, 6000, 9000),
     "large": (6000, 12_000, 18_000),
 }
+_HALVED = "the network halves its input five times"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,13 @@ class RuleOverrides:
     """Share of the features that are dropped before the head; the paper's random search has up to 0.7 (App. A)."""
     mixup_alpha: float | None = None
     """MixUp's parameter; 0: off."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+        Schedule(  # which checks both
+            base_lr=1.0 if self.base_lr is None else self.base_lr,
+            num_steps=1 if self.num_steps is None else self.num_steps,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,29 +117,17 @@ class HyperRule:
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
-            raise ConfigError(
-                f"num_examples: {self.num_examples}; at least 1; count the training images that are really used"
-            )
+            remedy = "count the training images that are really used"
+            raise ConfigError.of("num_examples", self.num_examples, "at least 1", remedy)
         if min(self.image_size) < 1:
-            raise ConfigError(f"image_size: {self.image_size}; (height, width), both at least 1 pixel; correct it")
-        if self.crop < MIN_IMAGE_SIZE:
-            raise ConfigError(
-                f"crop: {self.crop}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five times"
-            )
+            raise ConfigError.of("image_size", self.image_size, "(height, width), both at least 1 pixel")
+        _check(self)
         if self.resize < self.crop:
-            raise ConfigError(f"resize: {self.resize}; at least crop ({self.crop}); a crop cannot exceed the image")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size: {self.batch_size}; at least 1; the rule has 512")
-        if not 0 <= self.mixup_alpha < math.inf:
-            raise ConfigError(f"mixup_alpha: {self.mixup_alpha}; 0 (off) or more; the rule has 0.1 from 20,000 images")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the rule has 0.9")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight_decay: {self.weight_decay}; 0 or more; the rule has 0")
+            accepted = f"at least crop ({self.crop})"
+            raise ConfigError.of("resize", self.resize, accepted, "a crop cannot be larger than the image")
         if self.decay_to_init and not self.weight_decay:
-            raise ConfigError("decay_to_init: on, and weight_decay is 0; a decay above 0; set one or leave it off")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout: {self.dropout}; 0 (off) to below 1; the rule has 0")
+            given = "on, but weight_decay is 0"
+            raise ConfigError.of("decay_to_init", given, "a weight_decay above 0", "set one, or turn this off")
         _ = self.schedule  # checks the steps and the rate
 
     @property
@@ -148,6 +144,21 @@ class HyperRule:
     def lr_at(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
         return self.schedule.lr_at(step)
+
+
+def _check(values: RuleOverrides | HyperRule) -> None:
+    """Refuse values that no data can make right; what is not set is not checked."""
+    for name, least, below, accepted, remedy in (
+        ("crop", MIN_IMAGE_SIZE, math.inf, f"at least {MIN_IMAGE_SIZE} pixels", _HALVED),
+        ("batch_size", 1, math.inf, "at least 1", "the rule has 512"),
+        ("mixup_alpha", 0, math.inf, "0 (off) or more", "the rule has 0.1 from 20,000 images"),
+        ("momentum", 0, 1, "0 to below 1", "the rule has 0.9"),
+        ("weight_decay", 0, math.inf, "0 or more", "the rule has 0"),
+        ("dropout", 0, 1, "0 (off) to below 1", "the rule has 0"),
+    ):
+        value = getattr(values, name)
+        if value is not None and not least <= value < below:
+            raise ConfigError.of(name, value, accepted, remedy)
 
 
 def hyperrule(
@@ -192,9 +203,9 @@ def hyperrule(
         ("boundary_rule", overrides.boundary_rule or "hyperrule", BoundaryRule),
     ):
         if value not in get_args(kind):
-            raise ConfigError(f"{name}: {value!r}; one of {', '.join(get_args(kind))}; choose one")
+            raise ConfigError.of(name, repr(value), ", ".join(get_args(kind)), "choose one")
     if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
-        raise ConfigError(f"image_size: {image_size!r}; (height, width) in pixels; give both")
+        raise ConfigError.of("image_size", repr(image_size), "(height, width) in pixels", "give both")
     num_examples = operator.index(num_examples)
     height, width = (operator.index(side) for side in image_size)
 

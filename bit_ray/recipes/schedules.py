@@ -34,23 +34,19 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.base_lr) and self.base_lr > 0):
-            raise ConfigError(f"base_lr: {self.base_lr}; a number above 0; the paper has 0.003 for transfer")
+            raise ConfigError.of("base_lr", self.base_lr, "a number above 0", "the paper has 0.003 for transfer")
         if self.num_steps < 1:
-            raise ConfigError(f"num_steps: {self.num_steps}; at least 1; train for more steps or epochs")
+            raise ConfigError.of("num_steps", self.num_steps, "at least 1", "train for more steps or epochs")
         if not 0 <= self.warmup_steps < self.num_steps:
-            raise ConfigError(
-                f"warmup_steps: {self.warmup_steps}; 0 to {self.num_steps - 1} in a run of {self.num_steps} steps; "
-                "shorten the warm-up or train longer"
-            )
+            accepted = f"0 to {self.num_steps - 1} in a run of {self.num_steps} steps"
+            raise ConfigError.of("warmup_steps", self.warmup_steps, accepted, "shorten the warm-up or train longer")
         if list(self.boundaries) != sorted(self.boundaries):
-            raise ConfigError(f"boundaries: {self.boundaries}; ascending steps; sort them")
+            raise ConfigError.of("boundaries", self.boundaries, "ascending steps", "sort them")
         if self.boundaries and not 0 <= self.boundaries[0] <= self.boundaries[-1] <= self.num_steps:
-            raise ConfigError(
-                f"boundaries: {self.boundaries}; 0 to {self.num_steps} in a run of {self.num_steps} steps; "
-                "move them or train longer"
-            )
+            accepted = f"0 to {self.num_steps} in a run of {self.num_steps} steps"
+            raise ConfigError.of("boundaries", self.boundaries, accepted, "move them or train longer")
         if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay: {self.decay}; above 0, at most 1; the paper divides by ten: 0.1")
+            raise ConfigError.of("decay", self.decay, "above 0, at most 1", "the paper divides by ten: 0.1")
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0.
@@ -59,7 +55,7 @@ class Schedule:
             ConfigError: the run has no such step.
         """
         if not 0 <= step < self.num_steps:
-            raise ConfigError(f"step: {step}; 0 to {self.num_steps - 1}; the run has {self.num_steps} steps")
+            raise ConfigError.of("step", step, f"0 to {self.num_steps - 1}", f"the run has {self.num_steps} steps")
         warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
         if self.kind == "cosine":
             progress = max(0.0, (step - self.warmup_steps) / (self.num_steps - self.warmup_steps))

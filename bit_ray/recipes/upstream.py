@@ -53,26 +53,24 @@ class UpstreamRecipe:
 
     def __post_init__(self) -> None:
         if not 0 < self.epochs < math.inf:
-            raise ConfigError(f"epochs: {self.epochs}; above 0; the paper has 90 (S, M) or 40 (L)")
+            raise ConfigError.of("epochs", self.epochs, "above 0", "the paper has 90 (S, M) or 40 (L)")
         if list(self.decay_epochs) != sorted(self.decay_epochs):
-            raise ConfigError(f"decay_epochs: {self.decay_epochs}; ascending epochs; sort them")
+            raise ConfigError.of("decay_epochs", self.decay_epochs, "ascending epochs", "sort them")
         if self.decay_epochs and not 0 < self.decay_epochs[0] <= self.decay_epochs[-1] < self.epochs:
-            raise ConfigError(
-                f"decay_epochs: {self.decay_epochs}; above 0 and below epochs ({self.epochs}); "
-                "scale them together with epochs"
-            )
+            accepted = f"above 0 and below epochs ({self.epochs})"
+            raise ConfigError.of("decay_epochs", self.decay_epochs, accepted, "scale them together with epochs")
         for name, value, known in (
             ("global_batch_size", self.global_batch_size, "4096"),
             ("crop_size", self.crop_size, "224"),
             ("base_lr_per_256", self.base_lr_per_256, "0.03"),
         ):
             if not 0 < value < math.inf:
-                raise ConfigError(f"{name}: {value}; above 0; the paper has {known}")
+                raise ConfigError.of(name, value, "above 0", f"the paper has {known}")
         for name, value in (("warmup_steps", self.warmup_steps), ("weight_decay", self.weight_decay)):
             if not 0 <= value < math.inf:
-                raise ConfigError(f"{name}: {value}; 0 or more; 0 turns it off")
+                raise ConfigError.of(name, value, "0 or more", "0 turns it off")
         if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the paper has 0.9")
+            raise ConfigError.of("momentum", self.momentum, "0 to below 1", "the paper has 0.9")
 
     @property
     def base_lr(self) -> float:
@@ -86,13 +84,11 @@ class UpstreamRecipe:
             ConfigError: less than one step.
         """
         if num_examples < 1:
-            raise ConfigError(f"num_examples: {num_examples}; at least 1; point the recipe at a data set with images")
+            raise ConfigError.of("num_examples", num_examples, "at least 1", "use a data set with images")
         steps = epochs_to_steps(self.epochs, num_examples, self.global_batch_size)
         if steps < 1:
-            raise ConfigError(
-                f"epochs: {self.epochs} over {num_examples} images are no step of {self.global_batch_size}; "
-                "at least one batch; raise epochs or lower global_batch_size"
-            )
+            given = f"{self.epochs} over {num_examples} images are less than one batch of {self.global_batch_size}"
+            raise ConfigError.of("epochs", given, "at least one batch", "raise epochs or lower global_batch_size")
         return steps
 
     def schedule(self, num_examples: int) -> Schedule:
@@ -103,10 +99,9 @@ class UpstreamRecipe:
         """
         steps = self.num_steps(num_examples)
         if self.warmup_steps >= steps:
-            raise ConfigError(
-                f"warmup_steps: {self.warmup_steps}; 0 to {steps - 1}: {self.epochs:g} epochs of {num_examples} images "
-                f"are {steps} steps of {self.global_batch_size}; lower warmup_steps or raise epochs"
-            )
+            length = f"{self.epochs:g} epochs of {num_examples} images are {steps} steps of {self.global_batch_size}"
+            accepted = f"0 to {steps - 1}, because {length}"
+            raise ConfigError.of("warmup_steps", self.warmup_steps, accepted, "lower warmup_steps or raise epochs")
         return Schedule(
             base_lr=self.base_lr,
             num_steps=steps,
@@ -125,7 +120,7 @@ class UpstreamRecipe:
         if self.loss == "auto":
             return "sigmoid" if multi_label else "softmax"
         if self.loss == "softmax" and multi_label:
-            raise ConfigError("loss: softmax with several labels per image; sigmoid or auto; set loss to auto")
+            raise ConfigError.of("loss", "softmax with several labels per image", "sigmoid or auto", "set loss to auto")
         return self.loss
 
 

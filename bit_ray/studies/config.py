@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from bit_ray.config import check_folder_name
+from bit_ray.config import DEFAULT_STORAGE, check_folder_name
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
-from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import parse_train
 
 
@@ -50,6 +50,6 @@ class FewShotConfig:
         check_folder_name(self.name)
         parse_train(self.train)
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
-            raise ConfigError(f"shots: {self.shots}; different whole numbers of at least 1; for example 1 5 10")
+            raise ConfigError.of("shots", self.shots, "different whole numbers of at least 1", "for example 1 5 10")
         if self.num_subsets < 1:
-            raise ConfigError(f"num_subsets: {self.num_subsets}; an integer of at least 1; the paper has 5")
+            raise ConfigError.of("num_subsets", self.num_subsets, "a whole number of at least 1", "the paper has 5")

@@ -56,8 +56,7 @@ def vtab_suite(config: VtabConfig) -> VtabReport:
     """Run the chosen tasks, as many in parallel as the cluster has GPUs or cores, and record their means.
 
     Raises:
-        DataError: none of the tasks could be run.
-        BitRayError: Anything else the user can fix.
+        BitRayError: None of the tasks could be run, or anything else that the user can fix.
     """
     config = _with_absolute_paths(config)
     start = _read_start(config)
@@ -95,14 +94,14 @@ def _study(config: VtabConfig, start: InitialWeights) -> VtabReport:
             side_by_side=config.side_by_side,
             keep_going=True,
         )
-        problems = {name: str(error) for name, error in found.items()}
-        for problem in problems.values():
-            log.warning("%s", problem)
         if not study.scores:
-            first = problems[config.chosen[0].name]
-            others = len(problems) - 1
-            more = f" (and {others} more task{'s' * (others > 1)} without data or with a mistake)" if others else ""
-            raise DataError(f"{first}{more}")
+            first, *others = (found[task.name] for task in config.chosen)
+            for error in others:
+                log.warning("%s", error)
+            raise first
+        for error in found.values():
+            log.warning("%s", error)
+        problems = {name: str(error) for name, error in found.items()}
         scores = tuple(study.scores[task.name] for task in config.chosen if task.name in study.scores)
         report = VtabReport(scores, problems)
         _record(run, report)
@@ -118,10 +117,10 @@ def plan_tasks(config: VtabConfig) -> list[tuple[Task, HyperRule | None, str]]:
     found: list[tuple[Task, HyperRule | None, str]] = []
     for task in config.chosen:
         try:
-            num_examples, size, said = training_images(task, config)
-            found.append((task, _rule(config, task, start.model, num_examples, size), said))
+            num_examples, size, origin = training_images(task, config)
+            found.append((task, _rule(config, task, start.model, num_examples, size), origin))
         except DataError as error:
-            found.append((task, None, str(error)))
+            found.append((task, None, str(error.about(task.name))))
     return found
 
 
@@ -132,7 +131,8 @@ def _read_start(config: VtabConfig) -> InitialWeights:
         return InitialWeights(config.model, {}, "", "")
     init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
     if config.model and config.model != init.model:
-        raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
+        given = f"{config.model}, but the weights in {config.init} are of {init.model}"
+        raise ConfigError.of("model", given, remedy="leave it out")
     return init
 
 
@@ -182,8 +182,8 @@ def _prepare_train_and_test(
         for uri, found in zip(uris, (manifest, test_manifest), strict=True):
             if found.multi_label or found.num_classes != task.num_classes or found.class_names != manifest.class_names:
                 raise DataError(
-                    f"{uri} has {found.num_classes} classes; accepted: the {task.num_classes} of the task, named as in "
-                    f"{uris[0]}; delete it to have it written again"
+                    f"{uri}: {found.num_classes} classes; accepted: the {task.num_classes} of the task, named as in "
+                    f"{uris[0]}; delete the set, and it is written again"
                 )
         rule = _rule(config, task, model, manifest.num_examples, manifest.median_image_size)
         plan = transfer_plan(
@@ -200,7 +200,7 @@ def _prepare_train_and_test(
         network = transfer(plan, uris[0], manifest, None, tensors, num_threads=num_threads, micro_batch_size=micro)
         top_1 = top_1_on(network, uris[1], test_manifest, plan)
     except BitRayError as error:
-        raise error if str(error).startswith(f"{task.name}: ") else type(error)(f"{task.name}: {error}") from None
+        raise error.about(task.name) from None
     return TaskScore(
         task=task.name,
         top_1=top_1,
@@ -214,15 +214,15 @@ def _prepare_train_and_test(
 
 
 def _statement(task: Task, config: VtabConfig, index: Index, num_test: int) -> str:
-    said = [index.statement if index.train else f"{task.name}: {index.origin}"]
+    parts = [index.statement if index.train else f"{task.name}: {index.origin}"]
     if config.protocol == "test":
         if index.has_own_test(task):
-            said.append("test images by a fixed split of our own, since none is published")
+            parts.append("test images by a fixed split of bit_ray, because no split is published")
         if num_test != task.sizes[2]:
-            said.append(f"{num_test:,} of {task.sizes[2]:,} test images")
+            parts.append(f"{num_test:,} of {task.sizes[2]:,} test images")
     else:
-        said.append("scored on the validation examples")
-    return "; ".join(said)
+        parts.append("scored on the validation examples")
+    return "; ".join(parts)
 
 
 def _record(run: TrackedRun, report: VtabReport) -> None:
@@ -232,5 +232,5 @@ def _record(run: TrackedRun, report: VtabReport) -> None:
     # Means change when a continued study has more tasks: their step is the number of tasks.
     run.log_metrics({f"vtab_mean/{mean.group.replace(' ', '_')}": mean.top_1 for mean in means(top_1)}, step=len(top_1))
     table = markdown(TASK_COLUMNS, task_rows(report.scores))
-    said = "".join(f"- {score.statement}\n" for score in report.scores)
-    run.log_text(f"{markdown(MEAN_COLUMNS, mean_rows(report.scores))}\n{table}\n{said}", "vtab.md")
+    statements = "".join(f"- {score.statement}\n" for score in report.scores)
+    run.log_text(f"{markdown(MEAN_COLUMNS, mean_rows(report.scores))}\n{table}\n{statements}", "vtab.md")

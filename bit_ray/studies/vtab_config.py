@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bit_ray.config import check_folder_name
+from bit_ray.config import DEFAULT_STORAGE, check_folder_name
+from bit_ray.data.sources.base import DEFAULT_DATA_DIR
 from bit_ray.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
-from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import check_train
 
 
@@ -23,7 +24,7 @@ class VtabConfig:
     """Network, when training from scratch; otherwise the weights say it."""
     tasks: tuple[str, ...] = ()
     """Tasks to run; empty: all 19."""
-    data_dir: str = "bit_ray_runs/datasets"
+    data_dir: str = DEFAULT_DATA_DIR
     """Folder of the publishers' files, a folder for each data set: docs/vtab.md lists them."""
     shards: str = ""
     """Folder of the tasks' shard sets, SHARDS/TASK/SPLIT, written from data-dir where missing; empty: STORAGE/vtab."""
@@ -60,17 +61,16 @@ class VtabConfig:
     def __post_init__(self) -> None:
         check_folder_name(self.name)
         if not self.init and not self.model:
-            raise ConfigError(
-                "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
-            )
+            given = "empty, and model is empty"
+            raise ConfigError.of("init", given, "weights to start from, or a model to train from scratch", "give one")
         check_train(self.train, self.init)
         for name, least in (("num_train", 1), ("num_val", 1), ("seed", 0), ("subset_seed", 0), ("micro_batch_size", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+                raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")
         if self.side_by_side < 0:
-            raise ConfigError(f"side_by_side: {self.side_by_side}; 0 (as many as possible) or more; raise it")
+            raise ConfigError.of("side_by_side", self.side_by_side, "0 (as many as possible) or more", "raise it")
         if len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError(f"tasks: {' '.join(self.tasks)}; each once; remove the repetition")
+            raise ConfigError.of("tasks", " ".join(self.tasks), "each task once", "remove the repetition")
         _ = self.chosen  # which checks the names
 
     @property

@@ -142,8 +142,6 @@ def load_score(uri: str, identity: str) -> TaskScore | None:
         return None
     score = store.read_record(TaskScore, uri, "delete it to run the task again")
     if score.settings_digest != identity:
-        raise ConfigError(
-            f"name: {score.task} was run under this name with other settings or weights; accepted: the same; "
-            f"choose another name, or delete {uri}"
-        )
+        given = f"{score.task} was run under this name with other settings or weights"
+        raise ConfigError.of("name", given, "the same settings and weights", f"choose another name, or delete {uri}")
     return score

@@ -20,19 +20,19 @@ _WAIT_S = 86400.0
 
 def training_images(task: Task, config: VtabConfig) -> tuple[int, tuple[int, int], str]:
     """Number and median size of the training images, and what they are."""
-    learnt, scored = _splits(config)
+    train, test = _splits(config)
     root = _shards(task, config)
-    if all(store.exists(store.join(root, name, MANIFEST)) for name in (learnt, scored)):
-        manifest = read_manifest(store.join(root, learnt))
+    if all(store.exists(store.join(root, name, MANIFEST)) for name in (train, test)):
+        manifest = read_manifest(store.join(root, train))
         return manifest.num_examples, manifest.median_image_size, f"shards in {root}"
     data = open_task(task, config.data_dir)
     index = read_index(config.index, task) if config.index else None
     index = index or draw_index(data, config.subset_seed, config.num_train, config.num_val)
-    source = data.subset(learnt, index)
+    source = data.subset(train, index)
     few = source.part(np.arange(min(9, len(source))))
     sizes = [decode_image(one.image, convert=True).shape[:2] for one in few if isinstance(one, Example)]
     height, width = np.median(np.array(sizes), axis=0).astype(int).tolist()
-    return len(source), (height, width), "; ".join(filter(None, (index.origin, data.missing.partition(": ")[2])))
+    return len(source), (height, width), "; ".join(filter(None, (index.origin, data.missing)))
 
 
 def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Index]:
@@ -47,8 +47,8 @@ def prepare_shards(task: Task, config: VtabConfig) -> tuple[tuple[str, str], Ind
     root = _shards(task, config)
     if all(store.exists(store.join(root, name, MANIFEST)) for name in _splits(config)):
         return _prepare_shards(task, config, root)
-    busy = f"{task.name}: {root} is being written"
-    with claimed(store.join(root, CLAIM_FILE), busy, remedy="wait for it, or choose other shards", wait_s=_WAIT_S):
+    claim, remedy = store.join(root, CLAIM_FILE), "wait for it, or choose other shards"
+    with claimed(claim, f"{root} is being written", field=task.name, remedy=remedy, wait_s=_WAIT_S):
         return _prepare_shards(task, config, root)
 
 
@@ -63,10 +63,9 @@ def _prepare_shards(task: Task, config: VtabConfig, root: str) -> tuple[tuple[st
         else:
             same = fits(stored, config.subset_seed, config.num_train, config.num_val)
         if not same:
-            raise DataError(
-                f"{task.name}: {index_uri} has other examples than asked for ({stored.statement}); accepted: the same "
-                "index, seed and numbers; choose another folder of shards"
-            )
+            given = f"{index_uri} has other examples than asked for ({stored.statement})"
+            accepted = "the same index, seed and numbers"
+            raise DataError.of(task.name, given, accepted, "choose another folder of shards")
     written = all(store.exists(store.join(uri, MANIFEST)) for uri in uris)
     if written and stored is None and listed is None:  # by bit-ray shards write
         return (uris[0], uris[1]), Index(task=task.name, origin=f"as in the shards {root}", train=(), val=())

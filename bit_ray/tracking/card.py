@@ -67,7 +67,7 @@ def description(card: str) -> str:
     """Return the card as the description of a registered version, at most 5,000 characters."""
     if len(card) <= MAX_DESCRIPTION:
         return card
-    end = f"\n\n(Cut short; the whole card is {CARD_FILE} beside the weights.)\n"
+    end = f"\n\n(Shortened; the full card is {CARD_FILE} next to the weights.)\n"
     return card[: MAX_DESCRIPTION - len(end)].rpartition("\n")[0] + end
 
 
@@ -82,9 +82,9 @@ def _summary(spec: ModelSpec) -> str:
 def _input(spec: ModelSpec) -> str:
     size = f"{spec.crop_size} x {spec.crop_size} pixels"
     if spec.resize_mode == "square":
-        view = f"resized to {size}, its aspect ignored"
+        view = f"resized to {size} without keeping its aspect ratio"
     else:
-        view = f"resized to a shorter side of {spec.resize_size} pixels, of which the central {size} are used"
+        view = f"resized to a shorter side of {spec.resize_size} pixels and cropped to the central {size}"
     low, high = spec.input_range
     scores = "independent probabilities (sigmoid)" if spec.multi_label else "probabilities that add up to 1 (softmax)"
     names = ", ".join(_inline(name) for name in spec.class_names[:_NAMED_CLASSES])
@@ -92,7 +92,7 @@ def _input(spec: ModelSpec) -> str:
     return _list(
         [
             f"One 8-bit RGB image of any size, {view}; pixel values 0 to 255 become {low:g} to {high:g}.",
-            f"Out come {scores}, one for each class.",
+            f"The output is {scores}, one for each class.",
             f"Classes: {names}{f', and {more:,} more in `model.json`' if more > 0 else ''}.",
         ]
     )
@@ -105,7 +105,7 @@ def _data(spec: ModelSpec, params: Mapping[str, str], metrics: Mapping[str, floa
     if shards := params.get("shards"):
         lines.append(f"Training shards: `{shards}`.")
     if (seen := metrics.get("train/images_seen")) is not None:
-        lines.append(f"Images seen in training, repetitions included: {seen:,.0f}.")
+        lines.append(f"Images seen in training, with repetitions: {seen:,.0f}.")
     if init := (spec.provenance.get("parent") or params.get("init")):
         lines.append(f"Started from the weights `{init}`.")
     return _list(lines) if lines else "Not recorded."
@@ -131,14 +131,14 @@ def _results(params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
 def _limits(spec: ModelSpec, metrics: Mapping[str, float]) -> str:
     lines = []
     if not spec.multi_label:
-        lines.append("It names one of its classes whatever the image shows; it does not know what it does not know.")
+        lines.append("It always predicts one of its classes, even for an image of something else.")
     lines.append("The results hold for images like those of the test set; other cameras, crops or times may do worse.")
     error = metrics.get("test/ece")
     if error is None:
-        lines.append("How far its probabilities can be trusted was not measured.")
+        lines.append("The calibration of its probabilities was not measured.")
     else:
         lines.append(f"Its probabilities are off by {error:.1%} on average (ECE, 15 bins); see the reliability plot.")
-    lines.append("Biases of the training images and labels, and of the weights it started from, are its own.")
+    lines.append("It inherits the biases of the training images and labels, and of the weights it started from.")
     return _list(lines)
 
 

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from bit_ray.errors import ConfigError
 
-DEFAULT_STORAGE = "bit_ray_runs"
-"""Folder of runs, shards and the embedded MLflow store, below the current directory."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
@@ -20,7 +17,7 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         if not self.experiment.strip():
-            raise ConfigError("experiment: empty; accepted: the name of an MLflow experiment; leave it out for bit_ray")
+            raise ConfigError.of("experiment", "empty", "the name of an MLflow experiment", "leave it out for bit_ray")
 
 
 @dataclass(frozen=True, kw_only=True)

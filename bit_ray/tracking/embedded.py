@@ -27,7 +27,7 @@ def prepare_store(path: Path) -> None:
     if not _holds_something(path):
         lock = path.with_name(f".{path.name}.lock")
         remedy = "wait for it, or stop it"
-        with locked(lock, f"tracking.uri: {path} is being set up", remedy=remedy, wait_s=WAIT_S):
+        with locked(lock, f"{path} is being set up", field="tracking.uri", remedy=remedy, wait_s=WAIT_S):
             if not _holds_something(path):
                 _make(path)
     _check(path)
@@ -65,16 +65,16 @@ def _check(path: Path) -> None:
         return
     if not revision or any(name.startswith("_alembic_tmp_") for name in tables):
         raise TrackingError(
-            f"{given}: is half-made, as by an MLflow that was killed while it set it up; restore a copy of it, or move "
-            "it away to begin a new one"
+            f"{given}: incomplete, as after an MLflow that was killed while it made the file; restore a copy of it, or "
+            "move it away to begin a new one"
         )
     if revision not in known:
         raise TrackingError(
-            f"{given}: was made by a newer MLflow (schema {revision}); install that one, or name another"
+            f"{given}: made by a newer MLflow (schema {revision}); install that version, or name another file"
         )
     raise TrackingError(
-        f"{given}: was made by an older MLflow (schema {revision}, this one has {head}); stop what uses it, copy it, "
-        f"and upgrade it: cp {path} {path}.bak && mlflow db upgrade sqlite:///{path}"
+        f"{given}: made by an older MLflow (schema {revision}, this one has {head}); stop what uses it, copy it, and "
+        f"upgrade it: cp {path} {path}.bak && mlflow db upgrade sqlite:///{path}"
     )
 
 

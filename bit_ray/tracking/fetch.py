@@ -49,10 +49,11 @@ def _check(directory: Path, reference: ModelReference) -> None:
         size = (directory / weights.file).stat().st_size
     except OSError as error:
         raise ModelError(
-            f"{where}: cannot be read ({error.strerror}); it was deleted, or lies on another machine; {remedy}"
+            f"{where}: cannot be read ({error.strerror}); it was deleted, or is on another machine; {remedy}"
         ) from None
     if size != reference.num_bytes:
-        raise ModelError(f"{where}: {weights.file} of {size} bytes; registered: {reference.num_bytes}; {remedy}")
+        given = f"{weights.file} has {size} bytes"
+        raise ModelError(f"{where}: {given}; accepted: {reference.num_bytes}, as registered; {remedy}")
 
 
 def _digests(reference: ModelReference) -> Digests:

@@ -69,7 +69,7 @@ class _Document:
     def __post_init__(self) -> None:
         # Characters that MLflow refuses in the name of a model, or that would break the line of a message.
         if not self.name.strip() or {"/", ":"} & {*self.name} or len(self.name) > 256 or not is_plain(self.name):
-            raise ConfigError(f"name: given {self.name[:80]!r}; accepted: the name of a registered model")
+            raise ConfigError.of("name", f"given {self.name[:80]!r}", "the name of a registered model")
 
 
 def check_package_uri(uri: str, field: str = "package_uri") -> None:
@@ -82,25 +82,24 @@ def check_package_uri(uri: str, field: str = "package_uri") -> None:
         ConfigError: it is neither an absolute local path nor a bucket and a path in it, or has other parts.
     """
     if len(uri) > _MAX_URI:
-        raise ConfigError(f"{field}: of {len(uri):,} characters; accepted: at most {_MAX_URI:,}")
-    given = f"{field}: given {shown(uri)!r}"
+        raise ConfigError.of(field, f"{len(uri):,} characters", f"at most {_MAX_URI:,}")
+    given = f"given {shown(uri)!r}"
     if not is_plain(uri):
-        raise ConfigError(f"{given}; accepted: text without control characters")
+        raise ConfigError.of(field, given, "text without control characters")
     if uri.startswith(("/", "file:///")):
         return
     match = re.fullmatch(r"(?:s3|gs)://([^/?]+)(?:/[^?]*)?(\?.*)?", uri)
     if match is None:
-        raise ConfigError(f"{given}; accepted: an absolute local path, s3://bucket/path or gs://bucket/path")
+        raise ConfigError.of(field, given, "an absolute local path, s3://bucket/path or gs://bucket/path")
     try:
         store.check_uri(uri)
     except DataError as error:
-        raise ConfigError(f"{field}: {error}") from None
+        raise ConfigError(str(error)).about(field) from None
     if match[2]:
-        raise ConfigError(
-            f"{given}; accepted in the registry: a URI without a query; leave it out and set AWS_ENDPOINT_URL instead"
-        )
+        accepted, remedy = "a URI without a query", "leave the query out, and set AWS_ENDPOINT_URL instead"
+        raise ConfigError.of(field, given, accepted, remedy)
     if not re.fullmatch(r"(?:anonymous@)?[\w.-]+", match[1], re.ASCII):
-        raise ConfigError(f"{given}; accepted: the name of a bucket, of letters, digits, . _ and -")
+        raise ConfigError.of(field, given, "the name of a bucket, of letters, digits, . _ and -")
 
 
 def log_reference(
@@ -166,7 +165,7 @@ def read_reference(client: MlflowClient, name: str, version: str) -> ModelRefere
         if isinstance(error, ModelError):
             raise
         raise ModelError(
-            f"models:/{name}/{version}: has no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that "
+            f"models:/{name}/{version}: no readable {REFERENCE_FILE} ({one_line(error)}); accepted: models that "
             f"bit_ray registered; load others with mlflow"
         ) from None
 
@@ -191,8 +190,8 @@ def parse_reference(data: bytes, name: str = "", version: int = 0) -> ModelRefer
         )
     except ConfigError as error:
         raise ModelError(
-            f"models:/{name}/{version}: {REFERENCE_FILE} is not what bit_ray writes ({one_line(error)}); register the "
-            "model again"
+            f"models:/{name}/{version}: {REFERENCE_FILE} is damaged ({one_line(error)}); accepted: one that bit_ray "
+            "wrote; register the model again"
         ) from None
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray import store
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
-from bit_ray.tracking.config import DEFAULT_STORAGE
 from bit_ray.tracking.fetch import download
 from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
@@ -77,12 +77,10 @@ def check_name(name: str, alias: str) -> None:
         ConfigError: MLflow would refuse one of them.
     """
     if not re.fullmatch(r"[\w][\w. -]*", name):
-        raise ConfigError(f"name: {name!r}; accepted: letters, digits, _ . - and spaces; choose another name")
+        raise ConfigError.of("name", repr(name), "letters, digits, _ . - and spaces", "choose another name")
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"(?i)v\d+|latest|\d+", alias):
-        raise ConfigError(
-            f"alias: {alias!r}; accepted: letters, digits, _ and -, but not a number, v1, v2 ... or latest; choose "
-            f"another alias"
-        )
+        accepted = "letters, digits, _ and -, but not a number, v1, v2 ... or latest"
+        raise ConfigError.of("alias", repr(alias), accepted, "choose another alias")
 
 
 def register(
@@ -169,7 +167,7 @@ def pull(uri: str, output_dir: str | Path, tracking_uri: str | None = None) -> P
     """
     directory = Path(output_dir).absolute()
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise ModelError(f"{output_dir}: is not empty; accepted: a new or empty directory; choose another")
+        raise ModelError(f"{output_dir}: not empty; accepted: a new or empty directory; choose another")
     download(resolve(uri, tracking_uri), directory)
     return directory
 
@@ -207,9 +205,7 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
                 weights_uri=tags["bit_ray.weights_uri"],
             )
         except (KeyError, ValueError) as error:
-            log.warning(
-                "models:/%s/%s: its tags are damaged and it is left out: %s", version.name, version.version, error
-            )
+            log.warning("models:/%s/%s: left out, its tags are damaged: %s", version.name, version.version, error)
         else:
             rows.append(row)
     return sorted(rows, key=lambda row: (row.name, -row.version))
@@ -223,11 +219,12 @@ def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
         spec, weights = parse_description(data, place)
         size = store.file_sizes([store.join(package_uri, weights.file)])[0]
     except DataError as error:
-        raise ModelError(f"{package_uri}: no saved model can be read there ({one_line(error)})") from None
+        raise ModelError(f"{package_uri}: no readable saved model ({one_line(error)})") from None
     if size != weights.num_bytes:
         found = "missing" if size is None else f"{size} bytes"
         raise ModelError(
-            f"{package_uri}: {weights.file}: {found}; {weights.num_bytes} bytes in {DESCRIPTION_FILE}; save it again"
+            f"{package_uri}: {weights.file}: {found}; accepted: {weights.num_bytes} bytes, as in {DESCRIPTION_FILE}; "
+            "save it again"
         )
     return data, spec, weights
 
@@ -260,7 +257,7 @@ def _write_card(package_uri: str, card: str) -> None:
     place = store.join(package_uri, CARD_FILE)
     try:
         if store.exists(place) and not store.read_bytes(place).startswith(MARK.encode()):
-            log.warning("%s is not a card of ours and is left as it is; the card is the version's description", place)
+            log.warning("%s is not a card of bit_ray and is not changed; the card is the version's description", place)
         else:
             store.write_bytes(place, card.encode())
     except DataError as error:
@@ -293,9 +290,8 @@ def _registry_uri(tracking_uri: str | None) -> str:
     uri = server.tracking_uri(named or "", str(DEFAULT_STORE.parent))
     if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make an empty one
         given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
-        raise TrackingError(
-            f"tracking.uri: {given}; accepted: the registry's server or sqlite:///FILE; set MLFLOW_TRACKING_URI to it"
-        )
+        accepted, remedy = "the registry's server or sqlite:///FILE", "set MLFLOW_TRACKING_URI to it"
+        raise TrackingError.of("tracking.uri", given, accepted, remedy)
     return uri
 
 
@@ -322,7 +318,7 @@ def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, numbe
 
 def _choices(given: str, known: list[str]) -> str:
     if not known:
-        return "accepted: there are none yet; register one first"
+        return "there are none yet; register one first"
     nearest = difflib.get_close_matches(given, known, n=10, cutoff=0) if given else known[:10]
     more = f" and {len(known) - len(nearest)} more" if len(known) > len(nearest) else ""
     return f"accepted: {', '.join(nearest)}{more}; see bit-ray models list"

@@ -85,9 +85,7 @@ class TrackedRun:
             DataError: ``storage`` has a key or a password in it.
         """
         if not run_name or re.search(r"[\"`\\\n]", run_name):
-            raise TrackingError(
-                f"run_name: {run_name!r}; accepted: text without quotes and backslashes; rename the run"
-            )
+            raise TrackingError.of("name", repr(run_name), "text without quotes and backslashes", "rename the run")
         store.check_uri(storage)
         uri = tracking_uri(config.uri, storage)
         client = connect(uri)
@@ -100,18 +98,18 @@ class TrackedRun:
         opening = spool_directory(storage, f".{digest([uri, experiment, run_name, kind])[:16]}.lock")
         with ExitStack() as held:
             try:
-                with locked(opening, f"run_name: {run_name!r} is being begun", remedy="wait for it", wait_s=60.0):
+                begun = f"{run_name!r} is being started"
+                with locked(opening, begun, field="name", remedy="wait for it", wait_s=60.0):
                     run = _find_run(client, experiment, run_name, kind)
                     if run is None:
                         user = user_name()
                         run = client.create_run(experiment, tags={"mlflow.user": user, **tags}, run_name=run_name)
                     spool = Spool(spool_directory(storage, run.info.run_id))
-                    held.enter_context(_lock(spool, f"run_name: {run_name!r}"))
+                    held.enter_context(_lock(spool, run_name))
                 _log_params(client, run, flatten(params))
             except MlflowException as error:
-                raise TrackingError(
-                    f"tracking.uri: {shown(uri)}: refuses the run {run_name!r} ({one_line(error)})"
-                ) from None
+                given = f"{shown(uri)} refuses the run {run_name!r} ({one_line(error)})"
+                raise TrackingError.of("tracking.uri", given, remedy="see the log of the server") from None
             tracked = cls(client, run, spool, _last_steps(run, spool), held.pop_all())
         tracked._queue({"status": "RUNNING"})
         tracked.set_tags(tags)
@@ -178,7 +176,7 @@ class TrackedRun:
         if unsent:
             where = self._spool.directory
             log.warning(
-                "%d entries for MLflow are unsent and kept in %s; start the run again to send them", unsent, where
+                "%d entries for MLflow are not sent yet and kept in %s; start the run again to send them", unsent, where
             )
         else:
             self._spool.remove_if_empty()
@@ -192,7 +190,7 @@ class TrackedRun:
             if not self._disk_failed:  # a full disk must not end a training
                 self._disk_failed = True
                 log.warning(
-                    "%s: not writable (%s); metrics are lost until it is", self._spool.directory, one_line(error)
+                    "%s: cannot be written (%s); metrics are lost until it can", self._spool.directory, one_line(error)
                 )
 
     def _keep_sending(self) -> None:
@@ -212,10 +210,10 @@ class TrackedRun:
         """Warn once when an outage begins, and log when it is over."""
         if failure and not self._outage:
             self._outage = time.strftime("%Y-%m-%d %H:%M:%S")
-            text = "MLflow cannot be used since %s: %s; training goes on, metrics are kept in %s and sent later"
+            text = "MLflow cannot be used since %s: %s; training continues, metrics are kept in %s and sent later"
             log.warning(text, self._outage, failure, self._spool.directory)
         elif self._outage and not failure:
-            log.warning("MLflow can be used again; what was kept since %s has been sent", self._outage)
+            log.warning("MLflow can be used again; what was kept since %s is sent", self._outage)
             self._outage = ""
 
 
@@ -231,7 +229,8 @@ def recorded_metric(
     client = connect(uri)
     run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
     if run is None:
-        raise TrackingError(f"tracking.uri: {shown(uri)}: has no run {run_name!r}; name the server that recorded it")
+        given = f"{shown(uri)} has no run {run_name!r}"
+        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
     return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric))
 
 
@@ -247,9 +246,10 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _lock(spool: Spool, what: str) -> AbstractContextManager[None]:
-    """Lock a queue, so that no other process records the same run meanwhile."""
-    return locked(spool.directory / ".lock", f"{what} is being recorded", remedy="wait for it, or choose another name")
+def _lock(spool: Spool, run_name: str) -> AbstractContextManager[None]:
+    """Lock a queue, so that no other process records the same run at the same time."""
+    remedy = "wait for it, or choose another name"
+    return locked(spool.directory / ".lock", f"{run_name!r} is being recorded", field="name", remedy=remedy)
 
 
 def _find_run(client: MlflowClient, experiment: str, run_name: str, kind: str) -> Run | None:
@@ -263,7 +263,7 @@ def _log_params(client: MlflowClient, run: Run, params: dict[str, str]) -> None:
     recorded: dict[str, str] = run.data.params
     changed = [name for name in params if name in recorded and recorded[name] != params[name][: len(recorded[name])]]
     if changed:
-        log.warning("changed since the run began, in MLflow only in config.json: %s", ", ".join(changed))
+        log.warning("changed since the run began; in MLflow only config.json has the new value: %s", ", ".join(changed))
     new = [Param(name, value) for name, value in params.items() if name not in recorded]
     client.log_batch(run.info.run_id, params=new, synchronous=True)
 

@@ -46,29 +46,26 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
     if not uri:
         folder = local_path(storage) if storage is not None else None
         if folder is None:
-            raise TrackingError(
-                f"tracking.uri: empty, and the default, a SQLite file in the run storage, needs a local folder (given "
-                f"{storage}); accepted: {_ACCEPTED}; set tracking.uri or MLFLOW_TRACKING_URI"
-            )
+            given = f"empty, and the default, a SQLite file in the storage, needs a local folder, not {storage}"
+            raise TrackingError.of("tracking.uri", given, _ACCEPTED, "set it, or MLFLOW_TRACKING_URI")
         return f"sqlite:///{folder / 'mlflow.db'}"
     if f"://{MASK}@" in uri:
-        raise TrackingError(
-            f"tracking.uri: {uri}: recorded without its user and password; accepted: {_ACCEPTED}; give it whole, or "
-            f"leave {MASK}@ out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
+        remedy = f"write them, or leave {MASK}@ out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise TrackingError.of("tracking.uri", f"{uri} has no user and password", _ACCEPTED, remedy)
     try:
         parts = urlsplit(uri)
         _ = parts.port  # parsed only here
     except ValueError:
-        raise TrackingError(
-            f"tracking.uri: {shown(uri)}: not a URI; accepted: {_ACCEPTED}; write what is special in a password as %2F "
-            "and the like, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        ) from None
+        remedy = (
+            "write special characters of a password as %2F and the like, or set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+        raise TrackingError.of("tracking.uri", f"{shown(uri)} is not a URI", _ACCEPTED, remedy) from None
     kind = parts.scheme.split("+")[0]
     if kind == "sqlite":
         return f"sqlite:///{sqlite_file(uri)}"
     if kind not in ("http", "https", *_PORTS):
-        raise TrackingError(f"tracking.uri: {shown(uri)}; accepted: {_ACCEPTED}; a folder of files cannot be used")
+        raise TrackingError.of("tracking.uri", shown(uri), _ACCEPTED, "a folder of files cannot be used")
     return uri.rstrip("/")
 
 
@@ -90,7 +87,8 @@ def connect(uri: str) -> MlflowClient:
     except BitRayError:
         raise
     except Exception as error:
-        raise TrackingError(f"tracking.uri: {shown(uri)}: cannot be used ({one_line(error)})") from None
+        given = f"{shown(uri)}: cannot be used ({one_line(error)})"
+        raise TrackingError.of("tracking.uri", given, remedy="name another server or file") from None
     return client
 
 
@@ -113,7 +111,8 @@ def probe(uri: str) -> None:
             _within(2 * PROBE_SECONDS, lambda: socket.create_connection(address, PROBE_SECONDS).close())
     except (OSError, MlflowException) as error:
         reason = _connection_reason(error)
-        raise TrackingError(f"tracking.uri: {shown(uri)}: cannot be reached ({reason}); {remedy}") from None
+        given = f"{shown(uri)}: cannot be reached ({reason})"
+        raise TrackingError.of("tracking.uri", given, remedy=remedy) from None
 
 
 def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -> str:
@@ -136,10 +135,12 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
                 if experiment is None:
                     raise
     except Exception as error:
-        raise TrackingError(f"tracking.experiment: {name!r}: {one_line(error)}") from None
+        given = f"{name!r}: {one_line(error)}"
+        raise TrackingError.of("tracking.experiment", given, remedy="choose another name") from None
     if experiment.lifecycle_stage != "active":
         remedy = f"mlflow experiments restore --experiment-id {experiment.experiment_id}, or choose another name"
-        raise TrackingError(f"tracking.experiment: {name!r} was deleted in {shown(client.tracking_uri)}; {remedy}")
+        given = f"{name!r} was deleted in {shown(client.tracking_uri)}"
+        raise TrackingError.of("tracking.experiment", given, remedy=remedy)
     return str(experiment.experiment_id)
 
 
@@ -176,10 +177,11 @@ def _probe_http(uri: str) -> None:
     )
     if response.status_code in (401, 403):
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        raise TrackingError(f"tracking.uri: {shown(uri)}: refused (HTTP {response.status_code}); {remedy}")
+        given = f"{shown(uri)}: access refused (HTTP {response.status_code})"
+        raise TrackingError.of("tracking.uri", given, remedy=remedy)
     if response.status_code != 200 or not response.text.lstrip().startswith("{"):
-        given = f"HTTP {response.status_code}, {response.headers.get('content-type', 'no content type')}"
-        raise TrackingError(f"tracking.uri: {shown(uri)}: does not answer as an MLflow server ({given}); correct it")
+        answer = f"HTTP {response.status_code}, {response.headers.get('content-type', 'no content type')}"
+        raise TrackingError.of("tracking.uri", f"{shown(uri)}: not the answer of an MLflow server ({answer})")
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> None:
@@ -205,8 +207,8 @@ def _connection_reason(error: BaseException) -> str:
     text = str(error).lower()
     for sign, reason in {
         "refused": "connection refused",
-        "resolve": "host name not known",
-        "name or service not known": "host name not known",
+        "resolve": "unknown host name",
+        "name or service not known": "unknown host name",
         "timed out": f"no answer within {PROBE_SECONDS:.0f} seconds",
         "unreachable": "network unreachable",
         "certificate": "its TLS certificate is not trusted",

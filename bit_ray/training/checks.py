@@ -9,15 +9,30 @@ from bit_ray import store
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import Resources, choose_workers, num_local_cores
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.errors import DataError
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.models.zoo import model_config
 from bit_ray.progress import console, print_table
-from bit_ray.training.config import Runtime
+from bit_ray.tracking.reference import check_package_uri
+from bit_ray.tracking.registry import check_name
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.dry_run import describe, worker_speed
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import share_out
 
 _MOST_SHARDS_LOOKED_AT = 1000
+
+
+def check_registration(config: PretrainConfig | FinetuneConfig) -> None:
+    """Refuse a name, an alias or a storage with which the finished model could not be registered.
+
+    Raises:
+        ConfigError: It is refused.
+    """
+    try:
+        check_name(config.register.name or config.name, config.register.alias)
+    except ConfigError as error:
+        raise error.under("register" if config.register.name or error.field == "alias" else "") from None
+    check_package_uri(store.absolute(config.storage), "storage")
 
 
 def check_settings(plan: TrainPlan, runtime: Runtime) -> None:
@@ -58,11 +73,11 @@ def preflight(
     wrong = [(shard, size) for shard, size in zip(checked, sizes, strict=True) if size != shard.num_bytes]
     if wrong:
         shard, size = wrong[0]
-        found = "is missing" if size is None else f"has {size:,} bytes, not {shard.num_bytes:,}"
+        found = "missing" if size is None else f"{size:,} bytes"
         lost, allowed = sum(s.num_examples for s, _ in wrong), runtime.bad_images_allowed(manifest.num_examples)
         text = (
-            f"{store.join(shards, shard.path)}: {found}, against the manifest; "
-            f"run bit-ray shards verify {shards}, and write the set again or restore the shard"
+            f"{store.join(shards, shard.path)}: {found}; accepted: {shard.num_bytes:,} bytes, as in the manifest; "
+            f"run bit-ray shards verify {shards}, and restore the shard or write the set again"
         )
         if lost > allowed:
             raise DataError(text)

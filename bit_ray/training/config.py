@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bit_ray.config import check_folder_name
+from bit_ray.config import DEFAULT_STORAGE, check_folder_name
 from bit_ray.data.stream.cache import CacheConfig
 from bit_ray.data.stream.order import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe, bit_m
-from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
+from bit_ray.tracking.config import TrackingConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -35,10 +35,9 @@ def parse_train(train: str) -> tuple[str, int]:
     name, colon, number = train.partition(":")
     most = _TRAIN.get(name, 0)
     if train not in ("all", "head", "norm_bias") and not (colon and number.isdecimal() and 1 <= int(number) <= most):
-        raise ConfigError(
-            f"train: {train!r}; accepted: all, head, norm_bias, stages:K (the last K, 1 to 4), adapters:R (of rank R, "
-            f"1 to {_TRAIN['adapters']}); choose one"
-        )
+        ranks = f"adapters:R (of rank R, 1 to {_TRAIN['adapters']})"
+        accepted = f"all, head, norm_bias, stages:K (the last K, 1 to 4), {ranks}"
+        raise ConfigError.of("train", repr(train), accepted, "choose one")
     return name, int(number or 0)
 
 
@@ -50,7 +49,8 @@ def check_train(train: str, init: str) -> None:
     """
     parse_train(train)
     if not init and train != "all":
-        raise ConfigError(f"train: {train}, but init is empty; all, or weights to start from; give one of them")
+        accepted = "all, or weights to start from"
+        raise ConfigError.of("train", f"{train}, but init is empty", accepted, "give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,10 @@ class Runtime:
             ("max_failures", 0),
         ):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+                raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")
         if not 0 <= self.max_bad_images < math.inf:
-            raise ConfigError(
-                f"max_bad_images: {self.max_bad_images}; a share from 0 to below 1, or a number from 1 on; correct it"
-            )
+            accepted = "a share from 0 to below 1, or a number from 1"
+            raise ConfigError.of("max_bad_images", self.max_bad_images, accepted)
 
     def bad_images_allowed(self, num_examples: int) -> int:
         """Images of a set of this size that may be left out."""
@@ -216,7 +215,7 @@ class FinetuneConfig:
         parse_train(self.train)
         for name in ("shots", "subset_seed", "seed"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: {getattr(self, name)}; a whole number of at least 0; raise it")
+                raise ConfigError.of(name, getattr(self, name), "a whole number of at least 0", "raise it")
 
 
 @dataclass(frozen=True, kw_only=True)

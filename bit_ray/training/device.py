@@ -44,10 +44,9 @@ def resolve_precision(
         fast = amx or bool(capabilities.get("avx512_bf16"))
         pays = amx and num_features >= _AMX_FEATURES and crop_size >= _AMX_PIXELS
     if precision == "bf16" and not fast:
-        raise ConfigError(
-            f"runtime.precision: bf16 has no fast path on this {device.type} device (needs CUDA compute capability 8, "
-            "AMX or AVX512-BF16); use auto or fp32"
-        )
+        given = f"bf16, but this {device.type} device has no fast path for it"
+        accepted = "bf16 with CUDA compute capability 8, AMX or AVX512-BF16"
+        raise ConfigError.of("runtime.precision", given, accepted, "use auto or fp32")
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and pays) else torch.float32
 
 

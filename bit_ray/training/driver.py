@@ -83,9 +83,11 @@ def _finished(folder: RunFolder, plan: TrainPlan) -> TrainResult | None:
     recorded = store.read_record(RunRecord, folder.plan)
     if recorded.digest != plan.digest:
         field, old, new = _first_difference(recorded.plan, to_dict(plan))
-        raise ConfigError(
-            f"name: {folder.uri} holds a run whose {field} is {old}, here it is {new}; "
-            "a run continues with the settings it began with; choose another name or restore the setting"
+        raise ConfigError.of(
+            "name",
+            f"the run in {folder.uri} has {field} {old}, this one has {new}",
+            "the settings that the run began with",
+            "choose another name, or restore the setting",
         )
     return store.read_record(TrainResult, folder.result) if store.exists(folder.result) else None
 
@@ -126,7 +128,7 @@ def train(
     name, runtime, folder = config.name, config.runtime, RunFolder.of(config.storage, config.name)
     done = _finished(folder, plan)
     if done is not None:
-        console.print(f"{name}: done already, {done.package_uri}")
+        console.print(f"{name}: already finished, {done.package_uri}")
         return done
     probe(tracking_uri(config.tracking.uri, store.absolute(config.storage)))  # before Ray starts, which takes longer
     with cluster() as resources:
@@ -240,9 +242,9 @@ def _fit(
                     reason = str(error).strip().splitlines()
                     raise ModelError(
                         f"{name}: workers failed {attempt + 1} times (last: {reason[-1] if reason else 'unknown'}); "
-                        "see the worker logs; start the run again to continue from its last checkpoint"
+                        "read the worker logs; start the run again to continue from its last checkpoint"
                     ) from error
-                console.print(f"{name}: workers failed, starting them again from the last checkpoint")
+                console.print(f"{name}: workers failed; starting them again from the last checkpoint")
     finally:
         listener.finish()
         listener.progress.close()

@@ -100,7 +100,7 @@ def describe(
         ),
         ("images", f"{num_images:,} in all"),
         ("time", _time(num_images, num_workers, speed)),
-        ("plan digest", "that of the drawn subset, once it is written" if subset else plan.digest[:12]),
+        ("plan digest", "depends on the drawn subset, which is not written yet" if subset else plan.digest[:12]),
     ]
     return rows
 
@@ -137,7 +137,7 @@ def _view(plan: TrainPlan) -> str:
 
 def _time(num_images: int, num_workers: int, speed: Speed | None) -> str:
     if speed is None:
-        return "not known: the cluster has had no place free for a measurement"
+        return "unknown: the cluster had no free slot for a measurement"
     seconds = num_images / (speed.images_per_s * num_workers)
     return (
         f"{as_duration(seconds)} of training steps, at {num_workers} workers x {speed.images_per_s:,.3g} images/s, "

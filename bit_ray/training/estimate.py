@@ -68,10 +68,9 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
                 replace(plan, model=model, norm_batch=norm_batch), crop, precision, device, micro_batch_size
             )
     except torch.OutOfMemoryError:
-        raise ConfigError(
-            f"runtime.micro_batch_size: {micro_batch_size} images of {crop} pixels do not fit into the memory of this "
-            "GPU; lower it, results stay the same"
-        ) from None
+        given = f"{micro_batch_size} images of {crop} pixels do not fit into the memory of this GPU"
+        remedy = "lower it: the results stay the same"
+        raise ConfigError.of("runtime.micro_batch_size", given, remedy=remedy) from None
     finally:
         torch.set_rng_state(state)
     where = "one CPU thread" if device == "cpu" else torch.cuda.get_device_name()

@@ -18,11 +18,9 @@ from bit_ray.evaluation.subsets import Subset, few_shot_subset, load_subset, sav
 from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder
-from bit_ray.tracking.reference import check_package_uri
-from bit_ray.tracking.registry import check_name
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
-from bit_ray.training.checks import check_settings, preflight
+from bit_ray.training.checks import check_registration, check_settings, preflight
 from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
 from bit_ray.training.initial_weights import InitialWeights, read_init
@@ -37,9 +35,8 @@ def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Sub
         ConfigError: The set is multi-label.
     """
     if manifest.multi_label:
-        raise ConfigError(
-            "shots: few-shot subsets are balanced per class and need one label per image; leave shots at 0"
-        )
+        given = f"{shots} of a set with several labels per image"
+        raise ConfigError.of("shots", given, "0: a few-shot subset needs one label per image", "leave it out")
     ids, labels = read_labels(shards, manifest)
     try:
         chosen = few_shot_subset(labels, shots, seed, class_names=manifest.class_names)
@@ -59,10 +56,9 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
     if store.exists(store.join(subset_uri, MANIFEST)):
         subset = load_subset(index_uri, manifest.digest)
         if (subset.k, subset.seed) != (shots, seed):
-            raise ConfigError(
-                f"shots: {shots} with subset_seed {seed}, but the run of this name drew {subset.k} with seed "
-                f"{subset.seed}; choose another name"
-            )
+            given = f"{shots} with subset_seed {seed}"
+            accepted = f"{subset.k} with subset_seed {subset.seed}, as this run began"
+            raise ConfigError.of("shots", given, accepted, "choose another name")
         return
     subset = draw_few_shot(shards, manifest, shots, seed)
     save_subset(subset, index_uri)
@@ -88,8 +84,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     Raises:
         BitRayError: Anything the user can fix.
     """
-    check_name(config.register.name or config.name, config.register.alias)
-    check_package_uri(store.absolute(config.storage), "storage")
+    check_registration(config)
     manifest = read_manifest(config.shards)
     test_manifest = read_manifest(config.test_shards) if config.test_shards else None
     if test_manifest is not None:
@@ -98,11 +93,11 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     if config.init:
         init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
         if config.model and config.model != init.model:
-            raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
+            given = f"{config.model}, but the weights in {config.init} are of {init.model}"
+            raise ConfigError.of("model", given, remedy="leave it out")
     elif not config.model:
-        raise ConfigError(
-            "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
-        )
+        given = "empty, and model is empty"
+        raise ConfigError.of("init", given, "weights to start from, or a model to train from scratch", "give one")
     check_train(config.train, config.init)
     with nullcontext() if config.dry_run else claimed_run(config.storage, config.name):
         return _finetune(config, manifest, test_manifest, init)

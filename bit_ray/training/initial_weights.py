@@ -42,7 +42,7 @@ def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
         init = InitialWeights(classifier.spec.model, classifier.model.state_dict(), classifier.sha256, parent)
     if (low, high) != (-1.0, 1.0):  # the range of `bit_ray.training.device.normalize`
         raise ModelError(
-            f"{uri}: made for pixels from {low:g} to {high:g}; accepted: -1 to 1, as of all BiT weights; "
+            f"{uri}: made for pixels from {low:g} to {high:g}; accepted: -1 to 1, as for all BiT weights; "
             "choose other weights"
         )
     return init

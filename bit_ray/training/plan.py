@@ -87,23 +87,23 @@ class TrainPlan:
     def __post_init__(self) -> None:
         for name, least in (("num_examples", 1), ("global_batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least {least}; raise it")
+                raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")
         for name in ("mixup_alpha", "clip_norm", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: {getattr(self, name)}; 0 (off) or more; correct it")
+                raise ConfigError.of(name, getattr(self, name), "0 (off) or more")
         if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum: {self.momentum}; 0 to below 1; the paper has 0.9")
+            raise ConfigError.of("momentum", self.momentum, "0 to below 1", "the paper has 0.9")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout: {self.dropout}; 0 (off) to below 1; the paper searches up to 0.7")
+            raise ConfigError.of("dropout", self.dropout, "0 (off) to below 1", "the paper searches up to 0.7")
         if self.decay_to_init and not self.weight_decay:
-            raise ConfigError("decay_to_init: on, and weight_decay is 0; a decay above 0; set one or leave it off")
+            given = "on, but weight_decay is 0"
+            raise ConfigError.of("decay_to_init", given, "a weight_decay above 0", "set one, or turn this off")
         parse_train(self.train)
         if self.norm_batch:
             self._check_norm_batch()
         if self.mixup_alpha and self.global_batch_size % 2:
-            raise ConfigError(
-                f"global_batch_size: {self.global_batch_size}; an even number, because MixUp mixes pairs; add one"
-            )
+            accepted = "an even number, because MixUp mixes pairs"
+            raise ConfigError.of("global_batch_size", self.global_batch_size, accepted, "add one")
 
     @property
     def digest(self) -> str:
@@ -138,13 +138,13 @@ class TrainPlan:
         batch = self.global_batch_size
         if self.batch_statistics != "group":
             why = "no BatchNorm" if self.batch_statistics == "none" else "its statistics over the whole batch"
-            raise ConfigError(f"norm_batch: {self.norm_batch}, but {self.model} has {why}; 0; leave it out")
+            raise ConfigError.of("norm_batch", f"{self.norm_batch}, but {self.model} has {why}", "0", "leave it out")
         if self.norm_batch < 2 or batch % self.norm_batch:
-            raise ConfigError(
-                f"norm_batch: {self.norm_batch}; at least 2, and a divisor of global_batch_size ({batch}); change one"
-            )
+            accepted = f"at least 2, and a divisor of the batch size ({batch})"
+            raise ConfigError.of("norm_batch", self.norm_batch, accepted, "change one")
         if self.mixup_alpha and self.norm_batch % 2:
-            raise ConfigError(f"norm_batch: {self.norm_batch}; an even number, because MixUp mixes pairs; change it")
+            accepted = "an even number, because MixUp mixes pairs"
+            raise ConfigError.of("norm_batch", self.norm_batch, accepted, "change it")
 
 
 def transfer_plan(
@@ -161,7 +161,13 @@ def transfer_plan(
     train: str = "all",
     norm_batch: int = 0,
 ) -> TrainPlan:
-    """The HyperRule's settings for this data, as a plan."""
+    """The HyperRule's settings for this data, as a plan.
+
+    Raises:
+        ConfigError: The settings do not go together.
+    """
+    if rule.mixup_alpha and rule.batch_size % 2:
+        raise ConfigError.of("batch_size", rule.batch_size, "an even number, because MixUp mixes pairs", "add one")
     return TrainPlan(
         kind="finetune",
         model=model,

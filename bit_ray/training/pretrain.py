@@ -1,14 +1,12 @@
 """Upstream pre-training: a recipe applied to a shard set."""
 
-from bit_ray import store
 from bit_ray.claim import claimed_run
 from bit_ray.config import to_dict
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import Manifest, read_manifest
-from bit_ray.evaluation.probe import probe_task
-from bit_ray.tracking.reference import check_package_uri
-from bit_ray.tracking.registry import check_name
-from bit_ray.training.checks import preflight
+from bit_ray.errors import BitRayError
+from bit_ray.evaluation.probe import ProbeTask, probe_task
+from bit_ray.training.checks import check_registration, preflight
 from bit_ray.training.config import PretrainConfig
 from bit_ray.training.driver import Trained, register_result, train
 from bit_ray.training.plan import TrainPlan
@@ -53,17 +51,23 @@ def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:
     )
 
 
+def _probe_task(config: PretrainConfig) -> ProbeTask:
+    try:
+        return probe_task(config.probe)
+    except BitRayError as error:
+        raise error.under("probe" if error.field else "") from None
+
+
 def pretrain(config: PretrainConfig) -> Trained | None:
     """Pre-train, record and register; None after a dry run.
 
     Raises:
         BitRayError: Anything the user can fix.
     """
-    check_name(config.register.name or config.name, config.register.alias)
-    check_package_uri(store.absolute(config.storage), "storage")
+    check_registration(config)
     manifest = read_manifest(config.shards)
     plan = pretrain_plan(config, manifest)
-    task = probe_task(config.probe) if config.probe.shards else None
+    task = _probe_task(config) if config.probe.shards else None
     if not preflight(plan, config.shards, manifest, config.runtime, dry_run=config.dry_run):
         return None
     with claimed_run(config.storage, config.name):

@@ -61,9 +61,9 @@ class Quarantine:
                 f"{b.shard} row {b.row} ({b.id or 'id unknown'}): {b.reason}" for b in self.known[:_NAMED]
             )
             raise DataError(
-                f"{self.shards}: {len(self._known):,} images cannot be read, runtime.max_bad_images allows "
-                f"{self.allowed:,}; first: {named}; run bit-ray shards verify {self.shards} and restore what it names, "
-                "or raise the limit; then start the run again, it continues from its last checkpoint"
+                f"{self.shards}: {len(self._known):,} images cannot be read; accepted: at most {self.allowed:,} "
+                f"(runtime.max_bad_images); first: {named}; run bit-ray shards verify {self.shards} and restore what "
+                "it names, or raise the limit; then start the run again to continue from its last checkpoint"
             )
 
     def take_unreported(self) -> list[BadExample]:

@@ -55,7 +55,7 @@ def replay(config: ReplayConfig) -> Replayed:
     done = [step for step, _ in history if step > config.step]
     if config.step < 0 or not done:
         last = history[-1][0] - 1 if history else -1
-        raise ModelError(f"step: {config.step}; accepted: 0 to {last}, the steps whose loss is recorded; correct it")
+        raise ModelError.of("step", config.step, f"0 to {last}, the steps with a recorded loss")
     stop = done[0]
     begin = max((step for step, _ in history if step < stop), default=0)
     folder = RunFolder(config.run)
@@ -107,8 +107,8 @@ def precision_of(folder: RunFolder, step: int, device: torch.device) -> Precisio
         resolve_precision(precision, device)
     except ConfigError:
         raise ModelError(
-            f"{folder.uri}: trained in {precision} on {starts[-1].device}, for which this {device.type} device has no "
-            "fast path; a device with one; replay it there"
+            f"{folder.uri}: trained in {precision} on {starts[-1].device}; accepted: a device that is fast in "
+            f"{precision}, unlike this {device.type} device; replay it there"
         ) from None
     return precision
 

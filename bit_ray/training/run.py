@@ -16,7 +16,7 @@ def recorded_plan(run_uri: str) -> tuple[TrainPlan, str]:
     """
     path = RunFolder(run_uri).plan
     if not store.exists(path):
-        raise ModelError(f"{run_uri}: holds no plan.json; accepted: the folder of a run, STORAGE/NAME; correct it")
+        raise ModelError(f"{run_uri}: no plan.json in it; accepted: the folder of a run, STORAGE/NAME; correct it")
     record = store.read_record(RunRecord, path)
     try:
         return from_dict(TrainPlan, record.plan), record.shards

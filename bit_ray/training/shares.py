@@ -42,11 +42,9 @@ def plan_micro_batch(plan: TrainPlan, largest_share: int, micro_batch_size: int)
         return micro_batch(largest_share, micro_batch_size, pairs=plan.mixup_alpha > 0)
     group = _group_size(plan)
     if micro_batch_size not in (0, group):
-        remedy = f"0 or {group}; choose norm_batch instead" if group else "0; add workers, or take -bn"
-        raise ConfigError(
-            f"micro_batch_size: {micro_batch_size}, but {plan.model} learns by statistics over {statistics} images; "
-            f"accepted: {remedy}"
-        )
+        given = f"{micro_batch_size}, but {plan.model} computes its statistics over {statistics} images"
+        accepted, remedy = (f"0 or {group}", "set norm_batch instead") if group else ("0", "add workers, or use -bn")
+        raise ConfigError.of("micro_batch_size", given, accepted, remedy)
     return group or largest_share
 
 
@@ -67,11 +65,9 @@ def worker_slots(global_batch_size: int, num_workers: int, *, pairs: bool = Fals
     if num_workers > num_units:
         what = "pairs of images that MixUp mixes" if pairs else "images"
         if group:
-            what = f"groups of {group} images that BatchNorm takes its statistics over"
-        raise ConfigError(
-            f"runtime.num_workers: {num_workers}; at most {num_units}, the {what} in a global batch; lower it, or "
-            "raise the batch"
-        )
+            what = f"groups of {group} images over which BatchNorm computes its statistics"
+        accepted = f"at most {num_units}, the {what} in a global batch"
+        raise ConfigError.of("runtime.num_workers", num_workers, accepted, "lower it, or raise the batch size")
     cuts = [worker * num_units // num_workers * unit for worker in range(num_workers + 1)]
     return [range(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
 
@@ -88,7 +84,6 @@ def micro_batch(largest_share: int, micro_batch_size: int, *, pairs: bool = Fals
         ConfigError: The size is odd although MixUp mixes pairs.
     """
     if pairs and micro_batch_size % 2:
-        raise ConfigError(
-            f"micro_batch_size: {micro_batch_size}; an even number, because MixUp mixes pairs of neighbours; add one"
-        )
+        accepted = "an even number, because MixUp mixes pairs of neighbours"
+        raise ConfigError.of("micro_batch_size", micro_batch_size, accepted, "add one")
     return min(micro_batch_size or largest_share, largest_share)

@@ -26,7 +26,7 @@ class NonFiniteError(ModelError):
     def __init__(self, step: int):
         super().__init__(
             f"step {step}: the loss or its gradient is not finite; the weights are those before this step; "
-            "lower the learning rate, set clip_norm, or look at this step's images"
+            "lower the learning rate, set clip_norm, or look at the images of this step"
         )
         self.step = step
 

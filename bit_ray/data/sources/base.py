@@ -7,6 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bit_ray.config import DEFAULT_STORAGE
+
+DEFAULT_DATA_DIR = f"{DEFAULT_STORAGE}/datasets"
+"""Folder of the publishers' files."""
 # Parquet addresses the values of a page by 32-bit offsets.
 MAX_IMAGE_BYTES = 2**28
 
@@ -40,7 +44,7 @@ class ReadOptions:
     """An image may have any number of labels: separated by ; in a CSV, a list in Parquet."""
     root: str = ""
     """Folder where a table's relative paths start; empty: the table's folder."""
-    data_dir: str = "bit_ray_runs/datasets"
+    data_dir: str = DEFAULT_DATA_DIR
     """For a set by name: folder that holds its publisher's files, unchanged, as they are or below the set's name."""
     download: bool = False
     """For a set by name: download the files that are missing from the folder, where that needs no account."""

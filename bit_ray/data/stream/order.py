@@ -41,7 +41,7 @@ class Shuffle:
     def __post_init__(self) -> None:
         for name in ("num_lanes", "lane_window", "full_up_to"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; an integer of at least 1; raise it")
+                raise ConfigError.of(name, getattr(self, name), "a whole number of at least 1", "raise it")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.global_batch_size < 1:
-            raise ConfigError(f"global_batch_size: {self.global_batch_size}; an integer of at least 1; raise it")
+            accepted = "a whole number of at least 1"
+            raise ConfigError.of("global_batch_size", self.global_batch_size, accepted, "raise it")
         if self.num_examples < 1:
-            raise ConfigError("shards: the set holds no examples; at least 1 is needed; write the set again")
+            raise ConfigError.of("shards", "the set has no examples", "at least 1", "write the set again")
 
     @cached_property
     def _sizes(self) -> np.ndarray:

@@ -40,10 +40,10 @@ def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
     """
     num_cpus = task.config.num_cpus
     if num_workers + num_cpus > resources.num_cpus:
-        raise ConfigError(
-            f"probe.num_cpus: {num_cpus}; at most {max(0, resources.num_cpus - num_workers)}, the CPUs beside "
-            f"{num_workers} training workers; lower runtime.num_workers, or leave out probe.shards"
-        )
+        most = max(0, resources.num_cpus - num_workers)
+        accepted = f"at most {most}, the CPUs that {num_workers} training workers leave"
+        remedy = "lower runtime.num_workers, or leave out probe.shards"
+        raise ConfigError.of("probe.num_cpus", num_cpus, accepted, remedy)
 
 
 class CheckpointProbes(threading.Thread):
@@ -109,7 +109,7 @@ class CheckpointProbes(threading.Thread):
             except Exception as error:  # a probe that fails must not end a training
                 if not self._cancelled:
                     reason = shown(str(root_cause(error) or error).strip().splitlines()[-1])
-                    log.warning("probe of the checkpoint of step %d failed: %s; training goes on", step, reason)
+                    log.warning("probe of the checkpoint of step %d failed: %s; training continues", step, reason)
                 continue
             finally:
                 self._running = None

@@ -91,8 +91,8 @@ def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Opti
     training = read_checkpoint_record(directory)
     if training.plan_digest != plan.digest:
         raise ModelError(
-            f"{directory}: written by plan {training.plan_digest[:12]}, this run's is {plan.digest[:12]}; "
-            "a run continues with the settings it began with; use another name for other settings"
+            f"{directory}: written by plan {training.plan_digest[:12]}; accepted: the plan of this run, "
+            f"{plan.digest[:12]}; use another name for other settings"
         )
     path = directory / OPTIMIZER_FILE
     try:

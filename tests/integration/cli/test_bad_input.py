@@ -278,10 +278,16 @@ def test_no_such_image(model: str, refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        (["--recipe.global-batch-size", "1"], "runtime.num_workers: 2; at most 1, the images in a global batch; lower"),
-        (["--runtime.num-workers", "13"], "runtime.num_workers: 13; at most "),
-        (["--recipe.warmup-steps", "500"], "warmup_steps: 500; 0 to 24: 2 epochs of 150 images are 25 steps of 12; "),
-        (["--model", "R50"], "R50"),
+        (
+            ["--recipe.global-batch-size", "1"],
+            "--runtime.num-workers: 2; accepted: at most 1, the images in a global batch",
+        ),
+        (["--runtime.num-workers", "13"], "--runtime.num-workers: 13; accepted: at most "),
+        (
+            ["--recipe.warmup-steps", "500"],
+            "--recipe.warmup-steps: 500; accepted: 0 to 24, because 2 epochs of 150 images are 25 steps of 12; ",
+        ),
+        (["--model", "R50"], "--model: unknown name 'R50'; accepted: R26x1, "),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -293,7 +299,7 @@ def test_settings_that_do_not_fit(
 
 def test_a_head_that_does_not_fit(whole: Path, model: str, refused: Callable[..., str]) -> None:
     error = refused("evaluate", "--model", model, "--shards", str(whole))
-    assert error.startswith(f"shards: {whole} has 50 classes that are not those of the model's head (2); use shards ")
+    assert error.startswith(f"--shards: {whole} has 50 classes that are not those of the model's head (2); accepted: ")
 
 
 def test_test_shards_of_other_classes(whole: Path, folder: Path, refused: Callable[..., str]) -> None:
@@ -301,13 +307,15 @@ def test_test_shards_of_other_classes(whole: Path, folder: Path, refused: Callab
     place = folder / "other" / "manifest.json"
     place.write_text(place.read_text().replace("U+", "V+"))
     error = refused(*finetune(whole, "--model", NETWORK, "--test-shards", str(folder / "other")))
-    assert error.startswith(f"test_shards: {folder / 'other'} has 50 classes that are not those of the training shards")
+    assert error.startswith(
+        f"--test-shards: {folder / 'other'} has 50 classes that are not those of the training shards"
+    )
 
 
 def test_an_npz_of_another_depth(whole: Path, folder: Path, refused: Callable[..., str]) -> None:
     save_npz(create_model("R1-1-1-1x1", 5), folder / "weights.npz")
     error = refused(*finetune(whole, "--init", "weights.npz", "--model", "R1-1-2-1x1"))
-    assert error == "model: R1-1-2-1x1, but weights.npz holds R1-1-1-1x1; leave model out"
+    assert error == "--model: R1-1-2-1x1, but the weights in weights.npz are of R1-1-1-1x1; leave it out"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "not an npz"])
@@ -349,7 +357,9 @@ def test_mlflow_that_cannot_be_reached_is_said_at_once(
         ["models", "list", *unreachable],
     ):
         error = refused(*command)
-        assert error.startswith("tracking.uri: http://127.0.0.1:1: cannot be reached (connection refused); start the ")
+        assert error.startswith(
+            "--tracking.uri: http://127.0.0.1:1: cannot be reached (connection refused); start the "
+        )
 
 
 def test_a_refusal_as_seen_from_a_shell(folder: Path, shards: Path) -> None:
@@ -358,7 +368,7 @@ def test_a_refusal_as_seen_from_a_shell(folder: Path, shards: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: shards/shard-00001.parquet: has ")
+    assert done.stderr.startswith("error: shards/shard-00001.parquet: ")
     assert done.stderr.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == ["shards"]
 
@@ -379,17 +389,17 @@ def test_class_counts_that_differ_between_train_and_test(
     write_shards("digits:test", folder / "digits", name="digits")
     for dry in ([], ["--dry-run"]):
         error = refused(*finetune(whole, "--model", NETWORK, "--test-shards", "digits", *dry))
-        assert error.startswith("test_shards: digits has 10 classes that are not those of the training shards (50);")
+        assert error.startswith("--test-shards: digits has 10 classes that are not those of the training shards (50); ")
         assert error.endswith("; write both with the same class list")
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_more_shots_than_a_class_has(dry: list[str], whole: Path, refused: Callable[..., str]) -> None:
     error = refused(*finetune(whole, "--model", NETWORK, "--shots", "4", *dry))
-    assert error.startswith("shots: 4; at most 3, the number of examples of class 0 ('U+")
+    assert error.startswith("--shots: 4; accepted: at most 3, the number of examples of class 0 ('U+")
     assert error.endswith("; lower it or add examples")
     error = refused(*finetune(whole, "--model", NETWORK, "--shots", "-1", *dry))
-    assert error == "shots: -1; a whole number of at least 0; raise it"
+    assert error == "--shots: -1; accepted: a whole number of at least 0; raise it"
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -398,21 +408,40 @@ def test_shots_of_a_multi_label_set(dry: list[str], folder: Path, refused: Calla
     (folder / "list.csv").write_text("path,label\nimage.png,cat;dog\n")
     assert main(["shards", "write", "list.csv", "animals", "--multi-label"]) == 0
     error = refused(*finetune("animals", "--model", NETWORK, "--shots", "1", *dry))
-    assert error.startswith("shots: few-shot subsets are balanced per class and need one label per image; ")
+    assert error.startswith(
+        "--shots: 1 of a set with several labels per image; accepted: 0: a few-shot subset needs one label per image; "
+    )
 
 
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        (["--rule.crop", "16"], "crop: 16; at least 32 pixels; the network halves its input five times"),
-        (["--rule.crop", "64", "--rule.resize", "48"], "resize: 48; at least crop (64); a crop cannot exceed the "),
-        (["--rule.momentum", "1"], "momentum: 1.0; 0 to below 1"),
-        (["--rule.regime", "tiny"], "rule.regime: given 'tiny' (str); accepted: "),
-        (["--train", "stages:5"], "train: 'stages:5'; accepted: all, head, norm_bias, stages:K (the last K, 1 to 4)"),
-        (["--train", "head"], "train: head, but init is empty; all, or weights to start from; give one of them"),
+        (
+            ["--rule.crop", "16"],
+            "--rule.crop: 16; accepted: at least 32 pixels; the network halves its input five times",
+        ),
+        (
+            ["--rule.crop", "64", "--rule.resize", "48"],
+            "--rule.resize: 48; accepted: at least crop (64); a crop cannot be larger than ",
+        ),
+        (["--rule.warmup-steps", "500"], "--rule.warmup-steps: 500; accepted: 0 to 499 in a run of 500 steps; "),
+        (
+            ["--rule.mixup-alpha", "0.1", "--rule.batch-size", "33"],
+            "--rule.batch-size: 33; accepted: an even number, because MixUp mixes pairs; add one",
+        ),
+        (["--norm-batch", "32"], f"--norm-batch: 32, but {NETWORK} has no BatchNorm; accepted: 0; leave it out"),
+        (["--runtime.num-workers", "513"], "--runtime.num-workers: 513; accepted: at most 512, the images in a "),
+        (["--subset-seed", "-1"], "--subset-seed: -1; accepted: a whole number of at least 0; raise it"),
+        (["--rule.momentum", "1"], "--rule.momentum: 1.0; accepted: 0 to below 1"),
+        (["--rule.regime", "tiny"], "--rule.regime: given 'tiny' (str); accepted: "),
+        (["--train", "stages:5"], "--train: 'stages:5'; accepted: all, head, norm_bias, stages:K (the last K, 1 to 4)"),
+        (
+            ["--train", "head"],
+            "--train: head, but init is empty; accepted: all, or weights to start from; give one of them",
+        ),
         (
             ["--runtime.num-workers", "1", "--runtime.micro-batch-size", "7", "--rule.mixup-alpha", "0.1"],
-            "micro_batch_size: 7; an even number, because MixUp mixes pairs",
+            "--runtime.micro-batch-size: 7; accepted: an even number, because MixUp mixes pairs",
         ),
     ],
 )
@@ -437,10 +466,12 @@ def test_a_model_for_other_input(whole: Path, shards: Path, folder: Path, refuse
     )
     save_package(folder / "model", create_model(NETWORK, manifest.num_classes), spec)
     error = refused(*finetune(whole, "--init", "model"))
-    assert error == "model: made for pixels from 0 to 1; accepted: -1 to 1, as of all BiT weights; choose other weights"
+    assert (
+        error == "model: made for pixels from 0 to 1; accepted: -1 to 1, as for all BiT weights; choose other weights"
+    )
     error = refused("evaluate", "--model", "model", "--shards", str(shards))
     assert error.startswith(
-        f"shards: {shards} has one label per image, and the model was trained for several labels per image; use "
+        f"--shards: {shards} has one label per image; accepted: a set with several labels per image, as the model was "
     )
 
 

@@ -76,7 +76,8 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_is_too_small_fails_it(
     # Once from the job, and once where Ray repeats the end of a failed job's log.
     errors = {line for line in done.stdout.splitlines() if line.startswith("error: ")}
     assert errors == {
-        "error: runtime.num_workers: 2; at most 1, the images in a global batch; lower it, or raise the batch"
+        "error: --runtime.num-workers: 2; accepted: at most 1, the images in a global batch; lower it, or raise the "
+        "batch size"
     }
     assert "Traceback" not in done.stdout
     assert re.search(r"Job 'raysubmit_\w+' failed", done.stdout + done.stderr)

@@ -96,7 +96,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(job: Callable[..., tuple[i
     )
     assert (status, out) == (2, "")
     assert err.startswith(
-        "error: warmup_steps: 1; 0 to 0: 40 epochs of 150 images are 1 steps of 4096; lower warmup_steps"
+        "error: --recipe.warmup-steps: 1; accepted: 0 to 0, because 40 epochs of 150 images are 1 steps of 4096; lower "
     )
 
     jft = [

@@ -194,17 +194,32 @@ def test_the_scores_of_a_ranking_are_those_of_scikit_learn():
             ["probe", "MODEL", "TRAIN", "GLYPHS"],
             "test_shards: GLYPHS has 50 classes that are not those of the training shards (10); ",
         ),
-        (["probe", "MODEL", "SEVERAL", "TEST"], "shards: SEVERAL has several labels per image; one per image, for few"),
-        (["probe", "MODEL", "GLYPHS", "GLYPHS"], "shots: 5; at most 3, the number of examples of class 0 ("),
+        (
+            ["probe", "MODEL", "SEVERAL", "TEST"],
+            "SHARDS: SEVERAL has several labels per image; accepted: one label per ",
+        ),
+        (
+            ["probe", "MODEL", "GLYPHS", "GLYPHS"],
+            "--shots: 5; accepted: at most 3, the number of examples of class 0 (",
+        ),
         (
             ["probe", "MODEL", "TRAIN", "TEST", "--crop", "224"],
-            "crop: 224 with resize 0; both 0, or a crop of at most ",
+            "--crop: 224 with resize 0; accepted: both 0, or a crop of at most ",
         ),
-        (["probe", "MODEL", "TRAIN", "TEST", "--shots", "0"], "shots: (0,); different whole numbers of at least 1; "),
-        (["episodes", "MODEL", "TEST", "--shots", "40"], "shots: 40 with 15 queries; together at most "),
-        (["models", "rank", "GLYPHS", "--models", "MODEL"], "shots: 5; at most 2: class 0 ("),
-        (["models", "rank", "SEVERAL", "--models", "MODEL"], "shards: SEVERAL has several labels per image; one per "),
-        (["models", "rank", "TRAIN", "--models", "MODEL", "--per-class", "5"], "per_class: 5; more than shots (5)"),
+        (
+            ["probe", "MODEL", "TRAIN", "TEST", "--shots", "0"],
+            "--shots: (0,); accepted: different whole numbers of at least 1; ",
+        ),
+        (["episodes", "MODEL", "TEST", "--shots", "40"], "--shots: 40 with 15 queries; accepted: together at most "),
+        (["models", "rank", "GLYPHS", "--models", "MODEL"], "--shots: 5; accepted: at most 2, because class 0 ("),
+        (
+            ["models", "rank", "SEVERAL", "--models", "MODEL"],
+            "shards: SEVERAL has several labels per image; accepted: ",
+        ),
+        (
+            ["models", "rank", "TRAIN", "--models", "MODEL", "--per-class", "5"],
+            "--per-class: 5; accepted: more than shots (5)",
+        ),
         (
             ["models", "rank", "TRAIN", "--tracking.uri", "sqlite:///none.db"],
             "tracking.uri: sqlite:///",
@@ -360,14 +375,14 @@ def test_probes_that_cannot_be_are_refused_before_the_training(digits, glyphs, t
     with pytest.raises(ConfigError, match=r"^test_shards: .* has 50 classes that are not those of .* \(10\); "):
         pretrain(run_config(tmp_path, "no", glyphs, 4, ProbeConfig(shards=shards, test_shards=glyphs)))
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(200,))
-    with pytest.raises(DataError, match=r"^shots: 200; at most \d+, the number of examples of class \d"):
+    with pytest.raises(DataError, match=r"^shots: 200; accepted: at most \d+, the number of examples of class \d"):
         pretrain(run_config(tmp_path, "no", glyphs, 4, probe))
     assert not (tmp_path / "no").exists()
     probe = ProbeConfig(shards=shards, test_shards=test_shards, num_cpus=6)
     with pytest.raises(ConfigError) as caught:
         pretrain(run_config(tmp_path, "no", glyphs, 4, probe))
     assert str(caught.value) == (
-        "probe.num_cpus: 6; at most 5, the CPUs beside 1 training workers; lower runtime.num_workers, or leave out "
-        "probe.shards"
+        "probe.num_cpus: 6; accepted: at most 5, the CPUs that 1 training workers leave; lower runtime.num_workers, "
+        "or leave out probe.shards"
     )
     assert not (tmp_path / "no").exists()

@@ -170,7 +170,8 @@ def test_a_holder_that_was_taken_for_dead_is_stopped_when_it_comes_back(
         with claimed(uri, "busy", remedy="wait"):
             holder.process.send_signal(signal.SIGCONT)
             assert re.fullmatch(
-                rf"name: run is being run by PID {os.getpid()} of .+ too, which took this one for dead; wait for it",
+                rf"name: run is being run by PID {os.getpid()} of .+ too, which counted this process as dead; "
+                "wait for it",
                 holder.answer(),
             )
             assert holder.process.wait(30) == 0

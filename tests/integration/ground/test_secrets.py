@@ -170,7 +170,7 @@ def test_the_run_is_recorded_with_its_tracking_uri_masked(
     assert client.get_run(run_id).data.params["tracking.uri"] == f"http://***@{guarded}"
     [config] = mlflow_server.artifacts.rglob(f"{run_id}/artifacts/config.json")
     recorded = json.loads(config.read_text())["tracking"]["uri"]
-    with pytest.raises(TrackingError, match="recorded without its user and password; .*set MLFLOW_TRACKING_USERNAME"):
+    with pytest.raises(TrackingError, match="has no user and password; .*set MLFLOW_TRACKING_USERNAME"):
         tracking_uri(recorded)
 
 

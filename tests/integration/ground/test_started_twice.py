@@ -143,7 +143,7 @@ def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(m
     assert second.returncode == 2
     assert second.stdout == ""
     assert re.fullmatch(
-        rf"error: name: {tmp_path}/x is being run by PID {first.pid} of \S+ on \S+ since \S+ \S+ \S+ "
+        rf"error: --name: {tmp_path}/x is being run by PID {first.pid} of \S+ on \S+ since \S+ \S+ \S+ "
         rf"\(main\.py pretrain --config {tmp_path}/config\.json\); wait for it, stop it, or choose another name\n",
         second.stderr,
     )
@@ -178,8 +178,8 @@ def test_what_trains_is_refused_while_the_same_name_runs(
         before = files(tmp_path)
         assert main([*arguments, "--name", "x", "--storage", str(tmp_path / "runs")]) == 2
         assert re.fullmatch(
-            rf"error: name: {tmp_path}/runs/x is being run by PID {holder.pid} of .*; wait for it, stop it, or choose "
-            r"another name\n",
+            rf"error: --name: {tmp_path}/runs/x is being run by PID {holder.pid} of .*; wait for it, stop it, or "
+            r"choose another name\n",
             capfd.readouterr().err,
         )
         assert files(tmp_path) == before
@@ -195,7 +195,7 @@ def test_predictions_are_refused_while_the_same_output_is_written(
         before = files(tmp_path)
         assert main(["predict", f"{made}/images", "--model", f"{made}/model", "--output", place]) == 2
         assert re.fullmatch(
-            rf"error: output: {place} is being written by PID {holder.pid} of .*; wait for it, stop it, or choose "
+            rf"error: --output: {place} is being written by PID {holder.pid} of .*; wait for it, stop it, or choose "
             r"another output\n",
             capfd.readouterr().err,
         )
@@ -210,7 +210,7 @@ def test_an_evaluation_is_refused_while_its_run_is_recorded(
         arguments = ["evaluate", "--model", f"{made}/model", "--shards", f"{made}/shards", "--name", "x"]
         assert main([*arguments, "--storage", str(tmp_path)]) == 2
         assert re.fullmatch(
-            rf"error: run_name: 'x' is being recorded by PID {holder.pid} of .*; wait for it, or choose another name\n",
+            rf"error: --name: 'x' is being recorded by PID {holder.pid} of .*; wait for it, or choose another name\n",
             capfd.readouterr().err,
         )
     # Killed: what it left is sent by the next start.

@@ -108,7 +108,7 @@ def test_a_folder_becomes_a_file_with_a_row_for_each_image(suffix: str, photos: 
     assert set(errors) - {"dangling.jpg"} == BAD
     assert errors["empty.png"] == "zero bytes"
     assert errors["text.jpg"] == "not an image of a known format, or its header is damaged"
-    assert errors["gray.png"] == "grayscale; convert (--convert) takes it"
+    assert errors["gray.png"] == "grayscale; set convert (--convert) to convert it"
     assert errors["cut.jpg"].startswith("truncated or damaged")
     check_rows(table, package, top_k=3)
     assert (report.num_images, report.num_unreadable) == (len(names), len(errors))
@@ -163,7 +163,7 @@ def test_parts_equal_the_file_and_an_interrupted_folder_is_continued(
         "part-00001.parquet",
         "part-00002.parquet",
     ]
-    with pytest.raises(ConfigError, match="holds finished predictions"):
+    with pytest.raises(ConfigError, match="has finished predictions"):
         predict_folder(photos, package, f"{tmp_path}/parts/")
 
     (tmp_path / "parts" / "_predictions.json").unlink()  # as if interrupted
@@ -219,7 +219,7 @@ def test_a_failure_half_way_leaves_no_file(package: Path, tmp_path: Path):
     write_shards(GlyphSource("s", examples_per_class=4), tmp_path / "set", name="glyphs", shard_examples=64)
     shard = tmp_path / "set" / "shard-00002.parquet"
     shard.write_bytes(shard.read_bytes()[:-50])
-    with pytest.raises(DataError, match="shard-00002.parquet: has .* bytes, the manifest says") as caught:
+    with pytest.raises(DataError, match="shard-00002.parquet: .* bytes; accepted: ") as caught:
         predict_folder(tmp_path / "set", package, tmp_path / "out" / "predictions.parquet")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -299,21 +299,23 @@ def test_what_cannot_work_is_one_line(photos: Path, tmp_path: Path, refused: Cal
     assert nothing.startswith(f"{tmp_path}/nothing: no image in it (1 other files); accepted: files ending in .jpg")
     assert refused("nowhere", "--output", output).startswith("nowhere: no such path; accepted: an image file, a folder")
     assert "ending in .csv or .parquet, or a folder ending in /" in refused(str(photos), "--output", "a.json")
-    assert "only Parquet holds vectors" in refused(str(photos), "--output", f"{tmp_path}/a.csv", "--features")
-    assert refused(str(photos), "--features").startswith("features: given without output")
-    assert refused(str(photos)).startswith(f"{photos}: is a folder; accepted: image files; for folders add --output")
-    assert refused("s3://bucket/photos").startswith("s3://bucket/photos: is a folder; accepted: image files")
-    assert "top_k: 0; at least 1" in refused(str(photos), "--output", output, "--top-k", "0")
+    assert "accepted: Parquet for vectors" in refused(str(photos), "--output", f"{tmp_path}/a.csv", "--features")
+    assert refused(str(photos), "--features").startswith("--features: given without output")
+    assert refused(str(photos)).startswith(f"{photos}: a folder; accepted: image files; for folders add --output")
+    assert refused("s3://bucket/photos").startswith("s3://bucket/photos: a folder; accepted: image files")
+    assert "--top-k: 0; accepted: at least 1" in refused(str(photos), "--output", output, "--top-k", "0")
     assert "no such directory" in refused(str(photos), "--output", output, model=str(tmp_path / "no-model"))
     assert "the cluster has no GPU" in refused(str(photos), "--output", output, "--device", "cuda")
     (tmp_path / "out.parquet").write_bytes(b"mine")
-    assert refused(str(photos), "--output", output).startswith(f"output: {output} exists; a new file; choose another")
+    assert refused(str(photos), "--output", output).startswith(
+        f"--output: {output} exists; accepted: a new file; choose another"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
-    assert "is not empty; a new or empty folder" in refused(str(photos), "--output", f"{tmp_path}/full/")
+    assert "is not empty; accepted: a new or empty folder" in refused(str(photos), "--output", f"{tmp_path}/full/")
     write_shards(GlyphSource("s", examples_per_class=1), tmp_path / "set", name="glyphs")
     several = refused(f"{tmp_path}/set", str(photos), "--output", f"{tmp_path}/new.csv")
-    assert "is a shard set and stands beside 1 others" in several
+    assert "is a shard set, and there are 1 other sources" in several
 
 
 def test_the_same_bytes_come_out_twice(photos: Path, package: Path, tmp_path: Path):

@@ -107,7 +107,7 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, c
     assert all(rule["regime"] == "small" and rule["mixup_alpha"] == 0 for rule in rules.values())
     statements = {score.task: score.statement for score in report.scores}
     assert statements["svhn"] == (
-        "svhn: 20 + 4 examples, the first in the order of TensorFlow Datasets, but not of the published whole; "
+        "svhn: 20 + 4 examples, the first in the order of TensorFlow Datasets, but not of the whole published set; "
         "90 of 26,032 test images"
     )
     assert statements["eurosat"].endswith("; 20 of 5,400 test images")
@@ -170,10 +170,27 @@ def test_a_task_without_data_is_one_line_and_the_others_go_on(data, tmp_path):
     both = vtab_suite(wanted)
     assert [score.task for score in both.scores] == ["dtd", "svhn"]
     assert both.scores[1] == report.scores[0]
-    with pytest.raises(
-        DataError, match=r"sun397: .* is missing; accepted: .* \(and 1 more task without data or with a mistake"
-    ):
+    with pytest.raises(DataError, match=r"kitti-distance: .* is missing; accepted: .*"):
         vtab_suite(config(data, tmp_path, name="none", tasks=("sun397", "kitti-distance")[::-1]))
+
+
+def test_a_setting_that_cannot_work_is_named_as_the_user_typed_it_once_for_the_first_task(
+    data, tmp_path, monkeypatch, capfd, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--name", "x", "--model", NAME, "--tasks", "svhn", "eurosat", "--data-dir", str(data), "--num-train", "20"]
+    flags += ["--num-val", "4", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    flags += ["--rule.mixup-alpha", "0.1", "--rule.num-steps", "12", "--rule.batch-size", "16"]
+    assert main(["vtab", *flags, "--micro-batch-size", "3"]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == (
+        "error: svhn: --micro-batch-size: 3; accepted: an even number, because MixUp mixes pairs of neighbours; add one"
+    )
+    assert [
+        record.getMessage().partition(";")[0] for record in caplog.records if record.name == "bit_ray.studies.vtab"
+    ] == ["eurosat: micro_batch_size: 3"]
+    assert main(["vtab", *flags, "--rule.warmup-steps", "12", "--dry-run"]) == 2
+    assert capfd.readouterr().err.startswith("error: --rule.warmup-steps: 12; accepted: 0 to 11 in a run of 12 steps; ")
 
 
 def test_a_list_that_names_absent_examples_stops_its_task_alone(data, tmp_path):
@@ -188,7 +205,7 @@ def test_a_list_that_names_absent_examples_stops_its_task_alone(data, tmp_path):
     report = vtab_suite(wanted)
     assert [score.task for score in report.scores] == ["eurosat"]
     assert (report.scores[0].num_train, report.scores[0].num_test) == (20, 4)
-    assert report.problems["svhn"].startswith("svhn: train/99999: in the index but not in the data; accepted: ids")
+    assert report.problems["svhn"].startswith("svhn: train/99999 is in the index but not in the data; accepted: ids")
     assert "\n" not in report.problems["svhn"]
 
     write_index(index, lists / "svhn.json")

@@ -178,7 +178,7 @@ def test_names_aliases_and_versions_resolve(mlflow_server: MlflowServer, package
         ("models:/known-model@bset", "models:/known-model@bset: no such alias; accepted: best"),
         ("models:/known-model/7", "models:/known-model/7: no such version; accepted: 1;"),
         ("models:/known-model/Production", "accepted: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME"),
-        ("models:/not-ours/1", "models:/not-ours/1: has no readable reference.json"),
+        ("models:/not-ours/1", "models:/not-ours/1: no readable reference.json"),
     ],
 )
 def test_what_is_not_registered_is_told_in_one_line(mlflow_server: MlflowServer, package: Path, uri: str, message: str):
@@ -229,14 +229,14 @@ def test_a_local_package_that_changed_or_went_away_is_refused(
     reference = resolve("models:/local", mlflow_server.uri)
     description = (local / "model.json").read_text()
     (local / "model.json").write_text(description.replace('"two"', '"three"'))
-    with pytest.raises(ModelError, match="model.json of SHA-256 .*registered: "):
+    with pytest.raises(ModelError, match="model.json has SHA-256 .*, as registered; "):
         fetch(reference)
     (local / "model.json").write_text(description)
     os.truncate(local / "model.safetensors", 1000)
-    with pytest.raises(ModelError, match=f"1000 bytes; registered: {reference.num_bytes}"):
+    with pytest.raises(ModelError, match=f"1000 bytes; accepted: {reference.num_bytes}, as registered"):
         fetch(reference)
     (local / "model.json").unlink()
-    with pytest.raises(ModelError, match="deleted, or lies on another machine"):
+    with pytest.raises(ModelError, match="deleted, or is on another machine"):
         fetch(reference)
 
 
@@ -275,7 +275,7 @@ def test_only_whole_packages_are_registered(mlflow_server: MlflowServer, package
         with pytest.raises(ModelError, match=message):
             register(str(directory), name="half", alias="best", tracking_uri=mlflow_server.uri)
 
-    refused(tmp_path / "none", "no saved model can be read there")
+    refused(tmp_path / "none", "no readable saved model")
     half = copy(package, tmp_path / "half")
     os.truncate(half / "model.safetensors", 10)
     refused(half, "model.safetensors: 10 bytes; ")

@@ -201,7 +201,7 @@ def test_a_name_is_tied_to_its_settings(reference, folder):
     with pytest.raises(ConfigError) as caught:
         pretrain(replace(config, recipe=replace(config.recipe, weight_decay=0.5)))
     assert one_line(caught).startswith(
-        f"name: {folder}/reference holds a run whose weight_decay is 0.0001, here it is 0.5;"
+        f"name: the run in {folder}/reference has weight_decay 0.0001, this one has 0.5; accepted: "
     )
     with pytest.raises(ConfigError, match="whose schedule.num_steps is 3, here it is 5; "):
         pretrain(replace(config, recipe=recipe(5)))
@@ -216,7 +216,10 @@ def test_how_a_run_is_carried_out_may_change(reference):
 def test_a_refused_run_leaves_nothing(folder, shards, tmp_path):
     config = run_config(tmp_path / "runs", "refused", shards, 3)
     for changes, message in (
-        ({"runtime": Runtime(num_workers=65)}, "^runtime.num_workers: 65; at most 64, the images in a global batch"),
+        (
+            {"runtime": Runtime(num_workers=65)},
+            "^runtime.num_workers: 65; accepted: at most 64, the images in a global batch",
+        ),
         ({"register": RegisterAs(alias="v1")}, "^alias: 'v1'"),
         ({"recipe": recipe(3, warmup_steps=50)}, "^warmup_steps: 50"),
     ):
@@ -316,7 +319,7 @@ def test_a_run_outlives_its_node(folder, shards, undisturbed, tmp_path):
     finally:
         nodes.shutdown()
     classifier = bit_ray.load_model("models:/moved@champion", tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    assert "moved: workers failed, starting them again" in log.read_text()
+    assert "moved: workers failed; starting them again" in log.read_text()
     assert_identical(classifier.model.state_dict(), weights(undisturbed.package_uri))
     run_id = classifier.spec.provenance["run_id"]
     assert history(folder, run_id) == history(folder, undisturbed.run_id)
@@ -410,7 +413,9 @@ def test_few_shot_transfer_starts_at_a_zero_head_and_is_tested_in_full(undisturb
 
     run = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(trained.result.run_id)
     assert run.data.metrics["test/top_1"] == trained.result.metrics["test/top_1"]
-    with pytest.raises(ConfigError, match="^shots: 4 with subset_seed 3, but the run of this name drew 5 with seed 3;"):
+    with pytest.raises(
+        ConfigError, match="^shots: 4 with subset_seed 3; accepted: 5 with subset_seed 3, as this run began; "
+    ):
         finetune(replace(config, shots=4))
 
 
@@ -420,7 +425,10 @@ def test_transfer_settings_that_cannot_work_are_refused(undisturbed, folder, sha
     config = FinetuneConfig(name="refused", shards=str(digits), storage=str(folder), init=undisturbed.package_uri)
     for changes, message in (
         ({"init": ""}, "^init: empty, and model is empty; "),
-        ({"model": "R50x1"}, f"^model: R50x1, but {undisturbed.package_uri} holds {MODEL}; leave model out$"),
+        (
+            {"model": "R50x1"},
+            f"^model: R50x1, but the weights in {undisturbed.package_uri} are of {MODEL}; leave it out$",
+        ),
         ({"test_shards": str(shards)}, "^test_shards: .* has 50 classes that are not those of the training shards"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:

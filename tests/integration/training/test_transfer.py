@@ -136,4 +136,4 @@ def test_the_speed_of_a_cluster_is_measured_on_one_of_its_workers(
     monkeypatch.setattr(dry_run, "_SECONDS_FOR_A_PLACE", 0.5)
     assert dry_run.worker_speed(plan, config.runtime, 2, True, local=False) is None  # it has no GPU
     rows = dict(dry_run.describe(plan, config.runtime, manifest, 2, None))
-    assert rows["time"] == "not known: the cluster has had no place free for a measurement"
+    assert rows["time"] == "unknown: the cluster had no free slot for a measurement"

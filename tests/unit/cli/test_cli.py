@@ -147,10 +147,10 @@ NEEDED = ["--name", "run", "--shards", "data"]
             ["finetune", *NEEDED, "--shots"],
             "Missing value for argument '--shots'. Expected 1 values; see bit-ray finetune",
         ),
-        (["finetune", *NEEDED, "--shots", "few"], "shots: given 'few' (str); accepted: a whole number"),
+        (["finetune", *NEEDED, "--shots", "few"], "--shots: given 'few' (str); accepted: a whole number"),
         (
             ["finetune", *NEEDED, "--profile", "best"],
-            "profile: given 'best' (str); accepted: 'code' or 'paper' or 'chea",
+            "--profile: given 'best' (str); accepted: 'code' or 'paper' or 'chea",
         ),
         (
             ["finetune", "--shards", "data"],
@@ -164,11 +164,11 @@ NEEDED = ["--name", "run", "--shards", "data"]
         ),
         (
             ["pretrain", *NEEDED, "--recipe.epochs", "-1"],
-            "recipe.epochs: -1.0; above 0; the paper has 90 (S, M) or 40 (L)",
+            "--recipe.epochs: -1.0; accepted: above 0; the paper has 90 (S, M) or 40 (L)",
         ),
         (
             ["pretrain", *NEEDED, "--runtime.num-workers", "-1"],
-            "runtime.num_workers: -1; an integer of at least 0; rais",
+            "--runtime.num-workers: -1; accepted: a whole number of at least 0; rais",
         ),
         (["shards", "write"], "SOURCE: missing; accepted: Folder of class folders"),
         (["shards", "write", "a", "b", "c"], "c: not expected here"),

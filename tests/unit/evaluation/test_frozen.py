@@ -128,15 +128,19 @@ def test_an_episode_is_classified_as_by_nearest_centroids():
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"ways": 7}, DataError, "ways: 7; at most 6, the number of classes with images; lower it"),
+        ({"ways": 7}, DataError, "ways: 7; accepted: at most 6, the number of classes with images; lower it"),
         (
             {"shots": 6},
             DataError,
-            "shots: 6 with 15 queries; together at most 20, the number of examples of class 0 ('crane'); lower shots "
-            "or queries",
+            "shots: 6 with 15 queries; accepted: together at most 20, the number of examples of class 0 ('crane'); "
+            "lower shots or queries",
         ),
-        ({"num_episodes": 1}, ConfigError, "num_episodes: 1; at least 2, for an interval; the literature has 600"),
-        ({"shots": 0}, ConfigError, "shots: 0; an integer of at least 1; raise it"),
+        (
+            {"num_episodes": 1},
+            ConfigError,
+            "num_episodes: 1; accepted: at least 2, for an interval; the literature has 600",
+        ),
+        ({"shots": 0}, ConfigError, "shots: 0; accepted: a whole number of at least 1; raise it"),
     ],
 )
 def test_episodes_that_cannot_be_drawn_are_one_line(settings, kind, message):

@@ -156,7 +156,7 @@ def test_images_without_labels_are_never_right_even_when_the_top_five_are_all_cl
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_labels_outside_the_classes_are_refused(label):
-    with pytest.raises(DataError, match=f"labels: {label}; 0 to 3"):
+    with pytest.raises(DataError, match=f"labels: {label}; accepted: 0 to 3"):
         ClassificationMetrics(4).update(torch.zeros(2, 4), torch.tensor([0, label]))
 
 
@@ -171,16 +171,16 @@ def test_logits_that_are_not_finite_are_refused(value):
 
 
 def test_head_of_another_size_is_refused():
-    with pytest.raises(ModelError, match=r"logits: shape \[2, 5\]; \[batch, 4\]"):
+    with pytest.raises(ModelError, match=r"logits: shape \[2, 5\]; accepted: \[batch, 4\]"):
         ClassificationMetrics(4).update(torch.zeros(2, 5), torch.tensor([0, 1]))
 
 
 def test_labels_of_the_other_kind_are_refused():
-    with pytest.raises(DataError, match=r"labels: shape \[2, 4\]; \[2\]"):
+    with pytest.raises(DataError, match=r"labels: shape \[2, 4\]; accepted: \[2\]"):
         ClassificationMetrics(4).update(torch.zeros(2, 4), torch.zeros(2, 4))
-    with pytest.raises(DataError, match=r"labels: shape \[2\]; \[2, 4\]"):
+    with pytest.raises(DataError, match=r"labels: shape \[2\]; accepted: \[2, 4\]"):
         ClassificationMetrics(4, multi_label=True).update(torch.zeros(2, 4), torch.zeros(2))
-    with pytest.raises(DataError, match="other numbers than 0 and 1"):
+    with pytest.raises(DataError, match="numbers other than 0 and 1"):
         ClassificationMetrics(4, multi_label=True).update(torch.zeros(2, 4), torch.full((2, 4), 2))
 
 

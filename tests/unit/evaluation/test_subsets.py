@@ -63,7 +63,7 @@ def test_every_example_of_a_class_is_equally_likely():
 
 def test_a_class_with_too_few_examples_is_named():
     labels = [0, 0, 1, 2, 2]
-    with pytest.raises(DataError, match=r"k: 2; at most 1, .*class 1 \('ibis'\); lower it"):
+    with pytest.raises(DataError, match=r"k: 2; accepted: at most 1, .*class 1 \('ibis'\); lower it"):
         few_shot_subset(labels, 2, seed=0, class_names=("crane", "ibis", "stork"))
     with pytest.raises(DataError, match="class 1; lower it"):
         few_shot_subset(labels, 2, seed=0)
@@ -76,7 +76,7 @@ def test_a_class_without_examples_is_named():
 
 @pytest.mark.parametrize(("labels", "wrong"), [([0, 1, 2], "2"), ([-1, 0, 1], "-1")])
 def test_labels_outside_the_classes_are_refused(labels, wrong):
-    with pytest.raises(DataError, match=f"labels: {wrong}; 0 to 1"):
+    with pytest.raises(DataError, match=f"labels: {wrong}; accepted: 0 to 1"):
         few_shot_subset(labels, 1, seed=0, class_names=("a", "b"))
 
 
@@ -104,7 +104,9 @@ def test_index_file_round_trip(tmp_path):
 
 def test_index_file_of_another_data_set_is_refused(tmp_path):
     save_subset(SUBSET, tmp_path / "subset.json")
-    with pytest.raises(DataError, match="made for the data set aaaaaaaaaaaa; this one is bbbbbbbbbbbb"):
+    with pytest.raises(
+        DataError, match="drawn from the data set aaaaaaaaaaaa; accepted: one of this set, bbbbbbbbbbbb"
+    ):
         load_subset(tmp_path / "subset.json", "b" * 64)
 
 
@@ -193,8 +195,8 @@ def test_subsets_are_saved_and_taken_from_their_files_from_then_on(digits, tmp_p
     ("change", "message"),
     [
         ({"ids": ("digits/train/99999", "nobody", *[f"digits/train/{i:05d}" for i in range(8)])}, "ids: "),
-        ({"k": 2, "ids": tuple(f"digits/train/{i:05d}" for i in range(4))}, "k: 2; 1, as its name says; "),
-        (None, "subsets: FILE is missing; a file for each k and seed; draw it, or leave it out"),
+        ({"k": 2, "ids": tuple(f"digits/train/{i:05d}" for i in range(4))}, "k: 2; accepted: 1, as in its name; "),
+        (None, "subsets: FILE is missing; accepted: a file for each k and seed; draw it, or leave subsets out"),
     ],
     ids=["absent", "another k", "missing"],
 )
@@ -220,5 +222,7 @@ def test_an_index_file_that_is_not_balanced_is_one_line(digits, tmp_path):
     chosen[labels[chosen] == 5] = twos[~np.isin(twos, chosen)][0]
     subset = Subset(manifest_digest=manifest.digest, k=1, seed=0, ids=tuple(ids[i] for i in chosen))
     save_subset(subset, subset_file(tmp_path, 1, 0))
-    with pytest.raises(DataError, match=r": 2 examples of class 2 \('2'\); 1 of every class; draw the subset again$"):
+    with pytest.raises(
+        DataError, match=r": 2 examples of class 2 \('2'\); accepted: 1 of every class; draw the subset again$"
+    ):
         draw_subsets(uri, manifest, (1,), 1, given=tmp_path)

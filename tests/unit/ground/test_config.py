@@ -22,7 +22,7 @@ class Model:
 
     def __post_init__(self) -> None:
         if self.width <= 0:
-            raise ConfigError(f"width: given {self.width}; accepted: above 0; choose 0.5 or more")
+            raise ConfigError.of("width", f"given {self.width}", "above 0", "choose 0.5 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

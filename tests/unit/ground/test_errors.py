@@ -13,6 +13,7 @@ def test_the_parts_of_an_error_are_data_and_make_its_line() -> None:
     assert str(error) == "k: 5; accepted: at most 3, the number of examples of crane; lower it"
     assert error.field == "k"
     assert str(ConfigError.of("init", "empty", remedy="give it")) == "init: empty; give it"
+    assert str(ConfigError.of("seed", "given 'a'", "a number", "")) == "seed: given 'a'; accepted: a number"
 
 
 def test_a_caller_names_the_field_as_its_user_knows_it() -> None:
@@ -23,11 +24,11 @@ def test_a_caller_names_the_field_as_its_user_knows_it() -> None:
     assert str(error.under("")) == str(error)
 
 
-def test_an_error_of_words_alone_has_no_field_and_stays_as_it_is() -> None:
+def test_an_error_of_words_alone_has_no_field_and_keeps_its_words() -> None:
     error = ConfigError("two words")
     assert error.field == ""
     assert error.renamed("shots") is error
-    assert error.under("runtime") is error
+    assert str(error.under("runtime")) == "runtime: two words"
 
 
 @pytest.mark.parametrize("error", [DataError("no image"), DataError.of("crop", 16, "32"), NonFiniteError(3)])

@@ -30,7 +30,11 @@ def test_workers_are_as_many_as_compute_side_by_side(resources, batch, given, ch
 
 
 def test_a_machine_that_has_too_little_is_told_what_to_change():
-    with pytest.raises(ConfigError, match="^runtime.device: cuda, but this machine has no GPU; use auto or cpu$"):
+    with pytest.raises(
+        ConfigError, match="^runtime.device: cuda, but this machine has no GPU; accepted: auto or cpu; choose one$"
+    ):
         choose_workers(HERE, 64, device="cuda")
-    with pytest.raises(ConfigError, match=f"^runtime.num_workers: 99999; at most {2 * CORES} on this machine; lower"):
+    with pytest.raises(
+        ConfigError, match=f"^runtime.num_workers: 99999; accepted: at most {2 * CORES} on this machine; lower"
+    ):
         choose_workers(HERE, 64, num_workers=99999)

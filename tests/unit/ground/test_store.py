@@ -57,7 +57,7 @@ def test_download_directory_copies_all_or_nothing(tmp_path):
     store.download_directory(source, target)
     assert store.list_files(target) == ["a", "sub/b", "sub/sub/c d"]
     assert (target / "sub/sub/c d").read_bytes() == b"sub/sub/c d"
-    with pytest.raises(DataError, match=f"{target}: is not empty"):
+    with pytest.raises(DataError, match=f"{target}: not empty"):
         store.download_directory(source, target)
     with pytest.raises(DataError, match="no such directory"):
         store.download_directory(tmp_path / "none", tmp_path / "other")
@@ -68,8 +68,8 @@ def test_download_directory_copies_all_or_nothing(tmp_path):
     ("uri", "message"),
     [
         ("http://host/x", "scheme http://; accepted: a local path, file://, s3:// or gs://"),
-        ("s3://", "names no bucket; accepted: s3://bucket/path"),
-        ("gs:///", "names no bucket"),
+        ("s3://", "no bucket; accepted: s3://bucket/path"),
+        ("gs:///", "no bucket"),
     ],
 )
 def test_a_uri_that_cannot_work_is_named(uri, message):

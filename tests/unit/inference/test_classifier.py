@@ -131,7 +131,7 @@ def test_logits_take_tensors_and_arrays_at_the_crop_size(classifier, model):
 
 @pytest.mark.parametrize("shape", [(2, 32, 40, 3), (40, 40, 3), (1, 3, 40, 40)])
 def test_logits_of_another_shape_or_type_are_refused(classifier, shape):
-    with pytest.raises(DataError, match=r"batch: .+; \[B, 40, 40, 3\] uint8; resize the images first"):
+    with pytest.raises(DataError, match=r"batch: .+; accepted: \[B, 40, 40, 3\] uint8; resize the images first"):
         classifier.logits(np.zeros(shape, np.uint8))
     with pytest.raises(DataError, match="float32; "):
         classifier.logits(torch.zeros(1, 40, 40, 3))
@@ -151,9 +151,9 @@ def _cut_off_pillow_image():
     [
         (_gray, "grayscale; accepted: 8-bit RGB; pass convert=True"),
         (lambda: _encoded(np.zeros((8, 8, 4), np.uint8)), "alpha; accepted"),
-        (lambda: b"", "zero bytes; accepted: a whole image"),
+        (lambda: b"", "zero bytes; accepted: a complete image"),
         (lambda: b"hello", "not an image"),
-        (lambda: _encoded(_image(64, 64), "JPEG")[:500], "accepted: a whole image"),
+        (lambda: _encoded(_image(64, 64), "JPEG")[:500], "accepted: a complete image"),
         (lambda: Path("absent.jpg"), "(absent.jpg): No such file or directory"),
         (lambda: "/", "(/): Is a directory"),
         (lambda: Image.new("L", (40, 40)), "Pillow image of mode L; accepted: RGB; pass image.convert('RGB')"),
@@ -164,7 +164,7 @@ def _cut_off_pillow_image():
         (lambda: np.zeros((0, 40, 3), np.uint8), "array [0, 40, 3]"),
         (lambda: 7, "int; accepted: a path, bytes, a Pillow image or a numpy array"),
         (lambda: None, "NoneType; accepted: a path, bytes, a Pillow image or a numpy array"),
-        (lambda: "a\0b", "('a\\x00b'): not a path; a readable image file"),
+        (lambda: "a\0b", "('a\\x00b'): not a path; accepted: a readable image file"),
         (lambda: "two\nlines", "('two\\nlines'): No such file or directory"),
         (lambda: "a" * 5000, "aaa...): File name too long"),
         (lambda: "\ud800", "('\\ud800'): not a path"),
@@ -187,12 +187,14 @@ def test_what_is_neither_an_image_nor_several_is_named(classifier, images):
 
 @pytest.mark.parametrize(("setting", "value"), [("top_k", "x"), ("top_k", None), ("top_k", 2.5), ("batch_size", True)])
 def test_what_is_no_count_is_refused(classifier, setting, value):
-    with pytest.raises(ConfigError, match=f"^{setting}: {value!r}; at least 1, a whole number; for example"):
+    with pytest.raises(
+        ConfigError, match=f"^{setting}: {value!r}; accepted: a whole number of at least 1; for example"
+    ):
         classifier.predict(_image(), **{setting: value})
 
 
 def test_a_convert_that_is_neither_true_nor_false_is_refused(classifier):
-    with pytest.raises(ConfigError, match="^convert: 'no'; true or false; for example convert=True"):
+    with pytest.raises(ConfigError, match="^convert: 'no'; accepted: true or false; for example convert=True"):
         classifier.predict(_image(), convert="no")
 
 
@@ -210,7 +212,7 @@ def test_convert_takes_a_gray_image_as_three_equal_channels(classifier):
 
 @pytest.mark.parametrize("setting", ["top_k", "batch_size"])
 def test_counts_below_one_are_refused(classifier, setting):
-    with pytest.raises(ConfigError, match=f"{setting}: 0; at least 1"):
+    with pytest.raises(ConfigError, match=f"{setting}: 0; accepted: a whole number of at least 1"):
         classifier.predict(_image(), **{setting: 0})
 
 
@@ -235,11 +237,11 @@ def test_a_local_package_is_loaded_by_path_or_file_uri(package, classifier):
 
 
 def test_a_missing_directory_a_damaged_package_and_an_unknown_place_are_refused(package, tmp_path):
-    with pytest.raises(ModelError, match=r"absent: no such directory; a saved model; check the path$"):
+    with pytest.raises(ModelError, match=r"absent: no such directory; accepted: a saved model; check the path$"):
         load_model(tmp_path / "absent")
     with pytest.raises(DataError, match=r"scheme http://"):
         load_model("http://example.com/model")
-    with pytest.raises(ConfigError, match=r"device: 'gpu'; a device that torch has here") as error:
+    with pytest.raises(ConfigError, match=r"device: 'gpu'; accepted: a device that torch has here") as error:
         load_model(package, device="gpu")
     assert "\n" not in str(error.value)
     (package / "model.safetensors").write_bytes(b"")
@@ -326,7 +328,9 @@ def test_what_a_killed_process_had_fetched_is_removed_from_the_cache(package, bu
 
 
 def test_a_remote_package_that_is_missing_or_damaged_leaves_no_cache(package, bucket, tmp_path):
-    with pytest.raises(ModelError, match=r"s3://.+/absent/model.json: no such .+; a saved model holds a model.json"):
+    with pytest.raises(
+        ModelError, match=r"s3://.+/absent/model.json: no such .+; accepted: a saved model, with a model.json"
+    ):
         load_model(f"{bucket}/absent")
     data = bytearray((package / "model.safetensors").read_bytes())
     data[-1] ^= 1

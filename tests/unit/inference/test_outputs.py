@@ -93,7 +93,7 @@ def test_the_kind_of_an_output_is_its_ending(tmp_path: Path) -> None:
     assert check_output(f"{tmp_path}/a/", True) == "folder"
     for output, features, said in (
         (f"{tmp_path}/a", False, r"ending in \.csv or \.parquet, or a folder ending in /"),
-        (f"{tmp_path}/a.csv", True, "only Parquet holds vectors"),
+        (f"{tmp_path}/a.csv", True, "accepted: Parquet for vectors"),
     ):
         with pytest.raises(ConfigError, match=said):
             check_output(output, features)

@@ -159,7 +159,7 @@ def test_limits_come_from_the_environment(monkeypatch):
 def test_a_limit_that_is_no_count_is_refused(value, monkeypatch):
     monkeypatch.setenv("BIT_RAY_SERVING_MAX_IMAGES", value)
     with pytest.raises(
-        ConfigError, match="^BIT_RAY_SERVING_MAX_IMAGES: .*; (a whole number of )?at least 1; "
+        ConfigError, match="^BIT_RAY_SERVING_MAX_IMAGES: .*; accepted: (a whole number of )?at least 1; "
     ) as error:
         Limits.from_environment()
     assert "\n" not in str(error.value)

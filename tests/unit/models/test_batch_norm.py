@@ -118,5 +118,5 @@ def test_it_is_saved_loaded_and_baked_as_any_network(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["-nows", "-bn", "-syncbn"])
 def test_other_programs_have_no_name_for_it(suffix):
-    with pytest.raises(ModelError, match="^x: the network is no BiT ResNet with GroupNorm and Weight Standardization"):
+    with pytest.raises(ModelError, match="^x: not a BiT ResNet with GroupNorm and Weight Standardization"):
         check_bit(model_config(f"R50x1{suffix}", 4), "x")

@@ -165,10 +165,10 @@ def test_kernels_start_from_a_normal_over_the_fan_in():
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (torch.zeros(1, 3, 31, 224), "31x224 pixels; at least 32x32"),
-        (torch.zeros(1, 32, 32, 3), "[1, 32, 32, 3] float32; [B, 3, H, W]"),
+        (torch.zeros(1, 3, 31, 224), "31x224 pixels; accepted: at least 32x32"),
+        (torch.zeros(1, 32, 32, 3), "[1, 32, 32, 3] float32; accepted: [B, 3, H, W]"),
         (torch.zeros(3, 32, 32), "[3, 32, 32] float32"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8; [B, 3, H, W] floating point in [-1, 1]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8; accepted: [B, 3, H, W] floating point in [-1, 1]"),
     ],
 )
 def test_input_the_network_cannot_take_is_refused(x, said):
@@ -182,12 +182,12 @@ def test_input_the_network_cannot_take_is_refused(x, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"width": 0.75}, "width: 0.75; a positive multiple of 0.5"),
+        ({"width": 0.75}, "width: 0.75; accepted: a positive multiple of 0.5"),
         ({"width": 0.0}, "width: 0;"),
         ({"width": float("nan")}, "width: nan;"),
-        ({"units": (3, 4, 6)}, "units: (3, 4, 6); four whole numbers"),
+        ({"units": (3, 4, 6)}, "units: (3, 4, 6); accepted: four whole numbers"),
         ({"units": (3, 4, 0, 3)}, "units: (3, 4, 0, 3);"),
-        ({"num_classes": 0}, "num_classes: 0; at least 1; for features alone use forward_features"),
+        ({"num_classes": 0}, "num_classes: 0; accepted: at least 1; for features alone use forward_features"),
     ],
 )
 def test_shapes_that_cannot_be_built_are_refused(settings, said):

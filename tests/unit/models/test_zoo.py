@@ -63,5 +63,5 @@ def test_a_near_miss_is_told_the_nearest_name():
 
 
 def test_a_width_that_groups_do_not_divide_names_the_model():
-    with pytest.raises(ConfigError, match=r"model R50x0\.3: width: 0\.3; a positive multiple of 0\.5"):
+    with pytest.raises(ConfigError, match=r"model: R50x0\.3: width: 0\.3; accepted: a positive multiple of 0\.5"):
         create_model("R50x0.3", 10)

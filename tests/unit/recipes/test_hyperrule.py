@@ -5,7 +5,7 @@ import pytest
 import bit_ray
 from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.hyperrule import HyperRule, hyperrule
+from bit_ray.recipes.hyperrule import HyperRule, RuleOverrides, hyperrule
 
 
 def reference_lr(step, num_examples, base_lr=0.003):
@@ -186,24 +186,24 @@ def test_a_regime_given_brings_its_steps_decays_and_mixup():
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((0, (32, 32)), {}, "num_examples: 0; at least 1"),
+        ((0, (32, 32)), {}, "num_examples: 0; accepted: at least 1"),
         ((-5, (32, 32)), {}, "num_examples: -5"),
         ((10, (0, 32)), {}, "image_size: .*at least 1 pixel"),
         ((10, (32, -1)), {}, "image_size"),
         ((10, (32, 32, 3)), {}, "image_size: .*height, width"),
         ((10, 32), {}, "image_size: 32; .*height, width"),
-        ((10, (32, 32)), {"profile": "papers"}, "profile: 'papers'; one of code, paper, cheap"),
-        ((10, (32, 32)), {"crop": 200}, "resize: 160; at least crop"),
-        ((10, (32, 32)), {"crop": 16}, "crop: 16; at least 32"),
+        ((10, (32, 32)), {"profile": "papers"}, "profile: 'papers'; accepted: code, paper, cheap"),
+        ((10, (32, 32)), {"crop": 200}, "resize: 160; accepted: at least crop"),
+        ((10, (32, 32)), {"crop": 16}, "crop: 16; accepted: at least 32"),
         ((10, (32, 32)), {"batch_size": 0}, "batch_size: 0"),
         ((10, (32, 32)), {"base_lr": -0.1}, "base_lr: -0.1"),
         ((10, (32, 32)), {"mixup_alpha": -0.1}, "mixup_alpha: -0.1"),
-        ((10, (32, 32)), {"momentum": 1.0}, "momentum: 1.0; 0 to below 1"),
+        ((10, (32, 32)), {"momentum": 1.0}, "momentum: 1.0; accepted: 0 to below 1"),
         ((10, (32, 32)), {"weight_decay": -1.0}, "weight_decay: -1.0"),
-        ((10, (32, 32)), {"regime": "tiny"}, "regime: 'tiny'; one of small, medium, large"),
-        ((10, (32, 32)), {"boundary_rule": "mine"}, "boundary_rule: 'mine'; one of upstream, hyperrule"),
+        ((10, (32, 32)), {"regime": "tiny"}, "regime: 'tiny'; accepted: small, medium, large"),
+        ((10, (32, 32)), {"boundary_rule": "mine"}, "boundary_rule: 'mine'; accepted: upstream, hyperrule"),
         ((10, (32, 32)), {"num_steps": 0}, "num_steps: 0"),
-        ((10, (32, 32)), {"warmup_steps": 500}, "warmup_steps: 500; 0 to 499"),
+        ((10, (32, 32)), {"warmup_steps": 500}, "warmup_steps: 500; accepted: 0 to 499"),
         ((10, (32, 32)), {"boundaries": (501,)}, "boundaries: .*0 to 500"),
     ],
 )
@@ -211,6 +211,21 @@ def test_bad_settings_are_refused_in_one_line(arguments, settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         hyperrule(*arguments, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop": 16}, "crop: 16; accepted: at least 32 pixels"),
+        ({"momentum": 1.0}, "momentum: 1.0; accepted: 0 to below 1"),
+        ({"base_lr": 0.0}, "base_lr: 0.0; accepted: a number above 0"),
+        ({"num_steps": 0}, "num_steps: 0; accepted: at least 1"),
+    ],
+)
+def test_what_no_data_can_make_right_is_refused_before_any_data_is_read(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        RuleOverrides(**settings)
+    assert RuleOverrides(warmup_steps=500, resize=40, crop=200).crop == 200  # with other data it may fit
 
 
 def test_config_round_trip():

@@ -89,10 +89,10 @@ def test_a_step_outside_the_run_is_refused(step):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_lr": 0.0}, "base_lr: 0.0; a number above 0"),
+        ({"base_lr": 0.0}, "base_lr: 0.0; accepted: a number above 0"),
         ({"base_lr": math.nan}, "base_lr: nan"),
-        ({"num_steps": 0}, "num_steps: 0; at least 1"),
-        ({"warmup_steps": 500}, "warmup_steps: 500; 0 to 499"),
+        ({"num_steps": 0}, "num_steps: 0; accepted: at least 1"),
+        ({"warmup_steps": 500}, "warmup_steps: 500; accepted: 0 to 499"),
         ({"warmup_steps": -1}, "warmup_steps: -1"),
         ({"boundaries": (300, 200)}, "boundaries: .*ascending"),
         ({"boundaries": (200, 501)}, "boundaries: .*0 to 500"),

@@ -58,7 +58,8 @@ def test_scaled_down_recipe_keeps_its_shape():
 
 def test_a_run_shorter_than_its_warmup_names_the_remedy():
     with pytest.raises(
-        ConfigError, match=r"warmup_steps: 5000; 0 to 658: .*659 steps.*lower warmup_steps or raise epochs"
+        ConfigError,
+        match=r"warmup_steps: 5000; accepted: 0 to 658, because .*659 steps.*lower warmup_steps or raise epochs",
     ):
         bit_s().schedule(30_000)
     assert replace(bit_s(), warmup_steps=658).schedule(30_000).warmup_steps == 658
@@ -82,7 +83,7 @@ def test_cosine_is_an_option():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs: 0; above 0"),
+        ({"epochs": 0}, "epochs: 0; accepted: above 0"),
         ({"epochs": 20}, r"decay_epochs: \(30, 60, 80\); .*below epochs \(20\)"),
         ({"decay_epochs": (60, 30)}, "decay_epochs: .*ascending"),
         ({"decay_epochs": (0, 30)}, "decay_epochs: .*above 0"),

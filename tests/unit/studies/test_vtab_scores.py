@@ -78,9 +78,9 @@ def test_a_score_comes_back_and_another_setting_is_refused(tmp_path):
     ("changes", "message"),
     [
         ({"model": ""}, "init: empty, and model is empty"),
-        ({"tasks": ("svhn", "svhn")}, "tasks: svhn svhn; each once"),
+        ({"tasks": ("svhn", "svhn")}, "tasks: svhn svhn; accepted: each task once"),
         ({"tasks": ("svnh",)}, r"tasks: svnh; accepted: .*; did you mean svhn\?"),
-        ({"num_train": 0}, "num_train: 0; an integer of at least 1"),
+        ({"num_train": 0}, "num_train: 0; accepted: a whole number of at least 1"),
         ({"side_by_side": -1}, "side_by_side: -1"),
         ({"subset_seed": -1}, "subset_seed: -1"),
         ({"train": "heads"}, "train: 'heads'; accepted: all, head, "),

@@ -54,7 +54,7 @@ def test_the_card_says_what_was_recorded() -> None:
         "Provenance",
         "Use",
     ]
-    assert "shorter side of 256 pixels, of which the central 224 x 224 pixels" in section(card, "Intended input")
+    assert "shorter side of 256 pixels and cropped to the central 224 x 224 pixels" in section(card, "Intended input")
     assert "0 to 255 become -1 to 1" in section(card, "Intended input")
     assert "Trained on pets: 3,680 images of 37 classes." in section(card, "Data")
     assert "`s3://data/pets`" in section(card, "Data")
@@ -95,7 +95,7 @@ def test_what_was_not_recorded_is_said_to_be_missing() -> None:
     assert section(card, "Recipe") == "Not recorded."
     assert section(card, "Results") == "No evaluation was recorded when this version was registered."
     assert "was not measured" in section(card, "Limits")
-    assert "resized to 224 x 224 pixels, its aspect ignored" in section(card, "Intended input")
+    assert "resized to 224 x 224 pixels without keeping its aspect ratio" in section(card, "Intended input")
 
 
 def test_class_names_mean_nothing_to_markdown_and_many_are_counted() -> None:
@@ -125,5 +125,5 @@ def test_the_description_has_room_in_mlflow(length: int) -> None:
     if len(card) <= MAX_DESCRIPTION:
         assert text == card
     else:
-        assert text.endswith("(Cut short; the whole card is README.md beside the weights.)\n")
-        assert card.startswith(text.split("\n\n(Cut short")[0])
+        assert text.endswith("(Shortened; the full card is README.md next to the weights.)\n")
+        assert card.startswith(text.split("\n\n(Shortened")[0])

@@ -155,7 +155,7 @@ def test_an_older_store_is_not_changed_until_the_user_has_a_copy(tmp_path: Path)
     with pytest.raises(TrackingError) as caught:
         connect(f"sqlite:///{path}")
     text = str(caught.value)
-    assert text.startswith(f"tracking.uri: {path}: was made by an older MLflow (schema {OLDER}, this one has ")
+    assert text.startswith(f"tracking.uri: {path}: made by an older MLflow (schema {OLDER}, this one has ")
     assert "\n" not in text
     assert path.read_bytes() == before
     advice = text.split(" and upgrade it: ")[1]
@@ -168,12 +168,15 @@ def test_an_older_store_is_not_changed_until_the_user_has_a_copy(tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("UPDATE alembic_version SET version_num = 'fffffff'", "was made by a newer MLflow (schema fffffff); install"),
+        ("UPDATE alembic_version SET version_num = 'fffffff'", "made by a newer MLflow (schema fffffff); install"),
         (
             f"CREATE TABLE _alembic_tmp_tags (a); UPDATE alembic_version SET version_num = '{OLDER}'",
-            "is half-made, as by an MLflow that was killed while it set it up; res",
+            "incomplete, as after an MLflow that was killed while it made the file; res",
         ),
-        ("DELETE FROM alembic_version", "is half-made, as by an MLflow that was killed while it set it up; restore a"),
+        (
+            "DELETE FROM alembic_version",
+            "incomplete, as after an MLflow that was killed while it made the file; restore a",
+        ),
     ],
 )
 def test_a_store_that_cannot_be_used_says_what_to_do(tmp_path: Path, store: Path, change: str, said: str) -> None:

@@ -166,7 +166,10 @@ def test_code_that_a_registry_names_is_not_executed_by_load_model(
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http", "leave it out and set AWS_ENDPOINT_URL instead"),
+        (
+            "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http",
+            "leave the query out, and set AWS_ENDPOINT_URL instead",
+        ),
         ("s3://bucket#x/y", "the name of a bucket"),
         ("s3://AK:SECRET@bucket/x", "a key or a password in a URI"),
     ],
@@ -204,7 +207,7 @@ def test_damaged_tags_leave_a_version_out_of_the_list(registry: Registry, caplog
     client.create_model_version("damaged", "/x", tags=tags)
     with caplog.at_level(logging.WARNING):
         assert [row.name for row in list_models(registry.uri)] == ["m"]
-    assert "models:/damaged/1: its tags are damaged and it is left out" in caplog.text
+    assert "models:/damaged/1: left out, its tags are damaged" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["it's", 'say "x"'])
@@ -212,7 +215,7 @@ def test_a_name_with_a_quote_is_found(registry: Registry, name: str) -> None:
     client = MlflowClient(tracking_uri=registry.uri)
     client.create_registered_model(name)
     client.create_model_version(name, "/nowhere")
-    with pytest.raises(ModelError, match="/1: has no readable reference.json"):
+    with pytest.raises(ModelError, match="/1: no readable reference.json"):
         resolve(f"models:/{name}", registry.uri)
 
 

@@ -40,6 +40,6 @@ def test_a_refused_setting_leaves_no_few_shot_set_behind(
 
 def test_a_draw_that_cannot_be_had_leaves_nothing_behind(shards: Path, tmp_path: Path):
     config = FinetuneConfig(name="few", model="R1-1-1-1x0.5", shards=str(shards), shots=5000, storage=str(tmp_path))
-    with pytest.raises(BitRayError, match="shots: 5000; at most"):
+    with pytest.raises(BitRayError, match="shots: 5000; accepted: at most"):
         finetune(config)
     assert not (tmp_path / "few" / "few-shot").exists()

@@ -105,26 +105,31 @@ def test_the_batch_of_statistics_is_part_of_the_digest_of_batch_norm_alone():
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("R1-1-1-1x0.5", {"norm_batch": 32}, "norm_batch: 32, but R1-1-1-1x0.5 has no BatchNorm; 0; leave it out"),
+        (
+            "R1-1-1-1x0.5",
+            {"norm_batch": 32},
+            "norm_batch: 32, but R1-1-1-1x0.5 has no BatchNorm; accepted: 0; leave it out",
+        ),
         (
             "R1-1-1-1x0.5-syncbn",
             {"norm_batch": 32},
-            "norm_batch: 32, but R1-1-1-1x0.5-syncbn has its statistics over the whole batch; 0; leave it out",
+            "norm_batch: 32, but R1-1-1-1x0.5-syncbn has its statistics over the whole batch; accepted: 0; leave "
+            "it out",
         ),
         (
             "R1-1-1-1x0.5-bn",
             {"norm_batch": 48},
-            "norm_batch: 48; at least 2, and a divisor of global_batch_size (128); change one",
+            "norm_batch: 48; accepted: at least 2, and a divisor of the batch size (128); change one",
         ),
         (
             "R1-1-1-1x0.5-bn",
             {"norm_batch": 1},
-            "norm_batch: 1; at least 2, and a divisor of global_batch_size (128); change one",
+            "norm_batch: 1; accepted: at least 2, and a divisor of the batch size (128); change one",
         ),
         (
             "R1-1-1-1x0.5-bn",
             {"norm_batch": 3, "global_batch_size": 126, "mixup_alpha": 0.1},
-            "norm_batch: 3; an even number, because MixUp mixes pairs; change it",
+            "norm_batch: 3; accepted: an even number, because MixUp mixes pairs; change it",
         ),
     ],
 )
@@ -149,15 +154,15 @@ def test_a_plan_survives_json():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("global_batch_size", 0, "^global_batch_size: 0; an integer of at least 1"),
-        ("num_examples", 0, "^num_examples: 0; an integer of at least 1"),
-        ("seed", -1, "^seed: -1; an integer of at least 0"),
-        ("mixup_alpha", -0.1, r"^mixup_alpha: -0\.1; 0 \(off\) or more"),
-        ("clip_norm", -1.0, r"^clip_norm: -1\.0; 0 \(off\) or more"),
-        ("weight_decay", math.nan, r"^weight_decay: nan; 0 \(off\) or more"),
-        ("momentum", 1.0, r"^momentum: 1\.0; 0 to below 1"),
-        ("dropout", 1.0, r"^dropout: 1\.0; 0 \(off\) to below 1"),
-        ("decay_to_init", True, "^decay_to_init: on, and weight_decay is 0; a decay above 0"),
+        ("global_batch_size", 0, "^global_batch_size: 0; accepted: a whole number of at least 1"),
+        ("num_examples", 0, "^num_examples: 0; accepted: a whole number of at least 1"),
+        ("seed", -1, "^seed: -1; accepted: a whole number of at least 0"),
+        ("mixup_alpha", -0.1, r"^mixup_alpha: -0\.1; accepted: 0 \(off\) or more"),
+        ("clip_norm", -1.0, r"^clip_norm: -1\.0; accepted: 0 \(off\) or more"),
+        ("weight_decay", math.nan, r"^weight_decay: nan; accepted: 0 \(off\) or more"),
+        ("momentum", 1.0, r"^momentum: 1\.0; accepted: 0 to below 1"),
+        ("dropout", 1.0, r"^dropout: 1\.0; accepted: 0 \(off\) to below 1"),
+        ("decay_to_init", True, "^decay_to_init: on, but weight_decay is 0; accepted: a weight_decay above 0"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_by_field(name, value, message):
@@ -167,7 +172,9 @@ def test_a_plan_that_cannot_work_is_refused_by_field(name, value, message):
 
 
 def test_mixup_needs_an_even_batch():
-    with pytest.raises(ConfigError, match="^global_batch_size: 127; an even number, because MixUp mixes pairs"):
+    with pytest.raises(
+        ConfigError, match="^global_batch_size: 127; accepted: an even number, because MixUp mixes pairs"
+    ):
         replace(PLAN, {"mixup_alpha": 0.1, "global_batch_size": 127})
     assert replace(PLAN, {"global_batch_size": 127}).global_batch_size == 127
 
@@ -177,5 +184,7 @@ def test_mixup_needs_an_even_batch():
     [("num_workers", -1), ("micro_batch_size", -1), ("num_readers", 0), ("log_every_steps", 0), ("max_failures", -1)],
 )
 def test_a_runtime_that_cannot_work_is_refused_by_field(name, value):
-    with pytest.raises(ConfigError, match=f"^{name}: {value}; an integer of at least {value + 1}; raise it$"):
+    with pytest.raises(
+        ConfigError, match=f"^{name}: {value}; accepted: a whole number of at least {value + 1}; raise it$"
+    ):
         Runtime(**{name: value})

@@ -26,12 +26,17 @@ def test_shares_are_consecutive_as_equal_as_can_be_and_keep_pairs(batch, workers
 @pytest.mark.parametrize(
     ("batch", "workers", "pairs", "message"),
     [
-        (2, 3, False, "runtime.num_workers: 3; at most 2, the images in a global batch; lower it, or raise the batch"),
+        (
+            2,
+            3,
+            False,
+            "runtime.num_workers: 3; accepted: at most 2, the images in a global batch; lower it, or raise the ",
+        ),
         (
             4,
             3,
             True,
-            "runtime.num_workers: 3; at most 2, the pairs of images that MixUp mixes in a global batch; lower",
+            "runtime.num_workers: 3; accepted: at most 2, the pairs of images that MixUp mixes in a global ",
         ),
     ],
 )
@@ -58,7 +63,7 @@ def test_a_micro_batch_is_what_was_asked_for_and_at_most_the_share(share, asked,
 
 
 def test_an_odd_micro_batch_would_cut_mixups_pairs():
-    with pytest.raises(ConfigError, match="^micro_batch_size: 9; an even number, because MixUp mixes pairs"):
+    with pytest.raises(ConfigError, match="^micro_batch_size: 9; accepted: an even number, because MixUp mixes pairs"):
         micro_batch(18, 9, pairs=True)
 
 
@@ -94,9 +99,9 @@ def test_any_number_of_workers_trains_as_one_does(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "changes", "num_workers", "micro", "message"),
     [
-        ("-bn", {"norm_batch": 4}, 3, 0, "runtime.num_workers: 3; at most 2, the groups of 4 images that BatchNorm"),
-        ("-bn", {"norm_batch": 4}, 1, 2, "micro_batch_size: 2, but R1-1-1-1x0.5-bn learns by statistics over 4 images"),
-        ("-syncbn", {}, 1, 4, "micro_batch_size: 4, but R1-1-1-1x0.5-syncbn learns by statistics over 8 images"),
+        ("-bn", {"norm_batch": 4}, 3, 0, "runtime.num_workers: 3; accepted: at most 2, the groups of 4 images over "),
+        ("-bn", {"norm_batch": 4}, 1, 2, "micro_batch_size: 2, but R1-1-1-1x0.5-bn computes its statistics over 4 "),
+        ("-syncbn", {}, 1, 4, "micro_batch_size: 4, but R1-1-1-1x0.5-syncbn computes its statistics over 8 images"),
     ],
 )  # fmt: skip
 def test_how_a_batch_is_cut_may_not_change_what_batch_norm_learns(suffix, changes, num_workers, micro, message):

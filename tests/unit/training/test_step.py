@@ -322,7 +322,7 @@ def test_auto_precision_on_a_cpu_is_bfloat16_only_where_that_pays(monkeypatch):
 
 def test_bfloat16_is_refused_on_a_cpu_without_a_fast_path(monkeypatch):
     capabilities(monkeypatch, avx2=True, amx_bf16=False, avx512_bf16=False)
-    with pytest.raises(ConfigError, match="^runtime.precision: bf16 .* cpu .* use auto or fp32$"):
+    with pytest.raises(ConfigError, match="^runtime.precision: bf16, but .* cpu .*; accepted: .*; use auto or fp32$"):
         resolve_precision("bf16", CPU)
 
 

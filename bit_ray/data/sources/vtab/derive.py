@@ -40,7 +40,7 @@ def clevr_distance(depths: Sequence[float]) -> int:
         DataError: no object, or a closest one outside 0 to 100.
     """
     if not depths:
-        raise DataError("objects: none in a CLEVR scene; accepted: 3 to 10; check the scenes file")
+        raise DataError("objects: 0 in a CLEVR scene; accepted: 3 to 10; check the scenes file")
     nearest = min(depths)
     if not CLEVR_DISTANCES[0] < nearest <= CLEVR_DISTANCES[-1]:
         raise DataError(f"pixel_coords: depth {nearest}; accepted: above 0, up to 100; check the scenes file")
@@ -96,7 +96,7 @@ def svhn_digit(value: int) -> int:
         DataError: a label outside 1 to 10.
     """
     if not 1 <= value <= _SVHN_ZERO:
-        raise DataError(f"y: {value}; accepted: 1 to 10, 10 being the digit 0; check the .mat file")
+        raise DataError(f"y: {value}; accepted: 1 to 10, where 10 is the digit 0; check the .mat file")
     return value % _SVHN_ZERO
 
 

@@ -19,7 +19,7 @@ def find(task: Task, folder: Path, *names: str) -> Path:
     """
     found = next((folder / task.folder / name for name in names if (folder / task.folder / name).exists()), None)
     if found is None:
-        raise DataError(f"{task.name}: {folder / task.folder / names[0]} is missing; accepted: {task.fetch}")
+        raise DataError.of(task.name, f"{folder / task.folder / names[0]} is missing", task.files, task.fetch)
     return found
 
 

@@ -200,9 +200,7 @@ class Files:
         """
         missing = next((name for name in names if name not in self.members), None)
         if missing is not None:
-            raise DataError(
-                f"{self.path}: has no {missing}; accepted: the publisher's files, all of them; fetch it again"
-            )
+            raise DataError(f"{self.path}: no {missing} in it; accepted: all of the publisher's files; fetch it again")
         if self.path.suffix == ".zip":
             images = ZipImages(self.path, tuple(names))
             return ImageSet(kind, list(ids), np.array(labels, np.int64), images, tuple(class_names))
@@ -242,12 +240,12 @@ def find_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         entry = archive.getinfo(name)
     except KeyError:
         raise DataError(
-            f"{archive.filename}: has no {name}; accepted: the publisher's archive; fetch it again"
+            f"{archive.filename}: no {name} in it; accepted: the publisher's archive; fetch it again"
         ) from None
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
             f"{archive.filename}: {name}: compressed by method {entry.compress_type}; accepted: stored or deflated, as "
-            "the publisher's; fetch it again"
+            "published; fetch it again"
         )
     return entry
 

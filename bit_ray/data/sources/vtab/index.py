@@ -8,7 +8,7 @@ from bit_ray import store
 from bit_ray.config import is_unicode
 from bit_ray.data.sources.archives import MAX_WHOLE_BYTES, as_text
 from bit_ray.data.sources.vtab.tasks import Task
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, brief
 
 FIRST = "the first in the order of TensorFlow Datasets"
 RELEASED = "from the lists beside the images, which are canonical if their author says so"
@@ -82,7 +82,7 @@ def read_index(place: str | Path, task: Task) -> Index | None:
         elif field == "train":
             return None
         elif field == "val":
-            raise DataError(f"{path}: missing beside train800.txt; accepted: both; add it")
+            raise DataError(f"{path}: missing, but train800.txt exists; accepted: both; add it")
     origin = f"{LISTED} {place}, which are canonical if their author says so"
     return _checked(
         Index(task=task.name, origin=origin, train=lists["train"], val=lists["val"], test=lists.get("test", ())),
@@ -106,11 +106,11 @@ def load_index(uri: str | Path, task: Task) -> Index:
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise DataError(f"{uri}: not an index file of format {_FORMAT}; accepted: one written by bit-ray; {remedy}")
     if found.get("task") != task.name:
-        raise DataError(f"{uri}: of the task {found.get('task')}; accepted: {task.name}; {remedy}")
+        raise DataError(f"{uri}: for the task {found.get('task')}; accepted: {task.name}; {remedy}")
     for name in ("train", "val", "test"):
         ids = found.get(name, [])
         if not isinstance(ids, list) or not all(isinstance(id, str) and is_unicode(id) for id in ids):
-            raise DataError(f"{uri}: {name}: accepted: a list of ids; {remedy}")
+            raise DataError(f"{uri}: {name}: {brief(ids)}; accepted: a list of ids; {remedy}")
     train, val, test = (tuple(found.get(name, ())) for name in ("train", "val", "test"))
     origin, canonical = found.get("origin"), found.get("canonical", False)
     if not isinstance(canonical, bool):
@@ -124,9 +124,9 @@ def _checked(index: Index, uri: str | Path) -> Index:
     ids = [*index.train, *index.val]
     if not index.train or not index.val:
         raise DataError(
-            f"{uri}: {len(index.train)} train and {len(index.val)} val examples; accepted: at least one each"
+            f"{uri}: {len(index.train)} train and {len(index.val)} val examples; accepted: at least one of each"
         )
     if len(set(ids)) < len(ids):
         twice = next(id for id, count in Counter(ids).items() if count > 1)
-        raise DataError(f"{uri}: {twice} comes twice; accepted: different examples; remove one")
+        raise DataError(f"{uri}: {twice} is there twice; accepted: different examples; remove one")
     return index

@@ -44,7 +44,7 @@ def open_caltech(task: Task, folder: Path, part: str) -> KnownSource:
         places = np.flatnonzero(labels == label)
         if len(places) <= CALTECH_PER_CLASS:
             raise DataError(
-                f"{where}: {len(places)} images of {name}; accepted: more than {CALTECH_PER_CLASS}; fetch anew"
+                f"{where}: {len(places)} images of {name}; accepted: more than {CALTECH_PER_CLASS}; fetch it again"
             )
         order = seeded_order(len(places), 0, label)
         chosen.append(places[order[:CALTECH_PER_CLASS] if part == "train" else order[CALTECH_PER_CLASS:]])
@@ -102,7 +102,7 @@ def open_svhn(task: Task, folder: Path, part: str) -> KnownSource:
     if pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3) or len(labels) != pixels.shape[3] or pixels.dtype != "u1":
         raise DataError(
             f"{where}: X of shape {list(pixels.shape)} and type {pixels.dtype}, {len(labels)} labels; accepted: "
-            "[32, 32, 3, N] uint8 beside [N]; fetch it again"
+            "[32, 32, 3, N] uint8 and [N]; fetch it again"
         )
     ids = [f"{part}/{i:05d}" for i in range(len(labels))]
     digits = np.array([svhn_digit(int(label)) for label in labels], np.int64)

@@ -48,10 +48,9 @@ def open_prepared(task: Task, folder: Path, part: str) -> KnownSource:
     numbers = [re.search(r"-(\d+)-of-(\d+)$", path.name) for path in paths]
     total = int(numbers[0][2]) if numbers and numbers[0] else 0
     if [int(match[1]) for match in numbers if match] != list(range(total)) or not total:
-        raise DataError(
-            f"{task.name}: {where}: {len(paths)} of {total or 'the'} shards of {split}; accepted: all of them, named "
-            f"NAME-{split}.tfrecord-00000-of-00001; copy the whole version folder"
-        )
+        given = f"{where}: {len(paths)} of {total or 'the'} shards of {split}"
+        accepted = f"all of them, named NAME-{split}.tfrecord-00000-of-00001"
+        raise DataError.of(task.name, given, accepted, "copy the whole version folder")
     label = _LABELS.get(task.name, _label)
     rows: list[tuple[str, Member, int]] = []
     for path in paths:
@@ -60,14 +59,13 @@ def open_prepared(task: Task, folder: Path, part: str) -> KnownSource:
                 [(offset, length)] = record.extents["image"]
                 rows.append((f"{part}/{len(rows):06d}", Member("", str(path), offset, length), label(record)))
             except (KeyError, IndexError, ValueError) as error:
-                raise DataError(
-                    f"{task.name}: {path}: record without what the task needs ({error}); accepted: the data set "
-                    f"prepared for {task.name}; check the link"
-                ) from None
+                given = f"{path}: a record lacks what the task needs ({error})"
+                accepted = f"the data set prepared for {task.name}"
+                raise DataError.of(task.name, given, accepted, "check the link") from None
     classes = CLASSES.get(task.name) or _class_names(where, task)
     wrong = next((label for _, _, label in rows if not 0 <= label < len(classes)), None)
     if wrong is not None:
-        raise DataError(f"{task.name}: {where}: label {wrong}; accepted: 0 to {len(classes) - 1}; check the link")
+        raise DataError.of(task.name, f"{where}: label {wrong}", f"0 to {len(classes) - 1}", "check the link")
     items = Items()
     for id, member, label_of in rows:
         items.add(id, member, [label_of])

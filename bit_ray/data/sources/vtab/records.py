@@ -46,11 +46,11 @@ def read_records(path: Path) -> Iterator[Record]:
             try:
                 (length,) = struct.unpack_from("<Q", data, at)
                 if at + 16 + length > len(data):
-                    raise ValueError("cut short")
+                    raise ValueError("truncated")
                 record = _example(data, at + 12, at + 12 + length)
             except (ValueError, IndexError, struct.error) as error:
                 raise DataError(
-                    f"{path}: byte {at}: not a whole record of an example ({error}); fetch it again"
+                    f"{path}: byte {at}: not a complete record of an example ({error}); fetch it again"
                 ) from None
             yield record
             at += 16 + length
@@ -102,7 +102,7 @@ def _fields(data: mmap.mmap, start: int, stop: int, wanted: int = 0) -> Iterator
         else:
             raise ValueError(f"field of kind {kind}")
         if start > stop:
-            raise ValueError("field beyond its message")
+            raise ValueError("field after the end of its message")
         if not wanted or number == wanted:
             yield number, begin, start
 

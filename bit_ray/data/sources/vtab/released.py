@@ -31,9 +31,8 @@ def open_released(task: Task, folder: Path, part: str) -> KnownSource:
     """
     where = folder / task.name / LISTS[part]
     if not where.exists():
-        raise DataError(
-            f"{task.name}: {where} is missing beside {LISTS['train']}; accepted: all of {', '.join(LISTS.values())}"
-        )
+        given = f"{where} is missing next to {LISTS['train']}"
+        raise DataError.of(task.name, given, f"all of {', '.join(LISTS.values())}", "add it")
     items = Items()
     for number, line in enumerate(as_text(store.read_bytes(where, MAX_WHOLE_BYTES), where).splitlines(), 1):
         if not line.strip():
@@ -41,14 +40,12 @@ def open_released(task: Task, folder: Path, part: str) -> KnownSource:
         name, _, label = line.strip().rpartition(" ")
         outside = PurePath(name).is_absolute() or ".." in PurePath(name).parts
         if not name or outside or not is_number(label) or int(label) >= task.num_classes:
-            raise DataError(
-                f"{task.name}: {where}: line {number}: {line[:60]!r}; accepted: IMAGE LABEL, the label from 0 to "
-                f"{task.num_classes - 1}, the image below the folder; correct the list"
-            )
+            given = f"{where}: line {number}: {line[:60]!r}"
+            accepted = f"IMAGE LABEL, the label from 0 to {task.num_classes - 1}, the image below the folder"
+            raise DataError.of(task.name, given, accepted, "correct the list")
         path = where.parent / name
         if not path.is_file():
-            raise DataError(
-                f"{task.name}: {where}: line {number}: no file {path}; accepted: one that is there; fetch it"
-            )
+            given = f"{where}: line {number}: no file {path}"
+            raise DataError.of(task.name, given, "a file that exists", "fetch it")
         items.add(name, Member(name, str(path), 0, path.stat().st_size), [int(label)])
     return items.source(task.name, CLASSES.get(task.name) or tuple(f"class {i}" for i in range(task.num_classes)))

@@ -52,7 +52,7 @@ def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
         values = found[:].ravel().astype(np.int64) if len(found) == num_images else np.zeros(0, np.int64)
     if len(values) != num_images or not set(values.tolist()) <= {0, 1}:
         raise DataError(
-            f"{labels}: other than 0 or 1 for each of {num_images:,} images; accepted: the publisher's files; fetch "
+            f"{labels}: not a 0 or 1 for each of {num_images:,} images; accepted: the publisher's files; fetch "
             "them again"
         )
     ids = [f"{part}/{i:06d}" for i in range(len(values))]
@@ -90,7 +90,8 @@ def opened_h5(path: Path) -> Any:
     try:
         import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        raise ConfigError("patch_camelyon: needs h5py, which is not installed; pip install 'bit-ray[vtab]'") from None
+        remedy = "run pip install 'bit-ray[vtab]'"
+        raise ConfigError.of("patch_camelyon", "h5py is not installed", remedy=remedy) from None
     store.check_file(path)
     try:
         return h5py.File(path, "r")
@@ -109,7 +110,7 @@ def _array(file: Any, name: str, path: Path, row: tuple[int, ...]) -> Any:
     link = file.get(name, getlink=True) if name in file else None
     found = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-        raise DataError(f"{path}: has no array {name}; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{path}: no array {name} in it; accepted: the publisher's file; fetch it again")
     if found.dtype != np.uint8 or found.shape[1:] != row or math.prod(found.chunks or ()) > _MAX_CHUNK_BYTES:
         raise DataError(
             f"{path}: {name} of shape {list(found.shape)} and type {found.dtype}; accepted: uint8 of shape "
@@ -161,7 +162,7 @@ def open_retinopathy(task: Task, folder: Path, part: str) -> KnownSource:
         ) from None
     missing = next((name for name in names if f"{name}.jpeg" not in files.members), None)
     if missing is not None:
-        raise DataError(f"{files.path}: has no {missing}.jpeg, which {where.name} names; fetch the set again")
+        raise DataError(f"{files.path}: no {missing}.jpeg in it, but {where.name} lists it; fetch the set again")
     ids = [f"{images}/{name}" for name in names]
     paths = tuple(files.path / f"{name}.jpeg" for name in names)
     classes = ("none", "mild", "moderate", "severe", "proliferative")

@@ -103,7 +103,7 @@ class TaskData:
             for split, size in zip(_SPLITS, published, strict=True)
             if found[split] != size
         ]
-        return f"{self.task.name}: not the published number of images: {', '.join(wrong)}" if wrong else ""
+        return f"not the published number of images: {', '.join(wrong)}" if wrong else ""
 
     def subset(self, name: str, index: Index) -> Source:
         """Return one of `SUBSETS` as a source; the index says what the 800 and the 200 are.
@@ -113,7 +113,7 @@ class TaskData:
             ConfigError: no such subset.
         """
         if name not in SUBSETS:
-            raise ConfigError(f"{self.task.name}:{name}: no such split; accepted: {', '.join(SUBSETS)}; choose one")
+            raise ConfigError.of(f"{self.task.name}:{name}", "no such split", ", ".join(SUBSETS), "choose one")
         if name in ("train", "val"):
             return Selected(self.source, self.places["train" if name == "train" else "val"])
         place = {id: i for i, id in enumerate(self.source.ids)}
@@ -125,19 +125,17 @@ class TaskData:
         for id in (*index.train, *index.val, *index.test):
             if id not in place:
                 known = ", ".join(self.source.ids[:2])
-                raise DataError(
-                    f"{self.task.name}: {id}: in the index but not in the data; accepted: ids such as {known}; "
-                    "correct the index, or fetch the data it was made for"
-                )
+                given, accepted = f"{id} is in the index but not in the data", f"ids such as {known}"
+                remedy = "correct the index, or fetch the data that it was made for"
+                raise DataError.of(self.task.name, given, accepted, remedy)
         if name == "test":
             return Selected(self.source, test)
         assert wanted is not None
         leaked = next((id for id in wanted if place[id] in of_test), None)
         if leaked is not None:
-            raise DataError(
-                f"{self.task.name}: {leaked}: in the index for training, but in the test set; accepted: training and "
-                "validation images; correct the index, or list its test set, too"
-            )
+            given = f"{leaked} is in the index for training, but is in the test set"
+            remedy = "correct the index, or add its own test set to it"
+            raise DataError.of(self.task.name, given, "training and validation images", remedy)
         return Selected(self.source, np.array([place[id] for id in wanted], np.int64))
 
 
@@ -187,7 +185,7 @@ def open_subset(source: str, data: str | Path) -> Source:
     _, task, subset = (*source.split(":", 2), "", "")[:3]
     found = find_task(task)
     if subset not in SUBSETS:
-        raise ConfigError(f"{source}: no such subset; accepted: {', '.join(SUBSETS)}; for example vtab:{task}:test")
+        raise ConfigError.of(source, "no such subset", ", ".join(SUBSETS), f"for example vtab:{task}:test")
     opened = open_task(found, data)
     needs_index = subset not in ("train", "val", "test")
     return opened.subset(subset, draw_index(opened) if needs_index else Index(task=task, origin="", train=(), val=()))
@@ -203,9 +201,8 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
     for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
         places = data.places["train" if split == "train" else "val"]
         if len(places) < count:
-            raise DataError(
-                f"{data.task.name}: {len(places)} {split} images; accepted: at least {count}; fetch the whole set"
-            )
+            given = f"{len(places)} {split} images"
+            raise DataError.of(data.task.name, given, f"at least {count}", "fetch the whole set")
         in_order = data.released or (data.in_storage_order and not seed)
         order = np.arange(count) if in_order else seeded_order(len(places), seed, number)[:count]
         chosen[split] = tuple(data.source.ids[i] for i in places[order])
@@ -213,8 +210,8 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
         return Index(task=data.task.name, origin=RELEASED, train=chosen["train"], val=chosen["val"])
     if data.in_storage_order and not seed:
         whole = not data.missing and (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
-        said = "the canonical subset of VTAB-1k" if whole else "but not of the published whole"
-        origin = f"{FIRST}, {said}"
+        kind = "the canonical subset of VTAB-1k" if whole else "but not of the whole published set"
+        origin = f"{FIRST}, {kind}"
         return Index(task=data.task.name, origin=origin, train=chosen["train"], val=chosen["val"], canonical=whole)
     return Index(task=data.task.name, origin=drawn(seed), train=chosen["train"], val=chosen["val"])
 

@@ -157,7 +157,7 @@ def _texts(files: Files, names: list[str]) -> Iterator[str]:
     with opened_zip(files.path) as archive:
         for name in names:
             if name not in files.members:
-                raise DataError(f"{files.path}: has no {name}; fetch it again")
+                raise DataError(f"{files.path}: no {name} in it; fetch it again")
             yield as_text(read_entry(archive, name), f"{files.path}: {name}")
 
 
@@ -245,7 +245,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str, where: Path) -> npt.NDArray[n
     if dtype.kind not in "iu" or math.prod(shape) * dtype.itemsize != len(data):
         raise DataError(
             f"{where}: {name}: {len(data):,} bytes for shape {list(shape)} of {dtype}; accepted: as many whole numbers "
-            "as it says; fetch it again"
+            "as in the header; fetch it again"
         )
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C").astype(np.int64)
 
@@ -260,9 +260,7 @@ def open_smallnorb(task: Task, folder: Path, part: str) -> KnownSource:
     paths = [find(task, folder, name, f"{name}.gz") for name in names]
     pixels, info = (read_norb(path) for path in paths)
     if pixels.ndim != 4 or pixels.shape[1] != 2 or info.shape != (len(pixels), 4):
-        raise DataError(
-            f"{paths[0]}: shape {list(pixels.shape)}; accepted: [N, 2, 96, 96] beside [N, 4]; fetch it again"
-        )
+        raise DataError(f"{paths[0]}: shape {list(pixels.shape)}; accepted: [N, 2, 96, 96] and [N, 4]; fetch it again")
     if task.name == "smallnorb-azimuth":
         labels = [derive.smallnorb_azimuth(value) for value in info[:, _AZIMUTH].tolist()]
     else:
@@ -292,4 +290,4 @@ def read_norb(path: Path) -> npt.NDArray[Any]:
                 raise ValueError(f"shape {list(shape)}")
             return np.frombuffer(stream.read(num_bytes), dtype).reshape(shape)
     except (ValueError, EOFError, OSError, struct.error, zlib.error) as error:
-        raise DataError(f"{path}: not a whole file of NORB ({error}); fetch it again") from None
+        raise DataError(f"{path}: not a complete file of NORB ({error}); fetch it again") from None

@@ -68,8 +68,8 @@ class Task:
 
     @property
     def fetch(self) -> str:
-        """What to fetch and where to put it, as the end of an error message."""
-        return f"{self.files}; fetch from {self.url} into the folder {self.folder} of the data folder"
+        """Where to fetch the files and where to put them, as the end of an error message."""
+        return f"fetch from {self.url} into the folder {self.folder} of the data folder"
 
 
 def _carved(percent: int, test: str = "test") -> tuple[Cut, Cut, Cut]:
@@ -151,7 +151,7 @@ TASKS: tuple[Task, ...] = (
         sizes=(76_128, 10_875, 21_750),
         cuts=_OFFICIAL,
         folder="sun397",
-        files="SUN397/ unpacked from SUN397.tar.gz, beside it sun397_tfds_{tr,va,te}.txt of TensorFlow Datasets",
+        files="SUN397/ unpacked from SUN397.tar.gz, and next to it sun397_tfds_{tr,va,te}.txt of TensorFlow Datasets",
         url="https://vision.princeton.edu/projects/2010/SUN/",
     ),
     Task(
@@ -309,5 +309,5 @@ def find_task(name: str) -> Task:
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"tasks: {name}; accepted: {', '.join(_BY_NAME)}{hint}")
+        raise ConfigError.of("tasks", name, f"{', '.join(_BY_NAME)}{hint}", "choose one")
     return _BY_NAME[name]

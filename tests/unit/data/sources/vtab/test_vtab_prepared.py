@@ -40,7 +40,7 @@ def test_the_first_in_storage_order_are_taken_and_the_splits_are_cut_in_order(tm
     assert index.canonical is False
     assert (
         index.statement == "eurosat: 8 + 4 examples, the first in the order of TensorFlow Datasets, but not of the "
-        "published whole"
+        "whole published set"
     )
     assert fits(index, 0, 8, 4)
     assert not fits(index, 0, 8, 5)
@@ -117,5 +117,5 @@ def test_missing_shards_and_other_data_sets_are_one_line(tmp_path):
     with pytest.raises(DataError, match="svhn: .* label 10; accepted: 0 to 9"):
         open_task(find_task("svhn"), tmp_path)
     files.prepared(tmp_path, "smallnorb", {split: [{"image": image, "label": 1}] for split in ("train", "test")})
-    with pytest.raises(DataError, match="record without what the task needs"):
+    with pytest.raises(DataError, match="a record lacks what the task needs"):
         open_task(find_task("smallnorb-azimuth"), tmp_path)

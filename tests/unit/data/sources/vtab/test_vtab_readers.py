@@ -199,7 +199,7 @@ def test_records_of_the_protobuf_library_come_back(tmp_path):
         [(offset, length)] = record.extents["b"]
         assert data[offset : offset + length] == bytes([i] * 2000)
     path.write_bytes(data[:-30])
-    with pytest.raises(DataError, match="not a whole record"):
+    with pytest.raises(DataError, match="not a complete record"):
         list(read_records(path))
 
 
