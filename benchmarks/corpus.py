@@ -68,10 +68,9 @@ def make_corpus(directory: str | Path, num_images: int = 3000, seed: int = 0) ->
     ]
     found = {path for path in directory.rglob("*") if path.is_file() and path.suffix != ".part"}
     if strange := found.difference(paths):
-        raise ConfigError(
-            f"directory: {directory} holds {min(strange)} and {len(strange) - 1} more; a new folder, or a corpus of "
-            f"{num_images} images of seed {seed}; choose another folder"
-        )
+        given = f"{directory} has {min(strange)} and {len(strange) - 1} more files"
+        accepted = f"a new folder, or a corpus of {num_images} images with seed {seed}"
+        raise ConfigError.of("directory", given, accepted, "choose another folder")
     missing = [i for i, path in enumerate(paths) if path not in found]
 
     def write(i: int) -> None:

@@ -179,7 +179,7 @@ def main(config: Config) -> None:
     print(", ".join(f"{name} {version(name)}" for name in names if installed(name)) + ";")
     print(f"{len(files)} files of {kilobytes:.1f} kB, seekable {growth:+.2%}, ", end="")
     print(f"smaller ones {shrunk:.1f} kB; boxes of {share:.0%} of the area.\n")
-    print("|  | CPU ms/image | images/s/core | beside Pillow | PSNR median, dB | PSNR worst, dB |")
+    print("|  | CPU ms/image | images/s/core | vs. Pillow | PSNR median, dB | PSNR worst, dB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     reference = milliseconds["Pillow crop and resize"]
     for name, ms in milliseconds.items():

@@ -185,7 +185,7 @@ def main(config: Config) -> None:
         "share",
         "MB to train",
         "ms/step",
-        "beside all",
+        "vs. all",
         f"top-1 at lr {config.lrs[0]:g}",
         "range",
         "best",

@@ -251,7 +251,7 @@ def package_versions(names: list[str]) -> str:
         return ", ".join(f"{package} {version(package)}" for package in packages)
     except PackageNotFoundError as error:
         raise ConfigError(
-            f"only: {error.name} is not installed; accepted: loaders that are; run pip install -r "
+            f"only: {error.name} is not installed; accepted: installed loaders; run pip install -r "
             "benchmarks/requirements.txt, or name others"
         ) from None
 
@@ -311,9 +311,7 @@ def main(config: Config) -> int:
         Path(config.output).write_text(json.dumps({"config": asdict(config), "ran": measured}, indent=1))
     print(f"`{' '.join(('python benchmarks/loaders.py', *sys.argv[1:]))}`, {num_local_cores()} cores,", end=" ")
     print(f"{platform.system()} {platform.machine()}; Python {platform.python_version()},", end=" ")
-    print(
-        f"{versions}. Of the memory of those on Ray, {statistics.median(idle_clusters):,.0f} MB are an idle cluster.\n"
-    )
+    print(f"{versions}. Loaders on Ray include an idle cluster of {statistics.median(idle_clusters):,.0f} MB.\n")
     columns = (
         "images/s",
         "CPU ms/image",

@@ -73,7 +73,7 @@ def main(command: list[str]) -> int:
     try:
         child = subprocess.Popen(command)
     except OSError as error:
-        print(f"error: {command[0]}: {error.strerror}; a command that can be run; check the spelling", file=sys.stderr)
+        print(f"error: {command[0]}: {error.strerror}; accepted: a command; check the spelling", file=sys.stderr)
         return 127
     while True:
         try:

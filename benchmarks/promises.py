@@ -96,7 +96,7 @@ def photographs(config: Config, place: Path) -> list[tuple[str, str]]:
     start, late = statistics.median(at_start), statistics.median(at_90)
     return [
         ("first batch at the start of an epoch", f"{start:.2f} s"),
-        ("first batch at 90 % of it", f"{late:.2f} s, {late / start:.2f} of that"),
+        ("first batch at 90 % of an epoch", f"{late:.2f} s, {late / start:.2f} of that"),
         ("longest wait for a batch around an epoch's end", f"{statistics.median(waits):.1f} times the median wait"),
     ]
 
@@ -117,9 +117,9 @@ def many_shards(config: Config, place: Path) -> list[tuple[str, str]]:
         grown.append(process.memory_info().rss - before)
     return [
         (f"{config.num_shards:,} shards: written in", f"{written:.0f} s"),
-        ("first batch, the manifest being new", f"{times[0]:.2f} s"),
+        ("first batch, with a new manifest", f"{times[0]:.2f} s"),
         ("first batches after it", f"{statistics.median(times[1:]):.2f} s"),
-        ("memory of the process, above before", ", ".join(f"{size / 1e6:,.0f}" for size in grown) + " MB"),
+        ("memory of the process, increase", ", ".join(f"{size / 1e6:,.0f}" for size in grown) + " MB"),
     ]
 
 

@@ -78,7 +78,7 @@ def main() -> None:
                 run(folder, f"warm-{number}-{i}", 1, TOGETHER)  # Ray ends workers that are idle for a second
                 taken.append(run(folder, f"timed-{number}-{i}", args.steps, way))
     print(f"{len(TASKS)} tasks of {args.steps} steps, {len(os.sched_getaffinity(0))} cores, {args.rounds} rounds")
-    print("| way | seconds | side by side takes of it | in each round |")
+    print("| way | seconds | side by side / this way | in each round |")
     print("| --- | ---: | ---: | --- |")
     for way, taken in seconds.items():
         ratios = [together / alone for together, alone in zip(seconds[TOGETHER], taken, strict=True)]

@@ -449,7 +449,7 @@ def main(config: Config) -> None:
     print(f"`{' '.join(('python benchmarks/throughput.py', *sys.argv[1:]))}`, ", end="")
     print(f"{cpu_name()}, {num_local_cores()} cores, {platform.system()} {platform.machine()};")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)};")
-    print(f"{wall:.0f} s in all, in which other processes kept {others:.2f} cores busy.\n")
+    print(f"{wall:.0f} s in all; other processes used {others:.2f} cores meanwhile.\n")
     print(f"| {' | '.join(columns)} |\n| --- | --- |{' ---: |' * (len(columns) - 2)}")
     print("\n".join(rows))
 

@@ -75,7 +75,7 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     rest, _, query = text.partition("://")[2].partition("?")
     path = rest.strip("/")
     if not path:
-        raise DataError(f"{text}: names no bucket; accepted: {scheme}://bucket/path; add the bucket")
+        raise DataError(f"{text}: no bucket; accepted: {scheme}://bucket/path; add the bucket")
     if scheme == "s3":
         _check_endpoint()
         # Stores older than AWS's trailing checksums (Ceph, MinIO, rclone) answer them with HTTP 411.
@@ -103,7 +103,7 @@ def check_uri(uri: str | Path) -> None:
     if re.search("[@:]", bucket.removeprefix(_PUBLIC) if scheme == "gs" else bucket) or "@" in query:
         given = f"{scheme}://{MASK}" + (f"@{text.rpartition('@')[2]}" if "@" in text else "")
         raise DataError(
-            f"{given}: a key or a password in a URI, where it would be recorded; accepted: {scheme}://bucket/path; "
+            f"{given}: a key or a password in a URI, which would be recorded; accepted: {scheme}://bucket/path; "
             f"{_GIVE_KEYS[scheme]}"
         )
 
@@ -224,7 +224,7 @@ def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> memoryview:
     with file.get_stream(start, num_bytes) as stream:
         got = stream.readinto(data) if num_bytes else 0
     if got != num_bytes or (len(mark) == 16 and data[-16:] == mark):
-        raise OSError(f"the answer was cut short: less than {num_bytes} bytes")
+        raise OSError(f"the answer was too short: less than {num_bytes} bytes")
     return data
 
 
@@ -331,10 +331,10 @@ def download_directory(uri: str | Path, local: str | Path) -> None:
     """
     local = Path(local).absolute()
     if local.is_file() or (local.is_dir() and any(local.iterdir())):
-        raise DataError(f"{local}: is not empty; accepted: a new or empty directory to copy {uri} to; choose another")
+        raise DataError(f"{local}: not empty; accepted: a new or empty directory to copy {uri} to; choose another")
     relative = list_files(uri)
     if not relative:
-        raise DataError(f"{uri}: no such directory, or nothing in it; check the path")
+        raise DataError(f"{uri}: no such directory, or empty; check the path")
     with explained(local):
         local.parent.mkdir(parents=True, exist_ok=True)
         with partial(local, directory=True) as unfinished:
@@ -363,7 +363,7 @@ def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
         found = [(info.path[len(path) :].strip("/"), info) for info in infos]
     except UnicodeDecodeError as error:
         name = os.fsdecode(error.object)
-        raise DataError(f"{name}: its name is not UTF-8; accepted: names in UTF-8; rename it") from None
+        raise DataError(f"{name}: the name is not UTF-8; accepted: names in UTF-8; rename it") from None
     is_file = (pafs.FileType.File, pafs.FileType.Unknown)
     return (
         sorted((name, int(info.size or 0)) for name, info in found if info.type in is_file),
@@ -431,15 +431,15 @@ def _explanation(error: OSError) -> str:
         return "permission denied; check the owner and mode of the path"
     if refusal := _refusal(error):
         return (
-            f"refused by {endpoint}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the key's rights, renew "
-            f"credentials that have expired ({refusal}) and start it again: a run continues where it was"
+            f"refused by {endpoint} ({refusal}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of the "
+            "key, renew expired credentials, and start again: a run continues where it stopped"
         )
     if "NETWORK_CONNECTION" in text or "curlCode" in text:
         return f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL and the network"
     if re.search("HTTP status 5[0-9][0-9]|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE", text):
-        return f"{endpoint} keeps answering with errors ({text}); see to the store and start it again"
+        return f"{endpoint} answers with errors again and again ({text}); repair the store and start again"
     if "411" in text or "MissingContentLength" in text:
-        return "the store takes no trailing checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+        return "the store does not support trailing checksums; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
     return f"cannot be read or written ({text})"
 
 

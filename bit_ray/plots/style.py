@@ -29,7 +29,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     canvas = FigureCanvasAgg(figure)
     kinds = sorted(canvas.get_supported_filetypes())
     if path.suffix[1:] not in kinds:
-        raise ConfigError(f"{path}: unknown kind of picture; one of {', '.join(kinds)}; rename it to end in .png")
+        raise ConfigError(f"{path}: unknown kind of picture; accepted: {', '.join(kinds)}; rename it to end in .png")
     content = io.BytesIO()
     with warnings.catch_warnings():
         # A class name in a script without a font is drawn as a box; the log need not say so.

@@ -37,8 +37,8 @@ def label_names(
             names, holder = class_names(labels, "labels"), ""
         if len(names) != num_classes:
             raise ModelError(
-                f"labels: {holder}{len(names)} names, {model} has a head of {num_classes} classes; one name for each "
-                f"class; take the label file of these weights"
+                f"labels: {holder}{len(names)} names, but {model} has a head of {num_classes} classes; accepted: one "
+                f"name for each class; use the label file of these weights"
             )
         return names
     if num_classes == 1000:
@@ -48,7 +48,7 @@ def label_names(
     if num_classes in (21841, 21843):
         return _imagenet21k(num_classes, model)
     raise ModelError(
-        f"labels: {model} has a head of {num_classes} classes and no names for them; names are known for {_NAMED}; "
+        f"labels: {model} has a head of {num_classes} classes and no names for them; known names: for {_NAMED}; "
         f"give a file with one name per line (predict, or models export --format package, with --labels FILE), or "
         f"fine-tune the weights on your classes (--init)"
     )
@@ -59,8 +59,8 @@ def _imagenet21k(num_classes: int, model: str) -> tuple[str, ...]:
         from timm.data import ImageNetInfo
     except ImportError:
         raise ModelError(
-            f"labels: {model} has a head of {num_classes} classes, whose ImageNet-21k names timm holds, which is not "
-            f"installed; pip install timm, or give a file with one name per line (--labels FILE)"
+            f"labels: {model} has a head of {num_classes} classes; their ImageNet-21k names come with timm, which is "
+            f"not installed; run pip install timm, or give a file with one name per line (--labels FILE)"
         ) from None
     return tuple(ImageNetInfo("imagenet-21k-goog" if num_classes == 21843 else "imagenet-22k").label_descriptions())
 
@@ -69,11 +69,12 @@ def _read(path: Path) -> tuple[str, ...]:
     try:
         text = read_text(path)
     except OSError as error:
-        raise ModelError(f"labels: {path}: {error.strerror}; a text file with one name per line; check it") from None
+        accepted = "a text file with one name per line"
+        raise ModelError(f"labels: {path}: {error.strerror}; accepted: {accepted}; check it") from None
     except UnicodeDecodeError:
-        raise ModelError(f"labels: {path}: not UTF-8 text; one name per line; convert it") from None
+        raise ModelError(f"labels: {path}: not UTF-8 text; accepted: one name per line; convert it") from None
     except ValueError as error:
-        raise ModelError(f"labels: {path}: {error}; a text file with one name per line; check it") from None
+        raise ModelError(f"labels: {path}: {error}; accepted: a text file with one name per line; check it") from None
     if path.suffix != ".json":
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     try:
@@ -84,7 +85,7 @@ def _read(path: Path) -> tuple[str, ...]:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(
-            f"labels: {path}: accepted: a JSON list of names, or an object from 0, 1, ... to names; fix it"
+            f"labels: {path}: other JSON; accepted: a JSON list of names, or an object of names; correct it"
         )
     return class_names(names, f"labels: {path}")
 
@@ -100,7 +101,7 @@ def read_text(path: Path) -> str:
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
         raise ValueError("no file")
     if about.st_size > _LARGEST_TEXT:
-        raise ValueError(f"{about.st_size} bytes, accepted are {_LARGEST_TEXT}")
+        raise ValueError(f"{about.st_size} bytes, more than {_LARGEST_TEXT}")
     return path.read_text(encoding="utf-8-sig")
 
 

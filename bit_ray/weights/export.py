@@ -75,7 +75,7 @@ def export(
     """
     path = Path(path)
     if path.suffix != SUFFIX[to]:
-        raise ConfigError(f"output: {path}; a name that ends in {SUFFIX[to]} for {to}; rename it")
+        raise ConfigError.of("output", path, f"a name that ends in {SUFFIX[to]} for {to}", "rename it")
     baked = model.baked()
     metadata = {
         SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False),
@@ -115,7 +115,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; an exported model; check the path")
+        raise ModelError(f"{path}: no such file; accepted: an exported model; check the path")
     try:
         if path.suffix == ".onnx":
             session = _need("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -139,7 +139,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
         raise
     except Exception as error:  # each library has its own errors for a damaged file
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: not an exported model of ours ({reason}); export it again") from None
+        raise ModelError(f"{path}: not a model that bit_ray exported ({reason}); export it again") from None
     beside = path.with_name(path.name + ".data")
     num_bytes = sum(file.stat().st_size for file in (path, beside) if file.is_file())
     return Exported(spec, logits, num_bytes)
@@ -285,4 +285,4 @@ def _need(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError:
-        raise ModelError(f"{name}: not installed, and ONNX needs it; run pip install 'bit-ray[export]'") from None
+        raise ModelError(f"{name}: not installed, but needed for ONNX; run pip install 'bit-ray[export]'") from None

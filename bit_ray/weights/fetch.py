@@ -95,7 +95,7 @@ def read_description(uri: str) -> bytes:
     try:
         return store.read_bytes(store.join(uri, DESCRIPTION_FILE), MAX_DOCUMENT_BYTES)
     except DataError as error:
-        raise ModelError(f"{error}; a saved model holds a {DESCRIPTION_FILE}") from error
+        raise ModelError(f"{error}; accepted: a saved model, with a {DESCRIPTION_FILE}") from error
 
 
 def check_description(data: bytes, where: str, registered: Digests | None) -> Weights:
@@ -114,7 +114,8 @@ def check_description(data: bytes, where: str, registered: Digests | None) -> We
         (DESCRIPTION_FILE, found.description, registered.description),
     ):
         if given != wanted:
-            raise ModelError(f"{where}: {what} of SHA-256 {given[:12]}...; registered: {wanted[:12]}...; {remedy}")
+            accepted = f"{wanted[:12]}..., as registered"
+            raise ModelError(f"{where}: {what} has SHA-256 {given[:12]}...; accepted: {accepted}; {remedy}")
     return weights
 
 

@@ -39,7 +39,8 @@ def folder_spec(path: Path) -> dict[str, Any]:
     place = path / CONFIG_FILE
     config = _read(place)
     if config is None:
-        raise ModelError(f"{path}: no {CONFIG_FILE}; a folder of timm's or Hugging Face's BiT; check the path")
+        accepted = "a folder of timm's or Hugging Face's BiT"
+        raise ModelError(f"{path}: no {CONFIG_FILE}; accepted: {accepted}; check the path")
     try:
         if config.get("model_type") == "bit":
             return _from_huggingface(place, config, _read(path / PROCESSOR_FILE) or {})
@@ -48,8 +49,8 @@ def folder_spec(path: Path) -> dict[str, Any]:
         kind = config.get("model_type") or config.get("architecture") or "unknown"
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ModelError(f"{place}: {reason}; the config of a BiT model; fix it") from None
-    raise ModelError(f"{place}: model {brief(kind)}; accepted: BiT of timm or Hugging Face; take such a folder")
+        raise ModelError(f"{place}: {reason}; accepted: the config of a BiT model; correct it") from None
+    raise ModelError(f"{place}: model {brief(kind)}; accepted: BiT of timm or Hugging Face; use such a folder")
 
 
 def huggingface_files(spec: ModelSpec, network: ResNetConfig) -> dict[str, dict[str, Any]]:
@@ -121,7 +122,8 @@ def _from_huggingface(place: Path, config: Mapping[str, Any], processor: Mapping
     for name, value in _HUGGINGFACE_BIT.items():
         if config.get(name, value) != value:
             raise ModelError(
-                f"{place}: {name}: {brief(config[name])}; {value!r} in BiT; these weights are another network's"
+                f"{place}: {name}: {brief(config[name])}; accepted: {value!r}, as in BiT; these weights are of another "
+                "network"
             )
     spec: dict[str, Any] = {}
     names = in_order(config.get("id2label", {}))
@@ -153,7 +155,7 @@ def _from_timm(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         square = about.get("crop_mode") == "squash"
         share = about.get("crop_pct", 0.875)
         if not isinstance(share, (int, float)) or not 0.01 <= share <= 1:
-            raise ModelError(f"{place}: crop_pct: {brief(share)}; a share of the image, 0.875 for example; correct it")
+            raise ModelError(f"{place}: crop_pct: {brief(share)}; accepted: a share, for example 0.875; correct it")
         # timm rounds down; the small number is for quotients such as 224 / (224 / 256), slightly below 256.
         resize = crop if square else math.floor(crop / share + 1e-6)
         mode = "square" if square else "shorter_side"
@@ -172,21 +174,21 @@ def _input_range(place: Path, mean: Any, std: Any) -> dict[str, Any]:
         return {}
     numbers = [*mean, *std]
     if not mean or not std or not all(type(x) in (int, float) and abs(x) <= _LARGEST_STATISTIC for x in numbers):
-        raise ModelError(f"{place}: mean {brief(mean)}, std {brief(std)}; lists of numbers; correct it")
+        raise ModelError(f"{place}: mean {brief(mean)}, std {brief(std)}; accepted: lists of numbers; correct it")
     if len({*mean}) != 1 or len({*std}) != 1:
         raise ModelError(
-            f"{place}: mean {list(mean)}, std {list(std)}; one value for all channels, 0.5 in BiT; these weights are "
-            f"for another input"
+            f"{place}: mean {list(mean)}, std {list(std)}; accepted: one value for all channels, 0.5 in BiT; these "
+            f"weights are for another input"
         )
     if std[0] < 1 / _LARGEST_STATISTIC:
-        raise ModelError(f"{place}: std {std[0]}; a positive number, 0.5 in BiT; correct it")
+        raise ModelError(f"{place}: std {std[0]}; accepted: a positive number, 0.5 in BiT; correct it")
     return {"input_range": ((0 - mean[0]) / std[0], (1 - mean[0]) / std[0])}
 
 
 def _side(place: Path, name: str, value: Any) -> int:
     """Return a number of pixels; `ModelSpec` checks its range."""
     if type(value) is not int:
-        raise ModelError(f"{place}: {name}: {brief(value)}; a whole number of pixels; correct it")
+        raise ModelError(f"{place}: {name}: {brief(value)}; accepted: a whole number of pixels; correct it")
     return value
 
 
@@ -198,5 +200,5 @@ def _read(place: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{place}: cannot be read ({error}); fetch the folder again") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{place}: not a JSON object; a model's settings; fetch the folder again")
+        raise ModelError(f"{place}: not a JSON object; accepted: a model's settings; fetch the folder again")
     return content

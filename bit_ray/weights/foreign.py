@@ -29,13 +29,13 @@ def build_network(
         ConfigError: ``head`` has another value.
     """
     if head not in ("load", "zero"):
-        raise ConfigError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
+        raise ConfigError.of("head", repr(head), "'load' or 'zero'", "choose one")
     wanted = num_classes if num_classes is not None else weights.num_classes
     if head == "load" and (wanted != weights.num_classes or wanted == 0):
         held = f"a head of {weights.num_classes} classes" if weights.num_classes else "no head"
         raise ModelError(
-            f"{weights.path}: holds {held}, wanted is {f'one of {wanted}' if wanted else 'one'}; pass head='zero' and "
-            f"num_classes for a new head of zeros, or fine-tune the weights on your classes (--init)"
+            f"{weights.path}: {held}; accepted: {f'a head of {wanted} classes' if wanted else 'a head'}; pass "
+            f"head='zero' and num_classes for a new head of zeros, or fine-tune the weights on your classes (--init)"
         )
     with torch.device("meta"):
         model = model_config(weights.model, max(wanted, 1)).build()
@@ -66,7 +66,8 @@ def foreign_spec(
         ConfigError: ``crop_size`` is too small.
     """
     if not weights.num_classes and not features_only:
-        raise ModelError(f"{weights.path}: holds no head; classes to predict; fine-tune the weights on yours (--init)")
+        remedy = "fine-tune the weights on your classes (--init)"
+        raise ModelError(f"{weights.path}: no head; accepted: weights with a head; {remedy}")
     name = Path(weights.path).name
     square = 480 if "ILSVRC2012" in name else 128 if "CIFAR10" in name else 0
     fields: dict[str, Any] = {

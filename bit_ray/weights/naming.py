@@ -120,8 +120,8 @@ def check_bit(config: NetworkConfig, where: object) -> ResNetConfig:
     """
     if not isinstance(config, ResNetConfig) or config.norm != "gn" or not config.standardize:
         raise ModelError(
-            f"{where}: the network is no BiT ResNet with GroupNorm and Weight Standardization, for which alone other "
-            "programs have names; a saved model of ours (package), or an export; choose one of these"
+            f"{where}: not a BiT ResNet with GroupNorm and Weight Standardization; accepted: such a network, because "
+            "other programs have no names for others; save it as a package, or export it"
         )
     return config
 

@@ -74,7 +74,7 @@ def npz_tensors(
     """
     path = Path(path)
     if head not in ("load", "zero"):
-        raise ModelError(f"head: {head!r}; accepted: 'load' or 'zero'; choose one")
+        raise ModelError.of("head", repr(head), "'load' or 'zero'", "choose one")
     held = _canonical_headers(path)
     names = _npz_names(model, path)
     if head == "zero":
@@ -156,12 +156,10 @@ def read_headers(path: Path, start: str) -> dict[str, _Header]:
                     raise ValueError(f"{brief(name)} says {brief(list(shape))} {brief(dtype.str)} and has {left} bytes")
                 headers[name] = shape, dtype
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; a BiT .npz file; check the path") from None
+        raise ModelError(f"{path}: no such file; accepted: a BiT .npz file; check the path") from None
     except Exception as error:  # zipfile and NumPy fail on other bytes in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(
-            f"{path}: not an .npz file, or a truncated one ({reason}); download or write it again"
-        ) from None
+        raise ModelError(f"{path}: not an .npz file, or truncated ({reason}); download or write it again") from None
     return headers
 
 
@@ -193,7 +191,8 @@ def _canonical_headers(path: Path) -> dict[str, tuple[str, _Header]]:
             raise ModelError(f"{path}: {brief(headers[name][0])} and {brief(key)} are the same weight; remove one")
         headers[name] = key, header
     if _ROOT not in headers:
-        raise ModelError(f"{path}: holds no {_ROOT!r}; a BiT .npz file in the authors' format; check the path")
+        accepted = "a BiT .npz file in the authors' format"
+        raise ModelError(f"{path}: no {_ROOT!r} in it; accepted: {accepted}; check the path")
     return headers
 
 
@@ -206,8 +205,8 @@ def _architecture(path: Path, headers: dict[str, _Header]) -> tuple[tuple[int, .
     root, _ = headers[_ROOT]
     if len(root) != 4 or min(units) == 0:
         raise ModelError(
-            f"{path}: {_ROOT} {brief(list(root))}, units {_join(units)}; a kernel [7, 7, 3, 64 * width] and four "
-            f"blocks of units; take a whole BiT .npz file"
+            f"{path}: {_ROOT} {brief(list(root))}, units {_join(units)}; accepted: a kernel [7, 7, 3, 64 * width] and "
+            f"four blocks of units; use a complete BiT .npz file"
         )
     bias, _ = headers.get(_HEAD_BIAS, ((0,), None))
     return tuple(units), root[-1] / 64, bias[0] if len(bias) == 1 else 0
@@ -220,29 +219,30 @@ def _check(path: Path, headers: dict[str, _Header], model: Network, names: dict[
     if (units, width) != (config.units, config.width):
         held, wanted = model_name(units, width), model_name(config.units, config.width)
         raise ModelError(
-            f"{path}: file holds {held} (units {_join(units)}, width {width:g}), model is {wanted} "
-            f"(units {_join(config.units)}, width {config.width:g}); use create_model({held!r}, ...)"
+            f"{path}: weights of {held} (units {_join(units)}, width {width:g}); accepted: those of the model, "
+            f"{wanted} (units {_join(config.units)}, width {config.width:g}); use create_model({held!r}, ...)"
         )
     with_head = "head.weight" in names
     if with_head and num_classes != config.num_classes:
         given = f"a head of {num_classes} classes" if num_classes else "no head"
         raise ModelError(
-            f"{path}: file holds {given}, model has {config.num_classes}; "
-            f"pass head='zero' to leave the file's head aside, or create the model with the file's number of classes"
+            f"{path}: {given}; accepted: {config.num_classes} classes, as in the model; "
+            f"pass head='zero' to ignore the file's head, or create the model with the file's number of classes"
         )
     wanted_names = set(names.values())
     held_names = {name for name in headers if with_head or not name.startswith("resnet/head/")}
-    for kind, odd in (("lacks", wanted_names - held_names), ("holds the unexpected", held_names - wanted_names)):
+    for kind, odd in (("lacks", wanted_names - held_names), ("has the unexpected", held_names - wanted_names)):
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             raise ModelError(
-                f"{path}: file {kind} {brief(min(odd))}{more}; exactly the {len(names)} weights of "
-                f"{model_name(units, width)}; take a whole BiT .npz file"
+                f"{path}: file {kind} {brief(min(odd))}{more}; accepted: exactly the {len(names)} weights of "
+                f"{model_name(units, width)}; use a complete BiT .npz file"
             )
     for ours, theirs in names.items():
         shape, dtype = headers[theirs]
         if dtype.kind != "f" or dtype.itemsize > 8:
-            raise ModelError(f"{path}: {theirs} is {str(dtype)[:80]}; float16, float32 or float64; convert the file")
+            given = f"{theirs} is {str(dtype)[:80]}"
+            raise ModelError(f"{path}: {given}; accepted: float16, float32 or float64; convert the file")
         expected = tuple(model.get_parameter(ours).shape)
         if ours == "head.weight":
             expected = (*expected, 1, 1)
@@ -250,8 +250,8 @@ def _check(path: Path, headers: dict[str, _Header], model: Network, names: dict[
             expected = tuple(expected[axis] for axis in (2, 3, 1, 0))
         if shape != expected:
             raise ModelError(
-                f"{path}: {theirs} has shape {brief(list(shape))}; {list(expected)} in {model_name(units, width)}; "
-                f"take a whole BiT .npz file"
+                f"{path}: {theirs} has shape {brief(list(shape))}; accepted: {list(expected)}, as in "
+                f"{model_name(units, width)}; use a complete BiT .npz file"
             )
 
 

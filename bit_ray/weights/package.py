@@ -60,32 +60,25 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name in ("crop_size", "resize_size"):
             if getattr(self, name) > MAX_IMAGE_SIZE:
-                raise ConfigError(f"{name}: {getattr(self, name)}; at most {MAX_IMAGE_SIZE} pixels; correct it")
+                raise ConfigError.of(name, getattr(self, name), f"at most {MAX_IMAGE_SIZE} pixels")
         least = model_config(self.model, self.num_classes).min_image_size
         if len(self.class_names) != self.num_classes:
-            raise ConfigError(
-                f"class_names: {len(self.class_names)} names for a head of {self.num_classes} classes; one name for "
-                f"each class; correct num_classes or class_names"
-            )
+            given = f"{len(self.class_names)} names for a head of {self.num_classes} classes"
+            remedy = "correct num_classes or class_names"
+            raise ConfigError.of("class_names", given, "one name for each class", remedy)
         if not all(self.class_names):
-            raise ConfigError(
-                f"class_names: name {self.class_names.index('')} is empty; a name for each class; give it"
-            )
+            given = f"name {self.class_names.index('')} is empty"
+            raise ConfigError.of("class_names", given, "a name for each class", "add it")
         if self.crop_size < least:
-            raise ConfigError(
-                f"crop_size: {self.crop_size}; at least {least} pixels; the network halves its input five times"
-            )
+            remedy = "the network halves its input five times"
+            raise ConfigError.of("crop_size", self.crop_size, f"at least {least} pixels", remedy)
         if self.resize_mode == "shorter_side" and self.resize_size < self.crop_size:
-            raise ConfigError(
-                f"resize_size: {self.resize_size}; at least crop_size ({self.crop_size}); a crop cannot exceed the "
-                f"image"
-            )
+            accepted, remedy = f"at least crop_size ({self.crop_size})", "a crop cannot be larger than the image"
+            raise ConfigError.of("resize_size", self.resize_size, accepted, remedy)
         low, high = self.input_range
         if not -MAX_INPUT <= low < high <= MAX_INPUT:
-            raise ConfigError(
-                f"input_range: {self.input_range}; low < high, both from {-MAX_INPUT:g} to {MAX_INPUT:g}; for example "
-                f"(-1.0, 1.0)"
-            )
+            accepted = f"low < high, both from {-MAX_INPUT:g} to {MAX_INPUT:g}"
+            raise ConfigError.of("input_range", self.input_range, accepted, "for example (-1.0, 1.0)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +97,8 @@ class Weights:
         check_num_bytes("num_bytes", self.num_bytes)
         name = self.file
         if name in ("", ".", "..") or {"/", "\\"} & {*name} or len(name) > 255 or not is_plain(name):
-            raise ConfigError(f"file: {name[:80]!r}; a plain file name inside the package; write the package again")
+            accepted = "a plain file name inside the package"
+            raise ConfigError.of("file", repr(name[:80]), accepted, "write the package again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +120,13 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
     directory = Path(directory)
     if model_config(spec.model, spec.num_classes) != model.config:
         raise ModelError(
-            f"{directory}: the description says {spec.model} with {spec.num_classes} classes, the model is "
-            f"{model.config}; pass the spec of this model"
+            f"{directory}: the description says {spec.model} with {spec.num_classes} classes; accepted: one of the "
+            f"model, {model.config}; pass the spec of this model"
         )
     try:  # values that JSON or UTF-8 cannot represent are refused before any file is changed
         json.dumps(to_dict(spec), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"spec: {error}; accepted: text that UTF-8 can hold; correct it") from None
+        raise ConfigError.of("spec", error, "text that UTF-8 can encode") from None
     # Contiguous: safetensors refuses the strides of channels_last.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
@@ -172,16 +166,17 @@ def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ModelError(f"{directory}: no such directory; a saved model; check the path")
+        raise ModelError(f"{directory}: no such directory; accepted: a saved model; check the path")
     path = directory / DESCRIPTION_FILE
     try:
         data = read_document(path)
     except FileNotFoundError:
         raise ModelError(
-            f"{directory}: no {DESCRIPTION_FILE} in it; the directory of a saved model; check the path"
+            f"{directory}: no {DESCRIPTION_FILE} in it; accepted: the directory of a saved model; check the path"
         ) from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); a readable file; check its permissions") from None
+        given = f"cannot be read ({error.strerror})"
+        raise ModelError(f"{path}: {given}; accepted: a readable file; check its permissions") from None
     return parse_description(data, str(path))
 
 
@@ -218,31 +213,32 @@ def verify_weights(path: Path, weights: Weights) -> None:
         # The size first: it detects a truncated file without reading gigabytes.
         if num_bytes != weights.num_bytes:
             raise ModelError(
-                f"{path}: {num_bytes} bytes; {weights.num_bytes} in {DESCRIPTION_FILE}; fetch the model again"
+                f"{path}: {num_bytes} bytes; accepted: {weights.num_bytes}, as in {DESCRIPTION_FILE}; fetch the model "
+                "again"
             )
         digest = file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
     if digest != weights.sha256:
         raise ModelError(
-            f"{path}: SHA-256 {digest[:12]}...; {weights.sha256[:12]}... in {DESCRIPTION_FILE}; the weights were "
-            f"changed or damaged: fetch the model again"
+            f"{path}: SHA-256 {digest[:12]}...; accepted: {weights.sha256[:12]}..., as in {DESCRIPTION_FILE}; the "
+            f"weights were changed or damaged: fetch the model again"
         )
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], model: Network, spec: ModelSpec) -> None:
     expected = model.state_dict()
-    for kind, odd in (("lacks", expected.keys() - tensors.keys()), ("holds the unexpected", tensors.keys() - expected)):
+    for kind, odd in (("lacks", expected.keys() - tensors.keys()), ("has the unexpected", tensors.keys() - expected)):
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             raise ModelError(
-                f"{path}: {kind} {min(odd)!r}{more}; exactly the {len(expected)} tensors of {spec.model}; "
+                f"{path}: {kind} {min(odd)!r}{more}; accepted: exactly the {len(expected)} tensors of {spec.model}; "
                 f"save the model again"
             )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or not tensor.is_floating_point():
             raise ModelError(
-                f"{path}: {name} is {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; "
-                f"{list(expected[name].shape)} floating point in {spec.model} with {spec.num_classes} classes; "
+                f"{path}: {name} is {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}; accepted: "
+                f"{list(expected[name].shape)} floating point, as in {spec.model} with {spec.num_classes} classes; "
                 f"save the model again"
             )

@@ -82,14 +82,15 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
     if path.is_dir():
         return _read_folder(path)
     if path.suffix in (".onnx", ".pt2"):
-        raise ModelError(f"{path}: an exported program; accepted: {', '.join(SUFFIXES)}; take the model it was made of")
+        remedy = "use the model that it was made from"
+        raise ModelError(f"{path}: an exported program; accepted: {', '.join(SUFFIXES)}; {remedy}")
     if path.suffix not in SUFFIXES:
         raise ModelError(
             f"{path}: {'unknown kind of file' if path.is_file() else 'no such file or folder'}; accepted: "
             f"{', '.join(SUFFIXES)}, or a folder with config.json; check the path"
         )
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; BiT weights; check the path")
+        raise ModelError(f"{path}: no such file; accepted: BiT weights; check the path")
     if path.suffix == ".npz":
         return _read_npz(path)
     tensors, metadata = read_tensors(path)
@@ -106,7 +107,7 @@ def _read_folder(path: Path) -> ForeignWeights:
     spec = folder_spec(path)
     found = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
     if found is None:
-        raise ModelError(f"{path}: no weights; one of {', '.join(_FOLDER_FILES)}; fetch the folder again")
+        raise ModelError(f"{path}: no weights; accepted: one of {', '.join(_FOLDER_FILES)}; fetch the folder again")
     files = [found]
     if found.name.endswith(".index.json"):
         files = [path / name for name in _parts(found)]
@@ -117,8 +118,8 @@ def _read_folder(path: Path) -> ForeignWeights:
     names = spec.get("class_names")
     if names is not None and len(names) != weights.num_classes > 0:
         raise ModelError(
-            f"{path / 'config.json'}: {len(names)} class names for a head of {weights.num_classes} classes; one for "
-            f"each; fix it"
+            f"{path / 'config.json'}: {len(names)} class names for a head of {weights.num_classes} classes; accepted: "
+            f"one for each; correct it"
         )
     return weights
 
@@ -135,7 +136,8 @@ def _parts(index: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(
-            f"{index}: {reason}; a weight_map from tensors to .safetensors files in this folder; fetch the folder again"
+            f"{index}: {reason}; accepted: a weight_map from tensors to .safetensors files in this folder; fetch the "
+            "folder again"
         ) from None
     return sorted(names)
 
@@ -147,7 +149,8 @@ def _read_npz(path: Path) -> ForeignWeights:
     if prefix is None:
         if any(name.endswith("conv_root/kernel") for name in names):
             raise ModelError(
-                f"{path}: a ResNet-v1 of big_vision (models/bit.py); BiT is models/bit_paper.py; take its weights"
+                f"{path}: a ResNet-v1 of big_vision (models/bit.py); accepted: BiT (models/bit_paper.py); use weights "
+                "of BiT"
             )
         units, width, num_classes = npz_architecture(path)
         name = model_name(units, width)
@@ -180,9 +183,7 @@ def _npz_members(path: Path) -> set[str]:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except Exception as error:  # it fails on other bytes in any way
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{path}: not an .npz file, or a truncated one ({reason}); download or write it again"
-        ) from None
+        raise ModelError(f"{path}: not an .npz file, or truncated ({reason}); download or write it again") from None
 
 
 def _on_meta(path: Path, name: str, num_classes: int) -> Network:
@@ -203,8 +204,8 @@ def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[
     root = tensors[naming.root]
     if min(units) == 0 or root.ndim != 4:
         raise ModelError(
-            f"{path}: {naming.root} {brief(list(root.shape))}, units {'-'.join(map(str, units))}; a kernel of four "
-            f"dimensions and four stages of units; take a whole BiT file"
+            f"{path}: {naming.root} {brief(list(root.shape))}, units {'-'.join(map(str, units))}; accepted: a kernel "
+            f"of four dimensions and four stages of units; use a complete BiT file"
         )
     width = root.shape[-1 if naming.kernel_layout == "HWIO" else 0] / 64
     name = model_name(units, width)
@@ -215,13 +216,13 @@ def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[
         names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("head.")}
     for kind, odd in (
         ("lacks", set(names.values()) - set(tensors)),
-        ("holds the unexpected", set(tensors) - {*names.values()}),
+        ("has the unexpected", set(tensors) - {*names.values()}),
     ):
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             raise ModelError(
-                f"{path}: {kind} {brief(min(odd))}{more}; exactly the {len(names)} weights of {name} as "
-                f"{_OWNERS[naming_name]} names them; this is another network, or not all of it"
+                f"{path}: {kind} {brief(min(odd))}{more}; accepted: exactly the {len(names)} weights of {name} as "
+                f"{_OWNERS[naming_name]} names them; this is another network, or a part of one"
             )
     ours = {}
     for our_name, their_name in names.items():
@@ -230,7 +231,8 @@ def _to_ours(path: Path, tensors: dict[str, Tensor], digest: str, spec: Mapping[
         if tensor.shape != shapes[our_name] or not tensor.is_floating_point() or "float4" in str(tensor.dtype):
             raise ModelError(
                 f"{path}: {their_name} is {brief(list(held.shape))} {str(held.dtype).removeprefix('torch.')}; "
-                f"{list(shapes[our_name])} floating point in {name}, in PyTorch's layout; take a whole BiT file"
+                f"accepted: {list(shapes[our_name])} floating point, as in {name} in PyTorch's layout; use a complete "
+                "BiT file"
             )
         ours[our_name] = tensor.float().contiguous()
     return ForeignWeights(
@@ -265,14 +267,15 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _detect(path: Path, names: Collection[str]) -> NamingName:
     if any(name.endswith("running_mean") for name in names):
-        raise ModelError(f"{path}: a network with batch normalization; BiT has group normalization; take BiT weights")
+        accepted = "BiT, with group normalization"
+        raise ModelError(f"{path}: a network with batch normalization; accepted: {accepted}; use BiT weights")
     for naming_name, naming in NAMINGS.items():
         if naming.root in names:
             return naming_name
     some = ", ".join(brief(name)[1:-1] for name in sorted(names)[:3]) or "nothing"
     raise ModelError(
-        f"{path}: holds {some}...; the weights of BiT as the authors, big_vision, timm (resnetv2_*_bit) or Hugging "
-        f"Face (BitForImageClassification) name them; take such a file"
+        f"{path}: has {some}...; accepted: the weights of BiT as the authors, big_vision, timm (resnetv2_*_bit) or "
+        f"Hugging Face (BitForImageClassification) name them; use such a file"
     )
 
 

@@ -33,12 +33,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelError(
-            f"{path}: not a PyTorch file, or one with other objects than tensors, which are not read as they could run "
-            f"code; a state dict; save it with torch.save(model.state_dict(), ...)"
+            f"{path}: not a PyTorch file, or one with objects other than tensors, which are not read because they "
+            f"could run code; accepted: a state dict; save it with torch.save(model.state_dict(), ...)"
         ) from None
     except Exception as error:  # the reader fails on other bytes in any way
         reason = str(error).partition("\n")[0][:200]
-        raise ModelError(f"{path}: not a PyTorch file, or a truncated one ({reason}); download it again") from None
+        raise ModelError(f"{path}: not a PyTorch file, or truncated ({reason}); download it again") from None
     for key in _WRAPPED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -48,17 +48,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         or not all(isinstance(tensor, Tensor) for tensor in loaded.values())
     ):
         raise ModelError(
-            f"{path}: not a state dict; names and tensors; save it with torch.save(model.state_dict(), ...)"
+            f"{path}: not a state dict; accepted: names and tensors; save it with torch.save(model.state_dict(), ...)"
         )
     tensors: dict[str, Tensor] = dict(loaded)
     left = path.stat().st_size
     for name, tensor in tensors.items():
         # A view may repeat the few numbers of its storage any number of times.
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise ModelError(f"{path}: {brief(name)} is no plain tensor; dense tensors; save the model again")
+            given = f"{brief(name)} is not a plain tensor"
+            raise ModelError(f"{path}: {given}; accepted: dense tensors; save the model again")
         left -= tensor.numel() * tensor.element_size()
         if left < 0:
-            raise ModelError(f"{path}: its tensors have more bytes than the file; plain tensors; save the model again")
+            given = "its tensors have more bytes than the file"
+            raise ModelError(f"{path}: {given}; accepted: plain tensors; save the model again")
     return tensors, {}
 
 

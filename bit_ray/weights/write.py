@@ -51,16 +51,17 @@ def write_weights(
     path = Path(path)
     folder = to in ("package", "timm", "huggingface")
     if rescale and to not in ("timm", "huggingface"):
-        raise ConfigError(f"rescale: on with {to}; for timm and huggingface, whose eps differs from ours; leave it off")
+        accepted = "on with timm and huggingface, which have another eps"
+        raise ConfigError.of("rescale", f"on with {to}", accepted, "turn it off")
     if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ModelError(f"{path}: not an empty folder; a new or empty one; choose another")
+        raise ModelError(f"{path}: not an empty folder; accepted: a new or empty one; choose another")
     if to == "package":
         save_package(path, model, spec)
         return
     network = check_bit(model.config, path)
     if to == "npz":
         if path.suffix != ".npz":
-            raise ModelError(f"{path}: not the name of an .npz file; for example {path.with_suffix('.npz')}; rename it")
+            raise ModelError(f"{path}: not the name of an .npz file; accepted: {path.with_suffix('.npz')}; rename it")
         save_npz(model, path)
     else:
         tensors = named_tensors(model, "bit_ray" if to == "safetensors" else to, 10 if rescale else 1)
@@ -108,7 +109,8 @@ def eps_effect(model: Network) -> float:
 
 def _write_file(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
     if path.suffix != ".safetensors":
-        raise ModelError(f"{path}: not the name of a .safetensors file; {path.with_suffix('.safetensors')}; rename it")
+        accepted = path.with_suffix(".safetensors")
+        raise ModelError(f"{path}: not the name of a .safetensors file; accepted: {accepted}; rename it")
     metadata = {"format": "pt", SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:

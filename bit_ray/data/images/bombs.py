@@ -89,7 +89,7 @@ def other_bomb(image: Image.Image, data: bytes) -> str | None:
         # Four bytes skip 255 rows, and Pillow makes each of them.
         return f"run-length encoded rows of {width} pixels; accepted: at most {_MAX_RLE_WIDTH}"
     if image.format == "PPM" and data.startswith(_PLAIN_PPM) and data.count(b"#") > _MAX_COMMENTS:
-        return f"{data.count(b'#')} comments, each of which costs the time of 64 KB; accepted: at most {_MAX_COMMENTS}"
+        return f"{data.count(b'#')} comments, each as slow to read as 64 KB; accepted: at most {_MAX_COMMENTS}"
     return None
 
 

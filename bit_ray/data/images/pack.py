@@ -27,11 +27,11 @@ def extension() -> ModuleType:
     try:
         from bit_ray.data.images import _jpeg
     except ImportError as error:
-        raise ConfigError(
-            f"seekable: the JPEG extension is missing ({error}); it is built where a C compiler and the headers of "
-            "Python and libjpeg-turbo are; install them (Debian: apt-get install gcc libc6-dev python3-dev "
-            "libjpeg-dev) and then bit-ray again, or leave out --seekable"
-        ) from None
+        given = f"the JPEG extension is missing ({error})"
+        accepted = "a C compiler and the headers of Python and libjpeg-turbo when bit-ray is installed"
+        packages = "gcc libc6-dev python3-dev libjpeg-dev"
+        remedy = f"install them (Debian: apt-get install {packages}) and then bit-ray again, or leave out --seekable"
+        raise ConfigError.of("seekable", given, accepted, remedy) from None
     return _jpeg
 
 

@@ -39,20 +39,17 @@ class TrainView:
 
     def __post_init__(self) -> None:
         if self.crop_size < MIN_IMAGE_SIZE:
-            raise ConfigError(
-                f"crop_size: {self.crop_size}; at least {MIN_IMAGE_SIZE} pixels; the network halves its input five "
-                "times"
-            )
+            accepted, reason = f"at least {MIN_IMAGE_SIZE} pixels", "the network halves its input five times"
+            raise ConfigError.of("crop_size", self.crop_size, accepted, reason)
         if self.crop == "resize_crop" and self.resize_size < self.crop_size:
-            raise ConfigError(f"resize_size: {self.resize_size}; at least crop_size ({self.crop_size}); raise it")
+            raise ConfigError.of("resize_size", self.resize_size, f"at least crop_size ({self.crop_size})", "raise it")
         for name, (low, high), limit in (
             ("area_range", self.area_range, 1.0),
             ("aspect_range", self.aspect_range, 1e3),
         ):
             if not 0 < low <= high <= limit:
-                raise ConfigError(
-                    f"{name}: ({low}, {high}); 0 < low <= high <= {limit:g}; give the smaller value first"
-                )
+                accepted = f"0 < low <= high <= {limit:g}"
+                raise ConfigError.of(name, f"({low}, {high})", accepted, "give the smaller value first")
 
 
 def example_keys(ids: Sequence[str]) -> np.ndarray:

@@ -98,7 +98,7 @@ def build_shard(
                 check_example(example, plan.num_classes, plan.multi_label, plan.optional_columns)
                 if example.id in ids:
                     raise DataError(
-                        f"{example.id}: id comes twice; accepted: unique ids; make the ids of the source unique"
+                        f"{example.id}: duplicate id; accepted: unique ids; make the ids of the source unique"
                     )
                 ids.add(example.id)
                 try:
@@ -197,7 +197,7 @@ def _tmpdir_explained() -> Iterator[None]:
 def check_example(example: Example, num_classes: int, multi_label: bool, optional_columns: Sequence[str] = ()) -> None:
     """Raise DataError unless the example's values fit a set of ``num_classes`` and these columns."""
     if not isinstance(example, Example):
-        raise DataError(f"source: gave {type(example).__name__}; accepted: Example(id, image, labels); convert it")
+        raise DataError(f"source: returned {type(example).__name__}; accepted: Example(id, image, labels); convert it")
     if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):
         raise DataError(f"id: {brief(example.id)}; accepted: text in UTF-8 that is not empty; give every example an id")
     if not isinstance(example.image, bytes):

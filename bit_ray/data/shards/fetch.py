@@ -149,7 +149,7 @@ def _read(uri: str, shard: Shard, read: Callable[[ShardFile], T]) -> T:
 
 
 def _other_size(found: int, expected: int) -> str:
-    return f"has {found} bytes, the manifest says {expected}"
+    return f"{found} bytes; accepted: {expected}, as in the manifest"
 
 
 class _Opened:
@@ -209,7 +209,7 @@ def _read_footer(read_at: ReadAt, size: int) -> Footer:
 def _group(footer: Footer, number: int, num_rows: int) -> Group:
     group = footer.group(number)
     if group.num_rows != num_rows:
-        raise LayoutError("other rows than the manifest says")
+        raise LayoutError("not the rows of the manifest")
     return group
 
 
@@ -223,7 +223,7 @@ def _whole_group(file: ShardFile, shard: Shard, number: int, num_rows: int) -> P
     if not expected:
         _check_pages(file.footer, group, data)
     elif checksum([data]) != expected:
-        raise LayoutError(f"row group {number} has other bytes than the manifest's checksum")
+        raise LayoutError(f"row group {number} does not have the manifest's checksum")
     bodies: dict[str, Pieces] = {name: [] for name in file.footer.columns}
     bodies[file.footer.columns[0]] = [data]  # one piece for all
     return group_file(file.footer, group, bodies)

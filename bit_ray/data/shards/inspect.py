@@ -75,7 +75,7 @@ def contact_sheet(
         DataError: no complete shard set there, or a shard or image that cannot be read.
     """
     if n < 1:
-        raise ConfigError(f"n: {n}; accepted: 1 or more; correct it")
+        raise ConfigError.of("num_images", n, "1 or more")
     manifest = read_manifest(uri)
     examples = _draw(str(uri), manifest, n, seed)
     tiles = [

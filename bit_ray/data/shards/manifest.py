@@ -49,14 +49,15 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not _FILE_NAME.fullmatch(self.path):
-            raise ConfigError(f"path: {self.path[:80]!r}; accepted: the name of a file in the directory of the set")
+            raise ConfigError.of("path", repr(self.path[:80]), "the name of a file in the directory of the set")
         check_digest("sha256", self.sha256)
         if not _CHECKSUMS.fullmatch(self.checksums):
-            raise ConfigError(f"checksums: {self.checksums[:80]!r}; accepted: {CHECKSUM_DIGITS} hex digits a row group")
+            accepted = f"{CHECKSUM_DIGITS} hex digits per row group"
+            raise ConfigError.of("checksums", repr(self.checksums[:80]), accepted)
         if not 0 < self.num_bytes <= _MAX_SHARD_BYTES:
-            raise ConfigError(f"num_bytes: {self.num_bytes}; accepted: 1 to {_MAX_SHARD_BYTES}")
+            raise ConfigError.of("num_bytes", self.num_bytes, f"1 to {_MAX_SHARD_BYTES}")
         if not 0 < self.num_examples <= self.num_bytes:
-            raise ConfigError(f"num_examples: {self.num_examples}; accepted: 1 or more, at most one a byte")
+            raise ConfigError.of("num_examples", self.num_examples, "1 or more, at most one per byte")
 
     def checksum(self, group: int) -> str:
         """Return the checksum of a row group, empty if the manifest has none."""
@@ -92,28 +93,27 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             accepted = ", ".join(map(str, FORMATS))
-            raise ConfigError(f"format: {self.format}; accepted: {accepted}; use the version that wrote it")
+            raise ConfigError.of("format", self.format, accepted, "use the version that wrote it")
         if not self.class_names:
-            raise ConfigError("class_names: none; accepted: at least one")
+            raise ConfigError.of("class_names", "empty", "at least one")
         if not 1 <= self.row_group_size <= _MAX_GROUP_ROWS:
-            raise ConfigError(f"row_group_size: {self.row_group_size}; accepted: 1 to {_MAX_GROUP_ROWS}")
+            raise ConfigError.of("row_group_size", self.row_group_size, f"1 to {_MAX_GROUP_ROWS}")
         if not all(1 <= side <= _MAX_IMAGE_SIDE for side in self.median_image_size):
-            raise ConfigError(f"median_image_size: {self.median_image_size}; accepted: 1 to {_MAX_IMAGE_SIDE} pixels")
+            raise ConfigError.of("median_image_size", self.median_image_size, f"1 to {_MAX_IMAGE_SIDE} pixels")
         if self.optional_columns != tuple(name for name in OPTIONAL_COLUMNS if name in self.optional_columns):
-            raise ConfigError(
-                f"optional_columns: {self.optional_columns}; accepted: any of {', '.join(OPTIONAL_COLUMNS)}, in order"
-            )
+            accepted = f"any of {', '.join(OPTIONAL_COLUMNS)}, in order"
+            raise ConfigError.of("optional_columns", self.optional_columns, accepted)
         if len({shard.path for shard in self.shards}) < len(self.shards):
-            raise ConfigError("shards: one comes twice; accepted: each once")
+            raise ConfigError.of("shards", "a duplicate shard", "each once")
         num_groups = [-(-shard.num_examples // self.row_group_size) for shard in self.shards]
         if sum(num_groups) > _MAX_GROUPS:
-            raise ConfigError(f"shards: {sum(num_groups)} row groups; accepted: at most {_MAX_GROUPS}")
+            raise ConfigError.of("shards", f"{sum(num_groups)} row groups", f"at most {_MAX_GROUPS}")
         if self.format == 1 and (self.optional_columns or any(shard.checksums for shard in self.shards)):
-            raise ConfigError("format: 1; accepted: 2 for a set with checksums or optional columns")
+            raise ConfigError.of("format", 1, "2 for a set with checksums or optional columns")
         if self.format > 1:
             for i, (shard, n) in enumerate(zip(self.shards, num_groups, strict=True)):
                 if len(shard.checksums) != n * CHECKSUM_DIGITS:
-                    raise ConfigError(f"shards[{i}].checksums: accepted: one for each of its {n} row groups")
+                    raise ConfigError.of(f"shards[{i}].checksums", "incomplete", f"one for each of its {n} row groups")
 
     @property
     def num_classes(self) -> int:
@@ -175,13 +175,13 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
     total = sum(shard.num_examples for shard in manifest.shards)
     if total != manifest.num_examples or not manifest.shards:
         raise DataError(
-            f"{path}: num_examples: {manifest.num_examples}, but its {len(manifest.shards)} shards have {total}; "
-            "the manifest is damaged, restore it or write the set again"
+            f"{path}: num_examples: {manifest.num_examples}; accepted: {total}, as in its {len(manifest.shards)} "
+            "shards; the manifest is damaged, restore it or write the set again"
         )
     if digest is not None and manifest.digest != digest:
         raise DataError(
-            f"{uri}: the shard set has changed since the run began (digest {manifest.digest[:12]}, expected "
-            f"{digest[:12]}); restore it, or start again under another name"
+            f"{uri}: changed since the run began (digest {manifest.digest[:12]}); accepted: the same set "
+            f"({digest[:12]}); restore it, or start again under another name"
         )
     return manifest
 
@@ -211,15 +211,15 @@ def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards:
     train, test = manifest.class_names, test_manifest.class_names
     if test_manifest.multi_label != manifest.multi_label:
         several = "several labels per image" if test_manifest.multi_label else "one label per image"
-        raise ConfigError(f"test_shards: {test_shards} has {several}, unlike the training shards; write both alike")
+        given = f"{test_shards} has {several}, unlike the training shards"
+        raise ConfigError.of("test_shards", given, "the same for both sets", "write both with the same labels")
     if train == test:
         return
     first = next((i for i, (a, b) in enumerate(zip(train, test, strict=False)) if a != b), min(len(train), len(test)))
     names = [repr(names[first]) if first < len(names) else "none" for names in (test, train)]
-    raise ConfigError(
-        f"test_shards: {test_shards} has {len(test):,} classes that are not those of the training shards "
-        f"({len(train):,}); class {first} is {names[0]}, there {names[1]}; write both with the same class list"
-    )
+    given = f"{test_shards} has {len(test):,} classes that are not those of the training shards ({len(train):,})"
+    accepted = f"the same classes (class {first} is {names[0]} here and {names[1]} there)"
+    raise ConfigError.of("test_shards", given, accepted, "write both with the same class list")
 
 
 def _read_shard(record: dict[str, Any]) -> Any:
@@ -234,9 +234,9 @@ def _read_shard(record: dict[str, Any]) -> Any:
 
 def _why_no_manifest(uri: str | Path) -> str:
     if str(uri).endswith(MANIFEST):
-        return "names the manifest; give the directory it lies in"
+        return "the path of a manifest; give the directory that it is in"
     if store.exists(store.join(uri, WRITING)):
-        return "is a half-written shard set; run the same `bit-ray shards write` command again to finish it"
+        return "an incomplete shard set; run the same `bit-ray shards write` command again to finish it"
     if not store.exists(uri):
-        return "no such path; give the directory of a shard set, which `bit-ray shards write` makes"
-    return f"is not a shard set (no {MANIFEST} in it); give a directory that `bit-ray shards write` made"
+        return "no such path; give the directory of a shard set; `bit-ray shards write` makes one"
+    return f"not a shard set (no {MANIFEST} in it); give a directory that `bit-ray shards write` made"

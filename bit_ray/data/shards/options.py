@@ -42,11 +42,9 @@ class WriteOptions(PackOptions, ReadOptions):
         for name in ("row_group_size", "shard_examples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name}: {value}; accepted: 1 or more; correct it")
+                raise ConfigError.of(name, value, "1 or more")
         if self.on_bad not in ("error", "skip"):
-            raise ConfigError(f"on_bad: {self.on_bad}; accepted: error, skip; choose one")
+            raise ConfigError.of("on_bad", self.on_bad, "error, skip", "choose one")
         if self.shorter_side is not None and self.shorter_side < MIN_SHORTER_SIDE:
-            raise ConfigError(
-                f"shorter_side: {self.shorter_side}; accepted: {MIN_SHORTER_SIDE} pixels or more, usually 256 to 512; "
-                "raise it"
-            )
+            accepted = f"{MIN_SHORTER_SIDE} pixels or more, usually 256 to 512"
+            raise ConfigError.of("shorter_side", self.shorter_side, accepted, "raise it")

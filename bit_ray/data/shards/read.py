@@ -50,7 +50,7 @@ def read_rows(
         num_rows = min(size, shard.num_examples - group * size)
         table = fetch_columns(uri, shard, group, num_rows, columns)
         if table.num_rows != num_rows:
-            raise damaged(uri, path, "other rows than the manifest says")
+            raise damaged(uri, path, "not the rows of the manifest")
         for row, problem in row_problems(table, manifest.num_classes, manifest.multi_label).items():
             raise damaged(uri, path, f"row {group * size + row}: {problem}")
         tables.append(table.select(list(columns)))
@@ -81,7 +81,7 @@ def index_rows(
         if hasattr(os, "posix_fadvise"):  # the caller will read the images soon
             os.posix_fadvise(file.fileno(), found.start, found.stop - found.start, os.POSIX_FADV_WILLNEED)
         if expected_checksum and group_checksum(shard.read_at, found) != expected_checksum:
-            raise LayoutError(f"row group {group} has other bytes than the manifest's checksum")
+            raise LayoutError(f"row group {group} does not have the manifest's checksum")
         offsets, lengths = value_extents(shard.read_at, found.chunks[SCHEMA.get_field_index("image")])
         table = read_columns(shard.read_at, shard.footer, found, columns)
         if len(table) != len(offsets):

@@ -115,7 +115,7 @@ def verify_shards(
         repeated = repeated_ids(uri, manifest)
         if repeated:
             counts["duplicate_id"] = len(repeated)
-            listed = [Problem("duplicate_id", manifest.name, id, "comes more than once") for id in repeated]
+            listed = [Problem("duplicate_id", manifest.name, id, "duplicate id") for id in repeated]
             problems.extend(listed[: max(1, MAX_LISTED - len(problems))])
     return VerifyReport(
         num_shards=len(manifest.shards),
@@ -166,14 +166,14 @@ def _check_shard(
     if wrong is None or "missing" not in wrong:
         with _local_copy(path) as local:
             if wrong is None and file_sha256(local) != shard.sha256:
-                report("checksum", "other bytes than the manifest's SHA-256")
+                report("checksum", "not the SHA-256 in the manifest")
             try:
                 with local_shard(local) as (_, file):
                     _check_layout(file.footer, shard, row_group_size, optional_columns, report)
                     for number, group in enumerate(file.footer.groups):
                         expected = shard.checksum(number)
                         if expected and group_checksum(file.read_at, group) != expected:
-                            report("checksum", f"row group {number} has other bytes than the manifest's checksum")
+                            report("checksum", f"row group {number} does not have the manifest's checksum")
                         table = read_columns(file.read_at, file.footer, group, SCHEMA.names)
                         for example in to_examples(table):
                             ids.append(example.id)
@@ -187,7 +187,7 @@ def _check_shard(
                                 except ImageError as error:
                                     report("image", error.reason, example.id)
             except (OSError, ValueError, TypeError, KeyError) as error:
-                report("parquet", f"not readable as a shard ({' '.join(str(error).split())})")
+                report("parquet", f"cannot be read as a shard ({' '.join(str(error).split())})")
     return _Checked(
         num_examples=len(ids),
         counts=dict(counts),
@@ -206,12 +206,12 @@ def _check_layout(
     groups = [group.num_rows for group in footer.groups]
     num_rows = sum(groups)
     if num_rows != shard.num_examples:
-        report("rows", f"has {num_rows} rows, the manifest says {shard.num_examples}")
+        report("rows", f"{num_rows} rows; accepted: {shard.num_examples}, as in the manifest")
     expected = [min(row_group_size, num_rows - start) for start in range(0, num_rows, row_group_size)]
     if groups != expected:
         report("row_groups", f"row groups are not {row_group_size} rows each; write the set again")
     if footer.columns != (*SCHEMA.names, *optional_columns):
-        report("columns", f"columns {', '.join(footer.columns)} are not those that the manifest says")
+        report("columns", f"columns {', '.join(footer.columns)}, not those in the manifest")
 
 
 def _size_problem(path: str, shard: Shard) -> str | None:
@@ -219,7 +219,7 @@ def _size_problem(path: str, shard: Shard) -> str | None:
     if size is None:
         return "is in the manifest but missing"
     if size != shard.num_bytes:
-        return f"has {size} bytes, the manifest says {shard.num_bytes}"
+        return f"{size} bytes; accepted: {shard.num_bytes}, as in the manifest"
     return None
 
 

@@ -94,8 +94,7 @@ def write_shards(
     output = store.absolute(output)
     options = replace(options or WriteOptions(), **changes)
     if not name or not is_unicode(name):
-        given = "no UTF-8" if name else "empty"
-        raise ConfigError(f"name: {given}; accepted: text; name the set")
+        raise ConfigError.of("name", "not UTF-8" if name else "empty", "text", "name the set")
     if options.seekable:
         extension()
     with alone(output):  # before the source is looked through, which may take long
@@ -112,10 +111,8 @@ def write_shards(
         size = _shard_size(options, total)
         columns = tuple(getattr(examples, "optional_columns", ()))
         if columns != tuple(name for name in OPTIONAL_COLUMNS if name in columns):
-            raise ConfigError(
-                f"optional_columns: {', '.join(columns)}; accepted: any of {', '.join(OPTIONAL_COLUMNS)}, in order; "
-                "correct them"
-            )
+            accepted = f"any of {', '.join(OPTIONAL_COLUMNS)}, in order"
+            raise ConfigError.of("optional_columns", ", ".join(columns), accepted)
         plan = ShardPlan(
             output=output,
             num_classes=len(examples.class_names),
@@ -124,10 +121,9 @@ def write_shards(
             **{field.name: getattr(options, field.name) for field in fields(PackOptions)},
         )
         if "annotation" in columns and options.shorter_side is not None:
-            raise ConfigError(
-                f"shorter_side: {options.shorter_side}; accepted: none with annotations, which tell of the pixels as "
-                "they came; leave it out"
-            )
+            given = f"{options.shorter_side} with annotations"
+            accepted = "not set, because annotations refer to the original pixels"
+            raise ConfigError.of("shorter_side", given, accepted, "leave it out")
         described = {
             "name": name,
             "source": examples.identity,
@@ -165,9 +161,7 @@ def write_shards(
                     writing.add(result)
             manifest = _manifest(name, examples.class_names, plan, writing.done, plan_digest)
             if known is None and (twice := repeated_ids(output, manifest)):
-                raise DataError(
-                    f"{twice[0]}: id comes twice; accepted: unique ids; make the ids of the iterator unique"
-                )
+                raise DataError(f"{twice[0]}: duplicate id; accepted: unique ids; make the ids of the iterator unique")
             skipped = tuple(bad for _, result in sorted(writing.done.items()) for bad in result.bad)
             if skipped:
                 store.write_json(store.join(output, SKIPPED), [{"id": id, "reason": reason} for id, reason in skipped])
@@ -231,8 +225,8 @@ def _from_iterator(
                 break
     if resumed:
         raise DataError(
-            f"{plan.output}: half-written from other examples (shard {min(resumed)} differs); "
-            "accepted: the same iterator; repeat it, or delete the directory"
+            f"{plan.output}: incomplete, with other examples (shard {min(resumed)} differs); "
+            "accepted: the same iterator; use it again, or delete the directory"
         )
 
 
@@ -270,9 +264,9 @@ def _manifest(
 
 def _describe_bad(result: ShardResult) -> str:
     id, reason = result.bad[0]
-    convert = ", or --convert-images (convert_images) to convert what can be" if result.convertible else ""
+    convert = ", or --convert-images (convert_images) to convert images" if result.convertible else ""
     return (
-        f"{id}: {reason}; {len(result.bad) - 1} more bad images in the same shard; accepted: whole 8-bit RGB images; "
+        f"{id}: {reason}; {len(result.bad) - 1} more bad images in the same shard; accepted: 8-bit RGB images; "
         f'correct them, or give --on-bad skip (on_bad="skip") to leave bad images out{convert}'
     )
 

@@ -19,7 +19,7 @@ from bit_ray.errors import BitRayError, DataError, StoreError
 
 LOCK = "_writing.lock"
 _SAVE_SECONDS = 2.0
-_KEPT = "what is written is kept: run the same command again to continue"
+_KEPT = "finished shards are kept: run the same command again to continue"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def alone(output: str) -> Iterator[None]:
         yield
         return
     remedy = "wait until it has ended, or choose another output"
-    with claimed(store.join(output, LOCK), f"{output}: is being written", remedy=remedy):
+    with claimed(store.join(output, LOCK), f"{output} is being written", field="output", remedy=remedy):
         yield
 
 
@@ -67,9 +67,7 @@ class Writing:
         names = [name for name in store.list_files(output) if name != LOCK]
         self._fresh = WRITING not in names
         if self._fresh and names:
-            raise DataError(
-                f"{output}: is not empty and is no unfinished shard set; accepted: a new or empty directory"
-            )
+            raise DataError(f"{output}: not empty, and not an unfinished shard set; accepted: a new or empty directory")
         if not self._fresh:
             self.done = _done(output, plan, on_bad)
             self._delete_partial(names)
@@ -122,7 +120,8 @@ class Writing:
         for index in _lost(self.output, self.done.values()):
             lost = self.done.pop(index)
             assert lost.shard is not None
-            raise StoreError(f"{store.join(self.output, lost.shard.path)}: was written, and is missing or cut now")
+            path = store.join(self.output, lost.shard.path)
+            raise StoreError(f"{path}: written, but missing or truncated now")
 
     def _abandon(self) -> None:
         """Remove what this run has written, if it is a set's first; never what others have, nor from a whole set."""
@@ -154,7 +153,7 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
     manifest = read_manifest(output)
     if not plan_digest or manifest.plan_digest != plan_digest:
         raise DataError(
-            f"{output}: already holds the shard set {manifest.name!r}, written from another source or "
+            f"{output}: has the shard set {manifest.name!r} already, written from another source or "
             "with other options; accepted: a new or empty directory; choose another output, or delete the set"
         )
     store.delete_files([store.join(output, WRITING)])
@@ -169,8 +168,8 @@ def _done(output: str, plan: dict[str, Any], on_bad: str) -> dict[int, ShardResu
         changed = sorted(key for key in {*record.plan, *plan} if record.plan.get(key) != plan.get(key))
         was = "; ".join(f"{key} was {record.plan.get(key)}, now {plan.get(key)}" for key in changed)
         raise DataError(
-            f"{output}: half-written by another command ({was}); "
-            "accepted: the same source and options; repeat that command, or delete the directory"
+            f"{output}: incomplete, written by another command ({was}); "
+            "accepted: the same source and options; run that command again, or delete the directory"
         )
     for result in record.done:
         if result.shard is not None and result.shard.path != shard_name(result.index):

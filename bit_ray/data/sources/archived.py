@@ -156,4 +156,4 @@ def _open(uri: str) -> pa.NativeFile:
     except store.UnfitFileError:
         raise
     except StoreError as error:
-        raise StoreError(f"{error}; it was there when the set was opened") from None
+        raise StoreError(f"{error}; it existed when the set was opened") from None

@@ -71,7 +71,7 @@ def tar_members(file: str | Path, start: int = 0, length: int | None = None) -> 
     with store.open_file(file) as opened:
         end = opened.size() if length is None else start + length
         if end > opened.size():
-            raise DataError(f"{file}: damaged or not a whole tar file (cut short at {opened.size():,}); fetch it again")
+            raise DataError(f"{file}: damaged or incomplete tar file ({opened.size():,} bytes); fetch it again")
         raw = io.BufferedReader(_Range(opened, start, end), _LOCAL_BUFFER if store.is_local(file) else _REMOTE_BUFFER)
         with store.explained(file), _damage_explained(file):
             for found in regular_files(raw, end - start):
@@ -106,16 +106,16 @@ def read_members(path: str | Path, names: Collection[str]) -> dict[str, bytes]:
                 name = member.name.removeprefix("./")
                 if name in names:
                     if member.length > MAX_WHOLE_BYTES:
-                        raise TarError(f"{name} of {member.length:,} bytes, at most {MAX_WHOLE_BYTES:,} are read")
+                        raise TarError(f"{name} has {member.length:,} bytes, more than {MAX_WHOLE_BYTES:,}")
                     stream.seek(member.offset)
                     found[name] = stream.read(member.length)
                     if len(found[name]) < member.length:
-                        raise TarError(f"it is cut short in {name}")
+                        raise TarError(f"it ends inside {name}")
                 if len(found) == len(names):
                     break
     for name in names:
         if name not in found:
-            raise DataError(f"{path}: has no {name}; accepted: the publisher's archive, unchanged; fetch it again")
+            raise DataError(f"{path}: no {name} in it; accepted: the publisher's archive, unchanged; fetch it again")
     return found
 
 
@@ -150,8 +150,8 @@ def decompressed(path: str | Path) -> str:
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(text))).free
         if free < os.path.getsize(text):
             raise DataError(
-                f"{text}: must be decompressed beside itself, and {free / 1e9:.1f} GB are free; make space, or "
-                f"decompress it to {tar} elsewhere and link it there"
+                f"{text}: to be decompressed in its folder, but only {free / 1e9:.1f} GB are free; make space, or "
+                f"decompress it elsewhere and link {tar} to it"
             )
         log.info("%s: decompressing it to %s, once", text, os.path.basename(tar))
         target = Path(tar)
@@ -244,4 +244,4 @@ def _damage_explained(path: str | Path) -> Iterator[None]:
         yield
     except (TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: damaged or not a whole tar file ({reason}); fetch it again") from None
+        raise DataError(f"{path}: damaged or incomplete tar file ({reason}); fetch it again") from None

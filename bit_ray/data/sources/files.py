@@ -119,9 +119,8 @@ def open_files(
             raise DataError(f"{uri}: not readable as a table ({reason}); correct the file") from None
     if root is not None or multi_label:
         option = "root" if root is not None else "multi_label"
-        raise DataError(
-            f"{option}: given with the folder {uri}; accepted: only with a .csv or .parquet table; leave it out"
-        )
+        given, accepted = f"given with the folder {uri}", "only with a .csv or .parquet table"
+        raise DataError.of(option, given, accepted, "leave it out")
     return _open_folder(uri, class_names)
 
 
@@ -148,11 +147,11 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
     table = _read_table(uri)
     for name in ("path", "label", "id"):
         if table.column_names.count(name) > 1:
-            raise DataError(f"{uri}: column {name!r} comes twice; accepted: once; rename one")
+            raise DataError(f"{uri}: column {name!r} is there twice; accepted: once; rename one")
     for name in ("path", "label"):
         if name not in table.column_names:
             raise DataError(
-                f"{uri}: no column {name!r}; accepted: the columns path and label, and if wanted id; "
+                f"{uri}: no column {name!r}; accepted: the columns path and label, and optionally id; "
                 f"found: {', '.join(table.column_names)}"
             )
     for name in ({"path", "label", "id"} & set(table.column_names)) - ({"label"} if multi_label else set()):
@@ -160,7 +159,7 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
         missing = pc.fill_null(pc.equal(column, ""), True) if is_text(column.type) else pc.is_null(column)
         if pc.any(missing).as_py():
             row = pc.index(missing, True).as_py() + 1
-            raise DataError(f"{uri}: row {row} has no {name}; accepted: a {name} in every row; fill it in")
+            raise DataError(f"{uri}: row {row} has no {name}; accepted: a {name} in every row; add it")
     if table.num_rows == 0:
         raise DataError(f"{uri}: no rows; accepted: a row for each image; check the file")
     label = table.column("label").combine_chunks()
@@ -177,8 +176,8 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
     if len(repeated):
         what = "id" if "id" in table.column_names else "path"
         raise DataError(
-            f"{uri}: {what} {repeated[0]['values'].as_py()} comes {repeated[0]['counts'].as_py()} times; "
-            "accepted: unique; remove the repetitions, or give a column id"
+            f"{uri}: {what} {repeated[0]['values'].as_py()} is there {repeated[0]['counts'].as_py()} times; "
+            "accepted: once; remove the duplicates, or add a column id"
         )
     start = root if root is not None else (uri.rpartition("/")[0] or "/" if "/" in uri else ".")
     items = pa.table({"id": ids, "path": paths, "labels": labels})

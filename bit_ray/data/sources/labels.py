@@ -46,7 +46,7 @@ def to_indices(
         values, rows = values.filter(pa.array(kept)), rows[kept]
         lengths = np.bincount(rows, minlength=len(lists))
     if values.null_count:
-        raise DataError(f"{row(int(np.argmax(values.is_null())))} has an empty label; fill it in")
+        raise DataError(f"{row(int(np.argmax(values.is_null())))} has an empty label; accepted: a label; add it")
     distinct = pc.unique(values)
     numbers = _numbers(distinct)
     if class_names is not None:
@@ -55,8 +55,8 @@ def to_indices(
         num_classes = max(numbers, default=-1) + 1
         if num_classes > 2 * len(numbers):
             raise DataError(
-                f"{uri}: labels: {len(numbers):,} different numbers up to {num_classes - 1:,}, so ids and not indices; "
-                "accepted: indices from 0 on, or names; give the ids as class list, one a line: --class-names FILE "
+                f"{uri}: labels: {len(numbers):,} different numbers up to {num_classes - 1:,}: ids, not indices; "
+                "accepted: indices from 0 on, or names; give the ids as class list, one per line: --class-names FILE "
                 "(class_names)"
             )
         classes = tuple(str(i) for i in range(num_classes))
@@ -106,7 +106,7 @@ def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
             )
     if len(set(classes)) < len(classes):
         twice = next(name for name, count in Counter(classes).items() if count > 1)
-        raise DataError(f"{uri}: class {twice!r} comes twice in the class list; accepted: unique names; remove one")
+        raise DataError(f"{uri}: class {twice!r} is twice in the class list; accepted: unique names; remove one")
 
 
 def outside(place: str, label: str, classes: tuple[str, ...]) -> str:

@@ -38,7 +38,7 @@ def read_mat(data: bytes, place: str, *names: str) -> dict[str, npt.NDArray[Any]
         raise DataError(f"{place}: not readable as a MATLAB file ({reason}); fetch it again") from None
     for name in names:
         if name not in found:
-            raise DataError(f"{place}: has no {name}; accepted: the publisher's file; fetch it again")
+            raise DataError(f"{place}: no {name} in it; accepted: the publisher's file; fetch it again")
     return {name: np.atleast_1d(found[name]) for name in names}
 
 
@@ -50,7 +50,7 @@ def whole_numbers(values: npt.NDArray[Any], place: str) -> npt.NDArray[np.int64]
     """
     fits = values.dtype.kind in "iuf" and (np.abs(values) < _LARGEST).all() and (values == np.floor(values)).all()
     if not fits:
-        raise DataError(f"{place}: other than whole numbers; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{place}: values other than whole numbers; accepted: the publisher's file; fetch it again")
     return values.ravel().astype(np.int64)
 
 
@@ -60,7 +60,7 @@ def _unpacked(data: bytes) -> bytes:
         return data
     order = {b"IM": "<", b"MI": ">"}.get(data[126:_HEADER_BYTES])
     if order is None:
-        raise ValueError("no file of version 5")
+        raise ValueError("not a file of version 5")
     parts, total, at = [data[:_HEADER_BYTES]], 0, _HEADER_BYTES
     while at < len(data):
         found = _element(data, at, len(data), order)
@@ -89,14 +89,14 @@ class _Element(NamedTuple):
 
 def _element(data: bytes, at: int, end: int, order: str) -> _Element:
     if at + 8 > end:
-        raise ValueError("it is cut short")
+        raise ValueError("it is truncated")
     kind, length = struct.unpack_from(f"{order}II", data, at)
     if kind >> 16:  # up to four bytes, in the tag itself
         found = _Element(kind & 0xFFFF, at + 4, at + 4 + (kind >> 16), at + 8)
     else:
         found = _Element(kind, at + 8, at + 8 + length, min(end, at + 8 + -(-length // 8) * 8))
     if found.stop > min(end, found.after):
-        raise ValueError("an element beyond its end")
+        raise ValueError("an element after its end")
     return found
 
 

@@ -74,10 +74,8 @@ def open_source(
     given = {**vars(options), "class_names": class_names}
     known = isinstance(source, (str, Path)) or hasattr(source, "part")
     if known and optional_columns:
-        raise ConfigError(
-            f"optional_columns: {', '.join(optional_columns)}; accepted: only with an iterator, other sources know "
-            "their own; leave it out"
-        )
+        accepted = "only with an iterator, because other sources know their own"
+        raise ConfigError.of("optional_columns", ", ".join(optional_columns), accepted, "leave it out")
     if isinstance(source, (str, Path)):
         opened = _open_text(str(source), output, options, class_names)
     elif known:
@@ -86,11 +84,9 @@ def open_source(
     else:
         _check(given, ("class_names", "multi_label"), "an iterator")
         if num_workers > 0:
-            raise ConfigError(
-                f"num_workers: {num_workers}; accepted: 0 with an iterator, which is read in this process"
-            )
+            raise ConfigError.of("num_workers", num_workers, "0 with an iterator, which is read in this process")
         if not class_names:
-            raise ConfigError("class_names: empty; accepted with an iterator: unique names; give them")
+            raise ConfigError.of("class_names", "empty", "unique names, with an iterator", "give them")
         check_classes("class_names", tuple(class_names), "unique names")
         return IteratorSource(
             cast(Iterable[Example], source), tuple(class_names), options.multi_label, tuple(optional_columns)
@@ -136,7 +132,7 @@ def _open_text(source: str, output: str, options: ReadOptions, class_names: Sequ
             f"or one of {', '.join(known)}{hint}"
         )
     if _within(output, source):
-        raise DataError(f"{output}: lies inside the source {source}; accepted: an output elsewhere; choose another")
+        raise DataError(f"{output}: inside the source {source}; accepted: an output elsewhere; choose another")
     return open_files(source, root=options.root or None, class_names=class_names, multi_label=options.multi_label)
 
 
@@ -164,7 +160,8 @@ def _check(given: Mapping[str, Any], taken: Sequence[str], what: str) -> None:
         if option not in taken and value not in (None, getattr(ReadOptions, option, None)):
             kinds = [_CALLED[kind] for kind in _TAKEN_BY[option]]
             shown = "given" if option == "class_names" else f"{value}, given"
-            raise ConfigError(f"{option}: {shown} with {what}; accepted: only with {' or '.join(kinds)}; leave it out")
+            accepted = f"only with {' or '.join(kinds)}"
+            raise ConfigError.of(option, f"{shown} with {what}", accepted, "leave it out")
 
 
 def _within(path: str, directory: str) -> bool:

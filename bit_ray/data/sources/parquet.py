@@ -54,7 +54,7 @@ class ParquetPart:
             yield (
                 Example(id, data, labels)
                 if data is not None
-                else Unreadable(id, "no image in this row, or its path only")
+                else Unreadable(id, "no image in this row, or only its path")
             )
 
 
@@ -170,7 +170,7 @@ def open_parquet(pattern: str, *, label: str = "", class_names: Sequence[str] | 
         labels = pa.chunked_array([values for _, values in read]).combine_chunks()
     except (pa.ArrowException, TypeError):
         raise DataError(
-            f"{pattern}: column {label}: of different types; accepted: one; write the files alike"
+            f"{pattern}: column {label}: different types; accepted: one type; write all files with one type"
         ) from None
     multi_label = bool(pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type))
     names = class_names if class_names is not None else _names(features.get(label))
@@ -223,7 +223,7 @@ def _label_column(file: str, schema: pa.Schema, features: dict[str, Any]) -> str
         if name in (named or schema.names):
             return name
     raise DataError(
-        f"{file}: which column holds the labels is not clear; accepted: one of {', '.join(named or schema.names)}; "
+        f"{file}: the column of labels is not clear; accepted: one of {', '.join(named or schema.names)}; "
         "name it by --label (label)"
     )
 

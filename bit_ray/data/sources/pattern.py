@@ -45,7 +45,7 @@ def short_names(files: list[str]) -> list[str]:
 def _expand(pattern: str) -> list[str]:
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     if any("{" in piece or "}" in piece for piece in pieces):
-        raise DataError(f"{pattern}: its braces do not pair; accepted: {{0000..0146}} or {{train,val}}; correct it")
+        raise DataError(f"{pattern}: unbalanced braces; accepted: {{0000..0146}} or {{train,val}}; correct it")
     choices: list[list[str]] = []
     total = 1
     for i, piece in enumerate(pieces):
@@ -80,5 +80,5 @@ def _glob(pattern: str) -> list[str]:
         if len(parts) == len(levels) and all(level.match(part) for level, part in zip(levels, parts, strict=True)):
             names.append(folder + name)
     if not names:
-        raise DataError(f"{pattern}: matches no file; check the path, and quote the pattern from the shell")
+        raise DataError(f"{pattern}: matches no file; check the path, and quote the pattern in the shell")
     return names

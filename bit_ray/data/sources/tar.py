@@ -46,7 +46,7 @@ def regular_files(file: io.BufferedIOBase, num_bytes: int) -> Iterator[Extent]:
     extensions: dict[str, bytes] = {}  # content of the headers before a file's own header
     while True:
         file.seek(at)
-        header = _exactly(file, _BLOCK, "it ends without an end mark")
+        header = _exactly(file, _BLOCK, "it has no end mark")
         if header == bytes(_BLOCK):
             return
         _check_sum(header)
@@ -59,11 +59,11 @@ def regular_files(file: io.BufferedIOBase, num_bytes: int) -> Iterator[Extent]:
         if "size" in extensions and not is_extension:
             length = _number(extensions["size"], 10)
         if at + length > num_bytes:
-            raise TarError(f"it is cut short: {length:,} bytes from byte {at:,} on, of {num_bytes:,}")
+            raise TarError(f"it is truncated: {length:,} bytes from byte {at:,} on, of {num_bytes:,}")
         if is_extension:
             if length > _MAX_EXTENSION:
                 raise TarError(f"a header of {length:,} bytes")
-            data = _exactly(file, length, "it is cut short in a header")
+            data = _exactly(file, length, "it is truncated in a header")
             extensions |= {"path": data.split(b"\0")[0]} if kind == _LONG_NAME else {}
             extensions |= _records(data) if kind in _PAX else {}
             if kind == _PAX_OF_ALL and _records(data).keys() & {"path", "size"}:
@@ -93,7 +93,7 @@ def _check_sum(header: bytes) -> None:
     unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     found = _number(header[148:156].strip(b" \0"), 8)
     if found not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])):
-        raise TarError("a header whose checksum is wrong")
+        raise TarError("a header with a wrong checksum")
 
 
 def _size(header: bytes) -> int:
@@ -101,18 +101,18 @@ def _size(header: bytes) -> int:
     if not field[0] & 0x80:
         return _number(field.strip(b" \0") or b"0", 8)
     if field[0] != 0x80:  # GNU's numbers in base 256, this one negative or beyond any disk
-        raise TarError("a file of a size that is none")
+        raise TarError("a file with an invalid size")
     return int.from_bytes(field[1:], "big")
 
 
 def _number(text: bytes, base: int) -> int:
     # Not only int(), which accepts signs, underscores and other alphabets, and is slow for a long text.
     if not text.isdigit() or len(text) > 20:
-        raise TarError(f"a number that is none: {text[:20]!r}")
+        raise TarError(f"an invalid number: {text[:20]!r}")
     try:
         return int(text, base)
     except ValueError:
-        raise TarError(f"a number that is none: {text!r}") from None
+        raise TarError(f"an invalid number: {text!r}") from None
 
 
 def _name(header: bytes) -> bytes:
@@ -129,7 +129,7 @@ def _records(data: bytes) -> dict[str, bytes]:
         length = _number(data[at:space], 10) if space >= 0 else 0
         key, equals, value = data[space + 1 : at + length].partition(b"=")
         if not equals or not value.endswith(b"\n") or at + length > len(data):
-            raise TarError("an extended header that is none")
+            raise TarError("an invalid extended header")
         found[key.decode("utf-8", "replace")] = value[:-1]
         at += length
     return found

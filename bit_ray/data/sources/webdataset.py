@@ -63,8 +63,8 @@ def open_webdataset(
     if len(set(ids)) < len(ids):
         twice = next(id for id, count in Counter(ids).items() if count > 1)
         raise DataError(
-            f"{pattern}: {twice} comes twice; accepted: names that are unique in their tar file, the files of one "
-            "together; write the tar file again"
+            f"{pattern}: {twice} is there twice; accepted: names that are unique in their tar file, with the "
+            "files of one example together; write the tar file again"
         )
     lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, pa.large_string()))
     indices, classes = to_indices(pattern, lists, class_names, ids)
@@ -116,7 +116,7 @@ def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str)
             key = label if label and label != "json" else "label"
             if not isinstance(record, dict) or key not in record:
                 known = ", ".join(list(record)[:_MAX_KEYS_SHOWN]) if isinstance(record, dict) else type(record).__name__
-                raise DataError(f"{place}: has no key {key}; accepted: one of {known}; name it by --label (label)")
+                raise DataError(f"{place}: no key {key} in it; accepted: one of {known}; name it by --label (label)")
             value = record[key]
     except (ValueError, RecursionError):
         raise DataError(f"{place}: neither text nor JSON; accepted: an index or a name; correct the tar file") from None

@@ -141,7 +141,7 @@ def _read(
         if time.perf_counter() - started > seconds:
             break
     if not sample:
-        raise DataError(f"{uri}: none of its images can be read; run bit-ray shards verify {uri}")
+        raise DataError(f"{uri}: no image can be read; run bit-ray shards verify {uri}")
     return num_images, num_bytes, time.perf_counter() - started, sample
 
 
@@ -169,7 +169,7 @@ def _decode(
             except ImageError:
                 bad.add(id)
         if len(bad) == len(sample):
-            raise DataError(f"{sample[0][0]}: cannot be decoded, nor can the others; run bit-ray shards verify")
+            raise DataError(f"{sample[0][0]}: cannot be decoded, and no other image can; run bit-ray shards verify")
         if time.perf_counter() - started > seconds:
             break
     return paths, len(bad), time.perf_counter() - started, time.thread_time() - cpu

@@ -64,7 +64,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.max_gb) and self.max_gb >= 0):
-            raise ConfigError(f"max_gb: {self.max_gb}; 0 or more gigabytes; correct it")
+            raise ConfigError.of("max_gb", self.max_gb, "0 or more gigabytes")
 
 
 class Located(NamedTuple):
@@ -318,10 +318,10 @@ class NodeCache:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = "its disk is full" if full else f"cannot be written ({error.strerror or error})"
-            raise DataError(
-                f"runtime.cache.directory: {self.directory}: {what}; accepted: a directory on a local disk that can be "
-                "written and has room; choose another or make room"
-            ) from error
+            accepted = "a directory on a local disk that can be written and has room"
+            remedy = "choose another, or make room"
+            given = f"{self.directory}: {what}"
+            raise DataError.of("runtime.cache.directory", given, accepted, remedy) from error
 
 
 class _Usage:

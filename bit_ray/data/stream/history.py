@@ -79,7 +79,7 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
     """
     path = RunFolder(str(run_uri)).plan
     if not store.exists(path):
-        raise DataError(f"{run_uri}: is no run (no plan.json in it); accepted: STORAGE/NAME of a run; correct it")
+        raise DataError(f"{run_uri}: not a run (no plan.json in it); accepted: STORAGE/NAME of a run; correct it")
     recorded = store.read_record(RunRecord, path)
     try:
         plan = recorded.plan
@@ -94,8 +94,8 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
     manifest = read_manifest(shards)
     if digest != manifest.digest:
         raise DataError(
-            f"{shards}: has digest {manifest.digest[:12]}, the run {run_uri} trained on {digest[:12]}; "
-            "give the set that it trained on"
+            f"{shards}: digest {manifest.digest[:12]}; accepted: {digest[:12]}, the set that the run {run_uri} trained "
+            "on; give that set"
         )
     return result, shards, manifest
 
@@ -113,7 +113,7 @@ def recorded_shards(run_uri: str, shards: str) -> str:
     try:
         store.check_uri(shards)
     except DataError as error:
-        raise DataError(f"{run_uri}: shards: {error}, and give the shard set's place anew (SHARDS, --shards)") from None
+        raise DataError(f"{run_uri}: shards: {error}, and give the URI of the shard set (SHARDS, --shards)") from None
     return shards
 
 
@@ -126,7 +126,7 @@ def uses_in_step(shards: str | Path, manifest: Manifest, plan: StreamPlan, step:
     """
     last = f"0 to {plan.num_steps - 1}, the steps of the run" if plan.num_steps else "0 or more"
     if step < 0 or (plan.num_steps and step >= plan.num_steps):
-        raise ConfigError(f"step: {step}; accepted: {last}; correct it")
+        raise ConfigError.of("step", step, last)
     seen = list(plan.order(manifest).rows_of_step(step))
     rows = _read(str(shards), manifest, [(shard, row) for _, shard, row in seen], ("id", "labels"))
     return [
@@ -244,4 +244,4 @@ def _find(
                 progress(done, manifest.num_examples)
     finally:
         pool.shutdown(cancel_futures=True)
-    raise DataError(f"image: {image}: no such id in {shards}; accepted: an id as `--step` lists them; correct it")
+    raise DataError.of("image", f"{image}: no such id in {shards}", "an id as `--step` lists them")

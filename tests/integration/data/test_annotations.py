@@ -169,7 +169,7 @@ def test_a_set_without_the_column_has_empty_annotations(tmp_path):
 
 
 def test_annotated_images_are_not_encoded_smaller(tmp_path):
-    with pytest.raises(ConfigError, match="shorter_side: 64; accepted: none with annotations"):
+    with pytest.raises(ConfigError, match="shorter_side: 64 with annotations; accepted: not set"):
         write_shards(Boxes(), tmp_path / "set", name="boxes", shorter_side=64)
     assert not (tmp_path / "set").exists()
 

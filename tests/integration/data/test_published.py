@@ -75,6 +75,6 @@ def test_a_set_by_name_is_read_in_ray_tasks(folder, monkeypatch):
     write_shards("imagenet21k:train", folder / "ray", data_dir=".", num_workers=3, **SMALL)
     assert read_manifest(folder / "here") == read_manifest(folder / "ray")
     (folder / "imagenet21k" / "n3.tar").write_bytes(b"")
-    with pytest.raises(DataError, match="n3.tar: damaged or not a whole tar file") as raised:
+    with pytest.raises(DataError, match="n3.tar: damaged or incomplete tar file") as raised:
         write_shards("imagenet21k:train", folder / "none", data_dir=folder, num_workers=3, **SMALL)
     assert "\n" not in str(raised.value)

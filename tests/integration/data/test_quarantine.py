@@ -74,5 +74,7 @@ def test_more_bad_images_than_allowed_stop_the_run_with_one_line(damaged, tmp_pa
         pretrain(run_config(tmp_path, shards, 0.001))
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith(f"{shards}: 1 images cannot be read, runtime.max_bad_images allows 0; first: shard-00000")
+    assert text.startswith(
+        f"{shards}: 1 images cannot be read; accepted: at most 0 (runtime.max_bad_images); first: shard-00000"
+    )
     assert bad_id in text

@@ -267,9 +267,9 @@ def test_missing_and_truncated_shards_are_damage_at_once(faulty_s3, s3, remote, 
     started = time.monotonic()
     for shard, group, message in (
         (0, 1, "is in the manifest but missing"),
-        (1, 0, f"has {len(whole) // 2} bytes, the manifest says {len(whole)}"),
+        (1, 0, f"{len(whole) // 2} bytes; accepted: {len(whole)}, as in the manifest"),
         (2, 3, "magic"),
-        (3, 2, "has 7 bytes, the manifest says"),
+        (3, 2, "7 bytes; accepted: "),
     ):
         with pytest.raises(DamagedShardError, match=message):
             locate_all(s3, manifest, tmp_path / "cache", [(shard, group)])
@@ -284,6 +284,6 @@ def test_a_store_that_is_gone_is_waited_for_and_then_named(faulty_s3, s3, remote
     monkeypatch.setattr(store, "_ATTEMPTS", 3)
     store._remote.cache_clear()  # it has given its clients their number of attempts
     faulty_s3.faults = Faults(slow_down=1.0)
-    with pytest.raises(DataError, match=r"keeps answering with errors .*503.* \(tried for \d+ s\)") as caught:
+    with pytest.raises(DataError, match=r"answers with errors again and again .*503.* \(tried for \d+ s\)") as caught:
         locate_all(s3, manifest, tmp_path / "cache", list(tables)[:1])
     assert not isinstance(caught.value, DamagedShardError)

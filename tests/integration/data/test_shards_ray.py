@@ -81,7 +81,7 @@ def test_a_refusal_inside_a_ray_task_keeps_its_type(folder, tmp_path):
 
             return [Example("same", gray(), (0,)) for _ in indices]
 
-    with pytest.raises(DataError, match="^same: id comes twice"):
+    with pytest.raises(DataError, match="^same: duplicate id"):
         write_shards(Doubled(), tmp_path / "set", num_workers=2, convert_images=True, **SMALL)
     assert not (tmp_path / "set").exists()
 

@@ -55,7 +55,7 @@ def test_an_interrupted_set_in_a_bucket_is_finished_by_the_same_call(s3):
     uri = f"s3://{s3.bucket}/set"
     with pytest.raises(KeyboardInterrupt):
         write_shards("digits:test", uri, progress=interrupt, **SMALL)
-    with pytest.raises(DataError, match="half-written shard set; run the same"):
+    with pytest.raises(DataError, match="an incomplete shard set; run the same"):
         read_manifest(uri)
     assert write_shards("digits:test", uri, **SMALL).num_resumed == 1
     assert verify_shards(uri).ok
@@ -112,7 +112,9 @@ def test_a_second_start_is_told_who_writes_and_the_first_ends_its_work(s3, tmp_p
     uri, gate = f"s3://{s3.bucket}/set", tmp_path / "gate"
     with first_writer(uri, gate) as first:
         before = store.list_files(uri)
-        with pytest.raises(ConfigError, match=f"^{uri}: is being written by PID {first.pid} of .*; wait until it has"):
+        with pytest.raises(
+            ConfigError, match=f"^output: {uri} is being written by PID {first.pid} of .*; wait until it has"
+        ):
             write_shards("digits:test", uri, **SMALL)
         assert store.list_files(uri) == before
         gate.touch()
@@ -139,7 +141,7 @@ def test_what_a_killed_writer_has_finished_is_kept_and_the_next_start_goes_on_at
 def test_credentials_that_expire_in_the_middle_of_a_first_run_leave_what_is_finished(faulty_s3, s3):
     uri = f"s3://{s3.bucket}/set"
     faulty_s3.faults = Faults(expired=True, only="shard-00002")
-    with pytest.raises(StoreError, match="refused by .*ExpiredToken.*; what is written is kept: run the same command"):
+    with pytest.raises(StoreError, match="refused by .*ExpiredToken.*; finished shards are kept: run the same command"):
         write_shards("digits:test", uri, **SMALL)
     assert store.list_files(uri) == ["_writing.json", "shard-00000.parquet", "shard-00001.parquet"]
     faulty_s3.faults = Faults()
@@ -158,8 +160,8 @@ def test_missing_empty_and_truncated_shards_in_a_bucket(s3):
     size = manifest.shards[1].num_bytes
     for index, message in (
         (0, "is in the manifest but missing; run `bit-ray shards verify"),
-        (1, f"has 0 bytes, the manifest says {size}; run"),
-        (2, "bytes, the manifest says"),
+        (1, f"0 bytes; accepted: {size}, as in the manifest; run"),
+        (2, "bytes; accepted: "),
     ):
         with pytest.raises(DataError, match=message) as caught:
             read_rows(uri, manifest, index, [0])

@@ -262,7 +262,7 @@ def test_a_truncated_shard_leaves_holes(tmp_path):
     found = holes_of(stream)
     assert sorted(found) == [("shard-00002.parquet", row) for row in range(20)]
     assert {bad.reason.partition(";")[0] for bad in found.values()} == {
-        f"{path}: has {size - 50} bytes, the manifest says {size}"
+        f"{path}: {size - 50} bytes; accepted: {size}, as in the manifest"
     }
 
 
@@ -294,9 +294,9 @@ def test_a_bit_that_has_flipped_is_never_trained_on(tmp_path, part):
     found = holes_of(stream)
     assert sorted(found) == [("shard-00000.parquet", row) for row in range(group.num_rows)]
     assert {bad.reason.partition(";")[0] for bad in found.values()} == {
-        f"{path}: row group 0 has other bytes than the manifest's checksum"
+        f"{path}: row group 0 does not have the manifest's checksum"
     }
-    with pytest.raises(DataError, match="row group 0 has other bytes than the manifest's checksum"):
+    with pytest.raises(DataError, match="row group 0 does not have the manifest's checksum"):
         read_rows(str(tmp_path), manifest, 0, [0])
 
 
@@ -334,7 +334,7 @@ def test_a_set_that_was_written_anew_is_refused(tmp_path):
         list(batches(stream))
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith(f"{tmp_path}/0: the shard set has changed since the run began (digest ")
+    assert text.startswith(f"{tmp_path}/0: changed since the run began (digest ")
 
 
 def test_a_consumer_that_stops_early_ends_its_stream(shards):

@@ -151,7 +151,7 @@ def test_saved_picture_has_the_size_and_nothing_else_is_left(tmp_path):
 
 
 def test_bad_paths_are_refused_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown kind of picture; one of .*png.*rename"):
+    with pytest.raises(ConfigError, match=r"unknown kind of picture; accepted: .*png.*rename"):
         save_figure(comparison_figure(ROWS), tmp_path / "comparison.docx")
     with pytest.raises(ConfigError, match="cannot be written"):
         save_figure(comparison_figure(ROWS), tmp_path / "missing" / "comparison.png")

@@ -233,9 +233,9 @@ def test_the_command_exports_and_prints_the_loss(tmp_path, model, shards, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--format", "onnx", "--int8"), "shards: empty with int8; a shard set to measure the loss on"),
-        (("--format", "npz", "--int8"), "int8: given with format npz; for onnx and torch; leave it out"),
-        (("--format", "timm", "--shards", "x"), "shards: given with format timm"),
+        (("--format", "onnx", "--int8"), "--shards: empty with int8; accepted: a shard set to measure the loss on"),
+        (("--format", "npz", "--int8"), "--int8: given with format npz; accepted: with onnx and torch; leave it out"),
+        (("--format", "timm", "--shards", "x"), "--shards: given with format timm"),
         (("--format", "torch"), "a name that ends in .pt2 for torch; rename it"),
         (("--format", "tflite"), "accepted: 'onnx'"),
     ],
@@ -261,11 +261,13 @@ def test_what_is_no_program_of_ours_is_refused(tmp_path, name):
     with pytest.raises(ModelError, match="no such file"):
         load_exported(tmp_path / name)
     (tmp_path / name).write_text("text")
-    with pytest.raises(ModelError, match="not an exported model of ours") as error:
+    with pytest.raises(ModelError, match="not a model that bit_ray exported") as error:
         load_exported(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_an_ending_that_does_not_fit_is_refused(tmp_path, model):
-    with pytest.raises(ConfigError, match=r"output: .*model.pt; a name that ends in .pt2 for torch; rename it"):
+    with pytest.raises(
+        ConfigError, match=r"output: .*model.pt; accepted: a name that ends in .pt2 for torch; rename it"
+    ):
         export(model, SPEC, tmp_path / "model.pt", "torch")

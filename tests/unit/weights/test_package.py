@@ -122,7 +122,7 @@ def test_cut_off_weights_are_refused_by_size(package):
     data = path.read_bytes()
     path.write_bytes(data[:-100])
     message = _refused(package)
-    assert f"{len(data) - 100} bytes; {len(data)} in model.json" in message
+    assert f"{len(data) - 100} bytes; accepted: {len(data)}, as in model.json" in message
 
 
 def test_changed_weights_are_refused_by_digest(package):
@@ -176,9 +176,9 @@ def _swap_weights(package, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t.pop("gn.bias"), "lacks 'gn.bias'; exactly the"),
-        (lambda t: t.update(extra=torch.zeros(1)), "holds the unexpected 'extra'"),
-        (lambda t: t.update({"head.bias": torch.zeros(4)}), "head.bias is [4] float32; [3] floating point"),
+        (lambda t: t.pop("gn.bias"), "lacks 'gn.bias'; accepted: exactly the"),
+        (lambda t: t.update(extra=torch.zeros(1)), "has the unexpected 'extra'"),
+        (lambda t: t.update({"head.bias": torch.zeros(4)}), "head.bias is [4] float32; accepted: [3] floating point"),
         (lambda t: t.update({"head.bias": torch.zeros(3, dtype=torch.int64)}), "head.bias is [3] int64"),
     ],
 )
@@ -227,12 +227,12 @@ def test_a_recipe_that_json_cannot_hold_touches_nothing(package, model):
     ("changes", "said"),
     [
         ({"class_names": ()}, "class_names: 0 names for a head of 3 classes"),
-        ({"crop_size": 16}, "crop_size: 16; at least 32"),
-        ({"resize_mode": "shorter_side", "resize_size": 100}, "resize_size: 100; at least crop_size"),
-        ({"input_range": (1.0, -1.0)}, "input_range: (1.0, -1.0); low < high"),
+        ({"crop_size": 16}, "crop_size: 16; accepted: at least 32"),
+        ({"resize_mode": "shorter_side", "resize_size": 100}, "resize_size: 100; accepted: at least crop_size"),
+        ({"input_range": (1.0, -1.0)}, "input_range: (1.0, -1.0); accepted: low < high"),
         ({"input_range": (-1e308, 1e308)}, "both from -1000 to 1000"),
-        ({"crop_size": 10**9, "resize_size": 10**9}, "crop_size: 1000000000; at most 16384"),
-        ({"resize_size": 16385}, "resize_size: 16385; at most 16384"),
+        ({"crop_size": 10**9, "resize_size": 10**9}, "crop_size: 1000000000; accepted: at most 16384"),
+        ({"resize_size": 16385}, "resize_size: 16385; accepted: at most 16384"),
         ({"class_names": ("a", "", "b")}, "class_names: name 1 is empty"),
     ],
 )

@@ -70,11 +70,11 @@ def use(path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("R1000000-1-1-1x1", "units: (1000000, 1, 1, 1); at most 64 in a stage"),
+        ("R1000000-1-1-1x1", "units: (1000000, 1, 1, 1); accepted: at most 64 in a stage"),
         ("R1-1-1-65x0.5", "at most 64 in a stage"),
-        ("R50x1000000", "width: 1e+06; a positive multiple of 0.5, at most 16"),
+        ("R50x1000000", "width: 1e+06; accepted: a positive multiple of 0.5, at most 16"),
         ("R50x16.5", "at most 16"),
-        ("R64-64-64-64x16", "parameters; at most 1e+10; choose a smaller network"),
+        ("R64-64-64-64x16", "parameters; accepted: at most 1e+10; choose a smaller network"),
         (f"R1-1-1-{'9' * 5000}x1", "unknown name"),
         (f"R1-1-1-1x{'9' * 5000}", "unknown name"),
         ("R1-1-1-١x1", "unknown name"),
@@ -218,17 +218,20 @@ def tensors(model, naming="timm"):
     ("change", "said"),
     [
         (lambda t: {k: torch.zeros(1).expand(v.shape) for k, v in t.items()}, "more bytes than the file"),
-        (lambda t: t | {5: torch.zeros(1)}, "not a state dict; names and tensors"),
-        (lambda t: t | {"stem.conv.weight": torch.eye(3).to_sparse()}, "no plain tensor; dense tensors"),
-        (lambda t: t | {"stem.conv.weight": torch.zeros(32, 3, 7, 7, device="meta")}, "no plain tensor"),
-        (lambda t: t | {"stem.conv.weight": torch.quantize_per_tensor(torch.zeros(32), 1, 0, torch.qint8)}, "no plain"),
-        (lambda t: t | {"two\nlines": torch.zeros(1)}, r"'two\nlines'; exactly the"),
-        (lambda t: t | {"x" * 100_000: torch.zeros(1)}, "xxx...; exactly the"),
+        (lambda t: t | {5: torch.zeros(1)}, "not a state dict; accepted: names and tensors"),
+        (lambda t: t | {"stem.conv.weight": torch.eye(3).to_sparse()}, "not a plain tensor; accepted: dense tensors"),
+        (lambda t: t | {"stem.conv.weight": torch.zeros(32, 3, 7, 7, device="meta")}, "not a plain tensor"),
+        (
+            lambda t: t | {"stem.conv.weight": torch.quantize_per_tensor(torch.zeros(32), 1, 0, torch.qint8)},
+            "not a plain",
+        ),
+        (lambda t: t | {"two\nlines": torch.zeros(1)}, r"'two\nlines'; accepted: exactly the"),
+        (lambda t: t | {"x" * 100_000: torch.zeros(1)}, "xxx...; accepted: exactly the"),
         (lambda t: t | {"stem.conv.weight": torch.zeros((1,) * 60)}, "a kernel of four dimensions"),
-        (lambda t: t | {"stem.conv.weight": torch.zeros(0, 3, 7, 7)}, "width: 0; a positive multiple"),
-        (lambda t: t | {"head.fc.bias": torch.zeros(1_000_001)}, "num_classes: 1000001; at most 1000000"),
-        (lambda t: {"two\nlines": torch.zeros(1)}, r"holds two\nlines...; the weights of BiT"),
-        (lambda t: {}, "holds nothing...; the weights of BiT"),
+        (lambda t: t | {"stem.conv.weight": torch.zeros(0, 3, 7, 7)}, "width: 0; accepted: a positive multiple"),
+        (lambda t: t | {"head.fc.bias": torch.zeros(1_000_001)}, "num_classes: 1000001; accepted: at most 1000000"),
+        (lambda t: {"two\nlines": torch.zeros(1)}, r"has two\nlines...; accepted: the weights of BiT"),
+        (lambda t: {}, "has nothing...; accepted: the weights of BiT"),
         (lambda t: {"state_dict": {"model": t | {"odd": None}}}, "not a state dict"),
         (lambda t: [t], "not a state dict"),
         (lambda t: t["stem.conv.weight"], "not a state dict"),
@@ -415,7 +418,7 @@ def test_a_label_file_that_is_no_file_or_absurdly_large_is_refused_unread(tmp_pa
     assert "fifo.txt: no file" in refusal(label_names, 3, tmp_path / "fifo.txt", model="m")
     with (tmp_path / "large.txt").open("wb") as file:
         file.truncate(10**11)
-    assert "100000000000 bytes, accepted are" in refusal(label_names, 3, tmp_path / "large.txt", model="m")
+    assert "100000000000 bytes, more than" in refusal(label_names, 3, tmp_path / "large.txt", model="m")
     many = [""] * 1_000_001
     assert "1000001 names; accepted: at most 1000000" in refusal(label_names, 3, many, model="m")
 

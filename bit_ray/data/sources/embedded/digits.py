@@ -46,7 +46,7 @@ class DigitsSource:
     def __init__(self, split: Literal["all", "train", "test"] = "all") -> None:
         """Open one side of the split, or all."""
         if split not in ("all", "train", "test"):
-            raise ConfigError(f"split: {split}; accepted: all, train, test; choose one")
+            raise ConfigError.of("split", split, "all, train, test", "choose one")
         self.split = split
         self.indices = np.sort(np.concatenate([split_indices("train"), split_indices("test")]))
         if split != "all":

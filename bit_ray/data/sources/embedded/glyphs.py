@@ -87,11 +87,11 @@ class GlyphSource:
     ) -> None:
         """By default 60 examples per class to train on, or 10 others as validation split."""
         if size not in NUM_CLASSES:
-            raise ConfigError(f"size: {size}; accepted: {', '.join(NUM_CLASSES)}; choose one")
+            raise ConfigError.of("size", size, ", ".join(NUM_CLASSES), "choose one")
         if split not in ("train", "val"):
-            raise ConfigError(f"split: {split}; accepted: train, val; choose one")
+            raise ConfigError.of("split", split, "train, val", "choose one")
         if examples_per_class is not None and examples_per_class < 1:
-            raise ConfigError(f"examples_per_class: {examples_per_class}; accepted: 1 or more; correct it")
+            raise ConfigError.of("examples_per_class", examples_per_class, "1 or more")
         self.examples_per_class = examples_per_class or (60 if split == "train" else _NUM_VAL)
         self.seed = seed
         self.first_index = 0 if split == "train" else _VAL_START

@@ -159,7 +159,7 @@ def _python_names(data: bytes, place: str) -> tuple[str, ...]:
     found = _unpickled(data, place)
     names = found.get("fine_label_names", found.get("label_names"))
     if not isinstance(names, list) or not names or not all(isinstance(name, (str, bytes)) for name in names):
-        raise DataError(f"{place}: its class names are missing; accepted: the publisher's archive; fetch it again")
+        raise DataError(f"{place}: no class names; accepted: the publisher's archive; fetch it again")
     return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
@@ -171,7 +171,7 @@ def _python_batch(data: bytes, place: str) -> tuple[npt.NDArray[np.uint8], npt.N
     if not isinstance(labels, list) or len(labels) != len(pixels):
         raise DataError(f"{place}: not one label per image; accepted: the publisher's archive; fetch it again")
     if not all(type(label) is int and 0 <= label < _MAX_CLASSES for label in labels):
-        raise DataError(f"{place}: labels that are none; accepted: the publisher's archive; fetch it again")
+        raise DataError(f"{place}: labels out of range; accepted: the publisher's archive; fetch it again")
     return pixels, np.array(labels, np.int64)
 
 

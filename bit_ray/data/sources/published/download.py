@@ -33,7 +33,7 @@ def download(url: str, target: Path, *, md5: str) -> None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise DataError(f"{target}: another process is downloading it; wait until it has ended") from None
+                raise DataError(f"{target}: another process is downloading it; wait for it") from None
             try:
                 _fetch(url, file.fileno())
             except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
@@ -50,7 +50,7 @@ def download(url: str, target: Path, *, md5: str) -> None:
             found = hashlib.file_digest(whole, "md5").hexdigest()
         if found != md5:
             partial.unlink()
-            raise DataError(f"{url}: has MD5 {found}, the publisher's file has {md5}; download it again")
+            raise DataError(f"{url}: MD5 {found}; accepted: {md5}, as published; download it again")
         os.replace(partial, target)
 
 
@@ -69,7 +69,7 @@ def _fetch(url: str, fd: int) -> None:
             file.truncate(0)
         expected = response.headers.get("Content-Length")
         if expected is not None and not expected.isdecimal():
-            raise HTTPException(f"the server says a length of {expected[:80]!r}")
+            raise HTTPException(f"the server reports a length of {expected[:80]!r}")
         log.info("%s: downloading%s", url, f" {int(expected) / 1e6:,.1f} MB" if expected else "")
         shutil.copyfileobj(response, file, _COPY_BYTES)
         file.flush()

@@ -55,7 +55,7 @@ class Place:
         how = self.how_to_get or "fetch " + " and ".join(file.url for file in offered.values())
         text = f"{self.dataset}: {file.name if file else names[0]} is not in {own}; {how}, and put it there unchanged"
         if file is not None:
-            text += ", or give --download (download=True) where there is a network"
+            text += ", or give --download (download=True) if there is a network"
         elif self.download:
             text += "; --download cannot fetch it"
         raise DataError(text)

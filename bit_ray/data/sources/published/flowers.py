@@ -39,7 +39,7 @@ def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
             if f"{name}.jpg" not in found or not 1 <= number <= len(labels):
                 where = images if f"{name}.jpg" not in found else files[0]
                 raise DataError(
-                    f"{where}: has no {name}, which {files[1].name} names; accepted: the publisher's files; "
+                    f"{where}: no {name} in it, but {files[1].name} lists it; accepted: the publisher's files; "
                     "fetch them again"
                 )
             items.add(f"{place.dataset}/{name}", found[f"{name}.jpg"], [int(labels[number - 1]) - 1])

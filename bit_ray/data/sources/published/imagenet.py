@@ -55,8 +55,8 @@ def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
                 wnid = wnid_of.get(truth[position], "") if 0 <= position < len(truth) else ""
             if wnid not in classes:
                 raise DataError(
-                    f"{path}: {member.name}: of no class; accepted: an image of one of the {len(classes):,} classes of "
-                    f"{devkit.name}, the publisher's files unchanged; fetch them again"
+                    f"{path}: {member.name}: unknown class; accepted: an image of one of the {len(classes):,} classes "
+                    f"of {devkit.name}, the publisher's files unchanged; fetch them again"
                 )
             items.add(f"{place.dataset}/{name}", member, [classes[wnid]])
     return items.source(place.dataset, [f"{wnid} {words[wnid]}" for wnid in classes])
@@ -121,7 +121,7 @@ def _is_wnid(name: str) -> bool:
 def _numbers(text: str, place: str) -> list[int]:
     words = text.split()
     if not all(map(is_number, words)):
-        raise DataError(f"{place}: other than a number a line; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{place}: not one number per line; accepted: the publisher's file; fetch it again")
     return [int(word) for word in words]
 
 
@@ -130,7 +130,7 @@ def _synsets(data: bytes, place: str) -> tuple[dict[str, str], dict[int, str]]:
     synsets = read_mat(data, place, "synsets")["synsets"]
     columns = ("ILSVRC2012_ID", "WNID", "words", "num_children")
     if synsets.dtype.names is None or not set(columns) <= set(synsets.dtype.names):
-        raise DataError(f"{place}: synsets has no {', '.join(columns)}; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{place}: no {', '.join(columns)} in synsets; accepted: the publisher's file; fetch it again")
     rows = list(zip(*(synsets[name].ravel().tolist() for name in columns), strict=True))
     try:
         leaves = [(int(number), str(wnid), str(words)) for number, wnid, words, children in rows if int(children) == 0]

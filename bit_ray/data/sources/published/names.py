@@ -109,7 +109,7 @@ def open_dataset(
         accepted = ", ".join(f"{name}:{known}" for known in named.sizes)
         raise DataError(f"{name}:{split}: no such split; accepted: {accepted}, or several joined by +; choose one")
     if not store.is_local(data_dir):
-        raise DataError(f"data_dir: {data_dir}; accepted: a local folder with the publisher's files; copy them to one")
+        raise DataError.of("data_dir", data_dir, "a local folder with the publisher's files", "copy them to one")
     place = Place(
         dataset=name,
         folder=Path(data_dir).expanduser().absolute(),

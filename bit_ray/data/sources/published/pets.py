@@ -37,7 +37,7 @@ def open_pets(splits: Sequence[str], place: Place) -> ArchiveSource:
         for name, label in rows[split]:
             if f"{name}.jpg" not in found:
                 raise DataError(
-                    f"{images}: has no {name}.jpg, which {lists[split]} names; accepted: the publisher's archive; "
+                    f"{images}: no {name}.jpg in it, but {lists[split]} lists it; accepted: the publisher's archive; "
                     "fetch it again"
                 )
             items.add(f"{place.dataset}/{name}", found[f"{name}.jpg"], [label - 1])

@@ -79,7 +79,7 @@ def read_pickle(data: bytes) -> dict[str, Any]:
     except (IndexError, KeyError, TypeError) as error:  # an empty stack, a memory never written, an invalid key
         raise ValueError(f"a damaged pickle ({type(error).__name__})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"it holds {type(found).__name__}, not a dictionary")
+        raise ValueError(f"it has {type(found).__name__}, not a dictionary")
     values = {key: _finished(value) if isinstance(value, _Array) else value for key, value in found.items()}
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in values.items()}
 
@@ -165,18 +165,18 @@ class _Machine:
     def _made(self, name: Any, arguments: Any) -> Any:
         """Return the value that replaces the result of calling the named function."""
         if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-            raise ValueError("it calls what is no function")
+            raise ValueError("it calls something that is not a function")
         if name.text == "array" and arguments[:1] == (_Name("ndarray"),):
             return _Array()  # to be filled; the other arguments do not matter
         if name.text == "dtype" and arguments[:1] == ("u1",):
             return _BYTE
         if name.text == "encode" and len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1":
             return self._encoded(arguments[0])
-        raise ValueError(f"it makes {name.text} of something else than bytes")
+        raise ValueError(f"it makes {name.text} from something other than bytes")
 
     def _set_state(self, target: Any, state: Any) -> None:
         if not isinstance(state, tuple):
-            raise ValueError("it sets a state that is none")
+            raise ValueError("it sets a state that is not a tuple")
         if target is _BYTE:
             # Version, byte order, no fields, sizes of the type, no flags.
             if state != (3, "|", None, None, None, -1, -1, 0):
@@ -184,36 +184,36 @@ class _Machine:
         elif isinstance(target, _Array) and target.values is None:
             target.values = self._filled(*state)
         else:
-            raise ValueError("it sets the state of what has none")
+            raise ValueError("it sets the state of something without a state")
 
     def _filled(self, version: Any, shape: Any, kind: Any, is_fortran: Any, raw: Any) -> npt.NDArray[np.uint8]:
         if isinstance(raw, str):  # the bytes of Python 2
             raw = self._encoded(raw)
         if version != 1 or kind is not _BYTE or not isinstance(raw, bytes):
-            raise ValueError("it has an array of something else than bytes")
+            raise ValueError("it has an array of something other than bytes")
         if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError("it has an array whose shape is none")
+            raise ValueError("it has an array without a valid shape")
         if len(shape) > _MAX_DIMENSIONS or math.prod(shape) != len(raw):
-            raise ValueError("it has an array of another size than its shape says")
+            raise ValueError("it has an array with a size other than its shape")
         return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if is_fortran else "C")
 
     def _encoded(self, text: str) -> bytes:
         self._left -= len(text)
         if self._left < 0:
-            raise ValueError("it makes more bytes than it holds")
+            raise ValueError("it makes more bytes than it has")
         return text.encode("latin1")
 
 
 def _extend(target: Any, items: list[Any]) -> None:
     if not isinstance(target, list) or not all(isinstance(item, (int, str, bytes)) for item in items):
-        raise ValueError("it has a list of something else than numbers and text")
+        raise ValueError("it has a list of something other than numbers and text")
     target.extend(items)
 
 
 def _update(target: Any, items: list[Any]) -> None:
     keys, values = items[::2], items[1::2]
     if not isinstance(target, dict) or len(keys) != len(values):
-        raise ValueError("it sets items of what is no dictionary")
+        raise ValueError("it sets items of something that is not a dictionary")
     for key, value in zip(keys, values, strict=True):
         if not isinstance(key, (str, bytes)) or not isinstance(value, (NoneType, int, float, str, bytes, list, _Array)):
             raise ValueError(f"it has a dictionary of {type(key).__name__} to {type(value).__name__}")

@@ -89,8 +89,8 @@ def with_shard(**changes):
     ("files", "message"),
     [
         (None, "no such path; give the directory of a shard set"),
-        ({"x.txt": ""}, "is not a shard set (no manifest.json in it)"),
-        ({"_writing.json": "{}"}, "is a half-written shard set; run the same `bit-ray shards write` command again"),
+        ({"x.txt": ""}, "not a shard set (no manifest.json in it)"),
+        ({"_writing.json": "{}"}, "an incomplete shard set; run the same `bit-ray shards write` command again"),
         ({"manifest.json": changed()[:200]}, "manifest.json: not valid JSON"),
         ({"manifest.json": ""}, "manifest.json: not valid JSON"),
         ({"manifest.json": "[]"}, "manifest.json: not a manifest"),
@@ -100,12 +100,12 @@ def with_shard(**changes):
         ),
         ({"manifest.json": changed(format="2" * 9999)}, "manifest.json: format: '222"),
         ({"manifest.json": changed(format=1)}, "format: 1; accepted: 2 for a set with checksums or optional columns"),
-        ({"manifest.json": changed(class_names=[])}, "manifest.json: class_names: none; accepted: at least one"),
+        ({"manifest.json": changed(class_names=[])}, "manifest.json: class_names: empty; accepted: at least one"),
         ({"manifest.json": changed(row_group_size=0)}, "row_group_size: 0; accepted: 1 to"),
         ({"manifest.json": changed(row_group_size=2**40)}, "row_group_size: 1099511627776; accepted: 1 to"),
         (
             {"manifest.json": changed(row_group_size=5)},
-            "shards[0].checksums: accepted: one for each of its 2 row groups",
+            "shards[0].checksums: incomplete; accepted: one for each of its 2 row groups",
         ),
         ({"manifest.json": changed(median_image_size=[0, 5])}, "median_image_size: (0, 5); accepted: 1 to"),
         (
@@ -113,7 +113,10 @@ def with_shard(**changes):
             "optional_columns: ('boxes',); accepted: any of annot",
         ),
         ({"manifest.json": changed(optional_columns=["fingerprint", "annotation"])}, "in order"),
-        ({"manifest.json": changed(shards=[dataclasses.asdict(SHARDS[0])] * 2)}, "shards: one comes twice"),
+        (
+            {"manifest.json": changed(shards=[dataclasses.asdict(SHARDS[0])] * 2)},
+            "shards: a duplicate shard; accepted: each once",
+        ),
         ({"manifest.json": with_shard(path="../shard-00001.parquet")}, "shards[1].path: '../shard-00001.parquet'; acc"),
         ({"manifest.json": with_shard(path="/etc/passwd")}, "shards[1].path: '/etc/passwd'; accepted: the name of a"),
         ({"manifest.json": with_shard(path="a?endpoint_override=h")}, "shards[1].path: 'a?endpoint_override=h'"),
@@ -132,7 +135,7 @@ def with_shard(**changes):
         ),
         ({"manifest.json": "[" * 100_000}, "manifest.json: not valid JSON"),
         ({"manifest.json": changed(name="\ud800")}, "manifest.json: name: given '\\ud800'"),
-        ({"manifest.json": changed(num_examples=24)}, "num_examples: 24, but its 3 shards have 23"),
+        ({"manifest.json": changed(num_examples=24)}, "num_examples: 24; accepted: 23, as in its 3 shards"),
         ({"manifest.json": changed(shards=[], num_examples=0)}, "the manifest is damaged"),
         ({"manifest.json": changed(extra=1)}, "manifest.json: extra"),
         ({"manifest.json": changed(class_names=3)}, "manifest.json: class_names"),
@@ -162,5 +165,5 @@ def test_what_is_not_a_whole_set_is_said_in_one_line(tmp_path, files, message):
 
 def test_the_manifest_itself_is_no_set(tmp_path):
     write_manifest(tmp_path, MANIFEST)
-    with pytest.raises(DataError, match="names the manifest; give the directory it lies in"):
+    with pytest.raises(DataError, match="the path of a manifest; give the directory that it is in"):
         read_manifest(tmp_path / "manifest.json")

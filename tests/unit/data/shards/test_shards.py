@@ -266,7 +266,7 @@ def test_an_interrupted_run_is_not_whole_and_is_finished_by_the_same_call(folder
         write_shards(folder, output, progress=interrupt_at(20), **SMALL)
     first = output / "shard-00000.parquet"
     written = first.stat().st_mtime_ns
-    with pytest.raises(DataError, match="half-written shard set; run the same `bit-ray shards write` command again"):
+    with pytest.raises(DataError, match="an incomplete shard set; run the same `bit-ray shards write` command again"):
         read_manifest(output)
     calls = []
     report = write_shards(folder, output, progress=lambda done, total: calls.append((done, total)), **SMALL)
@@ -290,10 +290,10 @@ def test_a_done_shard_that_was_lost_or_cut_is_written_again(folder, tmp_path):
 def test_a_half_written_set_is_not_continued_from_another_source_or_with_other_options(folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, tmp_path / "set", progress=interrupt_at(20), **SMALL)
-    with pytest.raises(DataError, match="half-written by another command .*seed was 0, now 1"):
+    with pytest.raises(DataError, match="incomplete, written by another command .*seed was 0, now 1"):
         write_shards(folder, tmp_path / "set", seed=1, **SMALL)
     (folder / "ant" / "new.jpg").write_bytes(jpeg(0))
-    with pytest.raises(DataError, match="half-written by another command .*source was"):
+    with pytest.raises(DataError, match="incomplete, written by another command .*source was"):
         write_shards(folder, tmp_path / "set", **SMALL)
 
 
@@ -304,9 +304,9 @@ def test_an_iterator_is_continued_and_checked(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_shards(broken(), tmp_path / "set", class_names=CLASSES, **SMALL)
-    with pytest.raises(DataError, match=r"half-written from other examples \(shard 0 differs\)"):
+    with pytest.raises(DataError, match=r"incomplete, with other examples \(shard 0 differs\)"):
         write_shards(examples()[1:], tmp_path / "set", class_names=CLASSES, **SMALL)
-    with pytest.raises(DataError, match=r"half-written from other examples \(shard 1 differs\)"):
+    with pytest.raises(DataError, match=r"incomplete, with other examples \(shard 1 differs\)"):
         write_shards(examples()[:12], tmp_path / "set", class_names=CLASSES, **SMALL)
     report = write_shards(examples(), tmp_path / "set", class_names=CLASSES, **SMALL)
     assert report.num_resumed == 2
@@ -317,9 +317,9 @@ def test_a_whole_set_is_left_as_it_is_by_its_own_call_and_refused_to_others(fold
     write_shards(folder, tmp_path / "set", **SMALL)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "set").iterdir()}
     assert write_shards(folder, tmp_path / "set", **SMALL).num_resumed == 3
-    with pytest.raises(DataError, match="already holds the shard set 'test'"):
+    with pytest.raises(DataError, match="has the shard set 'test' already"):
         write_shards(folder, tmp_path / "set", **{**SMALL, "name": "other"})
-    with pytest.raises(DataError, match="already holds the shard set 'test'"):
+    with pytest.raises(DataError, match="has the shard set 'test' already"):
         write_shards(examples(), tmp_path / "set", class_names=CLASSES, **SMALL)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "set").iterdir()} == before
 
@@ -327,7 +327,7 @@ def test_a_whole_set_is_left_as_it_is_by_its_own_call_and_refused_to_others(fold
 def test_a_directory_with_other_things_is_not_written_into(folder, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.tex").write_text("mine")
-    with pytest.raises(DataError, match="is not empty and is no unfinished shard set"):
+    with pytest.raises(DataError, match="not empty, and not an unfinished shard set"):
         write_shards(folder, tmp_path / "set", **SMALL)
     assert os.listdir(tmp_path / "set") == ["thesis.tex"]
 
@@ -355,9 +355,9 @@ def test_what_an_iterator_raises_keeps_the_shards_that_are_finished_if_any(tmp_p
         ([Example("a", jpeg(0), (0, 1))], "a: 2 labels; accepted: one"),
         ([Example("a", jpeg(0), ())], "a: 0 labels; accepted: one"),
         ([Example("", jpeg(0), (0,))], "id: ''; accepted: text"),
-        ([Example("a", jpeg(0), (0,)), Example("a", jpeg(1), (0,))], "a: id comes twice"),
-        ([*examples(30), Example("e003", jpeg(1), (0,))], "e003: id comes twice"),
-        ([("a", jpeg(0), 0)], "source: gave tuple; accepted: Example"),
+        ([Example("a", jpeg(0), (0,)), Example("a", jpeg(1), (0,))], "a: duplicate id"),
+        ([*examples(30), Example("e003", jpeg(1), (0,))], "e003: duplicate id"),
+        ([("a", jpeg(0), 0)], "source: returned tuple; accepted: Example"),
         ([], "no readable image (0 refused)"),
     ],
 )
@@ -374,12 +374,12 @@ def test_what_an_iterator_must_not_give(tmp_path, given, message):
         ([("x.jpg", "dog")], {"class_names": CLASSES}, "row 1: label 'dog' is outside the class list"),
         ([("x.jpg", "0"), ("y.jpg", "3")], {"class_names": CLASSES}, "row 2: label '3' is outside the class list"),
         ([("x.jpg", "-1")], {}, "the class list is empty"),
-        ([("x.jpg", "ant"), ("x.jpg", "bee")], {}, "path x.jpg comes 2 times; accepted: unique"),
+        ([("x.jpg", "ant"), ("x.jpg", "bee")], {}, "path x.jpg is there 2 times; accepted: once"),
         ([("x.jpg", "ant"), ("", "bee")], {}, "row 2 has no path"),
         ([("x.jpg", "")], {}, "row 1 has no label"),
         ([], {}, "no rows"),
         ([("x.jpg", "")], {"multi_label": True}, "the class list is empty"),
-        ([("x.jpg", "ant")], {"class_names": ["ant", "ant"]}, "class 'ant' comes twice in the class list"),
+        ([("x.jpg", "ant")], {"class_names": ["ant", "ant"]}, "class 'ant' is twice in the class list"),
     ],
 )
 def test_what_a_table_must_not_have(tmp_path, rows, options, message):
@@ -409,7 +409,7 @@ def test_sources_that_are_not_there_or_empty(folder, tmp_path):
             write_shards(source, tmp_path / "set", **SMALL)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="lies inside the source"):
+    with pytest.raises(DataError, match="inside the source"):
         write_shards(folder, folder / "shards", **SMALL)
     with pytest.raises(DataError, match="label 'cat' is outside the class list"):
         write_shards(folder, tmp_path / "set", class_names=["ant", "bee"], **SMALL)
@@ -452,8 +452,8 @@ def test_a_sound_set_is_verified(written):
     ("harm", "message"),
     [
         (lambda p: p.unlink(), "is in the manifest but missing"),
-        (lambda p: p.write_bytes(b""), "has 0 bytes, the manifest says"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-100]), r"has \d+ bytes, the manifest says"),
+        (lambda p: p.write_bytes(b""), "0 bytes; accepted: "),
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), r"\d+ bytes; accepted: "),
         (lambda p: p.write_bytes(bytes(p.stat().st_size)), "Parquet magic bytes not found"),
     ],
 )
@@ -508,10 +508,10 @@ def test_verify_finds_each_kind_of_damage(written):
     assert not report.ok
     lines = [str(problem) for problem in report.problems]
     for expected in (
-        "shard-00000.parquet: has ",
-        "shard-00000.parquet: not readable as a shard",
-        "shard-00001.parquet: other bytes than the manifest's SHA-256",
-        "shard-00001.parquet: row group 1 has other bytes than the manifest's checksum",
+        f"shard-00000.parquet: {paths[0].stat().st_size} bytes; accepted: {paths[0].stat().st_size + 1}, as in ",
+        "shard-00000.parquet: cannot be read as a shard",
+        "shard-00001.parquet: not the SHA-256 in the manifest",
+        "shard-00001.parquet: row group 1 does not have the manifest's checksum",
         "shard-00002.parquet: e025: zero bytes",
         "shard-00002.parquet: e029: grayscale",
         "shard-00002.parquet: e035: label 7; accepted: 0 to 2",
@@ -550,8 +550,8 @@ def test_verify_counts_rows_against_the_manifest(written):
     replace_shard(written, 1, pq.read_table(written / "shard-00001.parquet").slice(0, 11))
     report = verify_shards(written)
     assert report.counts == {"rows": 1}
-    assert "has 11 rows, the manifest says 12" in str(report.problems[0])
-    with pytest.raises(DataError, match="other rows than the manifest says"):
+    assert "11 rows; accepted: 12, as in the manifest" in str(report.problems[0])
+    with pytest.raises(DataError, match="not the rows of the manifest"):
         read_rows(str(written), read_manifest(written), 1, [2])
 
 
@@ -572,7 +572,7 @@ def test_a_contact_sheet_is_a_picture_of_n_examples(written, tmp_path):
         assert sheet.size == (8 * 120 + 8, 2 * 154 + 8)
         pixels = np.asarray(sheet.convert("RGB"))
     assert len(np.unique(pixels[8:120, 8:968].reshape(-1, 3), axis=0)) > 500  # eight noise images, not one flat area
-    with pytest.raises(ConfigError, match="n: 0"):
+    with pytest.raises(ConfigError, match="num_images: 0"):
         contact_sheet(written, tmp_path / "none.png", n=0)
 
 

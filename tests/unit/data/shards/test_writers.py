@@ -103,7 +103,7 @@ def test_a_second_start_ends_at_once_and_touches_nothing(tmp_path):
         with writer(output) as second:
             status, error = ended(second)
         assert status == 2
-        assert error.startswith(f"error: {output}: is being written by PID {first.pid} of ")
+        assert error.startswith(f"error: output: {output} is being written by PID {first.pid} of ")
         assert error.endswith("; wait until it has ended, or choose another output\n")
         assert error.count("\n") == 1
         assert files(output) == before
@@ -179,7 +179,7 @@ def test_a_full_folder_for_temporary_files_is_named_and_finished_shards_are_kept
     run = write_limited(output, 100_000, scratch)
     assert run.returncode == 2
     assert run.stderr.startswith(f"error: TMPDIR: {scratch}: a shard cannot be written there (")
-    assert run.stderr.endswith("; what is written is kept: run the same command again to continue\n")
+    assert run.stderr.endswith("; finished shards are kept: run the same command again to continue\n")
     assert run.stderr.count("\n") == 1
     assert list(scratch.iterdir()) == []
     assert sorted(files(output)) == ["_writing.json", "shard-00000.parquet", "shard-00001.parquet"]
@@ -215,7 +215,7 @@ class InTheWay(Subset):
 
 def test_a_store_that_fails_late_in_a_first_run_leaves_the_finished_shards_to_be_continued(tmp_path):
     output = tmp_path / "set"
-    with pytest.raises(StoreError, match="what is written is kept: run the same command again to continue$") as raised:
+    with pytest.raises(StoreError, match="finished shards are kept: run the same command again to continue$") as raised:
         write_shards(InTheWay("test", output), output, **SMALL)
     assert str(raised.value).startswith(f"{output}/shard-00002.parquet: ")
     (output / "shard-00002.parquet").rmdir()
@@ -240,7 +240,7 @@ def test_a_shard_that_vanishes_while_the_others_are_written_is_written_again_by_
         if done == 300:
             (output / "shard-00000.parquet").unlink()
 
-    with pytest.raises(StoreError, match=r"shard-00000.parquet: was written, and is missing or cut now; .* continue$"):
+    with pytest.raises(StoreError, match=r"shard-00000.parquet: written, but missing or truncated now; .* continue$"):
         write_shards(Subset("test"), output, progress=remove, **SMALL)
     assert not (output / "manifest.json").exists()
     assert write_shards(Subset("test"), output, **SMALL).num_resumed == 2

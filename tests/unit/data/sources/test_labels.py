@@ -53,8 +53,8 @@ def test_sparse_ids_need_a_class_list_and_are_then_names(text):
     with pytest.raises(DataError) as raised:
         indices(labels)
     assert str(raised.value) == (
-        "list.csv: labels: 3 different numbers up to 1,001, so ids and not indices; accepted: indices from 0 on, or "
-        "names; give the ids as class list, one a line: --class-names FILE (class_names)"
+        "list.csv: labels: 3 different numbers up to 1,001: ids, not indices; accepted: indices from 0 on, or "
+        "names; give the ids as class list, one per line: --class-names FILE (class_names)"
     )
     assert indices(labels, ["7", "205", "1001"]) == ([[1], [0], [2], [0]], ("7", "205", "1001"))
     with pytest.raises(DataError, match="row 3: label '1001' is outside the class list; accepted: one of 2 classes"):
@@ -112,8 +112,8 @@ def test_a_test_set_takes_the_class_list_of_the_training_set(photos, capfd):
     assert "1 classes: bee" in out  # that the test set has no image of
     assert main(["shards", "write", "test.csv", "x", "--class-names", "none"]) == 2
     assert capfd.readouterr().err == (
-        "error: --class-names: none: No such file or directory; accepted: a text file with a name per line, or a shard "
-        "set\n"
+        "error: --class-names: none: No such file or directory; accepted: a text file with one name per line, or a "
+        "shard set; check the path\n"
     )
 
 

@@ -118,28 +118,31 @@ def test_formats_of_all_times_are_read_as_tarfile_reads_them(name):
 
 
 HOSTILE = {
-    "a negative size": (header(b"f", b"-0000000001\0"), "a number that is none"),
-    "a negative size in base 256": (header(b"f", b"\xff" * 12), "a size that is none"),
-    "a size beyond the end": (header(b"f", 2**30), "cut short: 1,073,741,824 bytes"),
-    "a size beyond all disks": (header(b"f", b"\x80" + b"\xff" * 11), "cut short: "),
+    "a negative size": (header(b"f", b"-0000000001\0"), "an invalid number"),
+    "a negative size in base 256": (header(b"f", b"\xff" * 12), "an invalid size"),
+    "a size beyond the end": (header(b"f", 2**30), "truncated: 1,073,741,824 bytes"),
+    "a size beyond all disks": (header(b"f", b"\x80" + b"\xff" * 11), "truncated: "),
     "a negative size in an extended header": (
         extended([(b"size", b"-512")]) + header(b"f", 0),
-        "a number that is none",
+        "an invalid number",
     ),
-    "a size of five thousand digits": (extended([(b"size", b"9" * 5000)]) + header(b"f", 0), "a number that is none"),
-    "a size in other digits": (extended([(b"size", "٣".encode())]) + header(b"f", 0), "a number that is none"),
-    "a size with an underscore": (header(b"f", b"1_0\0"), "a number that is none"),
-    "a name of a gigabyte": (header(b"l", 2**30, b"L"), "cut short"),
+    "a size of five thousand digits": (extended([(b"size", b"9" * 5000)]) + header(b"f", 0), "an invalid number"),
+    "a size in other digits": (extended([(b"size", "٣".encode())]) + header(b"f", 0), "an invalid number"),
+    "a size with an underscore": (header(b"f", b"1_0\0"), "an invalid number"),
+    "a name of a gigabyte": (header(b"l", 2**30, b"L"), "truncated"),
     "a name of two megabytes": (header(b"l", 2**21, b"L") + bytes(2**21), "a header of 2,097,152 bytes"),
-    "an extended header of digits": (header(b"x", 2**20, b"x") + b"1" * 2**20, "extended header that is none"),
-    "a record longer than its header": (header(b"x", 20, b"x") + b"99 path=a\n".ljust(512, b"\0"), "that is none"),
-    "a record of no length": (header(b"x", 20, b"x") + b"0 path=a\n".ljust(512, b"\0"), "that is none"),
+    "an extended header of digits": (header(b"x", 2**20, b"x") + b"1" * 2**20, "an invalid extended header"),
+    "a record longer than its header": (
+        header(b"x", 20, b"x") + b"99 path=a\n".ljust(512, b"\0"),
+        "an invalid extended header",
+    ),
+    "a record of no length": (header(b"x", 20, b"x") + b"0 path=a\n".ljust(512, b"\0"), "an invalid extended header"),
     "a name for all files": (extended([(b"path", b"x")], b"g") + header(b"f", 0), "with a path or a size"),
     "a sparse file": (header(b"f", 0, b"S"), "a sparse file"),
     "a sparse file of pax": (extended([(b"GNU.sparse.major", b"1")]) + header(b"f", 0), "a sparse file"),
-    "a wrong checksum": (header(b"f", 0, checksum=lambda block: b"000001\0 "), "checksum is wrong"),
-    "text": (b"hello" * 200, "a number that is none"),
-    "a header cut in the middle": (header(b"f", 0)[:100], "without an end mark"),
+    "a wrong checksum": (header(b"f", 0, checksum=lambda block: b"000001\0 "), "a wrong checksum"),
+    "text": (b"hello" * 200, "an invalid number"),
+    "a header cut in the middle": (header(b"f", 0)[:100], "no end mark"),
 }
 
 
@@ -151,7 +154,7 @@ def test_a_header_that_lies_is_one_line(tmp_path, name):
     (tmp_path / "a.tar").write_bytes(header(b"good", 0) + whole)
     with pytest.raises(DataError, match=message) as raised:
         list(tar_members(tmp_path / "a.tar"))
-    assert str(raised.value).startswith(f"{tmp_path}/a.tar: damaged or not a whole tar file (")
+    assert str(raised.value).startswith(f"{tmp_path}/a.tar: damaged or incomplete tar file (")
     assert str(raised.value).isprintable()
     with pytest.raises(DataError, match=message):
         read_members(tmp_path / "a.tar", ["other"])
@@ -187,7 +190,7 @@ def bomb(tmp_path):
 
 @pytest.mark.parametrize("name", ["zeros", "wanted"])
 def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(bomb, name):
-    with pytest.raises(DataError, match=r"cut short: 209,715,200 bytes from byte 512 on, of \d\d,") as raised:
+    with pytest.raises(DataError, match=r"truncated: 209,715,200 bytes from byte 512 on, of \d\d,") as raised:
         read_members(bomb, [name])
     assert str(raised.value).isprintable()
 
@@ -199,7 +202,7 @@ def test_an_archive_of_many_files_of_zeros_is_refused_before_it_is_unpacked(tmp_
             file.write(header(b"zeros%d" % i, 2**20) + bytes(2**20))
         file.write(END)
     for read in (lambda: list(members(path)), lambda: read_members(path, ["wanted"])):
-        with pytest.raises(DataError, match="100 times its size|cut short: 1,048,576 bytes from byte"):
+        with pytest.raises(DataError, match="100 times its size|truncated: 1,048,576 bytes from byte"):
             read()
     assert [file.name for file in tmp_path.iterdir()] == ["images.tar.gz"]
 

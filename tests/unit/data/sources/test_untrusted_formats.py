@@ -84,9 +84,9 @@ MATS = {
     "a function": (lambda: mat(matrix(16, ONE)), "class 16"),
     "an object": (lambda: mat(matrix(17, ONE)), "class 17"),
     "packed twice": (lambda: mat(packed(matrix(6, ONE), 2)), "compressed twice"),
-    "an element beyond its end": (lambda: mat(matrix(6, struct.pack("<II", 9, 2**31) + bytes(8))), "beyond its end"),
+    "an element beyond its end": (lambda: mat(matrix(6, struct.pack("<II", 9, 2**31) + bytes(8))), "after its end"),
     "a gigabyte of zeros": (lambda: mat(zeros(2**30 + 2**20)), "more than 1,073,741,824 bytes"),
-    "text": (lambda: b"hello" * 99, "no file of version 5"),
+    "text": (lambda: b"hello" * 99, "not a file of version 5"),
     "nothing": (lambda: b"", "."),
 }
 
@@ -129,7 +129,7 @@ def test_matlab_files_of_the_kinds_that_publishers_have_are_read_as_scipy_reads_
 @pytest.mark.parametrize("values", [[0.5], [np.nan], [np.inf], [1e300], ["a"], [{}]])
 def test_variables_that_are_no_whole_numbers_are_one_line(values):
     assert refused(whole_numbers, np.array(values), "a.mat: labels").startswith(
-        "a.mat: labels: other than whole numbers"
+        "a.mat: labels: values other than whole numbers"
     )
 
 
@@ -152,7 +152,7 @@ def test_files_of_a_zip_are_read_within_bounds(tmp_path):
         assert read_entry(archive, "lists/a.txt") == bytes(2**21)
         message = refused(read_entry, archive, "lists/a.txt", 2**20)
         assert message == f"{path}: lists/a.txt: 2,097,152 bytes; accepted: at most 1,048,576; fetch it again"
-        assert refused(read_entry, archive, "none").startswith(f"{path}: has no none")
+        assert refused(read_entry, archive, "none").startswith(f"{path}: no none in it")
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         zipped(path, "a.txt", bytes(2**21), compress_type=method)
         assert f"a.txt: compressed by method {method}; accepted: stored or deflated" in refused(
@@ -202,7 +202,7 @@ def test_files_of_norb_that_lie_are_one_line(tmp_path, values):
     data = struct.pack("<5i", *values) + bytes(30)
     for name, content in (("a.mat", data), ("a.mat.gz", gzip.compress(data))):
         (tmp_path / name).write_bytes(content)
-        assert refused(read_norb, tmp_path / name).startswith(f"{tmp_path / name}: not a whole file of NORB (")
+        assert refused(read_norb, tmp_path / name).startswith(f"{tmp_path / name}: not a complete file of NORB (")
 
 
 def test_a_file_of_norb_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path):

@@ -149,13 +149,13 @@ def test_a_file_name_that_is_not_utf_8_is_named(tmp_path):
     with open(os.fsencode(folder) + b"/b\xff.png", "wb") as file:
         file.write(png(1))
     message = refused(write_shards, tmp_path / "images", tmp_path / "set", **SMALL)
-    assert message == f"{folder}/b\\udcff.png: its name is not UTF-8; accepted: names in UTF-8; rename it"
+    assert message == f"{folder}/b\\udcff.png: the name is not UTF-8; accepted: names in UTF-8; rename it"
 
 
 def test_a_class_folder_and_a_member_whose_names_are_not_utf_8_are_named(tmp_path):
     os.makedirs(os.fsencode(tmp_path) + b"/images/c\xe9")
     message = refused(write_shards, tmp_path / "images", tmp_path / "set", **SMALL)
-    assert "/images/c\\udce9: its name is not UTF-8" in message
+    assert "/images/c\\udce9: the name is not UTF-8" in message
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
         for name, data in (("\xe9.png", png()), ("\xe9.cls", b"0")):
             info = tarfile.TarInfo(name)
@@ -251,7 +251,7 @@ def test_a_source_of_ones_own_with_a_class_without_a_name_is_refused(tmp_path):
 
 def test_the_name_of_a_set_is_text(photos):
     message = refused(write_shards, photos / "list.csv", photos / "set", name=HALF)
-    assert message == "name: no UTF-8; accepted: text; name the set"
+    assert message == "name: not UTF-8; accepted: text; name the set"
 
 
 # Tables, WebDataset, Parquet
@@ -274,7 +274,7 @@ def tar_of(path, files):
         (b'{"label": true}', "a.json: label True; accepted: an index or a name"),
         (b'{"label": 0.5}', "a.json: label 0.5; accepted: an index or a name"),
         (b'{"label": ' + b"1" * 5000 + b"}", "a.json: neither text nor JSON"),
-        (b'{"la\\nbel": 1}', "a.json: has no key label; accepted: one of la\\nbel"),
+        (b'{"la\\nbel": 1}', "a.json: no key label in it; accepted: one of la\\nbel"),
         (b'{"label": 1}' + b" " * 2**24, "a.json: 16,777,228 bytes; accepted: at most 16,777,216 with a label"),
     ],
 )

@@ -79,7 +79,7 @@ def test_labels_of_webdataset_are_indices_names_or_several(tars):
     assert several.multi_label
     for options, reason in (
         ({"label": "tags"}, r"0000.json: label \[0, 3\]; accepted: an index or a name, or lists with --multi-label"),
-        ({"label": "kind"}, "0000.json: has no key kind; accepted: one of label, tags"),
+        ({"label": "kind"}, "0000.json: no key kind in it; accepted: one of label, tags"),
         ({"class_names": ["a", "b"]}, "train-000/0002: label '2' is outside the class list"),
         ({"label": "label", "class_names": ["a", "b"]}, "train-000/0002: label 'c' is outside the class list"),
     ):
@@ -93,9 +93,7 @@ def test_sparse_ids_are_refused_unless_they_are_the_class_list(tmp_path):
     write_tar(
         tmp_path / "a.tar", [x for i, n in enumerate(ids) for x in ((f"{i}.jpg", photo(i)), (f"{i}.cls", b"%d" % n))]
     )
-    with pytest.raises(
-        DataError, match="3 different numbers up to 2,050, so ids and not indices.*--class-names"
-    ) as raised:
+    with pytest.raises(DataError, match="3 different numbers up to 2,050: ids, not indices.*--class-names") as raised:
         open_webdataset(f"{tmp_path}/a.tar")
     one_line(raised)
     source = open_webdataset(f"{tmp_path}/a.tar", class_names=["101", "777", "2050"])
@@ -109,12 +107,12 @@ def test_sparse_ids_are_refused_unless_they_are_the_class_list(tmp_path):
         ([("a.cls", b"1")], r"a.tar: a: no image among .cls"),
         ([("a.jpg", b"x"), ("a.cls", b"\xff\xfe")], "a.cls: neither text nor JSON"),
         ([("a.jpg", b"x"), ("a.json", b"{")], "a.json: neither text nor JSON"),
-        ([("a.jpg", b"x"), ("a.json", b"{}")], "a.json: has no key label"),
+        ([("a.jpg", b"x"), ("a.json", b"{}")], "a.json: no key label in it"),
         ([("a.jpg", b"x"), ("a.json", b'{"label": null}')], "a.json: label None"),
         ([("a.jpg", b"x"), ("a.cls", b"")], "a.cls: label ''"),
         (
             [("a.jpg", b"x"), ("a.cls", b"0"), ("b.cls", b"0"), ("b.jpg", b"x"), ("a.jpg", b"x"), ("a.cls", b"0")],
-            "a/a comes",
+            "a/a is there twice",
         ),
         ([("README", b"x"), (".hidden.jpg", b"x"), ("x/._a.jpg", b"x")], "no example"),
         ([], "no example"),
@@ -144,7 +142,7 @@ def test_patterns(tmp_path):
     for pattern, reason in (
         ("a-{1..3}.tar", "a-3.tar: no such file"),
         ("z*.tar", "matches no file"),
-        ("a-{1..2.tar", "braces do not pair"),
+        ("a-{1..2.tar", "unbalanced braces"),
         ("a-{2..1}.tar", "accepted: 1 to"),
         ("a-{0..99999999}.tar", "accepted: 1 to"),
     ):
@@ -228,7 +226,7 @@ def test_labels_of_parquet_columns(tmp_path):
     assert source.multi_label
     assert [e.labels for e in read_all(source)] == [(0, 2), (), (1,)]
     text = write_parquet(tmp_path / "t.parquet", range(3), ["b", "a", "b"], column="kind")
-    with pytest.raises(DataError, match="which column holds the labels is not clear") as raised:
+    with pytest.raises(DataError, match="the column of labels is not clear") as raised:
         open_parquet(str(text))
     one_line(raised)
     assert [e.labels for e in read_all(open_parquet(str(text), label="kind"))] == [(1,), (0,), (1,)]
@@ -260,13 +258,13 @@ def test_parquet_without_images_or_damaged_is_one_line(tmp_path):
     for pattern, reason in (
         ("{a,b}.parquet", "no column with images"),
         ("{b,a}.parquet", "no columns image and label"),
-        ("{b,c}.parquet", "of different types"),
+        ("{b,c}.parquet", "different types"),
     ):
         with pytest.raises(DataError, match=reason) as raised:
             open_parquet(f"{tmp_path}/{pattern}")
         one_line(raised)
     path = write_parquet(tmp_path / "d.parquet", [0, None], [0, 1], LABEL)
-    assert read_all(open_parquet(str(path)))[1] == Unreadable("d/0000001", "no image in this row, or its path only")
+    assert read_all(open_parquet(str(path)))[1] == Unreadable("d/0000001", "no image in this row, or only its path")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="not readable as Parquet") as raised:
         open_parquet(str(path))

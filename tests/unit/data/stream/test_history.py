@@ -196,21 +196,21 @@ def test_only_what_is_asked_for_is_read(shards, run, capfd, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "RUN", "--step", "-1"], "step: -1; 0 or more"),
-        (["--run", "RUN", "--step", "11"], "step: 11; accepted: 0 to 10, the steps of the run"),
-        (["--run", "RUN", "--image", "e60"], "image: e60: no such id in SHARDS"),
-        (["--run", "RUN"], "step, image: neither is given"),
-        (["--run", "RUN", "--step", "1", "--image", "e00"], "step, image: both are given"),
-        (["--step", "1"], "global_batch_size: missing; images per step; give it, or the run"),
-        (["--step", "1", "--global-batch-size", "0"], "global_batch_size: 0; 1 or more"),
-        (["--step", "1", "--global-batch-size", "4", "--seed", "-1"], "seed: -1; 0 or more"),
-        (["--run", "RUN", "--step", "1", "--seed", "0"], "seed: 0 beside run; the run knows it"),
-        (["--run", "RUN", "--step", "1", "--shuffle.num-lanes", "3"], "shuffle: given beside run"),
-        (["--run", "SHARDS", "--step", "1"], "SHARDS: is no run (no plan.json in it)"),
-        (["--run", "RUN/none", "--step", "1"], "RUN/none: is no run (no plan.json in it)"),
+        (["--run", "RUN", "--step", "-1"], "--step: -1; accepted: 0 or more"),
+        (["--run", "RUN", "--step", "11"], "--step: 11; accepted: 0 to 10, the steps of the run"),
+        (["--run", "RUN", "--image", "e60"], "--image: e60: no such id in SHARDS"),
+        (["--run", "RUN"], "--step, --image: neither is given"),
+        (["--run", "RUN", "--step", "1", "--image", "e00"], "--step, --image: both are given"),
+        (["--step", "1"], "--global-batch-size: missing; accepted: images per step; give it, or the run"),
+        (["--step", "1", "--global-batch-size", "0"], "--global-batch-size: 0; accepted: 1 or more"),
+        (["--step", "1", "--global-batch-size", "4", "--seed", "-1"], "--seed: -1; accepted: 0 or more"),
+        (["--run", "RUN", "--step", "1", "--seed", "0"], "--seed: 0 with a run; accepted: the run's own"),
+        (["--run", "RUN", "--step", "1", "--shuffle.num-lanes", "3"], "--shuffle.*: given with a run"),
+        (["--run", "SHARDS", "--step", "1"], "SHARDS: not a run (no plan.json in it)"),
+        (["--run", "RUN/none", "--step", "1"], "RUN/none: not a run (no plan.json in it)"),
         (
             ["--step", "1", "--global-batch-size", "4", "--sheet", "x.png", "--crop-size", "8"],
-            "crop_size: 8; 32 or more",
+            "--crop-size: 8; accepted: 32 or more",
         ),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_question_that_has_no_answer_is_refused_in_one_line(shards, run, capfd
 def test_without_a_run_the_set_is_needed(capfd):
     status, _, err = ask(capfd, "--step", "1", "--global-batch-size", "4")
     assert status == 2
-    assert err.startswith("error: SHARDS: missing; a shard set; give it, or the run by --run")
+    assert err.startswith("error: SHARDS: missing; accepted: a shard set; give it, or the run by --run")
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,11 @@ def test_without_a_run_the_set_is_needed(capfd):
     [
         (lambda plan: plan["plan"].pop("seed"), "plan.json: seed: missing"),
         (lambda plan: plan["plan"].update(global_batch_size="16"), "global_batch_size: given '16' (str)"),
-        (lambda plan: plan.update(plan=[]), "plan.json: plan: given [] (list); accepted: a mapping; restore the file"),
-        (lambda plan: plan["plan"].update(manifest_digest="f" * 64), "trained on ffffffffffff; give the set that it"),
+        (
+            lambda plan: plan.update(plan=[]),
+            "plan.json: plan: given [] (list); accepted: a mapping; restore the file",
+        ),
+        (lambda plan: plan["plan"].update(manifest_digest="f" * 64), "accepted: ffffffffffff, the set that the run"),
     ],
 )
 def test_a_damaged_plan_and_another_set_are_refused(shards, run, tmp_path, capfd, change, message):
@@ -255,7 +258,7 @@ def test_a_set_that_was_recorded_with_keys_is_asked_for_anew(shards, run, tmp_pa
     asked = ["--run", str(tmp_path), "--step", "0"]
     assert main(["shards", "ids", *asked]) == 2
     err = capfd.readouterr().err
-    assert re.search(r"plan.json: shards: s3://\*\*\*@bucket/set: a key .* give the shard set's place anew", err)
+    assert re.search(r"plan.json: shards: s3://\*\*\*@bucket/set: a key .* give the URI of the shard set", err)
     assert "PLANTED" not in err
     assert ask(capfd, shards, *asked)[0] == 0
 
@@ -273,4 +276,4 @@ def test_an_augmented_sheet_shows_three_views_beside_each_image(shards, tmp_path
 
 def test_an_augmented_sheet_needs_a_file(shards, capfd):
     assert main(["shards", "inspect", shards, "--augmented"]) == 2
-    assert capfd.readouterr().err.startswith("error: augmented: given without sheet")
+    assert capfd.readouterr().err.startswith("error: --augmented: given without sheet")
