@@ -35,7 +35,7 @@ SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
-RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab"]
+RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab", "study"]
 """The command that a run belongs to: different commands with the same run name never share a run."""
 
 
@@ -151,9 +151,13 @@ class TrackedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as the artifact ``name``, such as ``reports/confusion.csv``."""
+        self.log_bytes(text.encode(), name)
+
+    def log_bytes(self, content: bytes, name: str) -> None:
+        """Record bytes as the artifact ``name``, such as ``report/plots/loss.png``."""
         with scratch_directory() as directory:
             path = Path(directory, Path(name).name)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             self.log_artifact(path, Path(name).parent.as_posix().strip("."))
 
     def log_figure(self, figure: "Figure", name: str) -> None:
@@ -233,6 +237,26 @@ def recorded_metric(
     if run is None:
         raise TrackingError(f"tracking.uri: {shown(uri)}: has no run {run_name!r}; name the server that recorded it")
     return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric))
+
+
+def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind: RunKind, name: str) -> bytes:
+    """Return the content of an artifact of a run.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run or artifact.
+    """
+    uri = tracking_uri(config.uri, storage)
+    client = connect(uri)
+    run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
+    if run is None:
+        raise TrackingError(f"tracking.uri: {shown(uri)}: has no {kind} {run_name!r}; name the server that recorded it")
+    try:
+        with scratch_directory() as directory:
+            return Path(client.download_artifacts(run.info.run_id, name, directory)).read_bytes()
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"tracking.uri: {shown(uri)}: has no {name} of {run_name!r} ({one_line(error)}); start the {kind} again"
+        ) from None
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -26,7 +26,7 @@ from bit_ray.training.checks import check_settings, preflight
 from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
 from bit_ray.training.initial_weights import InitialWeights, read_init
-from bit_ray.training.plan import transfer_plan
+from bit_ray.training.plan import TrainPlan, transfer_plan
 
 
 def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Subset:
@@ -82,6 +82,45 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
     )
 
 
+def finetune_plan(
+    config: FinetuneConfig, manifest: Manifest, init: InitialWeights | None, num_examples: int
+) -> TrainPlan:
+    """Resolve BiT-HyperRule for some examples of a set.
+
+    Args:
+        config: The user's settings.
+        manifest: Of the full task; its images' size counts, whatever is drawn from it.
+        init: Weights to start from; None: from scratch.
+        num_examples: Examples that are trained on.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    model = init.model if init else config.model
+    rule = hyperrule(
+        num_examples,
+        manifest.median_image_size,
+        config.profile,
+        model,
+        random_crop=config.random_crop,
+        random_flip=config.random_flip,
+        overrides=config.rule,
+    )
+    return transfer_plan(
+        rule,
+        model=model,
+        num_classes=manifest.num_classes,
+        multi_label=manifest.multi_label,
+        manifest_digest=manifest.digest,
+        init=config.init,
+        init_digest=init.digest if init else "",
+        seed=config.seed,
+        shuffle=config.shuffle,
+        train=config.train,
+        norm_batch=config.norm_batch,
+    )
+
+
 def finetune(config: FinetuneConfig) -> Trained | None:
     """Fine-tune, evaluate, record and register; None after a dry run.
 
@@ -111,30 +150,9 @@ def finetune(config: FinetuneConfig) -> Trained | None:
 def _finetune(
     config: FinetuneConfig, manifest: Manifest, test_manifest: Manifest | None, init: InitialWeights | None
 ) -> Trained | None:
-    model = init.model if init else config.model
     shards, subset = config.shards, ""
-    rule = hyperrule(
-        config.shots * manifest.num_classes if config.shots else manifest.num_examples,
-        manifest.median_image_size,  # of the full task, not of the subset drawn
-        config.profile,
-        model,
-        random_crop=config.random_crop,
-        random_flip=config.random_flip,
-        overrides=config.rule,
-    )
-    plan = transfer_plan(
-        rule,
-        model=model,
-        num_classes=manifest.num_classes,
-        multi_label=manifest.multi_label,
-        manifest_digest=manifest.digest,
-        init=config.init,
-        init_digest=init.digest if init else "",
-        seed=config.seed,
-        shuffle=config.shuffle,
-        train=config.train,
-        norm_batch=config.norm_batch,
-    )
+    num_examples = config.shots * manifest.num_classes if config.shots else manifest.num_examples
+    plan = finetune_plan(config, manifest, init, num_examples)
     check_settings(plan, config.runtime)  # before anything is written under this name
     if config.shots and config.dry_run:
         drawn = draw_few_shot(config.shards, manifest, config.shots, config.subset_seed)

@@ -77,6 +77,9 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             position = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     if position.next_step >= plan.schedule.num_steps:
         return
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and group is not None:
+        store.write_bytes(worker.folder.group, group.id.hex().encode())
     learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
     if rank == 0:
         worker.folder.record_start(
