@@ -62,8 +62,6 @@ def _print(report: "Report | None", storage: str, name: str) -> None:
 
 
 def _print_report(report: "Report", folder: str) -> None:
-    if report.tables and report.tables[0].rows:
-        print_table(report.tables[0].title, report.tables[0].rows, report.tables[0].header)
     for line in (*report.missing, *report.findings):
         console.print(line)
     console.print(f"Report: {folder}/report.html")

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.scan import read_views, row_groups, single_labels
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.frozen import probe_features
+from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.locks import scratch_directory
+from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import Network
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies.transfer import read_examples, scores_on
+from bit_ray.studies.transfer import read_examples
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, TRAINING_FILE, Position, load_checkpoint, save_checkpoint
 from bit_ray.training.device import normalize
 from bit_ray.training.in_memory import Examples, fit
@@ -40,6 +42,7 @@ _MEASURED_FILE = "measured.json"
 # Points of a curve of the training loss, each the mean of a block of steps.
 _NUM_BLOCKS = 200
 _MAX_EXAMPLE_BYTES = 4e9
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,7 @@ def carry_out(
         )
         final = dict(watch.points[-1].values)
         if cell.test is not None:
-            manifest = read_manifest(cell.test.shards, cell.test.digest)
-            found = scores_on(network, cell.test.shards, manifest, cell.plan, cell.test.indices)
-            final |= {"test/loss": found["cross_entropy"], "test/top_1": found["top_1"]}
+            final |= _scores(network, cell.test, cell.plan, "test")
     except NonFiniteError:
         diverged = True
         final = {f"{name}/top_1": 0.0 for name in (*cell.parts, *(("test",) if cell.test is not None else ()))}
@@ -215,14 +216,17 @@ def decay_exposure(plan: TrainPlan) -> float:
 def _examples(part: Part, view: TrainView) -> Examples:
     """Training examples, kept for the next cell of this process, which often has the same."""
     manifest = read_manifest(part.shards, part.digest)
-    number = manifest.num_examples if part.rows is None else len(part.rows)
     height, width = manifest.median_image_size
-    if number * height * width * 3 > _MAX_EXAMPLE_BYTES:
-        raise ConfigError(
-            f"where: memory, but {part.shards} has {number:,} images of about {height} x {width} pixels, "
-            f"{number * height * width * 3 / 1e9:.0f} GB; at most {_MAX_EXAMPLE_BYTES / 1e9:.0f} GB; use where cluster"
-        )
+    _check_size(manifest.num_examples if part.rows is None else len(part.rows), height, width, part.shards)
     return read_examples(part.shards, manifest, part.indices, view)
+
+
+def _check_size(number: int, height: int, width: int, shards: str) -> None:
+    if (size := number * height * width * 3) > _MAX_EXAMPLE_BYTES:
+        raise ConfigError(
+            f"where: memory, but {shards} has {number:,} images of about {height} x {width} pixels, {size / 1e9:.0f} "
+            f"GB; at most {_MAX_EXAMPLE_BYTES / 1e9:.0f} GB; use where cluster"
+        )
 
 
 class _Watch:
@@ -294,8 +298,7 @@ class _Watch:
                 values["turn"] = sum(turns) / len(turns)
         model.eval()
         for name, part in cell.parts.items():
-            found = scores_on(model, part.shards, read_manifest(part.shards, part.digest), cell.plan, part.indices)
-            values |= {f"{name}/loss": found["cross_entropy"], f"{name}/top_1": found["top_1"]}
+            values |= _scores(model, part, cell.plan, name)
         if cell.probe is not None:
             values["probe/top_1"] = _probe(model, cell.probe, cell.plan)
         model.train()
@@ -344,28 +347,44 @@ def _angle(a: torch.Tensor, b: torch.Tensor) -> float:
     return 2 * math.asin(min(1.0, float(chord.norm()) / 2)) if bool(a.any()) and bool(b.any()) else 0.0
 
 
-@torch.inference_mode()
-def _features(model: Network, part: Part, plan: TrainPlan) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-    """Features ``[N, D]`` and labels ``[N]`` of a part."""
-    manifest, device = read_manifest(part.shards, part.digest), next(model.parameters()).device
-    features, labels = [], []
+@functools.lru_cache(maxsize=4)
+def _views(
+    part: Part, resize_mode: ResizeMode, resize_size: int, crop_size: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Views ``[N, H, W, 3]`` for evaluation and labels ``[N]``, kept for the next time they are measured."""
+    manifest = read_manifest(part.shards, part.digest)
+    _check_size(manifest.num_examples if part.rows is None else len(part.rows), crop_size, crop_size, part.shards)
 
     def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        return eval_view(
-            image, resize_mode=plan.resize_mode, resize_size=plan.resize_size, crop_size=plan.view.crop_size
-        )
+        return eval_view(image, resize_mode=resize_mode, resize_size=resize_size, crop_size=crop_size)
 
-    for _, images, names in read_views(part.shards, manifest, row_groups(manifest, part.indices), view):
-        for start in range(0, len(images), 128):
-            x = normalize(torch.from_numpy(np.stack(images[start : start + 128])), device)
-            features.append(model.forward_features(x).float().cpu())
-        labels.append(single_labels(names))
-    return torch.cat(features), np.concatenate(labels)
+    read = list(read_views(part.shards, manifest, row_groups(manifest, part.indices), view))
+    images = [image for _, images, _ in read for image in images]
+    return np.stack(images), np.concatenate([single_labels(labels) for _, _, labels in read])
+
+
+@torch.inference_mode()
+def _outputs(
+    function: Callable[[torch.Tensor], torch.Tensor], model: Network, part: Part, plan: TrainPlan
+) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+    """Outputs ``[N, ...]`` of a function of a batch of images, and labels ``[N]``."""
+    images, labels = _views(part, plan.resize_mode, plan.resize_size, plan.view.crop_size)
+    device = next(model.parameters()).device
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    return torch.cat([function(normalize(torch.from_numpy(b), device)).float().cpu() for b in batches]), labels
+
+
+def _scores(model: Network, part: Part, plan: TrainPlan, name: str) -> dict[str, float]:
+    logits, labels = _outputs(model, model, part, plan)
+    metrics = ClassificationMetrics(plan.num_classes)
+    metrics.update(logits, torch.from_numpy(labels))
+    found = metrics.result()
+    return {f"{name}/loss": found["cross_entropy"], f"{name}/top_1": found["top_1"]}
 
 
 def _probe(model: Network, probe: Probe, plan: TrainPlan) -> float:
-    support, labels = _features(model, probe.support, plan)
-    test, test_labels = _features(model, probe.test, plan)
+    support, labels = _outputs(model.forward_features, model, probe.support, plan)
+    test, test_labels = _outputs(model.forward_features, model, probe.test, plan)
     everything = [np.arange(len(labels))]
     [score] = probe_features(
         support.numpy(),

@@ -33,6 +33,7 @@ _MAX_FAILURES = 3
 # What Tune asks for a trial that only waits for the workers of its own Ray Train run.
 _HOST_CPUS = 0.01
 _SETTINGS_OF_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent when it is told to
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a study as it ends any other command
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",

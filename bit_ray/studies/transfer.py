@@ -73,27 +73,16 @@ def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64]
     )
 
 
+@torch.inference_mode()
 def top_1_on(
     model: Network,
     shards: str,
     manifest: Manifest,
     plan: TrainPlan,
     chosen: npt.NDArray[np.int64] | None = None,
-) -> float:
-    """Return the top-1 of `scores_on`."""
-    return scores_on(model, shards, manifest, plan, chosen)["top_1"]
-
-
-@torch.inference_mode()
-def scores_on(
-    model: Network,
-    shards: str,
-    manifest: Manifest,
-    plan: TrainPlan,
-    chosen: npt.NDArray[np.int64] | None = None,
     batch_size: int = 128,
-) -> dict[str, float]:
-    """Return the metrics of a network on examples of a single-label set, with the plan's view for evaluation.
+) -> float:
+    """Return the top-1 of a network on examples of a single-label set, with the plan's view for evaluation.
 
     Args:
         model: The network.
@@ -119,4 +108,4 @@ def scores_on(
         for start in range(0, len(images), batch_size):
             x = normalize(torch.from_numpy(np.stack(images[start : start + batch_size])), device)
             metrics.update(model(x), torch.from_numpy(labels[start : start + batch_size]))
-    return metrics.result()
+    return metrics.result()["top_1"]
