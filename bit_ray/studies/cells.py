@@ -1,6 +1,6 @@
 """One training of a study in one process: its examples are held in memory, and it is measured while it learns.
 
-A cell saves itself once a minute, so that a killed one continues. What it needs of the data is read in its process.
+A cell saves itself from time to time, so that a killed one continues. What it needs of the data is read in its process.
 """
 
 import functools
@@ -37,7 +37,6 @@ from bit_ray.training.plan import TrainPlan
 from bit_ray.training.step import NonFiniteError
 from bit_ray.weights.package import ModelSpec
 
-CHECKPOINT_EVERY_S = 60.0
 _MEASURED_FILE = "measured.json"
 # Points of a curve of the training loss, each the mean of a block of steps.
 _NUM_BLOCKS = 200
@@ -156,7 +155,7 @@ def load_cell(uri: str, identity: str) -> CellScore | None:
 
 
 def carry_out(
-    tensors: Mapping[str, Mapping[str, torch.Tensor]], cell: Cell, folder: str, num_threads: int
+    tensors: Mapping[str, Mapping[str, torch.Tensor]], cell: Cell, folder: str, save_every_s: float, num_threads: int
 ) -> CellScore:
     """Train and measure a cell, in this process, from where an earlier one has saved it.
 
@@ -164,6 +163,7 @@ def carry_out(
         tensors: Initial tensors by name, by the digest of the weights.
         cell: The cell.
         folder: URI of the folder for its checkpoints, which are removed at the end.
+        save_every_s: Seconds between two checkpoints.
         num_threads: Threads on a CPU.
 
     Raises:
@@ -172,7 +172,7 @@ def carry_out(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(num_threads)
-    watch = _Watch(cell, RunFolder(folder))
+    watch = _Watch(cell, RunFolder(folder), save_every_s)
     examples = _examples(cell.train, cell.plan.view)
     diverged = False
     try:
@@ -232,10 +232,10 @@ def _check_size(number: int, height: int, width: int, shards: str) -> None:
 class _Watch:
     """Measures a cell while it is trained, and saves it."""
 
-    def __init__(self, cell: Cell, folder: RunFolder) -> None:
+    def __init__(self, cell: Cell, folder: RunFolder, save_every_s: float) -> None:
         self.points: list[Point] = []
         self.losses: list[tuple[int, float]] = []
-        self._cell, self._folder = cell, folder
+        self._cell, self._folder, self._save_every_s = cell, folder, save_every_s
         self._steps = {*cell.at_steps, cell.plan.schedule.num_steps}
         self._block = max(1, cell.plan.schedule.num_steps // _NUM_BLOCKS)
         self._sum: torch.Tensor | None = None
@@ -276,7 +276,7 @@ class _Watch:
         if self._cell.norms:
             self._before = [k.detach().clone() for k in _kernels(learner.model)] if done + 1 in self._steps else []
         # Between two blocks the sum of the losses would be lost.
-        if block_ends and not last and time.monotonic() - self._saved > CHECKPOINT_EVERY_S:
+        if block_ends and not last and time.monotonic() - self._saved >= self._save_every_s:
             self._save(learner, done)
 
     def seconds(self) -> float:

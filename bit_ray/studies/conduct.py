@@ -148,7 +148,8 @@ class Conduct:
         self.run.set_tags({"mlflow.note.content": "\n\n".join(report.findings)[:4000]})
 
     def _trial(self, job: Job) -> Trial:
-        arguments: tuple[Any, ...] = (job.cell, store.join(self.study.folder.uri, "cells", job.key))
+        folder = store.join(self.study.folder.uri, "cells", job.key)
+        arguments: tuple[Any, ...] = (job.cell, folder, self.config.save_every_s)
         if self.config.where == "cluster":
             check_hosted(job.cell)
             host = Host(

@@ -5,6 +5,7 @@ score files are the state: a study that is started again reads them and gives th
 own state is not used: it is up to ten seconds old, so that finished trials would run again after a crash.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -280,6 +281,7 @@ def _tune(
     Raises:
         ModelError: the process of a trial was killed again and again.
     """
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that are switched off
     with scratch_directory() as scratch, _settings(_SETTINGS_OF_TUNE):
         tuner = tune.Tuner(
             tune.with_resources(trainable, asked),

@@ -33,7 +33,7 @@ class GridStudy:
     """Settings of a point, from the point, the base and the sets; None: the axes are settings themselves."""
     seeds: int = 3
     """Trainings of each point."""
-    at: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    at: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.85)
     """Shares of a training after which it is measured; it always is at the end."""
     measure: str = "val/top_1"
     """The value that is compared."""

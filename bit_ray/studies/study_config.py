@@ -22,6 +22,8 @@ class _Many:
     Ray Train run with runtime.num_workers workers, which reads the shards as pretrain and finetune do."""
     side_by_side: int = 0
     """Trainings at a time; 0: as many as fit on the cluster."""
+    save_every_s: float = 60.0
+    """Seconds between two checkpoints of a training in memory; a killed one continues from the last."""
     price: float = 0.0
     """Price of an hour of one device (GPU, or CPU core without GPUs); 0: no costs are shown."""
     storage: str = DEFAULT_STORAGE
@@ -34,6 +36,8 @@ class _Many:
     def __post_init__(self) -> None:
         if self.side_by_side < 0:
             raise ConfigError(f"side_by_side: {self.side_by_side}; 0 (as many as fit) or more; raise it")
+        if not 0 <= self.save_every_s < float("inf"):
+            raise ConfigError(f"save_every_s: {self.save_every_s}; 0 or more seconds; correct it")
         if not 0 <= self.price < float("inf"):
             raise ConfigError(f"price: {self.price}; 0 or more; correct it")
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from bit_ray import store
 from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
@@ -130,7 +132,8 @@ class _Proposer:
     def __init__(
         self, config: SweepConfig, axes: Sequence[Axis], maker: Callable[[int, dict[str, Any]], Job], folder: RunFolder
     ) -> None:
-        self._search = Adaptive(axes, config.search, config.search_seed, "higher")
+        self._config, self._axes = config, axes
+        self._search: Adaptive | None = None
         self._maker, self._folder, self._trials = maker, folder, config.trials
         self._jobs: dict[str, Job] = {}
         self._told: set[str] = set()
@@ -150,6 +153,10 @@ class _Proposer:
         number = len(self._jobs)
         if number >= self._trials:
             return None
+        if self._search is None:
+            # A sampler that begins again with the same seed would propose again what it has proposed first.
+            seed = int(np.random.SeedSequence((self._config.search_seed, number)).generate_state(1)[0])
+            self._search = Adaptive(self._axes, self._config.search, seed, "higher")
         for key, job in self._jobs.items():
             if key in scores and key not in self._told:
                 self._told.add(key)

@@ -19,8 +19,41 @@ from bit_ray.studies.report import Report, Table, render
 FEW = settings(deadline=None, database=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 TAGS = set(
-    "html head meta title style body h1 h2 section ul li figure figcaption div table thead tbody tr th td p pre code "
-    "details summary svg g path use defs text clippath rect".split()
+    [
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "section",
+        "ul",
+        "li",
+        "figure",
+        "figcaption",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "p",
+        "pre",
+        "code",
+        "details",
+        "summary",
+        "svg",
+        "g",
+        "path",
+        "use",
+        "defs",
+        "text",
+        "clippath",
+        "rect",
+    ]
 )
 
 
@@ -159,7 +192,12 @@ def test_markdown_has_all_parts_and_links_to_its_pictures():
         "<details><summary>Settings</summary>\n\n| setting | value |\n| --- | ---: |\n| seeds | 3 |\n\n</details>\n"
     )
     assert sorted(files) == [
-        "plots/best.csv", "plots/best.png", "plots/loss.csv", "plots/loss.png", "report.html", "report.md"
+        "plots/best.csv",
+        "plots/best.png",
+        "plots/loss.csv",
+        "plots/loss.png",
+        "report.html",
+        "report.md",
     ]
     assert files["plots/loss.csv"].decode() == line_csv(FULL.plots[0])
 
@@ -193,7 +231,10 @@ print({name: hashlib.sha256(content).hexdigest() for name, content in render(FUL
 def test_other_processes_with_other_settings_give_the_same_bytes(tmp_path):
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsavefig.dpi: 30\nsvg.fonttype: path\nlines.linewidth: 9\n")
     outputs = set()
-    for seed, changed in (("1", {}), ("2", {"MATPLOTLIBRC": str(tmp_path), "SOURCE_DATE_EPOCH": "1", "TZ": "Asia/Tokyo"})):
+    for seed, changed in (
+        ("1", {}),
+        ("2", {"MATPLOTLIBRC": str(tmp_path), "SOURCE_DATE_EPOCH": "1", "TZ": "Asia/Tokyo"}),
+    ):
         outputs.add(
             subprocess.run(
                 [sys.executable, "-c", SCRIPT, os.path.dirname(__file__)],
@@ -230,7 +271,15 @@ def test_secrets_in_uris_are_not_shown():
 
 
 NASTY = st.sampled_from(
-    ["<script>alert(1)</script>", "<img src=http://x onerror=y>", "</title></svg>", "--><b>", "]]>", "{{ 7 * 7 }}", "{%"]
+    [
+        "<script>alert(1)</script>",
+        "<img src=http://x onerror=y>",
+        "</title></svg>",
+        "--><b>",
+        "]]>",
+        "{{ 7 * 7 }}",
+        "{%",
+    ]
     + ["|", "\\", "\\|", "`|`", "\n", "\r\n| a | b |\n", "\n\n# x\n", "](http://x)", "![x](http://x)", "<http://x>"]
     + ["&lt;", "&#60;script>", "$x$", "\x00", "\ud800", "\u2028", "'\"", "**b**", "___", "~~~", "```", "- ", "    "]
 )
@@ -289,7 +338,10 @@ def check_page(report):
     assert "<script" not in html.lower()
     assert found.texts("h1") == [one_line(report.title)]
     [sentences] = [
-        [one_line(text) for text in (*report.missing, *(report.findings or ("Nothing is finished yet.",)), *report.paper)]
+        [
+            one_line(text)
+            for text in (*report.missing, *(report.findings or ("Nothing is finished yet.",)), *report.paper)
+        ]
     ]
     assert found.texts("li") == sentences
     expected = [text for table in report.tables for row in table.rows for text in row] + [*report.settings.values()]
