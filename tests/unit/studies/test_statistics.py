@@ -7,7 +7,6 @@ from scipy import stats
 
 from bit_ray.errors import ConfigError
 from bit_ray.studies.statistics import (
-    Interval,
     difference,
     expected_best,
     expected_best_band,
@@ -132,12 +131,6 @@ def test_a_sweep_of_which_some_diverged_is_covered_too():
     bands = [expected_best_band(scores, total) for scores in draw(RNG(8), (repeats, total))]
     assert np.mean([band.low <= truth <= band.high for band in bands]) > 0.95 - 4 * math.sqrt(0.95 * 0.05 / repeats)
     assert np.mean([band.high - band.low for band in bands]) < 0.35  # and it says something
-
-
-def test_an_interval_says_whether_it_excludes_zero():
-    assert Interval(estimate=1, low=0.1, high=2).excludes_zero
-    assert Interval(estimate=-1, low=-2, high=-0.1).excludes_zero
-    assert not Interval(estimate=1, low=-0.1, high=2).excludes_zero
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bit_ray.errors import ConfigError
-from bit_ray.studies.trend import trend
+from bit_ray.evaluation.trend import trend
 
 CURVES, POINTS, NOISE = 400, 100, 0.02
 

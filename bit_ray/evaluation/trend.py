@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bit_ray.errors import ConfigError
-from bit_ray.studies.statistics import Interval, t_interval
+from bit_ray.evaluation.statistics import Interval, t_interval
 
 Answer = Literal["still learning", "flat", "getting worse", "cannot tell yet"]
 
