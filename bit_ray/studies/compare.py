@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bit_ray.config import to_dict
+from bit_ray.evaluation.statistics import Interval, expected_choice, mean_interval, paired_difference, t_interval
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.recipes.embedded import DIGITS
 from bit_ray.recipes.hyperrule import RuleOverrides
@@ -22,7 +23,6 @@ from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import draw
 from bit_ray.studies.spaces import Axis, parse_space, shown
-from bit_ray.studies.statistics import Interval, expected_choice, mean_interval, paired_difference, t_interval
 from bit_ray.studies.study_config import CompareConfig, changed
 from bit_ray.studies.sweep import (
     HALVES,

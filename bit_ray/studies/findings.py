@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bit_ray.evaluation.statistics import Interval, Spread, difference, holm, p_value, t_interval
+from bit_ray.evaluation.trend import trend
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.studies.conduct import Outcome
 from bit_ray.studies.grid import Grid, GridStudy
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.spaces import parse_space
-from bit_ray.studies.statistics import Interval, Spread, difference, holm, p_value, t_interval
-from bit_ray.studies.trend import trend
 
 _ALPHA = 0.05
 _PLOTTED = {

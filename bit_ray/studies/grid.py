@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bit_ray.errors import ConfigError
+from bit_ray.evaluation.statistics import Spread, pooled_spread
 from bit_ray.studies.cells import Cell, CellScore, Probe
 from bit_ray.studies.conduct import CellOutcome, Job
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.spaces import Axis, parse_space, shown
-from bit_ray.studies.statistics import Spread, pooled_spread
 from bit_ray.studies.study_config import GridConfig, changed, read_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 

@@ -20,7 +20,7 @@ from bit_ray.progress import console
 from bit_ray.studies.cells import Cell, CellScore, Part, Point, decay_exposure
 from bit_ray.studies.engine import Need
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import recorded_metric
+from bit_ray.tracking.runs import recorded_metrics
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.driver import train
 from bit_ray.training.initial_weights import InitialWeights
@@ -112,13 +112,13 @@ def carry_out_hosted(
             final |= top_1(part_name, part)
         if cell.test is not None:
             final |= top_1("test", cell.test)
-    recorded = recorded_metric(host.tracking, host.storage, name, plan.kind, "train/loss")
+    recorded = recorded_metrics(host.tracking, host.storage, name, plan.kind, "train/loss")
     steps = plan.schedule.num_steps
     return CellScore(
         identity=cell.identity,
         final=final,
         points=(Point(step=steps, values=final),),
-        losses=tuple(recorded),
+        losses=tuple(recorded.get("train/loss", ())),
         images=steps * plan.global_batch_size,
         device_s=(time.monotonic() - started) * host.runtime.num_workers,
         decay_exposure=decay_exposure(plan),

@@ -9,6 +9,7 @@ import numpy as np
 from bit_ray import store
 from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
+from bit_ray.evaluation.statistics import expected_best_band, expected_choice
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Cell, CellScore, Part
@@ -18,7 +19,6 @@ from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import Adaptive, draw
 from bit_ray.studies.spaces import Axis, parse_space, shown
-from bit_ray.studies.statistics import expected_best_band, expected_choice
 from bit_ray.studies.study_config import SweepConfig, changed, read_settings
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime

@@ -223,10 +223,17 @@ class TrackedRun:
             self._outage = ""
 
 
-def recorded_metric(
-    config: TrackingConfig, storage: str, run_name: str, kind: str, metric: str
-) -> list[tuple[int, float]]:
-    """Return the (step, value) pairs of a metric of a run, by step.
+def recorded_metrics(
+    config: TrackingConfig, storage: str, run_name: str, kind: str, names: str
+) -> dict[str, list[tuple[int, float]]]:
+    """Return the (step, value) pairs of a run's metrics, by step; a metric without values is left out.
+
+    Args:
+        config: Where the run is recorded.
+        storage: Folder or URI of the runs.
+        run_name: Name of the run.
+        kind: Its `RunKind`.
+        names: Regular expression of the whole names of the wanted metrics.
 
     Raises:
         TrackingError: the server does not answer, or has no such run.
@@ -236,7 +243,11 @@ def recorded_metric(
     run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
     if run is None:
         raise TrackingError(f"tracking.uri: {shown(uri)}: has no run {run_name!r}; name the server that recorded it")
-    return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric))
+    return {
+        name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
+        for name in sorted(run.data.metrics)
+        if re.fullmatch(names, name)
+    }
 
 
 def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind: RunKind, name: str) -> bytes:

@@ -219,7 +219,7 @@ def _fit(
         if probes is not None:
             probes.offer(step, worker.folder.checkpoint(step))
 
-    listener = Listener(worker.reports, run, TrainingProgress(name), offer)
+    listener = Listener(worker.reports, run, TrainingProgress(name), worker.plan.schedule, offer)
     listener.start()
     filesystem, path = store.filesystem(store.absolute(config.storage))
     trainer_config = ray.train.RunConfig(

@@ -31,7 +31,7 @@ class Without:
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 from bit_ray.cli.main import COMMANDS, main
 
-for name in ["", "shards", "models", *COMMANDS]:
+for name in ["", "shards", "runs", "models", *COMMANDS]:
     print(f"## {name}")
     try:
         assert main([*name.split(), "--help"]) == 0
@@ -50,6 +50,7 @@ FLAGS = {
     "--shuffle.*",
     "shards bench": "SHARDS --crop-size --batch-size --num-threads --seconds",
     "replay": "--run --step --config --shards --micro-batch-size --tracking.*",
+    "runs diagnose": "RUN --config --storage --tracking.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
     "--clip-norm --head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
@@ -89,7 +90,7 @@ def words(text: str) -> list[str]:
 
 
 def test_every_command_explains_itself_without_pytorch_ray_and_mlflow(helps: dict[str, str]) -> None:
-    assert set(helps) == {"", "shards", "models", *COMMANDS}
+    assert set(helps) == {"", "shards", "runs", "models", *COMMANDS}
     for name, command in COMMANDS.items():
         assert f"bit-ray {name} " in helps[""]
         assert command.summary in helps[""]

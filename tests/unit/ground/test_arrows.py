@@ -44,9 +44,11 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
 MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cli.export",
     "bit_ray.cli.models",
+    "bit_ray.cli.runs",
     "bit_ray.cli.shards",
     "bit_ray.cli.studies",
     "bit_ray.cluster.tasks",
+    "bit_ray.studies.diagnose",
     "bit_ray.evaluation.probe",
     "bit_ray.evaluation.rank",
     "bit_ray.inference.features",
