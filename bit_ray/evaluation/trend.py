@@ -53,8 +53,8 @@ def trend(
 ) -> Trend:
     """Say whether a curve still improves.
 
-    The first answer has an error rate of 5 %: that share of flat curves is called ``still learning``. It is larger where
-    neighbouring values are strongly correlated: at 0.9 it is 9 % of 100 values, and 21 % of 25
+    The first answer has an error rate of 5 %: that share of flat curves is called ``still learning``. It is larger
+    where neighbouring values are strongly correlated: at 0.9 it is 9 % of 100 values, and 21 % of 25
     (``benchmarks/trend_error_rates.py``).
 
     Args:

@@ -7,6 +7,7 @@ from scipy import stats
 
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import (
+    Interval,
     difference,
     expected_best,
     expected_best_band,
@@ -15,6 +16,7 @@ from bit_ray.evaluation.statistics import (
     p_value,
     paired_difference,
     pooled_spread,
+    t_interval,
 )
 
 RNG = np.random.default_rng
