@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from bit_ray.training.pretrain import pretrain
     from bit_ray.weights.export import load_exported
     from bit_ray.weights.npz import load_npz, save_npz
-    from bit_ray.weights.read import build_network, read_weights
+    from bit_ray.weights.foreign import build_network
+    from bit_ray.weights.read import read_weights
     from bit_ray.weights.write import write_weights
 
 __version__ = "0.1.0"
@@ -95,7 +96,7 @@ _HOMES = {
     "bit_l": "bit_ray.recipes.upstream",
     "bit_m": "bit_ray.recipes.upstream",
     "bit_s": "bit_ray.recipes.upstream",
-    "build_network": "bit_ray.weights.read",
+    "build_network": "bit_ray.weights.foreign",
     "create_model": "bit_ray.models.zoo",
     "evaluate": "bit_ray.evaluation.evaluate",
     "fewshot_suite": "bit_ray.studies.few_shot",

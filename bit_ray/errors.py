@@ -1,10 +1,12 @@
 """Errors that a user can fix.
 
 Every message is one line: the field, what was given, what is accepted, what to do. The command line and the jobs print
-it after ``error:`` and exit with status 2. Any other exception is a bug of ours and keeps its traceback.
+it after ``error:``, with the field as the flag that the user types, and exit with status 2. Any other exception is a
+bug of ours and keeps its traceback.
 """
 
-from typing import Self
+import copy
+from typing import Any, Self
 
 from bit_ray.uris import shown
 
@@ -20,10 +22,15 @@ class BitRayError(Exception):
     def __init__(self, *args: object) -> None:
         super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle the finished message: a subclass may make it from other arguments."""
+        return _restored, (type(self), self.args, self.__dict__)
+
     @classmethod
-    def of(cls, field: str, given: object, accepted: str, remedy: str = "correct it") -> Self:
-        """Return the error whose message is ``field: given; accepted; remedy``."""
-        return cls._at(field, f"{given}; {accepted}; {remedy}")
+    def of(cls, field: str, given: object, accepted: str = "", remedy: str = "correct it") -> Self:
+        """Return the error whose message is ``field: given; accepted: accepted; remedy``."""
+        expected = f"; accepted: {accepted}" if accepted else ""
+        return cls.__new__(cls)._at(field, f"{given}{expected}; {remedy}")
 
     def under(self, parent: str) -> Self:
         """Return the same error for a field inside another, such as ``runtime``; unchanged if that is empty."""
@@ -33,9 +40,13 @@ class BitRayError(Exception):
         """Return the same error with the field's name as the user knows it; unchanged without a field."""
         return self._at(field, self.problem) if self.field else self
 
-    @classmethod
-    def _at(cls, field: str, problem: str) -> Self:
-        error = cls(f"{field}: {problem}")
+    def about(self, subject: str) -> Self:
+        """Return the same error with ``subject: `` before its message, such as a task; unchanged if that is its field."""
+        return self if self.field == subject else self._at(subject, str(self))
+
+    def _at(self, field: str, problem: str) -> Self:
+        error = copy.copy(self)
+        error.args = (shown(f"{field}: {problem}"),)
         error.field, error.problem = field, problem
         return error
 
@@ -100,6 +111,12 @@ def root_cause(error: BaseException) -> BitRayError | None:
         hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
         pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
     return None
+
+
+def _restored(cls: type[BitRayError], args: tuple[object, ...], state: dict[str, Any]) -> BitRayError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def _shown(character: str) -> str:

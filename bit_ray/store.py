@@ -53,9 +53,6 @@ class UnfitFileError(DataError):
         self.uri, self.reason = uri, reason
         super().__init__(f"{uri}: {reason}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return UnfitFileError, (self.uri, self.reason)
-
 
 def is_local(uri: str | Path) -> bool:
     """Return whether the URI is a path on this machine, with or without ``file://``."""

@@ -4,23 +4,23 @@ A value from a flag or a file passes the same strict codec and fails with the sa
 Ray nor MLflow, so that ``--help`` is fast.
 """
 
-import ast
 import contextlib
 import dataclasses
 import difflib
 import inspect
 import io
 import os
-import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from bit_ray.config import from_dict, read_mapping, to_dict
+from bit_ray.cli.help_texts import default_hint, docs_of, metavar, tidy
+from bit_ray.config import from_dict, to_dict
+from bit_ray.config_files import read_mapping
 from bit_ray.errors import ConfigError, MissingError
 from bit_ray.recipes.upstream import RECIPES
 from bit_ray.tracking.config import TrackingConfig
@@ -30,7 +30,6 @@ T = TypeVar("T")
 
 _CONFIG_HELP = "JSON or YAML file of settings, such as the config.json of a run in MLflow; flags override it."
 _RECIPE_HELP = "Start from what the paper says for BiT-S, BiT-M or BiT-L; --recipe.* flags change it."
-_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 _UNSET = object()
 
 
@@ -65,7 +64,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
         if field.name not in settings:
             shown = field.metadata.get("positional", _flag(field.name))
             raise ConfigError(
-                f"{shown}: missing; accepted: {_docs(cls).get(field.name, '').rstrip('.')}; see {prog} --help"
+                f"{shown}: missing; accepted: {docs_of(cls).get(field.name, '').rstrip('.')}; see {prog} --help"
             )
     return from_dict(cls, settings)
 
@@ -126,7 +125,7 @@ def _refuse_unknown(name: str, prog: str, known: list[str]) -> NoReturn:
 
 def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) -> type:
     """Return a dataclass with the fields of ``cls``, whose leaves tyro does not convert."""
-    hints, docs = get_type_hints(cls), _docs(cls)
+    hints, docs = get_type_hints(cls), docs_of(cls)
     required, leaves, groups = [], [], []
     # A config's own fields come before its inherited ones.
     own = list(cls.__annotations__)
@@ -146,7 +145,7 @@ def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) ->
             about = tyro.conf.arg(help=docs.get(name, ""), help_behavior_hint=hint)
             leaves.append((name, Annotated[bool, about], settings[name]))
         elif name in settings:
-            leaves.append((name, _leaf(field, kind, docs.get(name, ""), _default_hint(settings[name])), _UNSET))
+            leaves.append((name, _leaf(field, kind, docs.get(name, ""), default_hint(settings[name])), _UNSET))
         else:
             required.append((name, _leaf(field, kind, docs.get(name, ""), "(required)"), _UNSET))
     if top and "recipe" in settings:
@@ -154,7 +153,7 @@ def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) ->
     if top and _is_run(cls):
         leaves.insert(0, ("config_file", _shown_only("config", "FILE", _CONFIG_HELP), _UNSET))
     made = dataclasses.make_dataclass(cls.__name__, [*required, *leaves, *groups], kw_only=True)
-    made.__doc__ = _tidy(inspect.getdoc(cls) or "")
+    made.__doc__ = tidy(inspect.getdoc(cls) or "")
     return made
 
 
@@ -164,7 +163,7 @@ def _leaf(field: "dataclasses.Field[Any]", kind: Any, text: str, hint: str) -> A
     place = field.metadata.get("positional")
     spec: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
         nargs="*" if items and items[-1] is Ellipsis else len(items) or 1,
-        metavar=place or _metavar(bare),
+        metavar=place or metavar(bare),
         instance_from_str=lambda tokens: _from_text(kind, tokens),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [],
@@ -259,41 +258,6 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         if isinstance(value, Mapping) and isinstance(below.get(name), Mapping):
             both[name] = _merged(below[name], value)
     return both
-
-
-def _docs(cls: type) -> dict[str, str]:
-    """Return field name -> the docstring below the field in the source."""
-    docs: dict[str, str] = {}
-    for base in cls.__mro__[-1:0:-1]:
-        if dataclasses.is_dataclass(base):
-            docs |= _docs(base)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            docs[field.target.id] = _tidy(str(text.value.value))
-    return docs
-
-
-def _tidy(text: str) -> str:
-    return " ".join(text.replace("``", "").split())
-
-
-def _default_hint(value: Any) -> str:
-    if value is None or value in ("", []):
-        return ""
-    items = value if isinstance(value, list) else [value]
-    return f"(default: {' '.join(f'{item:g}' if isinstance(item, float) else str(item) for item in items)})"
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"{{{','.join(map(str, get_args(kind)))}}}"
-    if get_origin(kind) is tuple:
-        items = get_args(kind)
-        return f"{_metavar(items[0])} ..." if items[-1] is Ellipsis else " ".join(map(_metavar, items))
-    return _METAVARS[kind]
 
 
 def _without_none(kind: Any) -> Any:

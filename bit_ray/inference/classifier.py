@@ -18,8 +18,9 @@ from bit_ray.errors import ConfigError, DataError, ModelError, brief
 from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.fetch import fetch_package
+from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.package import ModelSpec, load_package, read_spec
-from bit_ray.weights.read import SUFFIXES, build_network, foreign_spec, is_foreign, read_weights
+from bit_ray.weights.read import SUFFIXES, is_foreign, read_weights
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """An image: a file's path, a file's bytes, a Pillow image in mode RGB, or an array ``[H, W, 3] uint8``."""
@@ -192,7 +193,7 @@ def load_model(
         labels: Class names, or the file that has them one per line, for weights of another program; by default those
             of their folder, or else ImageNet's (see `bit_ray.weights.class_names.label_names`).
         crop_size: Side of the squares that images are resized to, pixels, for weights of another program; 0: as their
-            folder or the file's name says (see `bit_ray.weights.read.foreign_spec`).
+            folder or the file's name says (see `bit_ray.weights.foreign.foreign_spec`).
         features_only: Weights of another program may lack a head, or names for its classes; they get a head of zeros.
         cache: Folder where a saved model from a store is kept; by default ``models`` in
             `bit_ray.store.cache_folder`.

@@ -12,8 +12,9 @@ from transformers import AutoImageProcessor, BitConfig, BitForImageClassificatio
 
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.folders import timm_name
+from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.package import ModelSpec
-from bit_ray.weights.read import build_network, foreign_spec, read_weights
+from bit_ray.weights.read import read_weights
 from bit_ray.weights.write import eps_effect, write_weights
 
 SMALL = "R1-2-1-1x0.5"

@@ -30,13 +30,6 @@ class ImageError(DataError):
         remedy = "; accepted: 8-bit RGB; set convert_images (--convert-images) to convert" if convertible else ""
         super().__init__(reason + remedy)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _image_error, (self.reason, self.convertible)
-
-
-def _image_error(reason: str, convertible: bool) -> ImageError:
-    return ImageError(reason, convertible=convertible)
-
 
 def decode_image(data: bytes, *, convert: bool = False, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Decode one image to [H, W, 3] uint8.

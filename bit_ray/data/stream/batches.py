@@ -8,7 +8,7 @@ processes. A batch depends only on the spec and its step, even if data is lost a
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
@@ -18,18 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
-from bit_ray.cluster.session import quiet_ray_data
 from bit_ray.data.images.decode import ImageError
 from bit_ray.data.images.decode_view import DecodePath, decode_train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.stream.cache import CacheConfig
 from bit_ray.data.stream.order import Order, Shuffle
+from bit_ray.data.stream.readers import read_on_node
 from bit_ray.data.stream.requests import BadExample, ReadRequest, read, request_groups
 from bit_ray.data.stream.rows import HOLE, Row
 from bit_ray.errors import root_cause
@@ -119,46 +116,6 @@ def stream_order(spec: StreamSpec) -> Order:
     return _order(spec.shards, spec.manifest_digest, spec.global_batch_size, spec.seed, spec.shuffle)
 
 
-class _Requests(Datasource):
-    """Ray Data source with one read task, and one block, per request."""
-
-    def __init__(self, requests: Sequence[ReadRequest]):
-        super().__init__()
-        self._requests = requests
-
-    def get_name(self) -> str:
-        return "Shards"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-
-        def task(request: ReadRequest) -> ReadTask:
-            return ReadTask(lambda: [read(request)], metadata)
-
-        return [task(request) for request in self._requests]
-
-
-def _read_with_ray_data(requests: Sequence[ReadRequest], num_readers: int) -> list[pa.Table]:
-    """One table per request, in order, from reader tasks on this node."""
-    quiet_ray_data()
-    dataset = ray.data.read_datasource(
-        _Requests(requests),
-        override_num_blocks=len(requests),
-        concurrency=num_readers,
-        # They wait for disks and networks, and must be scheduled even if trainers hold every CPU.
-        num_cpus=0,
-        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-    )
-    options = dataset.context.execution_options
-    options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    return list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
-
-
 class _Window:
     """Examples that have been found on the node: what decoding needs to know of each."""
 
@@ -245,7 +202,7 @@ class _Stream:
             )
             places.append((epoch[wanted], step[wanted], slot[wanted] - spec.slots.start))
         found = []
-        tables = _read_with_ray_data(requests, self.num_readers) if requests else []
+        tables = read_on_node(requests, self.num_readers) if requests else []
         for request, table, (epoch, step, slot) in zip(requests, tables, places, strict=True):
             try:
                 window = _Window(spec, request, table, epoch)

@@ -9,7 +9,8 @@ import yaml
 from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 
-from bit_ray.config import digest, from_dict, read_config, to_dict
+from bit_ray.config import digest, from_dict, to_dict
+from bit_ray.config_files import read_config
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import Manifest, Shard, write_manifest
 from bit_ray.data.sources.vtab.index import load_index, read_index

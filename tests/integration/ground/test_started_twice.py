@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from bit_ray.cli.main import main
-from bit_ray.config import write_config
+from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
@@ -58,19 +58,19 @@ sys.stdin.read()
 """
 PREPARE = """
 import sys
-from bit_ray.config import read_config
-from bit_ray.studies import vtab
+from bit_ray.config_files import read_config
+from bit_ray.studies import vtab_shards
 from bit_ray.studies.vtab_config import VtabConfig
-config, write = read_config(VtabConfig, sys.argv[1]), vtab.write_shards
+config, write = read_config(VtabConfig, sys.argv[1]), vtab_shards.write_shards
 
 def pause(*arguments, **options):
     print("writing", flush=True)
     sys.stdin.readline()
     return write(*arguments, **options)
 
-vtab.write_shards = pause if sys.argv[2] == "pause" else write
+vtab_shards.write_shards = pause if sys.argv[2] == "pause" else write
 print("ready", flush=True)
-print(vtab.prepare_shards(config.chosen[0], config)[1], flush=True)
+print(vtab_shards.prepare_shards(config.chosen[0], config)[1], flush=True)
 """
 
 

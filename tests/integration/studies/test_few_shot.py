@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from sklearn.metrics import accuracy_score
 
 from bit_ray.cli.main import main
-from bit_ray.config import write_config
+from bit_ray.config_files import write_config
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.images.resize import eval_view
 from bit_ray.data.shards.manifest import read_manifest

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from servers import kill_ray_processes
 
 import bit_ray
-from bit_ray.config import write_config
+from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
@@ -40,7 +40,7 @@ NUM_STEPS = 60
 # What a user's own script does; Ray is started by the program.
 SCRIPT = """
 import sys
-from bit_ray.config import read_config
+from bit_ray.config_files import read_config
 from bit_ray.training.config import PretrainConfig
 from bit_ray.training.pretrain import pretrain
 

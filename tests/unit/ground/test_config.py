@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from bit_ray.config import digest, from_dict, read_config, read_mapping, replace, to_dict, write_config
+from bit_ray.config import digest, from_dict, replace, to_dict
+from bit_ray.config_files import read_config, read_mapping, write_config
 from bit_ray.errors import ConfigError
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.vtab_config import VtabConfig

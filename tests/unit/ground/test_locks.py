@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bit_ray import store
-from bit_ray.config import write_config
+from bit_ray.config_files import write_config
 from bit_ray.errors import ConfigError
 from bit_ray.locks import describe, locked, partial, remove_abandoned, whole
 from bit_ray.models.zoo import create_model

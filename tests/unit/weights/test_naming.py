@@ -13,10 +13,11 @@ from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
 from bit_ray.training.initial_weights import read_init
 from bit_ray.weights.class_names import label_names
+from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.naming import NAMINGS, is_kernel, to_ours, to_theirs, weight_names
 from bit_ray.weights.npz import save_npz
 from bit_ray.weights.package import save_package
-from bit_ray.weights.read import build_network, foreign_spec, read_weights
+from bit_ray.weights.read import read_weights
 from bit_ray.weights.write import named_tensors, write_weights
 
 TINY = "R1-2-1-1x0.5"

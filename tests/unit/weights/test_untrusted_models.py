@@ -21,9 +21,10 @@ from bit_ray.errors import BitRayError, ModelError
 from bit_ray.models.resnet import ResNetConfig
 from bit_ray.models.zoo import create_model, model_config
 from bit_ray.weights.class_names import label_names
+from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.npz import load_npz, save_npz
 from bit_ray.weights.package import ModelSpec, parse_description
-from bit_ray.weights.read import SPEC_KEY, build_network, foreign_spec, read_weights
+from bit_ray.weights.read import SPEC_KEY, read_weights
 from bit_ray.weights.write import named_tensors, write_weights
 
 NAME = "R1-1-1-1x0.5"
