@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -165,7 +166,7 @@ def _draw(axes: Axes, line: Line, columns: tuple[npt.NDArray[np.float64], ...], 
     if line.points:
         style |= {"markevery": None, "linestyle": "none"}
     [drawn] = axes.plot(x, y, linewidth=1.8, markersize=6, markeredgewidth=0.6, zorder=4, **style)
-    artists = [drawn]
+    artists: list[Artist] = [drawn]
     if line.low and (np.isfinite(x) & np.isfinite(low) & np.isfinite(high)).any():
         if line.points:
             artists.append(axes.vlines(x, low, high, color=color, linewidth=1.6, zorder=3))
