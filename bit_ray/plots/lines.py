@@ -142,10 +142,9 @@ def line_figure(plot: LinePlot) -> Figure:
     columns = 3 if max(map(len, names)) <= 22 else 2
     figure.set_size_inches(7.5, 4.6 + 0.2 * (len(names) // columns))
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.2}
-    # matplotlib ignores names that begin with "_", so they are written afterwards.
-    legend = figure.legend(handles, ["-"] * len(names), frameon=False, labelcolor=INK, fontsize=9, **place)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=name, parse_math=False)
+    legend = figure.legend(handles, names, frameon=False, labelcolor=INK, fontsize=9, **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
