@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from bit_ray.training.finetune import finetune
     from bit_ray.training.pretrain import pretrain
     from bit_ray.weights.export import load_exported
-    from bit_ray.weights.npz import load_npz, save_npz
     from bit_ray.weights.foreign import build_network
+    from bit_ray.weights.npz import load_npz, save_npz
     from bit_ray.weights.read import read_weights
     from bit_ray.weights.write import write_weights
 

@@ -34,7 +34,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """
     data = _read_file(Path(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: config: given {brief(data)} ({type(data).__name__}); accepted: a mapping of settings")
+        raise ConfigError(
+            f"{path}: config: given {brief(data)} ({type(data).__name__}); accepted: a mapping of settings"
+        )
     return data
 
 

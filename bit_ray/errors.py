@@ -41,7 +41,7 @@ class BitRayError(Exception):
         return self._at(field, self.problem) if self.field else self
 
     def about(self, subject: str) -> Self:
-        """Return the same error with ``subject: `` before its message, such as a task; unchanged if that is its field."""
+        """Return the same error with ``subject: `` before its message; unchanged if that is its field already."""
         return self if self.field == subject else self._at(subject, str(self))
 
     def _at(self, field: str, problem: str) -> Self:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -141,10 +142,9 @@ def line_figure(plot: LinePlot) -> Figure:
     columns = 3 if max(map(len, names)) <= 22 else 2
     figure.set_size_inches(7.5, 4.6 + 0.2 * (len(names) // columns))
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.2}
-    # matplotlib ignores names that begin with "_", so they are written afterwards.
-    legend = figure.legend(handles, ["-"] * len(names), frameon=False, labelcolor=INK, fontsize=9, **place)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=name, parse_math=False)
+    legend = figure.legend(handles, names, frameon=False, labelcolor=INK, fontsize=9, **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -165,7 +165,7 @@ def _draw(axes: Axes, line: Line, columns: tuple[npt.NDArray[np.float64], ...], 
     if line.points:
         style |= {"markevery": None, "linestyle": "none"}
     [drawn] = axes.plot(x, y, linewidth=1.8, markersize=6, markeredgewidth=0.6, zorder=4, **style)
-    artists = [drawn]
+    artists: list[Artist] = [drawn]
     if line.low and (np.isfinite(x) & np.isfinite(low) & np.isfinite(high)).any():
         if line.points:
             artists.append(axes.vlines(x, low, high, color=color, linewidth=1.6, zorder=3))

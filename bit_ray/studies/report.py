@@ -112,8 +112,8 @@ def _draw(plot: LinePlot) -> tuple[Markup, bytes]:
     content = svg.getvalue()
     # Groups have the same names in every plot, but must differ on one page; "<" in texts is escaped already.
     content = content[content.index("<svg ") :].replace('<g id="', f'<g id="{plot.name}-')
-    title = f'<title id="{plot.name}-title">{escape(plain(plot.title))}</title>'
-    content = content.replace(">", f' role="img" aria-labelledby="{plot.name}-title">{title}', 1)
+    title = f'<title id="{plot.name}_title">{escape(plain(plot.title))}</title>'
+    content = content.replace(">", f' role="img" aria-labelledby="{plot.name}_title">{title}', 1)
     return Markup(content), png.getvalue()
 
 

@@ -30,7 +30,7 @@ def legend(figure):
 
 def extents(figure):
     """Place of the names in the picture, and that of the axes."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     [axes] = figure.axes
     found = [*axes.texts, *(figure.legends[0].get_texts() if figure.legends else ())]
     return [text.get_window_extent() for text in found], axes.get_window_extent()
@@ -88,7 +88,7 @@ def test_points_have_error_bars_and_stand_side_by_side():
     [axes] = figure.axes
     assert [bars.get_segments()[0].tolist() for bars in axes.collections] == [[[3, 0.4], [3, 0.7]]] * 2
     assert [drawn.get_linestyle() for drawn in axes.lines] == ["None", "None"]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     centers = [drawn.get_transform().transform((3, 0.5))[0] for drawn in axes.lines]
     assert centers[1] - centers[0] == pytest.approx(5 * figure.dpi / 72)
     assert [bars.get_transform().transform((3, 0.5))[0] for bars in axes.collections] == pytest.approx(centers)
@@ -117,7 +117,7 @@ def test_numbers_that_are_not_positive_are_gaps_on_logarithmic_axes():
 def test_a_plot_without_numbers_says_so(lines):
     figure = line_figure(plot(*lines, log_x=True, log_y=True, verticals=((1.0, "drop"),)))
     assert texts(figure.axes[0]) == ["no data yet"]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_plot_without_numbers_says_so(lines):
 )
 def test_ticks_are_plain_numbers(log, values, expected):
     figure = line_figure(plot(Line(label="a", x=values, y=(1, 2)), log_x=log))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     [axes] = figure.axes
     low, high = axes.get_xlim()
     labels = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
@@ -141,7 +141,7 @@ def test_ticks_are_plain_numbers(log, values, expected):
 
 def test_fractions_are_shown_as_per_cent():
     figure = line_figure(plot(Line(label="a", x=(0, 1), y=(0.5, 0.7)), percent_y=True))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert {"50%", "55%", "70%"} <= {label.get_text() for label in figure.axes[0].get_yticklabels()}
 
 
@@ -156,15 +156,24 @@ def test_labels_of_verticals_are_above_the_axes_and_apart():
     assert not any(one.overlaps(other) for i, one in enumerate(labels) for other in labels[:i])
 
 
-def test_texts_that_look_like_formulas_or_have_no_place_in_a_line_are_drawn():
-    strange = "$\\bad{ \n\x00\ud800 http://me:secret@host"
+@pytest.mark.parametrize("named", [texts, lambda axes: legend(axes.figure)], ids=["at the end", "in a legend"])
+def test_texts_that_look_like_formulas_or_have_no_place_in_a_line_are_drawn(named):
+    strange = "$\\bad{$\n\x00\ud800 http://me:secret@h"
+    points = named is not texts
     figure = line_figure(
-        plot(falling(strange, 0.2), title=strange, x_label=strange, y_label=strange, verticals=((1.0, strange),))
+        plot(
+            falling(strange, 0.2, points=points),
+            title=strange,
+            x_label=strange,
+            y_label=strange,
+            verticals=((1.0, strange),),
+        )
     )
-    figure.canvas.draw()
-    assert plain(strange) == "$\\bad{     http://***@host"
-    assert figure.axes[0].get_xlabel() == plain(strange)
-    assert texts(figure.axes[0]) == [plain(strange), plain(strange)]
+    figure.draw_without_rendering()
+    assert plain(strange) == "$\\bad{$    http://***@h"
+    [axes] = figure.axes
+    assert [figure.get_suptitle(), axes.get_xlabel(), axes.get_ylabel(), *texts(axes)[:1]] == [plain(strange)] * 4
+    assert named(axes)[-1] == plain(strange)
 
 
 def test_csv_returns_the_numbers_unchanged():
