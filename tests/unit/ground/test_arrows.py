@@ -49,6 +49,7 @@ MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cli.runs",
     "bit_ray.cli.shards",
     "bit_ray.cli.studies",
+    "bit_ray.cli.sweeps",
     "bit_ray.cluster.tasks",
     "bit_ray.studies.diagnose",
     "bit_ray.studies.vtab_shards",
