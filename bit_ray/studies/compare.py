@@ -87,7 +87,7 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
         extra = f"; then the best of each sweep is trained {config.seeds} times"
         print_plan(config, first, config.name, extra)
         return None
-    decides = {job.key: job.cell.identity for job in first} | {"seeds": config.seeds, "trials": config.trials}
+    decides = {job.key: job.cell.identity for job in first}
     with conducted(
         "compare", config, config.name, compare_report, tensors=inputs.tensors(), decides=decides, runtime=Runtime()
     ) as conduct:

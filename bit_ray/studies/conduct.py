@@ -12,7 +12,7 @@ import torch
 from bit_ray import store
 from bit_ray.claim import claimed_run
 from bit_ray.cluster.slots import num_local_cores
-from bit_ray.config import digest, to_dict
+from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.progress import console, print_table
 from bit_ray.run_folder import RunFolder, first_difference
@@ -200,7 +200,7 @@ def conducted(
         name: Of the study.
         make_report: From its outcome.
         tensors: Initial weights by their digest.
-        decides: Settings that a study of this name must have had from the beginning.
+        decides: Settings that stay what they were when the study began; others may join them.
         runtime: How each training is carried out that is a Ray Train run of its own.
 
     Raises:
@@ -242,8 +242,9 @@ def _check_settings(folder: RunFolder, plain: dict[str, Any]) -> None:
             raise ConfigError(f"name: {folder.uri} holds a training run; a new name; choose another")
         return
     recorded = store.read_json(folder.study)
-    if digest(recorded) != digest(plain):
-        what, old, new = first_difference(recorded, plain)
+    # A study may grow: more seeds, more trials.
+    if any(name not in plain or plain[name] != value for name, value in recorded.items()):
+        what, old, new = first_difference(recorded, {name: plain.get(name) for name in recorded})
         raise ConfigError(
             f"name: {folder.uri} holds a study whose {what} is {old}, here it is {new}; a study continues with the "
             "settings it began with; choose another name or restore the setting"
