@@ -239,17 +239,21 @@ class _Feed(Searcher):
 class _Collect(tune.Callback):
     """Passes on what has come out of each trial."""
 
-    def __init__(self, finished: Callable[[Trial, Any], None] | None) -> None:
-        self._finished = finished
+    def __init__(self, finished: Callable[[Trial, Any], None] | None, feed: _Feed) -> None:
+        self._finished, self._feed = finished, feed
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on the outcome."""
         if self._finished is not None and "outcome" in trial.last_result:
             self._finished(trial.config["trial"], trial.last_result["outcome"])
 
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Begin no other trial: its process ended again and again, as that of the next would."""
+        self._feed.stopped = True
+
     def __reduce__(self) -> Any:
         """As `_Feed`."""
-        return _Collect, (None,)
+        return _Collect, (None, _Feed([], None))
 
 
 class _Stopper(tune.Stopper):
@@ -296,7 +300,7 @@ def _tune(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
-                callbacks=[_Collect(finished)],
+                callbacks=[_Collect(finished, feed)],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 stop=_Stopper(feed) if stoppable else None,
                 verbose=0,
