@@ -18,9 +18,9 @@ def diagnose(config: DiagnoseConfig) -> None:
     header = ("curve", "answer", "per doubling", "since", "more")
     print_table(f"{config.run}: step {found.step:,} of {found.num_steps:,}", [_row(c) for c in found.curves], header)
     console.print(
-        "per doubling of the steps, with its 90 % interval; since: the first step looked at; more: about how many steps "
-        f"would tell\nflat: within {100 * LOSS_MARGIN:g} % of the loss, {100 * ACCURACY_MARGIN:g} points of accuracy, "
-        f"{100 * NORM_MARGIN:g} % of the norm"
+        "per doubling of the steps, with its 90 % interval; since: the first step looked at; more: about how many "
+        f"steps would tell\nflat: within {100 * LOSS_MARGIN:g} % of the loss, {100 * ACCURACY_MARGIN:g} points of "
+        f"accuracy, {100 * NORM_MARGIN:g} % of the norm"
     )
     for note in found.notes:
         console.print(note)
