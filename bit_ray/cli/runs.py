@@ -15,11 +15,12 @@ def diagnose(config: DiagnoseConfig) -> None:
     from bit_ray.studies.diagnose import ACCURACY_MARGIN, NORM_MARGIN, diagnose
 
     found = diagnose(config)
-    header = ("curve", "answer", "per doubling", "90 % interval", "since step", "more steps")
+    header = ("curve", "answer", "per doubling", "since", "more")
     print_table(f"{config.run}: step {found.step:,} of {found.num_steps:,}", [_row(c) for c in found.curves], header)
     console.print(
-        f"Per doubling of the steps; flat: within {LOSS_MARGIN:.0%} of the loss, {100 * ACCURACY_MARGIN:g} points of "
-        f"accuracy, {NORM_MARGIN:.0%} of the norm. More steps: about how many would tell."
+        "per doubling of the steps, with its 90 % interval; since: the first step looked at; more: about how many "
+        f"steps would tell\nflat: within {100 * LOSS_MARGIN:g} % of the loss, {100 * ACCURACY_MARGIN:g} points of "
+        f"accuracy, {100 * NORM_MARGIN:g} % of the norm"
     )
     for note in found.notes:
         console.print(note)
@@ -29,10 +30,13 @@ def _row(curve: "Curve") -> tuple[str, ...]:
     from bit_ray.studies.diagnose import round_number
 
     found = curve.trend
-    change = interval = ""
+    change = ""
     if found.slope is not None:
         digits, unit = (2, "points") if curve.kind == "accuracy" else (1, "%")
-        change = f"{100 * found.slope.estimate:+.{digits}f} {unit}"
-        interval = f"{100 * found.slope.low:+.{digits}f} to {100 * found.slope.high:+.{digits}f}"
+        estimate, low, high = (
+            f"{100 * x:+.{digits}f}" for x in (found.slope.estimate, found.slope.low, found.slope.high)
+        )
+        change = f"{estimate} {unit} ({low} to {high})"
     more = round_number(found.more_steps) if found.more_steps else ""
-    return curve.name, curve.answer, change, interval, f"{found.first_step:,}", more
+    # The room of its name left out, which a terminal of 80 columns has no space for.
+    return curve.name.partition("/")[2], curve.answer, change, f"{found.first_step:,}", more

@@ -195,18 +195,19 @@ def no_tracking_uri(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_recorded_run_is_shown_as_one_table_and_sentences(storage, monkeypatch, capsys):
-    monkeypatch.setattr(console, "_width", 120)
+    monkeypatch.setattr(console, "_width", 80)
     assert main(["runs", "diagnose", "glyphs-m", "--storage", storage]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].strip() == "glyphs-m: step 1,500 of 4,000"
     cells = {
         row[0]: row[1:] for row in ([c.strip() for c in line.split("│")[1:-1]] for line in out.splitlines()) if row
     }
-    assert cells["train/loss"] == ["still learning", "-3.0 %", "-3.0 to -3.0", "750", ""]
-    assert cells["train/weight_norm"][:2] == ["growing", "+3.0 %"]
-    assert cells["probe/ridge_5_shot"] == ["cannot tell yet", "", "", "750", "14,000"]
+    assert cells["loss"] == ["still learning", "-3.0 % (-3.0 to -3.0)", "750", ""]
+    assert cells["weight_norm"][0] == "growing"
+    assert cells["weight_norm"][1].startswith("+3.0 % (+3.")
+    assert cells["ridge_5_shot"] == ["cannot tell yet", "", "750", "14,000"]
     assert len(cells) == 3
-    assert "flat: within 1% of the loss, 0.2 points of accuracy, 1% of the norm." in out
+    assert "flat: within 1 % of the loss, 0.2 points of accuracy, 1 % of the norm\n" in out
     assert out.rstrip().endswith(f"The loss still falls; the next drop of the rate is after step 1,600{EARLY}")
 
 
