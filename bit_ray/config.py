@@ -195,7 +195,7 @@ def _read_dataclass(cls: type, value: Any, where: str) -> Any:
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in values:
-            accepted = f"accepted: {_accepted(kinds[field.name])}"
+            accepted = _accepted(kinds[field.name])
             raise MissingError.of(_join(where, field.name), "missing", accepted, "add it")
     try:
         return cls(**values)

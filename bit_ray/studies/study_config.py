@@ -44,7 +44,7 @@ class _Many:
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig(_Many):
-    """Run a study of what the paper found: trainings over a grid of settings, several seeds each, and a report."""
+    """Run a study of what the paper found: a grid of settings, several seeds each, and a report."""
 
     study: str = field(metadata={"positional": "STUDY"})
     """Which study: bit-ray study list shows them."""
@@ -124,17 +124,15 @@ class SweepConfig(_Search):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(_Search):
-    """Compare BiT-HyperRule with a sweep of the paper's space (App. A), per task: accuracy, regret and costs.
-
-    Without tasks, on the embedded digits, from a network that is pre-trained on the embedded characters first.
-    """
+    """Compare BiT-HyperRule with a sweep of the paper's space (App. A): accuracy, regret and costs."""
 
     name: str = "hyperrule-or-sweep"
     """Name of the MLflow run and of the folder of scores; the same name continues."""
     init: str = ""
     """Weights to transfer: models:/NAME@ALIAS, a saved model's folder or URI, or an .npz; empty: the embedded ones."""
     tasks: tuple[str, ...] = ()
-    """Tasks: TRAIN_SHARDS,TEST_SHARDS each; or TRAIN_SHARDS,TEST_SHARDS,K for K examples per class."""
+    """Tasks: TRAIN_SHARDS,TEST_SHARDS each; or TRAIN_SHARDS,TEST_SHARDS,K for K examples per class. Empty: the embedded
+    digits, from a network that is pre-trained on the embedded characters first."""
     space: tuple[str, ...] = ()
     """Space of the sweep instead of the paper's, as in bit-ray sweep."""
     seeds: int = 5

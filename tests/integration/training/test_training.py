@@ -27,11 +27,10 @@ from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import FinetuneConfig, PretrainConfig, RegisterAs, ReplayConfig, Runtime
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, RegisterAs, Runtime
 from bit_ray.training.finetune import finetune
 from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan
-from bit_ray.training.replay import replay
 from bit_ray.weights.package import load_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -267,20 +266,6 @@ def runs_named(folder, name):
     return client.search_runs(
         [client.get_experiment_by_name("bit_ray").experiment_id], f"tags.`bit_ray.run_name` = '{name}'"
     )
-
-
-@pytest.mark.usefixtures("undisturbed")
-def test_a_step_replayed_from_its_checkpoint_gives_the_recorded_loss(folder):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    result = replay(ReplayConfig(run=str(folder / "undisturbed"), step=NUM_STEPS - 6))
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
-    assert result.start_step == NUM_STEPS - 10
-    assert (result.first_step, result.last_step) == (NUM_STEPS - 6, NUM_STEPS - 6)
-    assert sorted(result.losses) == list(range(NUM_STEPS - 10, NUM_STEPS - 5))
-    assert result.replayed == pytest.approx(result.recorded, rel=1e-6)
-    assert result.losses[NUM_STEPS - 7] != pytest.approx(result.recorded, rel=1e-6)
 
 
 def test_a_run_outlives_its_worker(folder, shards, undisturbed):

@@ -59,6 +59,15 @@ FLAGS = {
     "--tracking.* --register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
+    "sweep": "COMMAND --name --config --set --space --val-shards --val-share --fewer --trials --search --search-seed "
+    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "study run": "STUDY --name --config --set --axes --seeds --val-shards "
+    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "study compare": "--name --config --init --tasks --space --seeds --val-share --profile --rule.* --no-random-crop "
+    "--no-random-flip --trials --search --search-seed "
+    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "study list": "",
+    "study report": "NAME --config --output --storage --tracking.*",
     "vtab": "--name --config --init --model --tasks --data-dir --shards --index --subset-seed --num-train --num-val "
     "--protocol --profile --rule.* --train --seed --micro-batch-size --side-by-side --storage --tracking.* --dry-run",
     "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
