@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -17,11 +19,16 @@ from mlflow import MlflowClient
 from bit_ray import store
 from bit_ray.cli.main import main
 from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import ConfigError
+from bit_ray.models.zoo import create_model
+from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.studies.compare import compare_hyperrule
 from bit_ray.studies.run import run_study, write_report
-from bit_ray.studies.study_config import GridConfig, ReportConfig, SweepConfig
+from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.sweep import run_sweep
+from bit_ray.weights.package import ModelSpec, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -286,6 +293,41 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
     assert len(starts[0]) == 2
     assert starts[0][1] >= 5
     assert starts[1] == [0]
+
+
+def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, ray_local, capsys):
+    for split, first in (("train", 0), ("test", 400)):
+        source = DigitsSource("train")
+        part = source.part(np.arange(first, first + 100))
+        write_shards(iter(part), tmp_path / split, name=split, class_names=source.class_names)
+    spec = ModelSpec(
+        model="R1-1-1-1x0.5", num_classes=3, class_names=("a", "b", "c"), multi_label=False, resize_mode="square",
+        resize_size=32, crop_size=32,
+    )  # fmt: skip
+    save_package(tmp_path / "model", create_model("R1-1-1-1x0.5", 3), spec)
+    config = CompareConfig(
+        init=str(tmp_path / "model"),
+        tasks=(f"{tmp_path}/train,{tmp_path}/test",),
+        space=("rule.base-lr=log:1e-3:1e-1", "resolution=32,40"),
+        trials=4,
+        seeds=2,
+        random_flip=False,
+        rule=RuleOverrides(num_steps=4, batch_size=8, crop=32, resize=36),
+        storage=str(tmp_path / "runs"),
+        price=1.0,
+    )
+    assert compare_hyperrule(replace(config, dry_run=True)) is None
+    assert "hyperrule-or-sweep: 8 trainings" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    report = compare_hyperrule(config)
+    assert report is not None
+    assert report.missing == ()
+    scores = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/scores/*.json")}
+    assert len(scores) == 4 + 2 * 2 + 2
+    tested = {key for key, score in scores.items() if "test/top_1" in score["final"]}
+    assert tested == {f"task-1-{what}-seed-{seed}" for what in ("rule", "best") for seed in range(2)}
+    assert any(line.startswith("1: train: a sweep of 4 trials costs") for line in report.findings)
+    assert compare_hyperrule(config) == report
 
 
 def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, ray_local):
