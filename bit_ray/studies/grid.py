@@ -1,7 +1,7 @@
 """Studies over a grid of settings: which trainings they are, declared as data."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,9 +62,12 @@ def grid_jobs(study: GridStudy, config: GridConfig, inputs: Inputs) -> list[Job]
     if study.probe is not None:
         support, test, shots = study.probe
         probe = Probe(inputs.draw(inputs.part(support), shots, 0), shots, inputs.part(test))
-    jobs: dict[str, Job] = {}
+    jobs: list[Job] = []
+    names: set[str] = set()
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
+        name = next(name for name in _names(point) if name not in names)
+        names.add(name)
         for seed in range(config.seeds or study.seeds):
             settings = dict(point)
             if study.settings is not None:
@@ -83,10 +86,8 @@ def grid_jobs(study: GridStudy, config: GridConfig, inputs: Inputs) -> list[Job]
                 probe=probe,
                 norms=study.norms,
             )
-            key = f"{key_of(point)}-seed-{seed}"
-            key = key if key not in jobs else f"{key}-{len(jobs)}"
-            jobs[key] = Job(key=key, params={**point, "seed": seed}, cell=cell)
-    return list(jobs.values())
+            jobs.append(Job(key=f"{name}-seed-{seed}", params={**point, "seed": seed}, cell=cell))
+    return jobs
 
 
 def _measured(val: str, shards: str) -> str:
@@ -102,8 +103,14 @@ def _values(axis: Axis) -> tuple[Any, ...]:
     return axis.values
 
 
+def _names(point: Mapping[str, Any]) -> Iterator[str]:
+    """Names of a point: two may have the same first, such as ``a/b`` and ``a-b``."""
+    yield (name := key_of(point))
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
 def key_of(point: Mapping[str, Any]) -> str:
-    """Return the name of a point as a file can have it; two may have the same, such as of ``a/b`` and ``a-b``."""
+    """Return the name of a point as a file can have it."""
 
     def plain(value: Any) -> str:
         text = f"{value:g}" if isinstance(value, float) else str(value)

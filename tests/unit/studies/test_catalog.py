@@ -114,7 +114,8 @@ def test_values_that_read_alike_have_keys_of_their_own(storage, init):
     made = jobs(storage, init, "recipe", 2, axes=close)
     keys = [job.key for job in made]
     assert len(set(keys)) == len(keys) == 4
-    assert keys == [job.key for job in jobs(storage, init, "recipe", 2, axes=close)]
+    # More seeds join what was begun.
+    assert set(keys) < {job.key for job in jobs(storage, init, "recipe", 3, axes=close)}
 
 
 @pytest.mark.parametrize(
