@@ -307,7 +307,7 @@ def test_each_task_has_trials_of_its_own(storage, init):
     ("task", "space", "message"),
     [
         ("digits:train,digits:test,1", (), "^val_share: class '0' of .* has one example"),
-        ("digits:train,digits:test,500", (), "^shots: 500; at most 99, the number of examples of class"),
+        ("digits:train,digits:test,500", (), "^shots: 500; accepted: at most 99, the number of examples of class"),
         ("digits:train,glyphs:s", (), "^tasks: .*glyphs-s has 50 classes that are not those of the training shards"),
         (
             "digits:train,digits:test",

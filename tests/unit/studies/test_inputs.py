@@ -113,7 +113,7 @@ def test_halves_are_two_random_parts_of_all(inputs, shards):
 def test_a_draw_has_so_many_of_each_class(inputs, shards):
     drawn = inputs.draw(inputs.part(shards), 2, 0)
     assert counts(inputs, drawn) == dict.fromkeys(range(10), 2)
-    with pytest.raises(DataError, match=r"^shots: 3; at most 2, the number of examples of class 0 \('0'\); "):
+    with pytest.raises(DataError, match=r"^shots: 3; accepted: at most 2, the number of examples of class 0 \('0'\); "):
         inputs.draw(inputs.part(shards), 3, 0)
 
 

@@ -153,28 +153,28 @@ def test_any_text_is_an_axis_or_one_line(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "space: ''; SETTING=VALUES with log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH, or values "
-             "such as 0,0.1,0.4; correct it"),
-        ("a", "space: 'a'; SETTING=VALUES"),
-        ("=1,2", "space: '=1,2'; SETTING=VALUES"),
-        ("a=", "space: 'a='; SETTING=VALUES"),
-        ("a=,", "space: ','; values between commas"),
-        ("a=1,1.0", "space: a has no values, or one twice; different values; correct it"),
+        ("", "space: ''; accepted: SETTING=VALUES with log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH, "
+             "or values such as 0,0.1,0.4; correct it"),
+        ("a", "space: 'a'; accepted: SETTING=VALUES"),
+        ("=1,2", "space: '=1,2'; accepted: SETTING=VALUES"),
+        ("a=", "space: 'a='; accepted: SETTING=VALUES"),
+        ("a=,", "space: ','; accepted: values between commas"),
+        ("a=1,1.0", "space: a has no values, or one twice; accepted: different values; correct it"),
         ("a=[1],[1]", "space: a has no values, or one twice"),
-        ("a=uniform:1:0", "space: a from 1 to 0; a lower and a higher finite number; correct it"),
-        ("a=uniform:1:1", "space: a from 1 to 1; a lower and a higher finite number; correct it"),
-        ("a=uniform:0:inf", "space: a from 0 to inf; a lower and a higher finite number; correct it"),
-        ("a=uniform:nan:1", "space: a from nan to 1; a lower and a higher finite number; correct it"),
-        ("a=log:0:1", "space: a from 0 to 1; above 0 on a logarithmic scale; correct it"),
-        ("a=logint:-1:5", "space: a from -1 to 5; above 0 on a logarithmic scale; correct it"),
-        ("a=int:1:2.5", "space: a from 1 to 2.5; whole numbers; correct it"),
-        ("a=logint:1.5:2", "space: a from 1.5 to 2; whole numbers; correct it"),
-        ("a=log:1:x", "space: 'a=log:1:x'; log:LOW:HIGH"),
-        ("a=log:1", "space: 'a=log:1'; log:LOW:HIGH"),
-        ("a=log:1:2:3", "space: 'a=log:1:2:3'; log:LOW:HIGH"),
-        ("a=unifrom:0:1", "space: 'a=unifrom:0:1'; log:LOW:HIGH"),
-        ("a=1,{b: 2}", "space: '1,{b: 2}'; values between commas"),
-        ("a=1,.nan", "space: '1,.nan'; values between commas"),
+        ("a=uniform:1:0", "space: a from 1 to 0; accepted: a lower and a higher finite number; correct it"),
+        ("a=uniform:1:1", "space: a from 1 to 1; accepted: a lower and a higher finite number; correct it"),
+        ("a=uniform:0:inf", "space: a from 0 to inf; accepted: a lower and a higher finite number; correct it"),
+        ("a=uniform:nan:1", "space: a from nan to 1; accepted: a lower and a higher finite number; correct it"),
+        ("a=log:0:1", "space: a from 0 to 1; accepted: above 0 on a logarithmic scale; correct it"),
+        ("a=logint:-1:5", "space: a from -1 to 5; accepted: above 0 on a logarithmic scale; correct it"),
+        ("a=int:1:2.5", "space: a from 1 to 2.5; accepted: whole numbers; correct it"),
+        ("a=logint:1.5:2", "space: a from 1.5 to 2; accepted: whole numbers; correct it"),
+        ("a=log:1:x", "space: 'a=log:1:x'; accepted: log:LOW:HIGH"),
+        ("a=log:1", "space: 'a=log:1'; accepted: log:LOW:HIGH"),
+        ("a=log:1:2:3", "space: 'a=log:1:2:3'; accepted: log:LOW:HIGH"),
+        ("a=unifrom:0:1", "space: 'a=unifrom:0:1'; accepted: log:LOW:HIGH"),
+        ("a=1,{b: 2}", "space: '1,{b: 2}'; accepted: values between commas"),
+        ("a=1,.nan", "space: '1,.nan'; accepted: values between commas"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_refused_with_field_value_and_remedy(text, message):
@@ -185,7 +185,7 @@ def test_what_cannot_be_searched_is_refused_with_field_value_and_remedy(text, me
 
 
 def test_a_setting_given_twice_is_refused_however_it_is_written():
-    with pytest.raises(ConfigError, match="^space: a_b is given twice; each setting once; remove one$"):
+    with pytest.raises(ConfigError, match="^space: a_b is given twice; accepted: each setting once; remove one$"):
         parse_space(["a-b=1,2", "c=1,2", "a_b=log:1:2"])
 
 
@@ -198,7 +198,7 @@ def test_an_error_names_the_setting_that_the_text_came_from():
         parse_space(["a=log:0:1"], "axes")
     with pytest.raises(ConfigError, match="^axes: "):
         parse_space(["a=1,{"], "axes")
-    with pytest.raises(ConfigError, match="^set: '{'; values between commas"):
+    with pytest.raises(ConfigError, match="^set: '{'; accepted: values between commas"):
         parse_values("{", "set")
 
 

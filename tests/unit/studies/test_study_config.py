@@ -15,6 +15,8 @@ from bit_ray.studies.sweep import _base
 from bit_ray.tracking.config import TrackingConfig
 
 SPACE = ("rule.base-lr=log:1e-4:1e-1",)
+OWN = "accepted: another setting: a study sets this one in each training; leave it out"
+SAME = "accepted: another setting: all trials have the same examples; leave it out"
 SHORT = ("recipe.warmup-steps=1",)
 
 
@@ -39,22 +41,22 @@ def compare(**changes):
         (compare, {"price": float("inf")}, "price: inf; 0 or more; correct it"),
         (grid, {"seeds": -1}, "seeds: -1; 0 (the study's) or more; raise it"),
         (grid, {"name": "a/b"}, "name: given 'a/b'; accepted: text that can name a folder"),
-        (grid, {"set": ("recipe.epochs",)}, "set: 'recipe.epochs'; SETTING=VALUE, such as recipe.epochs=90; correct"),
-        (grid, {"set": ("=90",)}, "set: '=90'; SETTING=VALUE"),
-        (grid, {"set": ("a=1", "a=2")}, "set: a is given twice; each setting once; remove one"),
-        (grid, {"set": ("a={b: 1}",)}, "set: '{b: 1}'; values between commas"),
-        (grid, {"set": ("seed=3",)}, "set: seed; another setting: a study sets this one in each training; leave it"),
-        (grid, {"set": ("tracking.uri=http://x",)}, "set: tracking.uri; another setting: a study sets this one in"),
-        (grid, {"axes": ("seed=1,2",)}, "axes: seed; another setting: a study sets this one in each training; leave"),
-        (grid, {"axes": ("a",)}, "axes: 'a'; SETTING=VALUES with log:LOW:HIGH"),
-        (grid, {"axes": ("a=1,2", "a=3,4")}, "axes: a is given twice; each setting once; remove one"),
+        (grid, {"set": ("recipe.epochs",)}, "set: 'recipe.epochs'; accepted: SETTING=VALUE, such as recipe.epochs"),
+        (grid, {"set": ("=90",)}, "set: '=90'; accepted: SETTING=VALUE"),
+        (grid, {"set": ("a=1", "a=2")}, "set: a is given twice; accepted: each setting once; remove one"),
+        (grid, {"set": ("a={b: 1}",)}, "set: '{b: 1}'; accepted: values between commas"),
+        (grid, {"set": ("seed=3",)}, f"set: seed; {OWN}"),
+        (grid, {"set": ("tracking.uri=http://x",)}, f"set: tracking.uri; {OWN}"),
+        (grid, {"axes": ("seed=1,2",)}, f"axes: seed; {OWN}"),
+        (grid, {"axes": ("a",)}, "axes: 'a'; accepted: SETTING=VALUES with log:LOW:HIGH"),
+        (grid, {"axes": ("a=1,2", "a=3,4")}, "axes: a is given twice; accepted: each setting once; remove one"),
         (sweep, {"name": ""}, "name: given ''; accepted: text that can name a folder"),
         (sweep, {"space": ()}, "space: empty; at least one setting, such as rule.base-lr=log:1e-4:1e-1; add one"),
-        (sweep, {"space": ("rule.base-lr=log:0:1",)}, "space: rule.base_lr from 0 to 1; above 0 on a logarithmic"),
-        (sweep, {"space": ("shards=a,b",)}, "space: shards; another setting: all trials have the same examples; leave"),
-        (sweep, {"space": ("subset-seed=1,2",)}, "space: subset_seed; another setting: all trials have the same"),
-        (sweep, {"space": ("seed=1,2",)}, "space: seed; another setting: a study sets this one in each training;"),
-        (sweep, {"set": ("test_shards=a",)}, "set: test_shards; another setting: a study sets this one in each"),
+        (sweep, {"space": ("rule.base-lr=log:0:1",)}, "space: rule.base_lr from 0 to 1; accepted: above 0 on"),
+        (sweep, {"space": ("shards=a,b",)}, f"space: shards; {SAME}"),
+        (sweep, {"space": ("subset-seed=1,2",)}, f"space: subset_seed; {SAME}"),
+        (sweep, {"space": ("seed=1,2",)}, f"space: seed; {OWN}"),
+        (sweep, {"set": ("test_shards=a",)}, f"set: test_shards; {OWN}"),
         (sweep, {"trials": 0}, "trials: 0; at least 1; the paper has 40"),
         (sweep, {"search_seed": -1}, "search_seed: -1; 0 or more; raise it"),
         (sweep, {"val_share": 0.0}, "val_share: 0.0; above 0, at most 0.5; the paper has 0.2"),
@@ -73,7 +75,7 @@ def compare(**changes):
         (compare, {"tasks": ("a,,5",), "init": "x"}, "tasks: 'a,,5'; TRAIN_SHARDS,TEST_SHARDS or"),
         (compare, {"tasks": ("a,b,5,6",), "init": "x"}, "tasks: 'a,b,5,6'; TRAIN_SHARDS,TEST_SHARDS or"),
         (compare, {"tasks": ("a,b,-5",), "init": "x"}, "tasks: 'a,b,-5'; TRAIN_SHARDS,TEST_SHARDS or"),
-        (compare, {"space": ("shots=1,2",)}, "space: shots; another setting: all trials have the same examples; leave"),
+        (compare, {"space": ("shots=1,2",)}, f"space: shots; {SAME}"),
     ],
 )  # fmt: skip
 def test_a_bad_setting_is_refused_in_one_line(make, changes, message):
