@@ -1,6 +1,7 @@
 """The studies by name: each is data, at the size of a laptop; docs/studies.md has the commands at full size."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.findings import crossing
 from bit_ray.studies.grid import Grid, GridStudy, Sentences
 from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
+from bit_ray.studies.study_config import changed
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 
 _RECIPE = UpstreamRecipe(
@@ -37,12 +39,12 @@ _DIGITS_PROBE = ("digits:train", "digits:test", 10)
 
 
 def _decay(grid: Grid) -> Sentences:
-    """Compare the extreme decays at each rate: which leads early, and which ends better."""
-    decays, rates = grid.levels(0), grid.levels(1)
+    """Compare the extreme decays, the other axes being equal: which leads early, and which ends better."""
+    low, high = min(grid.levels(0)), max(grid.levels(0))
     said = [
-        crossing(grid, (min(decays), rate), (max(decays), rate), "train/loss")
-        for rate in rates
-        if (min(decays), rate) in grid.points and (max(decays), rate) in grid.points
+        crossing(grid, point, (high, *point[1:]), "train/loss")
+        for point in grid.points
+        if point[0] == low and (high, *point[1:]) in grid.points and low != high
     ]
     largest = max(score.decay_exposure for scores in grid.scores.values() for score in scores)
     said.append(
@@ -54,15 +56,32 @@ def _decay(grid: Grid) -> Sentences:
 
 def _schedule(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) -> dict[str, Any]:
     """Return a run of so many times the images of the base on its own set; early decays come at 30 and 50 %."""
-    images = point["length"] * base.recipe.epochs * inputs.num_examples(base.shards)
-    epochs = images / inputs.num_examples(point["shards"])
+    length, decays = point["length"], point["decays"]
+    if not isinstance(length, (int, float)) or length <= 0:
+        raise ConfigError(f"axes: length {length!r}; times the images of the base, above 0; correct it")
+    if decays not in ("usual", "early"):
+        raise ConfigError(f"axes: decays {decays!r}; usual or early; choose one")
+    shards = changed(base, {"shards": point["shards"]}, "axes").shards
+    images = length * base.recipe.epochs * inputs.num_examples(base.shards)
+    epochs = images / inputs.num_examples(shards)
     usual = tuple(epoch / base.recipe.epochs for epoch in base.recipe.decay_epochs)
-    shares = usual if point["decays"] == "usual" else (0.3, 0.5)
+    shares = usual if decays == "usual" else (0.3, 0.5)
     return {
-        "shards": point["shards"],
+        "shards": shards,
         "recipe.epochs": epochs,
         "recipe.decay_epochs": tuple(share * epochs for share in shares),
     }
+
+
+def _normaliser(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) -> dict[str, Any]:
+    """Return the network of the base with GroupNorm, or with BatchNorm over so many images."""
+    found = re.fullmatch(r"(?:gn|(bn))(-nows)?(?(1)-(\d+))", str(point["normaliser"]))
+    if found is None:
+        raise ConfigError(
+            f"axes: normaliser {point['normaliser']!r}; gn, gn-nows, bn-IMAGES or bn-nows-IMAGES; correct it"
+        )
+    model = f"{base.model}{'-bn' if found[1] else ''}{found[2] or ''}"
+    return {"model": model, "norm_batch": int(found[3] or 0)}
 
 
 STUDIES: dict[str, GridStudy] = {
@@ -100,23 +119,24 @@ STUDIES: dict[str, GridStudy] = {
     "normalisers": GridStudy(
         title="BatchNorm or GroupNorm, with and without Weight Standardization, by images per device",
         base=replace(_UPSTREAM, recipe=replace(_RECIPE, epochs=6, decay_epochs=(4.0, 5.25))),
-        axes={
-            "model": tuple(f"{EMBEDDED_MODEL}{kind}" for kind in ("", "-nows", "-bn", "-bn-nows")),
-            "norm_batch": (0, 8),
-        },
+        axes={"normaliser": ("gn", "gn-nows", "bn-32", "bn-nows-32", "bn-8", "bn-nows-8")},
+        settings=_normaliser,
         val="SHARDS:val",
         probe=_DIGITS_PROBE,
         paper=(
             "The paper (table 4, R50x1 from scratch on ILSVRC, batch 4096, 32 images per chip): BN 75.6, BN + WS 75.8, "
             "GN 70.2, GN + WS 76.0 %; after transfer to VTAB-1k (table 5) 67.72, 66.78, 68.77 and 70.39 %.",
-            "Statistics over the images that one device would hold, whatever the number of real devices (norm_batch; 0 "
-            "is the whole batch of 32 here). GroupNorm does not depend on it. SyncBN at any number of devices is BN "
-            "over the whole batch.",
+            "bn-8 is BatchNorm with statistics over 8 images, as if a device held so many, whatever the number of real "
+            "devices; bn-32 is over the whole batch here, as SyncBN is at any number of devices. nows is without "
+            "Weight Standardization. GroupNorm (gn) does not depend on the other images.",
         ),
     ),
     "size-data": GridStudy(
         title="Do a larger network and more data help each other?",
-        base=replace(_UPSTREAM, recipe=replace(_RECIPE, epochs=1.6, decay_epochs=(1.0, 1.4), global_batch_size=64)),
+        base=replace(
+            _UPSTREAM,
+            recipe=replace(_RECIPE, epochs=1.6, decay_epochs=(1.0, 1.4), global_batch_size=64, warmup_steps=20),
+        ),
         axes={"shards": ("glyphs:s", "glyphs:m"), "model": (EMBEDDED_MODEL, "R1-1-1-1x1")},
         val="SHARDS:val",
         measure="probe/top_1",

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from bit_ray.config import to_dict
+from bit_ray.config import from_dict
+from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Interval, expected_choice, mean_interval, paired_difference, t_interval
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.recipes.embedded import DIGITS
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.cells import Cell, CellScore, Part
 from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
-from bit_ray.studies.findings import command
+from bit_ray.studies.findings import missing, settings_of
 from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import draw
 from bit_ray.studies.spaces import Axis, parse_space, shown
-from bit_ray.studies.study_config import CompareConfig, changed
+from bit_ray.studies.study_config import CompareConfig, changed, command
 from bit_ray.studies.sweep import (
     HALVES,
     NUMBERS_OF_TRIALS,
@@ -78,7 +79,7 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
         BitRayError: anything the user can fix.
     """
     inputs = Inputs(config.storage, config.tracking)
-    axes = _axes(to_dict(config))
+    axes = _axes(config)
     tasks = [_task(config, text, number, inputs) for number, text in enumerate(config.tasks or _SMALL_TASKS)]
     first = [job for task in tasks for job in _first_jobs(config, task, axes, inputs)]
     for job in first:
@@ -93,19 +94,15 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
     ) as conduct:
         conduct.missing = tuple(f"{task.name}: the best of the sweep on the test set" for task in tasks)
         conduct.carry_out(first, title="trials and trainings of the rule")
-        second = []
-        for task in tasks:
-            best = best_trial([c for c in conduct.outcome().cells if c.params["task"] == task.name and _is_trial(c)])
-            assert best is not None
-            values = {axis.name: best.params[axis.name] for axis in axes}
-            second += [_whole_job(task, "best", values, seed, inputs) for seed in range(config.seeds)]
+        cells = conduct.outcome().cells
+        second = [job for task in tasks for job in _second_jobs(config, task, axes, cells, inputs)]
         conduct.carry_out(second, title="trainings of the best")
         conduct.missing = ()
         return conduct.report()
 
 
-def _axes(config: dict[str, Any]) -> tuple[Axis, ...]:
-    return parse_space(config["space"] or (PAPER_SPACE if config["tasks"] else SMALL_SPACE))
+def _axes(config: CompareConfig) -> tuple[Axis, ...]:
+    return parse_space(config.space or (PAPER_SPACE if config.tasks else SMALL_SPACE))
 
 
 def _task(config: CompareConfig, text: str, number: int, inputs: Inputs) -> _Task:
@@ -124,7 +121,7 @@ def _task(config: CompareConfig, text: str, number: int, inputs: Inputs) -> _Tas
     )
     whole = inputs.part(shards)
     tested = inputs.part(test)
-    inputs.check_classes(whole, tested)
+    inputs.check_classes(whole, tested, "tasks")
     label = inputs.manifest(whole.shards).name.replace("/", "-")
     if base.shots:
         whole, label = inputs.draw(whole, base.shots, base.subset_seed), f"{label}, {base.shots} per class"
@@ -156,6 +153,16 @@ def _first_jobs(config: CompareConfig, task: _Task, axes: Sequence[Axis], inputs
     return jobs
 
 
+def _second_jobs(
+    config: CompareConfig, task: _Task, axes: Sequence[Axis], cells: Sequence[CellOutcome], inputs: Inputs
+) -> list[Job]:
+    """The best of the task's finished trials on all examples, with its test."""
+    best = best_trial([cell for cell in cells if cell.params["task"] == task.name and _is_trial(cell)])
+    assert best is not None
+    values = {axis.name: best.params[axis.name] for axis in axes}
+    return [_whole_job(task, "best", values, seed, inputs) for seed in range(config.seeds)]
+
+
 def _whole_job(task: _Task, what: str, values: dict[str, Any], seed: int, inputs: Inputs) -> Job:
     """One of the trainings that read the test set."""
     plan, part = inputs.training(_settings(task, values, seed), task.whole.rows)
@@ -173,9 +180,11 @@ def _settings(task: _Task, values: dict[str, Any], seed: int) -> FinetuneConfig:
     if "resolution" in values:
         # The share between the square that is resized to and the crop stays that of the rule.
         side = values.pop("resolution")
+        if not isinstance(side, int):
+            raise ConfigError(f"space: resolution {side!r}; whole numbers of pixels; correct it")
         values |= {"rule.crop": side, "rule.resize": round(side * 8 / 7)}
     if "rule.weight_decay" in values:
-        values["rule.decay_to_init"] = True
+        values["rule.decay_to_init"] = bool(values["rule.weight_decay"])
     config: FinetuneConfig = changed(task.config, {**values, "seed": seed}, "space")
     return config
 
@@ -190,7 +199,7 @@ def _is_trial(cell: CellOutcome) -> bool:
 
 def compare_report(outcome: Outcome) -> Report:
     """Return the report of the comparison, of what is finished."""
-    config = outcome.config
+    config = from_dict(CompareConfig, outcome.config)
     axes = _axes(config)
     names = list(dict.fromkeys(cell.params["task"] for cell in outcome.cells))
     findings: list[str] = []
@@ -202,7 +211,7 @@ def compare_report(outcome: Outcome) -> Report:
         cells = [cell for cell in outcome.cells if cell.params["task"] == name and cell.score is not None]
         trials = [cell for cell in cells if _is_trial(cell)]
         rule, best, on_part = (_scores(cells, what) for what in ("rule", "best", "rule on the part"))
-        said, row, regret = _verdict(name, trials, rule, best, float(config["price"]))
+        said, row, regret = _verdict(name, trials, rule, best, config.price)
         findings += said
         results.append(row)
         regrets += [regret] if regret is not None else []
@@ -213,12 +222,12 @@ def compare_report(outcome: Outcome) -> Report:
             findings += [f"{name}: {said}" for said in borders(axes, values)]
         if len(trials) >= 6:
             findings.append(f"{name}: {early_stopping(trials)}")
-        if config["search"] == "random" and len(trials) >= 4 and len(on_part) >= 2:
-            table, sentences, plot = _gains(name, number, trials, on_part, float(config["price"]))
+        if config.search == "random" and len(trials) >= 4 and len(on_part) >= 2:
+            table, sentences, plot = _gains(name, number, trials, list(on_part.values()), config.price)
             findings += sentences
             tables += [table]
             plots += [plot, fewer_trials(trials, f"fewer-trials-{number}")[1]]
-        tables.append(replace(trials_table(trials, axes, float(config["price"])), title=f"{name}: the best trials"))
+        tables.append(replace(trials_table(trials, axes, config.price), title=f"{name}: the best trials"))
     if len(regrets) >= 2:
         over = mean_interval(regrets)
         findings.insert(
@@ -235,7 +244,7 @@ def compare_report(outcome: Outcome) -> Report:
     )
     return Report(
         title="BiT-HyperRule or a sweep?",
-        command=command("study compare", "", config).replace("  ", " ").strip(),
+        command=command("study compare", config),
         findings=tuple(findings) or ("Nothing can be said yet.",),
         tables=(Table(title="Rule and sweep", header=header, rows=tuple(results), note=note), *tables),
         plots=tuple(plots),
@@ -244,28 +253,26 @@ def compare_report(outcome: Outcome) -> Report:
             "BiT-L 78.72 % where the rule gives 76.29 %; about 20 trials are enough. Its space is the default of this "
             "command for your own tasks.",
         ),
-        missing=(
-            *(f"{cell.key}: not finished" for cell in outcome.cells if cell.score is None),
-            *outcome.missing,
-        ),
-        settings={**outcome.facts, **{key: str(value) for key, value in config.items() if value not in ("", [], None)}},
+        missing=missing(outcome),
+        settings=settings_of(outcome),
     )
 
 
-def _scores(cells: Sequence[CellOutcome], what: str) -> list[CellScore]:
-    found = [cell for cell in cells if cell.params["what"] == what and cell.score is not None]
-    return [cell.score for cell in sorted(found, key=lambda c: c.params["seed"]) if cell.score is not None]
+def _scores(cells: Sequence[CellOutcome], what: str) -> dict[int, CellScore]:
+    """Return the scores by seed."""
+    found = {cell.params["seed"]: cell.score for cell in cells if cell.params["what"] == what}
+    return {seed: score for seed, score in sorted(found.items()) if score is not None}
 
 
 def _verdict(
-    name: str, trials: Sequence[CellOutcome], rule: list[CellScore], best: list[CellScore], price: float
+    name: str, trials: Sequence[CellOutcome], rule: dict[int, CellScore], best: dict[int, CellScore], price: float
 ) -> tuple[list[str], tuple[str, ...], float | None]:
     """Return sentences, a row of the table, and the regret of the rule on the test set."""
-    rule_top_1, best_top_1 = ([score.final["test/top_1"] for score in scores] for scores in (rule, best))
+    rule_top_1, best_top_1 = ([score.final["test/top_1"] for score in scores.values()] for scores in (rule, best))
     images = sum(cell.score.images for cell in trials if cell.score is not None)
     seconds = sum(cell.score.device_s for cell in trials if cell.score is not None)
     said, regret, text = [], None, ""
-    if len(rule_top_1) == len(best_top_1) >= 2:
+    if len(rule) >= 2 and rule.keys() == best.keys():
         found = paired_difference(best_top_1, rule_top_1)
         regret, text = found.estimate, f"{_points(found.estimate)} ({_points(found.low)} to {_points(found.high)})"
         cost = f"{images:,} images, {seconds / 3600:.2f} device-hours{_money(seconds, price)}"
@@ -287,9 +294,9 @@ def _verdict(
         _mean(rule_top_1),
         _mean(best_top_1),
         text,
-        f"{rule[0].images:,}" if rule else "",
+        f"{max(score.images for score in rule.values()):,}" if rule else "",
         f"{images:,}",
-        f"{sum(s.device_s for s in rule) / len(rule):,.1f}" if rule else "",
+        f"{sum(score.device_s for score in rule.values()) / len(rule):,.1f}" if rule else "",
         f"{seconds:,.0f}",
     )
     return said, row, regret
@@ -300,20 +307,21 @@ def _gains(
 ) -> tuple[Table, list[str], LinePlot]:
     """What a sweep of n trials is expected to gain over the rule on the validation part, and what it costs."""
     scores = [cell.score for cell in trials if cell.score is not None]
-    base = mean_interval([selected_by(score) for score in rule])
-    base_error = float(np.std([selected_by(score) for score in rule], ddof=1)) / math.sqrt(len(rule))
-    images, seconds = (sum(v) / len(scores) for v in zip(*((s.images, s.device_s) for s in scores), strict=True))
+    by_rule = [selected_by(score) for score in rule]
+    images = sum(score.images for score in scores) / len(scores)
+    seconds = sum(score.device_s for score in scores) / len(scores)
     rows, sentences, curve = [], [], []
-    for n in [n for n in NUMBERS_OF_TRIALS if n <= len(scores) / 2]:
-        gain = _expected_gain(scores, n, base.estimate, base_error, len(rule))
+    numbers = [n for n in NUMBERS_OF_TRIALS if n <= len(scores) / 2]
+    for n in numbers:
+        gain = _expected_gain(scores, n, by_rule)
         curve.append((float(n), gain))
         cost = f"{n * images:,.0f} images, {n * seconds / 3600:.3f} device-hours{_money(n * seconds, price)}"
         rows.append((str(n), _points(gain.estimate), f"{_points(gain.low)} to {_points(gain.high)}", cost))
-        if n in (5, 20) or n == len(scores) // 2:
+        if n in (5, 20) or n == numbers[-1]:
             half = (gain.high - gain.low) / 2
             sentences.append(
                 f"{name}: a sweep of {n} trials costs {cost} and is expected to gain {_points(gain.estimate)} ± "
-                f"{_points(half)} over the rule."
+                f"{_points(half)} over the rule on the validation part."
             )
     table = Table(
         title=f"{name}: expected gain of a sweep over the rule, on the validation part",
@@ -340,7 +348,7 @@ def _gains(
     return table, sentences, plot
 
 
-def _expected_gain(scores: list[CellScore], n: int, base: float, base_error: float, num_rule: int) -> Interval:
+def _expected_gain(scores: list[CellScore], n: int, by_rule: list[float]) -> Interval:
     """Expected top-1 of the best of n trials, selected on one half and read on the other, above the rule's mean."""
     first, second = ([score.final[f"{half}/top_1"] for score in scores] for half in HALVES)
 
@@ -350,8 +358,8 @@ def _expected_gain(scores: list[CellScore], n: int, base: float, base_error: flo
     without = [read([*first[:i], *first[i + 1 :]], [*second[:i], *second[i + 1 :]]) for i in range(len(first))]
     total = len(without)
     variance = (total - 1) / total * float(np.sum((np.asarray(without) - np.mean(without)) ** 2))
-    error = math.sqrt(variance + base_error**2)
-    return t_interval(read(first, second) - base, error, num_rule - 1)
+    error = math.sqrt(variance + float(np.var(by_rule, ddof=1)) / len(by_rule))
+    return t_interval(read(first, second) - float(np.mean(by_rule)), error, len(by_rule) - 1)
 
 
 def _mean(values: list[float]) -> str:

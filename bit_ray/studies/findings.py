@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bit_ray.config import from_dict
 from bit_ray.evaluation.statistics import Interval, Spread, difference, holm, p_value, t_interval
 from bit_ray.evaluation.trend import trend
 from bit_ray.plots.lines import Line, LinePlot
@@ -12,6 +13,7 @@ from bit_ray.studies.conduct import Outcome
 from bit_ray.studies.grid import Grid, GridStudy
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.spaces import parse_space
+from bit_ray.studies.study_config import GridConfig, command
 
 _ALPHA = 0.05
 _PLOTTED = {
@@ -23,28 +25,24 @@ _PLOTTED = {
 }
 
 
-def grid_report(study: GridStudy, name: str, outcome: Outcome) -> Report:
+def grid_report(study: GridStudy, outcome: Outcome) -> Report:
     """Return the report of a grid study, of what is finished.
 
     Args:
         study: Its declaration.
-        name: Of the declaration.
         outcome: What came out.
     """
-    config = outcome.config
-    axes = list(study.axes) + [a.name for a in parse_space(config["axes"]) if a.name not in study.axes]
+    config = from_dict(GridConfig, outcome.config)
+    axes = list(dict.fromkeys([*study.axes, *(axis.name for axis in parse_space(config.axes, "axes"))]))
     grid = Grid(outcome.cells, axes)
-    findings: list[str] = []
-    compared = [] if outcome.missing else comparisons(grid, study.measure)
-    for one in compared:
-        findings.append(one.sentence(study.measure, study.better))
-    done = all(grid.values(point, study.measure) for point in grid.points)
-    if done and len([axis for axis in range(len(axes)) if len(grid.levels(axis)) > 1]) == 2:
-        findings.append(interaction(grid, study.measure))
-    if done and study.findings is not None:
-        findings += study.findings(grid)
-    missing = [f"{cell.key}: not finished" for cell in outcome.cells if cell.score is None]
-    tables = [_results(grid, study, float(config["price"]))]
+    compared = comparisons(grid, study.measure)
+    findings = [one.sentence(study.measure, study.better) for one in compared]
+    if grid.points and all(grid.values(point, study.measure) for point in grid.points):
+        if len([axis for axis in range(len(axes)) if len(grid.levels(axis)) > 1]) == 2:
+            findings.append(interaction(grid, study.measure))
+        if study.findings is not None:
+            findings += study.findings(grid)
+    tables = [_results(grid, study, config.price)]
     if compared:
         tables.append(_differences(compared, study.measure))
     plots = [_plot(grid, measure, label) for measure, label in _PLOTTED.items() if _is_measured(grid, measure)]
@@ -53,14 +51,25 @@ def grid_report(study: GridStudy, name: str, outcome: Outcome) -> Report:
         plots.append(_plot(grid, norms[-1], f"norm of the kernels of {norms[-1].removeprefix('norm/')}"))
     return Report(
         title=study.title,
-        command=command("study run", name, config),
+        command=command("study run", config),
         findings=tuple(findings) or ("Nothing can be said yet.",),
         tables=tuple(tables),
         plots=tuple(plots),
         paper=study.paper,
-        missing=(*missing, *outcome.missing),
-        settings={**outcome.facts, **{key: str(value) for key, value in config.items() if value not in ("", [], None)}},
+        missing=missing(outcome),
+        settings=settings_of(outcome),
     )
+
+
+def missing(outcome: Outcome) -> tuple[str, ...]:
+    """Return what is left to do, in words."""
+    return (*(f"{cell.key}: not finished" for cell in outcome.cells if cell.score is None), *outcome.missing)
+
+
+def settings_of(outcome: Outcome) -> dict[str, str]:
+    """Return where a study was run, and its settings, as one reads them."""
+    given = {name: str(value) for name, value in outcome.config.items() if value not in ("", [], None)}
+    return {**outcome.facts, **given}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +93,10 @@ class Comparison:
         start = f"{name} {_text(self.value)} against {_text(self.base)}{where}: {measure}"
         if self.p >= _ALPHA:
             most = max(abs(self.interval.low), abs(self.interval.high))
-            return f"{start}: no difference seen, less than {_amount(most, measure)} (95 % interval)."
+            return f"{start}: no difference seen, less than {_change(most, measure)} (95 % interval)."
         is_better = (self.interval.estimate > 0) == (better == "higher")
         return (
-            f"{start} {'better' if is_better else 'worse'} by {_amount(abs(self.interval.estimate), measure)} "
+            f"{start} {'better' if is_better else 'worse'} by {_change(abs(self.interval.estimate), measure)} "
             f"(95 % interval {_between(self.interval, measure)}; p {self.p:.2g} after Holm)."
         )
 
@@ -138,9 +147,9 @@ def interaction(grid: Grid, measure: str) -> str:
     means = [sum(c) / len(c) for c in corners]
     error = spread.sd * math.sqrt(sum(1 / len(c) for c in corners))
     found = t_interval(means[0] - means[1] - means[2] + means[3], error, spread.degrees)
-    effect = _amount(abs(found.estimate), measure)
+    effect = _change(abs(found.estimate), measure)
     if not found.excludes_zero:
-        most = _amount(max(abs(found.low), abs(found.high)), measure)
+        most = _change(max(abs(found.low), abs(found.high)), measure)
         return f"No interaction of {names[0]} and {names[1]} seen in {measure}, less than {most} (95 % interval)."
     more = "more" if found.estimate > 0 else "less"
     return (
@@ -175,34 +184,22 @@ def crossing(grid: Grid, first: tuple[Any, ...], second: tuple[Any, ...], measur
         early_best, late_best = (first, second) if opposite[0][1].estimate < 0 else (second, first)
         return (
             f"{grid.label(early_best)} looks better in {measure} early, and {grid.label(late_best)} ends better by "
-            f"{_amount(abs(end.estimate), measure)} (95 % interval {_between(end, measure)}): the curves cross between "
+            f"{_change(abs(end.estimate), measure)} (95 % interval {_between(end, measure)}): the curves cross between "
             f"steps {last:,} and {after:,}. Whoever stops earlier chooses wrongly."
         )
     if clear:
         step, widest = max(clear, key=lambda one: abs(one[1].estimate))
         leader = first if widest.estimate < 0 else second
         rest = (
-            f"{_amount(abs(end.estimate), measure)} of it are left at the end"
+            f"{_change(abs(end.estimate), measure)} of it are left at the end"
             if end.excludes_zero and (end.estimate < 0) == (widest.estimate < 0)
-            else f"no difference is seen at the end, less than {_amount(max(abs(end.low), abs(end.high)), measure)}"
+            else f"no difference is seen at the end, less than {_change(max(abs(end.low), abs(end.high)), measure)}"
         )
         return (
-            f"{grid.label(leader)} leads in {measure} by {_amount(abs(widest.estimate), measure)} at step {step:,} "
+            f"{grid.label(leader)} leads in {measure} by {_change(abs(widest.estimate), measure)} at step {step:,} "
             f"(95 % interval {_between(widest, measure)}); {rest}. No crossing is shown."
         )
     return f"No crossing of {names} in {measure} is shown, nor an early lead of either."
-
-
-def command(verb: str, name: str, config: dict[str, Any]) -> str:
-    """Return the command line of a study, from the settings that are recorded."""
-    words = ["bit-ray", *verb.split(), name]
-    for key in ("set", "axes", "space", "tasks"):
-        if config.get(key):
-            words += [f"--{key}", *map(str, config[key])]
-    for key in ("name", "init", "seeds", "trials", "search", "val_shards"):
-        if config.get(key) not in (None, "", 0, name):
-            words += [f"--{key.replace('_', '-')}", str(config[key])]
-    return " ".join(words)
 
 
 def _gap(grid: Grid, first: tuple[Any, ...], second: tuple[Any, ...], measure: str, step: int) -> Interval | None:
@@ -259,7 +256,7 @@ def _differences(compared: Sequence[Comparison], measure: str) -> Table:
         (
             f"{one.axis.rpartition('.')[2]} {_text(one.value)} against {_text(one.base)}",
             one.given,
-            _amount(one.interval.estimate, measure, signed=True),
+            _change(one.interval.estimate, measure, sign="+"),
             _between(one.interval, measure),
             f"{one.p:.2g}",
         )
@@ -320,13 +317,16 @@ def _mean(grid: Grid, point: tuple[Any, ...], measure: str) -> str:
     return f"{_amount(mean, measure)} ± {_amount(half, measure)}"
 
 
-def _amount(value: float, measure: str, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f} %" if measure.endswith("top_1") else f"{value:{sign}.3g}"
+def _amount(value: float, measure: str) -> str:
+    return f"{100 * value:.1f} %" if measure.endswith("top_1") else f"{value:.3g}"
+
+
+def _change(value: float, measure: str, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} points" if measure.endswith("top_1") else f"{value:{sign}.3g}"
 
 
 def _between(interval: Interval, measure: str) -> str:
-    return f"{_amount(interval.low, measure)} to {_amount(interval.high, measure)}"
+    return f"{_change(interval.low, measure).removesuffix(' points')} to {_change(interval.high, measure)}"
 
 
 def _text(value: Any) -> str:

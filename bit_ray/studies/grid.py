@@ -1,10 +1,11 @@
 """Studies over a grid of settings: which trainings they are, declared as data."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bit_ray.data.sources.embedded.catalog import is_embedded
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Spread, pooled_spread
 from bit_ray.studies.cells import Cell, CellScore, Probe
@@ -30,7 +31,7 @@ class GridStudy:
     val: str
     """Shard set, or embedded data, to measure on; SHARDS in it is the training set."""
     settings: Callable[[Mapping[str, Any], Any, Inputs], dict[str, Any]] | None = None
-    """Settings of a point, from the point, the base and the sets; None: the axes are settings themselves."""
+    """Settings of a point, from the study's own axes, the base and the sets; None: they are settings themselves."""
     seeds: int = 3
     """Trainings of each point."""
     at: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.85)
@@ -56,20 +57,26 @@ def grid_jobs(study: GridStudy, config: GridConfig, inputs: Inputs) -> list[Job]
         BitRayError: a setting is unknown or refused, or a set is missing.
     """
     base = changed(study.base, read_settings("set", config.set), "set")
-    axes = {**study.axes, **{axis.name: _values(axis) for axis in parse_space(config.axes)}}
+    axes = {**study.axes, **{axis.name: _values(axis) for axis in parse_space(config.axes, "axes")}}
     probe = None
     if study.probe is not None:
         support, test, shots = study.probe
         probe = Probe(inputs.draw(inputs.part(support), shots, 0), shots, inputs.part(test))
     jobs: list[Job] = []
+    names: set[str] = set()
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
+        name = next(name for name in _names(point) if name not in names)
+        names.add(name)
         for seed in range(config.seeds or study.seeds):
-            settings = study.settings(point, base, inputs) if study.settings is not None else point
+            settings = dict(point)
+            if study.settings is not None:
+                own = {name: settings.pop(name) for name in study.axes}
+                settings |= study.settings(own, base, inputs)
             one = changed(base, {**settings, "seed": seed}, "axes")
             plan, part = inputs.training(one)
-            val = inputs.part((config.val_shards or study.val).replace("SHARDS", one.shards))
-            inputs.check_classes(part, val)
+            val = inputs.part(_measured(config.val_shards or study.val, one.shards))
+            inputs.check_classes(part, val, "val_shards")
             length = plan.schedule.num_steps
             cell = Cell(
                 plan=plan,
@@ -79,8 +86,15 @@ def grid_jobs(study: GridStudy, config: GridConfig, inputs: Inputs) -> list[Job]
                 probe=probe,
                 norms=study.norms,
             )
-            jobs.append(Job(key=f"{key_of(point)}-seed-{seed}", params={**point, "seed": seed}, cell=cell))
+            jobs.append(Job(key=f"{name}-seed-{seed}", params={**point, "seed": seed}, cell=cell))
     return jobs
+
+
+def _measured(val: str, shards: str) -> str:
+    """Return the set to measure on; that of embedded data has their name and another ending."""
+    if "SHARDS" in val and not is_embedded(shards):
+        raise ConfigError(f"val_shards: empty, but shards is {shards}; a set with its classes; name one")
+    return val.replace("SHARDS", shards)
 
 
 def _values(axis: Axis) -> tuple[Any, ...]:
@@ -89,12 +103,18 @@ def _values(axis: Axis) -> tuple[Any, ...]:
     return axis.values
 
 
+def _names(point: Mapping[str, Any]) -> Iterator[str]:
+    """Names of a point: two may have the same first, such as ``a/b`` and ``a-b``."""
+    yield (name := key_of(point))
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
 def key_of(point: Mapping[str, Any]) -> str:
     """Return the name of a point as a file can have it."""
 
     def plain(value: Any) -> str:
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        return "".join(c if c.isalnum() or c in ".+" else "-" for c in text).strip("-")
+        return "".join(c if c.isascii() and c.isalnum() or c in ".+" else "-" for c in text).strip("-")[-40:]
 
     return "-".join(f"{name.rpartition('.')[2]}-{plain(value)}" for name, value in point.items())
 
@@ -109,13 +129,13 @@ class Grid:
 
     def __init__(self, cells: Sequence[CellOutcome], axes: Sequence[str]) -> None:
         self.axes = tuple(axes)
-        self.points: list[tuple[Any, ...]] = list(dict.fromkeys(self._point(cell) for cell in cells))
-        """Values of the axes at each point, in order."""
-        self.scores: dict[tuple[Any, ...], list[CellScore]] = {
-            point: [cell.score for cell in cells if self._point(cell) == point and cell.score is not None]
-            for point in self.points
-        }
+        self.scores: dict[tuple[Any, ...], list[CellScore]] = {}
         """Scores of the finished trainings of each point, by seed."""
+        for cell in cells:
+            scores = self.scores.setdefault(tuple(_hashable(cell.params[axis]) for axis in self.axes), [])
+            scores += [] if cell.score is None else [cell.score]
+        self.points = list(self.scores)
+        """Values of the axes at each point, in order."""
 
     def values(self, point: tuple[Any, ...], measure: str, step: int = 0) -> list[float]:
         """Return a value of each finished training of a point; at the end, or after some steps.
@@ -123,7 +143,7 @@ class Grid:
         A training that diverged has no loss.
         """
         found = []
-        for score in self.scores[point]:
+        for score in self.scores.get(point, []):
             values = score.final if not step else next((p.values for p in score.points if p.step == step), {})
             if measure in values:
                 found.append(values[measure])
@@ -145,9 +165,6 @@ class Grid:
     def label(self, point: tuple[Any, ...]) -> str:
         """Return the point as one reads it."""
         return shown({name.rpartition(".")[2]: value for name, value in zip(self.axes, point, strict=True)})
-
-    def _point(self, cell: CellOutcome) -> tuple[Any, ...]:
-        return tuple(_hashable(cell.params[axis]) for axis in self.axes)
 
 
 def _hashable(value: Any) -> Any:

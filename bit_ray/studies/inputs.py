@@ -12,7 +12,7 @@ from bit_ray.data.shards.manifest import MANIFEST, Manifest, check_same_classes,
 from bit_ray.data.shards.scan import read_labels
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.catalog import is_embedded
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.inference.features import check_single_label
 from bit_ray.recipes.embedded import EMBEDDED_MODEL, GLYPHS
@@ -20,7 +20,7 @@ from bit_ray.studies.cells import Part
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
-from bit_ray.training.finetune import finetune_plan
+from bit_ray.training.finetune import check_start, finetune_plan
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.pretrain import pretrain, pretrain_plan
@@ -80,7 +80,10 @@ class Inputs:
         Raises:
             DataError: a class has too few.
         """
-        chosen = few_shot_subset(self.labels(part), shots, seed, self.manifest(part.shards).class_names)
+        try:
+            chosen = few_shot_subset(self.labels(part), shots, seed, self.manifest(part.shards).class_names)
+        except DataError as error:
+            raise error.renamed("shots") from None
         return replace(part, rows=tuple(chosen.tolist()))
 
     def split(self, part: Part, share: float, seed: int) -> tuple[Part, Part]:
@@ -112,8 +115,14 @@ class Inputs:
         return replace(part, rows=tuple(rest.tolist())), replace(part, rows=tuple(chosen.tolist()))
 
     def halves(self, part: Part, seed: int) -> tuple[Part, Part]:
-        """Divide examples into two random halves."""
+        """Divide examples into two random halves.
+
+        Raises:
+            ConfigError: there is only one.
+        """
         rows = np.arange(self.manifest(part.shards).num_examples) if part.indices is None else part.indices
+        if len(rows) < 2:
+            raise ConfigError(f"val_shards: {part.shards} has 1 example; at least 2 to select on; add examples")
         mixed = np.random.default_rng(seed).permutation(rows)
         first, second = np.sort(mixed[: len(mixed) // 2]), np.sort(mixed[len(mixed) // 2 :])
         return replace(part, rows=tuple(first.tolist())), replace(part, rows=tuple(second.tolist()))
@@ -169,15 +178,24 @@ class Inputs:
         if isinstance(config, PretrainConfig):
             return pretrain_plan(config, manifest, number), part
         init = self.init(config.init) if config.init else None
+        check_start(config, init)
         return finetune_plan(config, manifest, init, number), part
 
-    def check_classes(self, part: Part, other: Part) -> None:
+    def check_classes(self, part: Part, other: Part, field: str) -> None:
         """Refuse a set whose classes are not those of another.
+
+        Args:
+            part: The set to learn from.
+            other: The set that is refused.
+            field: The setting that names it, for the error.
 
         Raises:
             ConfigError: they differ.
         """
-        check_same_classes(self.manifest(part.shards), self.manifest(other.shards), other.shards)
+        try:
+            check_same_classes(self.manifest(part.shards), self.manifest(other.shards), other.shards)
+        except ConfigError as error:
+            raise error.renamed(field) from None
 
     def tensors(self) -> dict[str, dict[str, Any]]:
         """Return the tensors of the weights that were asked for, by digest and name."""

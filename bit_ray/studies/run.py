@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bit_ray import store
-from bit_ray.config import from_json
+from bit_ray.config import from_dict, from_json
 from bit_ray.errors import ConfigError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.catalog import find_study
@@ -46,7 +46,7 @@ def run_study(config: GridConfig) -> Report | None:
 
 def _report(outcome: Outcome) -> Report:
     if outcome.kind == "grid":
-        return grid_report(find_study(outcome.config["study"]), outcome.config["study"], outcome)
+        return grid_report(find_study(from_dict(GridConfig, outcome.config).study), outcome)
     return sweep_report(outcome) if outcome.kind == "sweep" else compare_report(outcome)
 
 

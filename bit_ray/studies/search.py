@@ -1,7 +1,8 @@
 """How a sweep chooses its trials: random (as the paper), a scrambled Sobol sequence, or Optuna's TPE and GP.
 
 Trial i of a random or Sobol sweep is a function of the seed and i alone: its list of trials is known before the first
-one runs. An adaptive search is started again by telling a new sampler what the finished trials have scored.
+one runs. Trial i of an adaptive one is a function of the seed, i, and the scores of the trials that were finished then:
+a new start proposes what the earlier one would have proposed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,13 @@ def draw(axes: Sequence[Axis], method: Method, seed: int, number: int) -> dict[s
         seed: Of the sweep.
         number: Of the trial, from 0.
     """
+    assert method in ("random", "sobol")
     if method == "random":
         u = np.random.default_rng([seed, number]).random(len(axes))
     else:
         sequence = qmc.Sobol(len(axes), scramble=True, rng=np.random.default_rng(seed))
-        sequence.fast_forward(number)
+        if number:  # SciPy cannot go forward by 0
+            sequence.fast_forward(number)
         u = sequence.random(1)[0]
     return {axis.name: axis.at(float(x)) for axis, x in zip(axes, u, strict=True)}
 
@@ -37,7 +40,7 @@ class Adaptive:
     Args:
         axes: The space.
         method: ``tpe`` or ``gp``.
-        seed: Of the sampler. With several trials at a time the proposals also depend on which ends first.
+        seed: Of the sweep. With several trials at a time the proposals also depend on which ends first.
         better: Whether lower or higher scores are better.
     """
 
@@ -45,14 +48,18 @@ class Adaptive:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=seed) if method == "tpe" else optuna.samplers.GPSampler(seed=seed)
-        self._study = optuna.create_study(sampler=sampler, direction="minimize" if better == "lower" else "maximize")
+        self._study = optuna.create_study(direction="minimize" if better == "lower" else "maximize")
+        self._sampler = optuna.samplers.TPESampler if method == "tpe" else optuna.samplers.GPSampler
+        self._seed = seed
         self._axes = {axis.name: axis for axis in axes}
         self._distributions = {axis.name: _distribution(axis) for axis in axes}
         self._running: dict[str, Any] = {}
 
-    def propose(self) -> dict[str, Any]:
-        """Return the values of the next trial."""
+    def propose(self, number: int) -> dict[str, Any]:
+        """Return the values of trial ``number``, counted from 0."""
+        # A sampler that went on from the first seed would propose the first trials again after a new start.
+        [seed] = np.random.SeedSequence((self._seed, number)).generate_state(1)
+        self._study.sampler = self._sampler(seed=int(seed))
         trial = self._study.ask(self._distributions)
         values = {name: self._value(name, trial.params[name]) for name in self._axes}
         self._running[repr(values)] = trial
@@ -67,7 +74,7 @@ class Adaptive:
             self._study.tell(trial, score)
             return
         params = {
-            name: axis.values.index(values[name]) if axis.kind == "choice" else values[name]
+            name: list(map(repr, axis.values)).index(repr(values[name])) if axis.kind == "choice" else values[name]
             for name, axis in self._axes.items()
         }
         done = optuna.trial.create_trial(params=params, distributions=self._distributions, value=score)

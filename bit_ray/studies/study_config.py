@@ -1,16 +1,23 @@
 """What a user sets for studies and sweeps; imports neither PyTorch nor Ray nor MLflow, so that ``--help`` is fast."""
 
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from bit_ray.config import check_folder_name, replace
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, brief
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.studies.spaces import Method, parse_space, parse_values
 from bit_ray.tracking.config import DEFAULT_STORAGE, TrackingConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 
 Where = Literal["memory", "cluster"]
+
+# What a study sets itself in each of its trainings, and what they do not use.
+_OWN = frozenset({"name", "seed", "storage", "tracking", "register", "dry_run", "test_shards", "probe"})
+# Which examples: the same for all trials of a sweep, as a part of them is held out to select on.
+_EXAMPLES = frozenset({"shards", "shots", "subset_seed"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +72,8 @@ class GridConfig(_Many):
             check_folder_name(self.name)
         if self.seeds < 0:
             raise ConfigError(f"seeds: {self.seeds}; 0 (the study's) or more; raise it")
-        read_settings("set", self.set)
-        parse_space(self.axes)
+        _check_names("set", read_settings("set", self.set))
+        _check_names("axes", (axis.name for axis in parse_space(self.axes, "axes")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +119,9 @@ class SweepConfig(_Search):
         super().__post_init__()
         check_folder_name(self.name)
         check_share(self.val_share)
-        read_settings("set", self.set)
-        if not parse_space(self.space):
+        _check_names("set", read_settings("set", self.set))
+        _check_searched(self.space)
+        if not self.space:
             raise ConfigError("space: empty; at least one setting, such as rule.base-lr=log:1e-4:1e-1; add one")
         if self.fewer and self.search != "random":
             raise ConfigError(
@@ -152,7 +160,11 @@ class CompareConfig(_Search):
         super().__post_init__()
         check_folder_name(self.name)
         check_share(self.val_share)
-        parse_space(self.space)
+        _check_searched(self.space)
+        if self.search not in ("random", "sobol"):
+            raise ConfigError(
+                f"search: {self.search}; random or sobol: all trials are known before the first; choose one of them"
+            )
         if self.seeds < 2:
             raise ConfigError(f"seeds: {self.seeds}; at least 2 for an interval, better 5; raise it")
         for task in self.tasks:
@@ -191,19 +203,34 @@ def check_share(share: float) -> None:
         raise ConfigError(f"val_share: {share}; above 0, at most 0.5; the paper has 0.2")
 
 
+def _check_names(field: str, names: Iterable[str]) -> None:
+    if wrong := next((name for name in names if name.partition(".")[0] in _OWN), None):
+        raise ConfigError.of(field, wrong, "another setting: a study sets this one in each training", "leave it out")
+
+
+def _check_searched(space: tuple[str, ...]) -> None:
+    names = [axis.name for axis in parse_space(space)]
+    _check_names("space", names)
+    if wrong := next((name for name in names if name in _EXAMPLES), None):
+        raise ConfigError.of("space", wrong, "another setting: all trials have the same examples", "leave it out")
+
+
 def read_settings(field: str, texts: tuple[str, ...]) -> dict[str, Any]:
     """Read settings such as ``recipe.epochs=90``; their names are checked by `changed`.
 
     Raises:
-        ConfigError: one has another form.
+        ConfigError: one has another form, or is given twice.
     """
     settings: dict[str, Any] = {}
     for text in texts:
         name, given, value = text.partition("=")
-        if not given or not name.strip():
-            raise ConfigError(f"{field}: {text!r}; SETTING=VALUE, such as recipe.epochs=90; correct it")
-        values = parse_values(value)
-        settings[name.strip().replace("-", "_")] = values[0] if len(values) == 1 else value
+        name = name.strip().replace("-", "_")
+        if not given or not name:
+            raise ConfigError.of(field, brief(text), "SETTING=VALUE, such as recipe.epochs=90")
+        if name in settings:
+            raise ConfigError.of(field, f"{name} is given twice", "each setting once", "remove one")
+        values = parse_values(value, field)
+        settings[name] = values[0] if len(values) == 1 else value
     return settings
 
 
@@ -217,3 +244,27 @@ def changed(config: PretrainConfig | FinetuneConfig, settings: dict[str, Any], f
         return replace(config, settings)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
+
+
+def command(verb: str, config: GridConfig | SweepConfig | CompareConfig) -> str:
+    """Return the command line of a study: every setting that has not its default.
+
+    Args:
+        verb: Of the command, such as ``study run``.
+        config: The settings.
+    """
+    places = [str(getattr(config, field.name)) for field in fields(config) if "positional" in field.metadata]
+    return shlex.join(["bit-ray", *verb.split(), *places, *_flags(config, "")])
+
+
+def _flags(config: Any, prefix: str) -> list[str]:
+    words: list[str] = []
+    for one in fields(config):
+        value, name = getattr(config, one.name), one.name.replace("_", "-")
+        default = one.default_factory() if callable(one.default_factory) else one.default
+        if is_dataclass(value):
+            words += _flags(value, f"{prefix}{name}.")
+        elif "positional" not in one.metadata and value != default:
+            words.append(f"--{prefix}{'no-' if value is False else ''}{name}")
+            words += [] if isinstance(value, bool) else map(str, value) if isinstance(value, tuple) else [str(value)]
+    return words

@@ -4,22 +4,20 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from bit_ray import store
-from bit_ray.config import to_dict
+from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import expected_best_band, expected_choice
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Cell, CellScore, Part
 from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
-from bit_ray.studies.findings import command
+from bit_ray.studies.findings import missing, settings_of
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import Adaptive, draw
-from bit_ray.studies.spaces import Axis, parse_space, shown
-from bit_ray.studies.study_config import SweepConfig, changed, read_settings
+from bit_ray.studies.spaces import Axis, parse_space, short, shown
+from bit_ray.studies.study_config import SweepConfig, changed, command, read_settings
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 
@@ -42,17 +40,16 @@ def run_sweep(config: SweepConfig) -> Report | None:
     inputs = Inputs(config.storage, config.tracking)
     base = _base(config)
     maker = _jobs(config, base, inputs, axes)
-    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
-    if config.search in ("random", "sobol"):
-        jobs = [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
-        more, num_more = None, 0
-    else:
+    adaptive = config.search not in ("random", "sobol")
+    if adaptive:
         jobs = [maker(0, draw(axes, "random", config.search_seed, 0))]  # checks the settings
-        more, num_more = None, config.trials
+    else:
+        jobs = [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
     if config.dry_run:
-        extra = f"; {config.trials - 1} more trials are proposed by {config.search} as it goes on" if num_more else ""
+        extra = f"; {config.trials - 1} more trials are proposed by {config.search} as it goes on" if adaptive else ""
         print_plan(config, jobs, config.name, extra)
         return None
+    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
     with conducted(
         "sweep",
         config,
@@ -62,7 +59,7 @@ def run_sweep(config: SweepConfig) -> Report | None:
         decides=decides,
         runtime=base.runtime,
     ) as conduct:
-        if num_more:
+        if adaptive:
             proposer = _Proposer(config, axes, maker, RunFolder.of(config.storage, config.name))
             jobs = proposer.known()
             conduct.carry_out(
@@ -72,7 +69,7 @@ def run_sweep(config: SweepConfig) -> Report | None:
                 num_more=config.trials - len(jobs),
             )
         else:
-            conduct.carry_out(jobs, title="trials", more=more)
+            conduct.carry_out(jobs, title="trials")
         return conduct.report()
 
 
@@ -103,7 +100,7 @@ def _jobs(
     rows = whole.rows
     if config.val_shards:
         val = inputs.part(config.val_shards)
-        inputs.check_classes(whole, val)
+        inputs.check_classes(whole, val, "val_shards")
     else:
         fit, val = inputs.split(whole, config.val_share, 0)
         rows = fit.rows
@@ -132,8 +129,7 @@ class _Proposer:
     def __init__(
         self, config: SweepConfig, axes: Sequence[Axis], maker: Callable[[int, dict[str, Any]], Job], folder: RunFolder
     ) -> None:
-        self._config, self._axes = config, axes
-        self._search: Adaptive | None = None
+        self._search = Adaptive(axes, config.search, config.search_seed, "higher")
         self._maker, self._folder, self._trials = maker, folder, config.trials
         self._jobs: dict[str, Job] = {}
         self._told: set[str] = set()
@@ -153,15 +149,11 @@ class _Proposer:
         number = len(self._jobs)
         if number >= self._trials:
             return None
-        if self._search is None:
-            # A sampler that begins again with the same seed would propose again what it has proposed first.
-            seed = int(np.random.SeedSequence((self._config.search_seed, number)).generate_state(1)[0])
-            self._search = Adaptive(self._axes, self._config.search, seed, "higher")
         for key, job in self._jobs.items():
             if key in scores and key not in self._told:
                 self._told.add(key)
                 self._search.tell(_values(job.params), selected_by(scores[key]))
-        values = self._search.propose()
+        values = self._search.propose(number)
         job = self._maker(number, values)
         store.write_json(store.join(self._folder.uri, "proposed", f"{number:04d}.json"), values)
         self._jobs[job.key] = job
@@ -181,50 +173,54 @@ def selected_by(score: CellScore) -> float:
 def best_trial(cells: Sequence[CellOutcome]) -> CellOutcome | None:
     """Return the finished trial with the highest top-1 on the validation part; of equals, the cheapest."""
     done = [cell for cell in cells if cell.score is not None]
-    return max(done, key=lambda c: (selected_by(_score(c)), -_score(c).images)) if done else None
+    return min(done, key=_rank) if done else None
+
+
+def _rank(cell: CellOutcome) -> tuple[float, int]:
+    return -selected_by(_score(cell)), _score(cell).images
 
 
 def sweep_report(outcome: Outcome) -> Report:
     """Return the report of a sweep, of what is finished."""
-    config = outcome.config
-    axes = parse_space(config["space"])
+    config = from_dict(SweepConfig, outcome.config)
+    axes = parse_space(config.space)
     done = [cell for cell in outcome.cells if cell.score is not None]
-    missing = [f"{cell.key}: not finished" for cell in outcome.cells if cell.score is None]
-    if len(outcome.cells) < config["trials"]:
-        missing.append(f"{config['trials'] - len(outcome.cells)} trials are not proposed yet")
+    left = list(missing(outcome))
+    if len(outcome.cells) < config.trials:
+        left.append(f"{config.trials - len(outcome.cells)} trials are not proposed yet")
     best = best_trial(done)
     findings: list[str] = []
-    tables, plots = [trials_table(done, axes, float(config["price"]))], [progress_plot(done, "progress")]
+    tables, plots = [trials_table(done, axes, config.price)], [progress_plot(done, "progress")]
     if best is not None:
         findings.append(
             f"The best of {len(done)} trials has {shown(_values(best.params))}: top-1 "
             f"{100 * selected_by(_score(best)):.1f} % on the validation part it was selected by, which is optimistic."
         )
         findings += borders(axes, _values(best.params))
-        findings += [early_stopping(done)] if len(done) >= 6 and config["where"] == "memory" else []
-    if config["search"] == "random" and len(done) >= 2 and config["where"] == "memory":
+        findings += [early_stopping(done)] if len(done) >= 6 and config.where == "memory" else []
+    if config.search == "random" and len(done) >= 2 and config.where == "memory":
         table, plot = fewer_trials(done, "fewer-trials")
         tables.append(table)
         plots.append(plot)
-    if config["search"] != "random":
-        findings.append(f"What fewer trials would reach is not said: those of {config['search']} are not independent.")
+    if config.search != "random":
+        findings.append(f"What fewer trials would reach is not said: those of {config.search} are not independent.")
     return Report(
-        title=f"Sweep of {config['command']}: {config['name']}",
-        command=command("sweep", config["command"], config),
-        findings=tuple(findings) or ("No trial is finished.",),
+        title=f"Sweep of {config.command}: {config.name}",
+        command=command("sweep", config),
+        findings=tuple(findings) if best is not None else ("No trial is finished.",),
         tables=tuple(tables),
         plots=tuple(plots),
-        missing=tuple(missing),
-        settings={**outcome.facts, **{key: str(value) for key, value in config.items() if value not in ("", [], None)}},
+        missing=tuple(left),
+        settings=settings_of(outcome),
     )
 
 
 def trials_table(done: Sequence[CellOutcome], axes: Sequence[Axis], price: float) -> Table:
     """Return the best trials."""
     rows = []
-    for cell in sorted(done, key=lambda c: -selected_by(_score(c)))[:_SHOWN]:
+    for cell in sorted(done, key=_rank)[:_SHOWN]:
         score = _score(cell)
-        row = [cell.key, *(_text(cell.params[axis.name]) for axis in axes)]
+        row = [cell.key, *(short(cell.params[axis.name]) for axis in axes)]
         row += [f"{100 * selected_by(score):.1f} %{' (diverged)' if score.diverged else ''}"]
         row += [f"{score.images:,}", f"{score.device_s:,.1f}"]
         row += [f"{score.device_s / 3600 * price:.3g}"] if price else []
@@ -328,7 +324,7 @@ def early_stopping(done: Sequence[CellOutcome]) -> str:
     kept_best = (
         "would have kept the best trial"
         if left.key == best.key
-        else (f"would have thrown away the best trial, and its own best is {100 * loss:.1f} points below")
+        else f"would have thrown away the best trial, and its own best is {100 * loss:.1f} points below"
     )
     return (
         f"Early stopping that keeps a third at 25 % and at 50 % of each trial's steps would have saved "
@@ -339,7 +335,3 @@ def early_stopping(done: Sequence[CellOutcome]) -> str:
 def _score(cell: CellOutcome) -> CellScore:
     assert cell.score is not None
     return cell.score
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -121,6 +121,25 @@ def finetune_plan(
     )
 
 
+def check_start(config: FinetuneConfig, init: InitialWeights | None) -> None:
+    """Refuse weights of another network than the given one, no weights and no network, or a part that needs weights.
+
+    Args:
+        config: The user's settings.
+        init: Weights to start from, as ``config.init`` says.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    if init is not None and config.model and config.model != init.model:
+        raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
+    if init is None and not config.model:
+        raise ConfigError(
+            "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
+        )
+    check_train(config.train, config.init)
+
+
 def finetune(config: FinetuneConfig) -> Trained | None:
     """Fine-tune, evaluate, record and register; None after a dry run.
 
@@ -136,13 +155,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     init = None
     if config.init:
         init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
-        if config.model and config.model != init.model:
-            raise ConfigError(f"model: {config.model}, but {config.init} holds {init.model}; leave model out")
-    elif not config.model:
-        raise ConfigError(
-            "init: empty, and model is empty; give weights to start from, or a network to train from scratch"
-        )
-    check_train(config.train, config.init)
+    check_start(config, init)
     with nullcontext() if config.dry_run else claimed_run(config.storage, config.name):
         return _finetune(config, manifest, test_manifest, init)
 

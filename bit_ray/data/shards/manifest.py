@@ -211,15 +211,17 @@ def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards:
     train, test = manifest.class_names, test_manifest.class_names
     if test_manifest.multi_label != manifest.multi_label:
         several = "several labels per image" if test_manifest.multi_label else "one label per image"
-        raise ConfigError(f"test_shards: {test_shards} has {several}, unlike the training shards; write both alike")
+        given = f"{test_shards} has {several}, unlike the training shards"
+        raise ConfigError.of("test_shards", given, remedy="write both alike")
     if train == test:
         return
     first = next((i for i, (a, b) in enumerate(zip(train, test, strict=False)) if a != b), min(len(train), len(test)))
     names = [repr(names[first]) if first < len(names) else "none" for names in (test, train)]
-    raise ConfigError(
-        f"test_shards: {test_shards} has {len(test):,} classes that are not those of the training shards "
-        f"({len(train):,}); class {first} is {names[0]}, there {names[1]}; write both with the same class list"
+    given = (
+        f"{test_shards} has {len(test):,} classes that are not those of the training shards ({len(train):,}); class "
+        f"{first} is {names[0]}, there {names[1]}"
     )
+    raise ConfigError.of("test_shards", given, remedy="write both with the same class list")
 
 
 def _read_shard(record: dict[str, Any]) -> Any:

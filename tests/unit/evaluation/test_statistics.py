@@ -11,6 +11,7 @@ from bit_ray.evaluation.statistics import (
     difference,
     expected_best,
     expected_best_band,
+    expected_choice,
     holm,
     mean_interval,
     p_value,
@@ -110,6 +111,34 @@ def test_the_expected_best_of_many_trials_does_not_overflow():
     assert 0.99 < expected_best(scores, 500) < 1
 
 
+@pytest.mark.parametrize("n", range(1, 7))
+@pytest.mark.parametrize(
+    "ranked",
+    [[0.3, 0.9, 0.1, 0.5, 0.6, 0.7], [0.5, 0.9, 0.5, 0.5, 0.9, 0.1], [0.2] * 6],
+    ids=["different", "ties", "equal"],
+)
+def test_the_expected_choice_is_the_mean_over_all_subsets(ranked, n):
+    read = [0.1, 0.8, 0.4, 0.7, 0.2, 0.9]
+    expected = []
+    for chosen in itertools.combinations(range(6), n):
+        most = max(ranked[i] for i in chosen)
+        expected.append(np.mean([read[i] for i in chosen if ranked[i] == most]))
+    assert expected_choice(ranked, read, n) == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 20])
+def test_the_expected_choice_by_the_score_itself_is_the_expected_best(n):
+    scores = RNG(9).integers(0, 12, 20) / 12
+    assert expected_choice(scores, scores, n) == pytest.approx(expected_best(scores, n))
+
+
+def test_the_expected_choice_by_noise_gains_nothing():
+    """Ranked by what has nothing to do with the score, the choice is the mean, while the best looks much better."""
+    ranked, scores = RNG(11).random((2, 2000))
+    assert expected_choice(ranked, scores, 20) == pytest.approx(0.5, abs=0.06)
+    assert expected_best(scores, 20) > 0.9
+
+
 def test_the_band_covers_the_whole_curve_at_once():
     """Uniform scores, whose expected best of n is n / (n + 1)."""
     repeats, total = 300, 20
@@ -146,6 +175,8 @@ def test_a_sweep_of_which_some_diverged_is_covered_too():
         (lambda: holm([0.1, 1.2]), "p_values: 1.2; 0 to 1"),
         (lambda: expected_best([0.1, 0.2], 3), "n: 3; 1 to 2, the number of trials"),
         (lambda: expected_best([0.1, 0.2], 0), "n: 0; 1 to 2, the number of trials"),
+        (lambda: expected_choice([0.1, 0.2], [0.1], 1), "read: 1 scores; 2, one for each that is ranked; pair them"),
+        (lambda: expected_choice([0.1, 0.2], [0.1, 0.2], 3), "n: 3; 1 to 2, the number of trials"),
         (lambda: expected_best_band([10.0, 20.0], 1), "scores: 10 to 20; 0 to 1; divide percentages by 100"),
     ],
 )
