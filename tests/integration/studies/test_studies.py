@@ -237,6 +237,13 @@ def _below(pid: int) -> list[int]:
     return found
 
 
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -258,21 +265,20 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
         where="cluster",
         set=(
             f"shards={sets}/train",
-            "recipe.epochs=20",
-            "recipe.decay_epochs=[12]",
+            "recipe.epochs=4",
+            "recipe.decay_epochs=[3]",
             "runtime.num_workers=1",
             "runtime.checkpoint_every_steps=5",
             "runtime.log_every_steps=5",
         ),
-        side_by_side=1,
+        seeds=1,
     )
     killed: list[int] = []
-    starts: list[list[int]] = []
 
     def kill() -> None:
         folder = tmp_path / "decay.weight_decay-0-seed-0"
         _wait_for(lambda: list(folder.glob("step-*/training.json")), "no checkpoint")
-        pids = [pid for pid in _below(os.getpid()) if b"ray::_carry_out" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        pids = [pid for pid in _below(os.getpid()) if _command(pid).startswith("ray::ImplicitFunc")]
         killed.extend(pids)
         for pid in pids:
             _kill(pid)
@@ -285,14 +291,10 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
     assert killed
     assert report.missing == ()
     nothing_is_left()
-    for seed in range(2):
-        folder = tmp_path / f"decay.weight_decay-0-seed-{seed}"
-        runtime = json.loads((folder / "runtime.json").read_text())
-        starts.append([start["first_step"] for start in runtime["starts"]])
-    assert starts[0][0] == 0
-    assert len(starts[0]) == 2
-    assert starts[0][1] >= 5
-    assert starts[1] == [0]
+    folder = tmp_path / "decay.weight_decay-0-seed-0"
+    starts = [start["first_step"] for start in json.loads((folder / "runtime.json").read_text())["starts"]]
+    assert len(starts) == 2
+    assert starts[0] == 0 < starts[1] < 60
 
 
 def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, ray_local, capsys):
