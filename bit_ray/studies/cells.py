@@ -40,6 +40,8 @@ from bit_ray.weights.package import ModelSpec
 _MEASURED_FILE = "measured.json"
 # Points of a curve of the training loss, each the mean of a block of steps.
 _NUM_BLOCKS = 200
+# Share of all steps over whose end the training loss of a point is the mean.
+_SMOOTHED = 0.03
 _MAX_EXAMPLE_BYTES = 4e9
 _BATCH = 128
 
@@ -272,7 +274,7 @@ class _Watch:
             self._sum, self._count = None, 0
         if done in self._steps:
             learner.check()
-            self.points.append(Point(step=done, values=self._measure(learner)))
+            self.points.append(Point(step=done, values=self._measure(learner, done)))
         if self._cell.norms:
             self._before = [k.detach().clone() for k in _kernels(learner.model)] if done + 1 in self._steps else []
         # Between two blocks the sum of the losses would be lost.
@@ -287,9 +289,11 @@ class _Watch:
         """Remove the checkpoints."""
         self._remove(self._folder.checkpoints(OPTIMIZER_FILE))
 
-    def _measure(self, learner: Learner) -> dict[str, float]:
+    def _measure(self, learner: Learner, done: int) -> dict[str, float]:
         cell, model = self._cell, learner.model
-        values = {"train/loss": self.losses[-1][1]} if self.losses else {}
+        since = done - _SMOOTHED * cell.plan.schedule.num_steps
+        recent = [loss for step, loss in self.losses if step > since]
+        values = {"train/loss": sum(recent) / len(recent)} if recent else {}
         if cell.norms:
             for number, stage in enumerate(model.parts().stages, start=1):
                 values[f"norm/stage{number}"] = _norm(_kernels(stage))

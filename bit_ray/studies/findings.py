@@ -16,6 +16,7 @@ from bit_ray.studies.spaces import parse_space
 from bit_ray.studies.study_config import GridConfig, command
 
 _ALPHA = 0.05
+_LISTED = 10
 _PLOTTED = {
     "train/loss": "training loss, nats",
     "val/loss": "validation loss, nats",
@@ -63,7 +64,10 @@ def grid_report(study: GridStudy, outcome: Outcome) -> Report:
 
 def missing(outcome: Outcome) -> tuple[str, ...]:
     """Return what is left to do, in words."""
-    return (*(f"{cell.key}: not finished" for cell in outcome.cells if cell.score is None), *outcome.missing)
+    keys = [cell.key for cell in outcome.cells if cell.score is None]
+    more = len(keys) - _LISTED
+    rest = (f"{more} more of {len(outcome.cells)} trainings: not finished",) if more > 0 else ()
+    return (*(f"{key}: not finished" for key in keys[:_LISTED]), *rest, *outcome.missing)
 
 
 def settings_of(outcome: Outcome) -> dict[str, str]:
