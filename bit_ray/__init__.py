@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from bit_ray.models.zoo import create_model
     from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
     from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
+    from bit_ray.studies.compare import compare_hyperrule
     from bit_ray.studies.config import FewShotConfig
     from bit_ray.studies.few_shot import fewshot_suite
+    from bit_ray.studies.run import run_study
+    from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig
+    from bit_ray.studies.sweep import run_sweep
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_config import VtabConfig
     from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
@@ -40,22 +44,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BitRayError",
+    "CompareConfig",
     "EvaluateConfig",
     "Example",
     "FewShotConfig",
     "FinetuneConfig",
+    "GridConfig",
     "Manifest",
     "PretrainConfig",
     "ProbeConfig",
     "RuleOverrides",
     "Runtime",
     "Shuffle",
+    "SweepConfig",
     "UpstreamRecipe",
     "VtabConfig",
     "bit_l",
     "bit_m",
     "bit_s",
     "build_network",
+    "compare_hyperrule",
     "create_model",
     "evaluate",
     "fewshot_suite",
@@ -72,6 +80,8 @@ __all__ = [
     "rank_models",
     "read_manifest",
     "read_weights",
+    "run_study",
+    "run_sweep",
     "save_npz",
     "verify_shards",
     "vtab_suite",
@@ -81,22 +91,26 @@ __all__ = [
 
 _HOMES = {
     "BitRayError": "bit_ray.errors",
+    "CompareConfig": "bit_ray.studies.study_config",
     "EvaluateConfig": "bit_ray.evaluation.config",
     "Example": "bit_ray.data.sources.base",
     "FewShotConfig": "bit_ray.studies.config",
     "FinetuneConfig": "bit_ray.training.config",
+    "GridConfig": "bit_ray.studies.study_config",
     "Manifest": "bit_ray.data.shards.manifest",
     "PretrainConfig": "bit_ray.training.config",
     "ProbeConfig": "bit_ray.evaluation.config",
     "RuleOverrides": "bit_ray.recipes.hyperrule",
     "Runtime": "bit_ray.training.config",
     "Shuffle": "bit_ray.data.stream.order",
+    "SweepConfig": "bit_ray.studies.study_config",
     "UpstreamRecipe": "bit_ray.recipes.upstream",
     "VtabConfig": "bit_ray.studies.vtab_config",
     "bit_l": "bit_ray.recipes.upstream",
     "bit_m": "bit_ray.recipes.upstream",
     "bit_s": "bit_ray.recipes.upstream",
     "build_network": "bit_ray.weights.foreign",
+    "compare_hyperrule": "bit_ray.studies.compare",
     "create_model": "bit_ray.models.zoo",
     "evaluate": "bit_ray.evaluation.evaluate",
     "fewshot_suite": "bit_ray.studies.few_shot",
@@ -113,6 +127,8 @@ _HOMES = {
     "rank_models": "bit_ray.evaluation.rank",
     "read_manifest": "bit_ray.data.shards.manifest",
     "read_weights": "bit_ray.weights.read",
+    "run_study": "bit_ray.studies.run",
+    "run_sweep": "bit_ray.studies.sweep",
     "save_npz": "bit_ray.weights.npz",
     "verify_shards": "bit_ray.data.shards.verify",
     "vtab_suite": "bit_ray.studies.vtab",

@@ -197,7 +197,8 @@ def _read_dataclass(cls: type, value: Any, where: str) -> Any:
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in values:
-            raise MissingError.of(_join(where, field.name), "missing", _accepted(kinds[field.name]), "add it")
+            accepted = _accepted(kinds[field.name])
+            raise MissingError.of(_join(where, field.name), "missing", accepted, "add it")
     try:
         return cls(**values)
     except ConfigError as error:  # its own checks name the field, not the path of the dataclass

@@ -1,6 +1,7 @@
 """The folder of a run or a study, ``STORAGE/NAME``: the names of its files, and the content of the small ones."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +72,16 @@ class RunFolder:
         return store.join(self.uri, "result.json")
 
     @property
+    def study(self) -> str:
+        """URI of the settings that a study began with."""
+        return store.join(self.uri, "study.json")
+
+    @property
+    def group(self) -> str:
+        """URI of the id of the placement group that its workers have, or had."""
+        return store.join(self.uri, "group.txt")
+
+    @property
     def few_shot(self) -> str:
         """URI of the shard set that a run on few examples has drawn."""
         return store.join(self.uri, "few-shot")
@@ -111,6 +122,15 @@ class RunFolder:
         """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""
         kept = tuple(known for known in self.starts() if known.first_step < start.first_step)
         store.write_json(self.runtime, to_dict(RuntimeRecord(starts=(*kept, start))))
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
+    """Return the dotted name of the first setting in which two nested mappings differ, and both its values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    return where or "plan", old, new
 
 
 def checkpoint_name(step: int) -> str:

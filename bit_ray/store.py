@@ -348,17 +348,18 @@ def list_files(uri: str | Path) -> list[str]:
     return [name for name, _ in list_tree(uri)[0]]
 
 
-def list_tree(uri: str | Path) -> tuple[list[tuple[str, int]], list[str]]:
+def list_tree(uri: str | Path, *, recursive: bool = True) -> tuple[list[tuple[str, int]], list[str]]:
     """Return the files (relative path, bytes) and the directories below ``uri``, each sorted.
 
-    Pipes and devices count as files of no bytes, so that opening one gives an error.
+    Pipes and devices count as files of no bytes, so that opening one gives an error. Without ``recursive``, only those
+    directly below.
 
     Raises:
         DataError: a name that is not UTF-8.
     """
     files, path = filesystem(uri)
     with explained(uri):
-        infos = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        infos = files.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
     try:
         found = [(info.path[len(path) :].strip("/"), info) for info in infos]
     except UnicodeDecodeError as error:

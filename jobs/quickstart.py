@@ -32,6 +32,7 @@ from bit_ray.plots.comparison import comparison_figure
 from bit_ray.plots.predictions import prediction_figure
 from bit_ray.plots.style import save_figure
 from bit_ray.progress import console, print_table
+from bit_ray.recipes.embedded import DIGITS, EMBEDDED_MODEL, GLYPHS
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.config import FewShotConfig
@@ -42,21 +43,6 @@ from bit_ray.training.finetune import finetune
 from bit_ray.training.pretrain import pretrain
 from bit_ray.uris import shown
 
-# BiT's recipe at a laptop's size. Characters have a right way round: no flips, and crops that keep most of them.
-RECIPE = UpstreamRecipe(
-    name="glyphs",
-    epochs=6.4,
-    decay_epochs=(4.0, 5.6),
-    global_batch_size=128,
-    base_lr_per_256=0.12,
-    warmup_steps=75,
-    crop_size=32,
-    area_range=(0.4, 1.0),
-    random_flip=False,
-)
-# The HyperRule's small regime, its 500 steps of 512 images at 128 pixels cut to what 32-pixel images on a CPU need.
-RULE = RuleOverrides(resize=36, crop=32, num_steps=30, batch_size=64, base_lr=0.01)
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
@@ -66,15 +52,15 @@ class QuickstartConfig:
     """Local folder for shards, runs, registry and pictures."""
     upstream: str = "glyphs:m"
     """Upstream data: glyphs:s, glyphs:m or glyphs:l."""
-    model: str = "R1-1-1-1x0.5"
+    model: str = EMBEDDED_MODEL
     """Network; the real class, shallow and narrow."""
     shots: tuple[int, ...] = (1, 5, 10)
     """Digits per class in the few-shot comparison."""
     scratch_lrs: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
     """Learning rates from scratch; the best on validation images counts."""
-    recipe: UpstreamRecipe = RECIPE
+    recipe: UpstreamRecipe = GLYPHS
     """Upstream recipe."""
-    rule: RuleOverrides = RULE
+    rule: RuleOverrides = DIGITS
     """Downstream settings on top of the HyperRule."""
 
 

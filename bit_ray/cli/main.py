@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from bit_ray.cli import export, models, shards, studies, training
+from bit_ray.cli import export, models, runs, shards, studies, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
-from bit_ray.studies.config import FewShotConfig
+from bit_ray.studies.config import DiagnoseConfig, FewShotConfig
+from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
@@ -43,10 +44,16 @@ GROUPS: dict[str, dict[str, Command]] = {
         "finetune": Command(FinetuneConfig, training.finetune, "transfer to a shard set by BiT-HyperRule"),
         "evaluate": Command(EvaluateConfig, training.evaluate, "score a model on a whole shard set"),
         "replay": Command(ReplayConfig, training.replay, "train a stretch of a run again and compare its loss"),
+        "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning"),
     },
     "studies": {
         "fewshot": Command(FewShotConfig, studies.fewshot, "transfer to k examples per class, several draws each"),
         "vtab": Command(VtabConfig, studies.vtab, "transfer to the 19 tasks of VTAB-1k"),
+        "sweep": Command(SweepConfig, sweeps.sweep, "search over any settings of pretrain or finetune"),
+        "study run": Command(GridConfig, sweeps.study_run, "train a grid of settings, several seeds each, and report"),
+        "study compare": Command(CompareConfig, sweeps.study_compare, "compare BiT-HyperRule with a sweep"),
+        "study list": Command(sweeps.ListConfig, sweeps.study_list, "list the studies of what the paper found"),
+        "study report": Command(ReportConfig, sweeps.study_report, "write the report of a study from MLflow again"),
         "probe": Command(studies.ProbeModelConfig, studies.probe, "score frozen features in seconds"),
         "episodes": Command(studies.EpisodesConfig, studies.episodes, "score frozen features N-way K-shot"),
     },

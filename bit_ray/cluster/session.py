@@ -47,6 +47,8 @@ def cluster() -> Iterator[Resources]:
             ray.shutdown()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An actor of every training that looks for nodes about to be taken away: this machine is the only node.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _make_token()
     with _token_wanted():
         with _loopback_only():

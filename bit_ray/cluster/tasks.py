@@ -47,7 +47,8 @@ def each(
     from bit_ray.cluster.session import cluster
 
     with cluster():
-        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_call)
+        # Not inside the placement group of a trial that calls this: it has only the trial's own share of a CPU.
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="DEFAULT")(_call)
         pending: list[Any] = []
         queue = iter(tasks)
         try:

@@ -192,8 +192,10 @@ def _tables(
     settings = replace(settings, num_threads=threads)
     shared = ray.put((classifier.state(), images, settings))
     quiet_ray_data()
-    # Not ray.data.range, whose read tasks would want CPUs that the actors hold.
-    dataset = ray.data.from_arrow([pa.table({"part": [part]}) for part in range(images.num_parts)])
+    # Not ray.data.range, whose read tasks would want CPUs that the actors hold, nor from_arrow, which starts workers to
+    # ask them for the size of each table.
+    parts = [{"part": part} for part in range(images.num_parts)]
+    dataset = ray.data.from_items(parts, override_num_blocks=len(parts))
     dataset = dataset.map_batches(
         _Predictor,
         fn_constructor_args=([shared],),  # in a list, so that actors fetch it and the driver does not

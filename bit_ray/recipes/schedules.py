@@ -85,6 +85,15 @@ class Schedule:
             steps = {0, self.warmup_steps, *self.boundaries}
         return [(step, self.lr_at(step)) for step in sorted(steps) if step < self.num_steps]
 
+    def last_change(self, num_done: int) -> int:
+        """Return the steps done when the rate last changed, of the first ``num_done`` steps.
+
+        It is 0 as long as the rate changes at every step: during warm-up, and with a cosine.
+        """
+        if self.kind == "cosine":
+            return 0
+        return max(step for step, _ in self.table() if step < max(1, num_done))
+
 
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
     """Return the nearest whole number of optimizer steps that see ``epochs * num_examples`` images.

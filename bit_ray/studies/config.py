@@ -53,3 +53,20 @@ class FewShotConfig:
             raise ConfigError.of("shots", self.shots, "different whole numbers of at least 1", "for example 1 5 10")
         if self.num_subsets < 1:
             raise ConfigError.of("num_subsets", self.num_subsets, "a whole number of at least 1", "the paper has 5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """Say of a recorded run, finished or not, whether it is still learning."""
+
+    run: str = field(metadata={"positional": "RUN"})
+    """Name of the run."""
+    storage: str = DEFAULT_STORAGE
+    """Folder of all runs, or s3://..."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the run is recorded."""
+
+    def __post_init__(self) -> None:
+        if "/" in self.run:
+            raise ConfigError.of("run", self.run, "the name of a run", "give its folder by --storage")
+        check_folder_name(self.run)

@@ -1,20 +1,25 @@
-"""The engine of all studies: it runs trials in parallel on the cluster, and keeps their scores, so none runs twice.
+"""The engine of all studies: Ray Tune runs trials side by side, and their scores are kept, so that none runs twice.
 
-A study has a folder, ``STORAGE/NAME``, with a score file per trial, and an MLflow run with a child run per trial.
+A study has a folder, ``STORAGE/NAME``, with a score file per trial, and an MLflow run with a child run per trial. The
+score files are the state: a study that is started again reads them and gives the other trials to a new Tuner. Tune's
+own state is not used: it is up to ten seconds old, so that finished trials would run again after a crash.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import ray
+from ray import tune
+from ray.tune.search import Searcher
 
 from bit_ray import store
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import Resources, num_local_cores
-from bit_ray.cluster.tasks import each
-from bit_ray.errors import BitRayError, root_cause
+from bit_ray.errors import BitRayError, ConfigError, ModelError
+from bit_ray.locks import scratch_directory
 from bit_ray.progress import track
 from bit_ray.run_folder import RunFolder
 from bit_ray.tracking.runs import TrackedRun
@@ -23,6 +28,18 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 S = TypeVar("S", bound="DataclassInstance")
+
+# Starts of one trial's process after it was killed. A mistake or a bug is a result, and is not tried again.
+_MAX_FAILURES = 3
+# What Tune asks for a trial that only waits for the workers of its own Ray Train run.
+_HOST_CPUS = 0.01
+_SETTINGS_OF_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent when it is told to
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a study as it ends any other command
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +58,14 @@ class Trial:
     """How much work it is, in any unit: the largest start first, so that no core is idle at the end."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a trial takes of the cluster that is a Ray Train run of its own: all workers, with their readers."""
+
+    num_cpus: float
+    num_gpus: float = 0
+
+
 class Study(Generic[S]):
     """The trials of a study and the scores so far."""
 
@@ -49,13 +74,28 @@ class Study(Generic[S]):
 
         Args:
             folder: The study's folder.
-            trials: All of them.
+            trials: All of them, or those that are known so far; see `run`.
             load: Reads the score of a URI and an identity; None if there is no score with this identity.
         """
-        self.folder, self.trials = folder, trials
-        found = {trial.key: load(folder.score(trial.key), trial.identity) for trial in trials}
-        self.scores: dict[str, S] = {key: score for key, score in found.items() if score is not None}
+        self.folder, self.load = folder, load
+        self.trials: dict[str, Trial] = {}
+        """Trials by key."""
+        self.scores: dict[str, S] = {}
         """Score of each finished trial, by key."""
+        for trial in trials:
+            self.add(trial)
+
+    def add(self, trial: Trial) -> S | None:
+        """Add a trial, and return its score if it is finished already."""
+        self.trials[trial.key] = trial
+        score = self.load(self.folder.score(trial.key), trial.identity)
+        if score is not None:
+            self.scores[trial.key] = score
+        return score
+
+    def unfinished(self) -> list[Trial]:
+        """Return the trials without a score, the largest first."""
+        return sorted((t for key, t in self.trials.items() if key not in self.scores), key=lambda trial: -trial.size)
 
     def run(
         self,
@@ -68,11 +108,16 @@ class Study(Generic[S]):
         side_by_side: int = 0,
         num_threads: int = 0,
         keep_going: bool = False,
+        need: Callable[[Resources], Need] | None = None,
+        more: Callable[[], Trial | None] | None = None,
+        num_more: int = 0,
+        on_score: Callable[[Trial, S], None] | None = None,
     ) -> dict[str, BitRayError]:
         """Run the trials that have no score, as many at a time as the cluster has GPUs or cores.
 
         Args:
-            function: Called in a Ray task as ``function(shared, *trial.arguments, num_threads)``; may run again.
+            function: Called in a process of Ray Tune as ``function(shared, *trial.arguments, num_threads)``; may run
+                again after its process was killed.
             shared: Argument that all trials get.
             tracked: The study's MLflow run.
             title: What is running, for the display.
@@ -80,57 +125,218 @@ class Study(Generic[S]):
             side_by_side: Most trials at a time; 0: no further limit.
             num_threads: Threads of a trial without a GPU; 0: it also gets the cores that no other can use.
             keep_going: Whether the others continue after a user's mistake in one.
+            need: What each trial takes of the cluster, if it starts workers; it is then never stopped from outside,
+                which would leave their CPUs occupied. None: it computes in its own process.
+            more: Called when there is room for one more trial than the known ones; None, or its value None, ends it.
+            num_more: How many trials ``more`` will return, for the display.
+            on_score: Called with each trial that is finished.
 
         Returns:
             The user's mistakes, by key.
 
         Raises:
-            BitRayError: The first of them, without ``keep_going``.
+            BitRayError: The first of them, without ``keep_going``; or there is no room for a trial.
         """
-        todo = sorted((trial for trial in self.trials if trial.key not in self.scores), key=lambda trial: -trial.size)
-        params = {trial.key: trial.params for trial in todo}
+        todo = self.unfinished()
         problems: dict[str, BitRayError] = {}
-        if not todo:
+        if not todo and not num_more:
             return problems
         with cluster() as resources:
-            at_a_time = min(side_by_side or resources.num_slots, resources.num_slots, len(todo))
-            num_threads, options = _share(resources, at_a_time, num_threads)
-            ref = ray.put(shared)
-            tasks = ((function, ref, trial.key, trial.arguments, num_threads) for trial in todo)
-            outcomes = each(_carry_out, tasks, at_a_time, cancel=True, **options)
-            try:
-                with track(title, len(todo), unit) as advance, closing(outcomes):
-                    for key, outcome in outcomes:
-                        if isinstance(outcome, BitRayError):
-                            if not keep_going:
-                                raise outcome
-                            problems[key] = outcome
-                        else:
-                            values = asdict(outcome)
-                            store.write_json(self.folder.score(key), values)
-                            self.scores[key] = outcome
-                            numbers = {name: v for name, v in values.items() if isinstance(v, float)}
-                            tracked.log_child(key, params=params[key], metrics=numbers)
-                        advance(1)
-            except ray.exceptions.RayError as error:
-                raise root_cause(error) or error from None
+            at_a_time, num_threads, asked = _room(
+                resources,
+                min(side_by_side or len(todo) + num_more, len(todo) + num_more),
+                num_threads,
+                need(resources) if need is not None else None,
+            )
+            with track(title, len(todo) + num_more, unit) as advance:
+                feed = _Feed(todo, more)
+
+                def finished(trial: Trial, outcome: Any) -> None:
+                    if isinstance(outcome, BitRayError):
+                        problems[trial.key] = outcome
+                        feed.stopped |= not keep_going
+                    elif isinstance(outcome, Exception):
+                        feed.bug, feed.stopped = outcome, True
+                    else:
+                        values = asdict(outcome)
+                        store.write_json(self.folder.score(trial.key), values)
+                        self.trials[trial.key], self.scores[trial.key] = trial, outcome
+                        tracked.log_child(trial.key, params=trial.params, metrics=_numbers(values))
+                        if on_score is not None:
+                            on_score(trial, outcome)
+                    advance(1)
+
+                trainable = tune.with_parameters(_carry_out, function=function, shared=shared, num_threads=num_threads)
+                _tune(trainable, feed, finished, at_a_time, asked, stoppable=need is None)
+            if feed.bug is not None:
+                raise feed.bug
+        if problems and not keep_going:
+            raise next(iter(problems.values()))
         return problems
 
 
-def _share(resources: Resources, at_a_time: int, num_threads: int) -> tuple[int, dict[str, int]]:
-    """Return the threads of a trial, and the CPUs and GPUs that it asks Ray for."""
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the fractional numbers of a score, and those of its mappings by ``NAME/KEY``."""
+    nested = {f"{name}/{key}": v for name, part in values.items() if isinstance(part, dict) for key, v in part.items()}
+    return {name: value for name, value in {**values, **nested}.items() if isinstance(value, float)}
+
+
+def _room(resources: Resources, most: int, num_threads: int, need: Need | None) -> tuple[int, int, dict[str, float]]:
+    """Return the trials at a time, the threads of each, and the CPUs and GPUs that its process asks for.
+
+    Raises:
+        ConfigError: there is no room for one.
+    """
+    if need is not None:
+        rooms = [resources.num_cpus / (need.num_cpus + _HOST_CPUS)]
+        rooms += [resources.num_gpus / need.num_gpus] if need.num_gpus else []
+        at_a_time = min(most, int(min(rooms)))
+        if at_a_time < 1:
+            raise ConfigError(
+                f"runtime.num_workers: a trial takes {need.num_cpus:g} CPUs and {need.num_gpus:g} GPUs; the cluster "
+                f"has {resources.num_cpus} and {resources.num_gpus}; lower num_workers, or use a larger cluster"
+            )
+        return at_a_time, max(1, num_threads), {"CPU": _HOST_CPUS}
+    at_a_time = min(most, resources.num_slots)
     num_cpus = resources.num_cpus // resources.num_slots
     if resources.num_gpus:
-        return max(1, num_cpus), {"num_cpus": max(1, num_cpus), "num_gpus": 1}
+        return at_a_time, max(1, num_cpus), {"CPU": max(1, num_cpus), "GPU": 1}
     num_threads = num_threads or max(1, min(num_local_cores(), resources.num_slots // at_a_time))
-    return num_threads, {"num_cpus": num_cpus * num_threads, "num_gpus": 0}
+    return at_a_time, num_threads, {"CPU": num_cpus * num_threads}
 
 
-def _carry_out(
-    function: Callable[..., S], shared: Any, key: str, arguments: tuple[Any, ...], num_threads: int
-) -> tuple[str, S | BitRayError]:
-    """One trial; a user's mistake is returned, not raised, because it does not affect the other trials."""
+class _Feed(Searcher):
+    """Gives Tune one trial after the other."""
+
+    def __init__(self, todo: Sequence[Trial], more: Callable[[], Trial | None] | None) -> None:
+        super().__init__()
+        self.stopped = False
+        self.bug: Exception | None = None
+        self._todo, self._more = list(todo), more
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the next trial as the config of a trial of Tune."""
+        trial = None
+        if not self.stopped:
+            trial = self._todo.pop(0) if self._todo else self._more() if self._more is not None else None
+        return Searcher.FINISHED if trial is None else {"trial": trial}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: scores are read from their files."""
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Accept everything: what is best is not Tune's business."""
+        return True
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Save nothing: the score files are the state."""
+
+    def __reduce__(self) -> Any:
+        """Return an empty one: Tune keeps a copy of its settings, for a restart that is not used."""
+        return _Feed, ([], None)
+
+
+class _Collect(tune.Callback):
+    """Passes on what has come out of each trial."""
+
+    def __init__(self, finished: Callable[[Trial, Any], None] | None, feed: _Feed) -> None:
+        self._finished, self._feed = finished, feed
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on the outcome."""
+        if self._finished is not None and "outcome" in trial.last_result:
+            self._finished(trial.config["trial"], trial.last_result["outcome"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Begin no other trial: its process ended again and again, as that of the next would."""
+        self._feed.stopped = True
+
+    def __reduce__(self) -> Any:
+        """As `_Feed`."""
+        return _Collect, (None, _Feed([], None))
+
+
+class _Stopper(tune.Stopper):
+    """Ends the trials that still run after a problem."""
+
+    def __init__(self, feed: _Feed) -> None:
+        self._feed = feed
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether all must end."""
+        return self._feed.stopped
+
+
+def _tune(
+    trainable: Any,
+    feed: _Feed,
+    finished: Callable[[Trial, Any], None],
+    at_a_time: int,
+    asked: dict[str, float],
+    *,
+    stoppable: bool,
+) -> None:
+    """Run all trials of a feed.
+
+    Raises:
+        ModelError: the process of a trial was killed again and again.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that are switched off
+    with scratch_directory() as scratch, _settings(_SETTINGS_OF_TUNE):
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, asked),
+            tune_config=tune.TuneConfig(
+                search_alg=feed,
+                num_samples=-1,
+                max_concurrent_trials=at_a_time,
+                reuse_actors=True,
+                trial_name_creator=_key,
+                trial_dirname_creator=_key,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                callbacks=[_Collect(finished, feed)],
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                stop=_Stopper(feed) if stoppable else None,
+                verbose=0,
+            ),
+        )
+        errors = tuner.fit().errors
+    if errors and feed.bug is None:
+        reason = str(errors[0]).strip().splitlines()[-1]
+        raise ModelError(
+            f"trials: the process of one ended {_MAX_FAILURES + 1} times (last: {reason}); accepted: processes with "
+            "enough memory; lower side_by_side, and start the study again to continue it"
+        )
+
+
+def _key(trial: Any) -> str:
+    return str(trial.config["trial"].key)
+
+
+@contextmanager
+def _settings(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        return key, function(shared, *arguments, num_threads)
-    except BitRayError as error:
-        return key, error
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _carry_out(config: dict[str, Any], function: Callable[..., S], shared: Any, num_threads: int) -> None:
+    """One trial, in a process of Ray Tune; what it raises is returned, as another try would raise it again."""
+    try:
+        outcome: Any = function(shared, *config["trial"].arguments, num_threads)
+    except Exception as error:
+        outcome = error
+    tune.report({"outcome": outcome})

@@ -202,7 +202,7 @@ def _summarize(config: FewShotConfig, study: Study[_Score]) -> FewShotReport:
     for k in config.shots:
         for series in (PRE_TRAINED, FROM_SCRATCH):
             tried: dict[float, list[_Score]] = {}
-            for trial in study.trials:
+            for trial in study.trials.values():
                 if (trial.params["k"], trial.params["series"]) == (k, series):
                     tried.setdefault(trial.params["lr"], []).append(study.scores[trial.key])
             if tried:

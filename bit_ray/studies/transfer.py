@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from bit_ray.data.images.resize import eval_view, resize
+from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import Manifest
 from bit_ray.data.shards.scan import read_views, row_groups, single_labels
 from bit_ray.evaluation.metrics import ClassificationMetrics
@@ -43,28 +44,28 @@ def transfer(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(num_threads)
-    examples = read_examples(shards, manifest, chosen, plan)
+    examples = read_examples(shards, manifest, chosen, plan.view)
     return fit(plan, examples, tensors, device=device, micro_batch_size=micro_batch_size)
 
 
-def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64] | None, plan: TrainPlan) -> Examples:
-    """Return training examples of a single-label set, as `fit` takes them for a plan.
+def read_examples(shards: str, manifest: Manifest, chosen: npt.NDArray[np.int64] | None, view: TrainView) -> Examples:
+    """Return training examples of a single-label set, as `fit` takes them for a view.
 
     Args:
         shards: The set.
         manifest: Its manifest.
         chosen: ``[N]`` ascending indices in the set; None: all.
-        plan: Sets the size of the square that they are resized to, here and only once.
+        view: Random view of training; sets the size of the square that they are resized to, here and only once.
 
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
-    side = {"resize_crop": plan.view.resize_size, "resize": plan.view.crop_size}.get(plan.view.crop, 0)
+    side = {"resize_crop": view.resize_size, "resize": view.crop_size}.get(view.crop, 0)
 
-    def view(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def resized(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return resize(image, side, side) if side else image
 
-    parts = list(read_views(shards, manifest, row_groups(manifest, chosen), view))
+    parts = list(read_views(shards, manifest, row_groups(manifest, chosen), resized))
     return Examples(
         tuple(name for ids, _, _ in parts for name in ids),
         [image for _, images, _ in parts for image in images],

@@ -35,7 +35,7 @@ SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
-RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab"]
+RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab", "study"]
 """The command that a run belongs to: different commands with the same run name never share a run."""
 
 
@@ -149,9 +149,13 @@ class TrackedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as the artifact ``name``, such as ``reports/confusion.csv``."""
+        self.log_bytes(text.encode(), name)
+
+    def log_bytes(self, content: bytes, name: str) -> None:
+        """Record bytes as the artifact ``name``, such as ``report/plots/loss.png``."""
         with scratch_directory() as directory:
             path = Path(directory, Path(name).name)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             self.log_artifact(path, Path(name).parent.as_posix().strip("."))
 
     def log_figure(self, figure: "Figure", name: str) -> None:
@@ -217,10 +221,17 @@ class TrackedRun:
             self._outage = ""
 
 
-def recorded_metric(
-    config: TrackingConfig, storage: str, run_name: str, kind: str, metric: str
-) -> list[tuple[int, float]]:
-    """Return the (step, value) pairs of a metric of a run, by step.
+def recorded_metrics(
+    config: TrackingConfig, storage: str, run_name: str, kind: str, names: str
+) -> dict[str, list[tuple[int, float]]]:
+    """Return the (step, value) pairs of a run's metrics, by step; a metric without values is left out.
+
+    Args:
+        config: Where the run is recorded.
+        storage: Folder or URI of the runs.
+        run_name: Name of the run.
+        kind: Its `RunKind`.
+        names: Regular expression of the whole names of the wanted metrics.
 
     Raises:
         TrackingError: the server does not answer, or has no such run.
@@ -231,7 +242,31 @@ def recorded_metric(
     if run is None:
         given = f"{shown(uri)} has no run {run_name!r}"
         raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
-    return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric))
+    return {
+        name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
+        for name in sorted(run.data.metrics)
+        if re.fullmatch(names, name)
+    }
+
+
+def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind: RunKind, name: str) -> bytes:
+    """Return the content of an artifact of a run.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run or artifact.
+    """
+    uri = tracking_uri(config.uri, storage)
+    client = connect(uri)
+    run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
+    if run is None:
+        given = f"{shown(uri)} has no {kind} {run_name!r}"
+        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
+    try:
+        with scratch_directory() as directory:
+            return Path(client.download_artifacts(run.info.run_id, name, directory)).read_bytes()
+    except (MlflowException, OSError) as error:
+        given = f"{shown(uri)} has no {name} of {run_name!r} ({one_line(error)})"
+        raise TrackingError.of("tracking.uri", given, remedy=f"start the {kind} again") from None
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

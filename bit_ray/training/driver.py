@@ -6,16 +6,18 @@ result at once.
 """
 
 import json
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 import ray.train
+from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup
 
 from bit_ray import store
 from bit_ray.cluster.session import cluster
@@ -27,7 +29,7 @@ from bit_ray.errors import ConfigError, ModelError, root_cause
 from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
-from bit_ray.run_folder import RunFolder, RunRecord
+from bit_ray.run_folder import RunFolder, RunRecord, first_difference
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import TrackedRun
@@ -82,7 +84,7 @@ def _finished(folder: RunFolder, plan: TrainPlan) -> TrainResult | None:
         return None
     recorded = store.read_record(RunRecord, folder.plan)
     if recorded.digest != plan.digest:
-        field, old, new = _first_difference(recorded.plan, to_dict(plan))
+        field, old, new = first_difference(recorded.plan, to_dict(plan))
         raise ConfigError.of(
             "name",
             f"the run in {folder.uri} has {field} {old}, this one has {new}",
@@ -90,14 +92,6 @@ def _finished(folder: RunFolder, plan: TrainPlan) -> TrainResult | None:
             "choose another name, or restore the setting",
         )
     return store.read_record(TrainResult, folder.result) if store.exists(folder.result) else None
-
-
-def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *new]:
-            if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    return where or "plan", old, new
 
 
 def train(
@@ -109,6 +103,8 @@ def train(
     init: InitialWeights | None = None,
     test: Test | None = None,
     probe_task: ProbeTask | None = None,
+    parent_run_id: str | None = None,
+    in_trial: bool = False,
 ) -> TrainResult:
     """Carry out a plan on the cluster, from the last step of the run of this name.
 
@@ -120,6 +116,9 @@ def train(
         init: Weights to start from; the head's are ignored. None: from scratch.
         test: Evaluates the result while cluster and MLflow run are open; its metrics become ``test/...``.
         probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
+        parent_run_id: MLflow run of the study that it belongs to.
+        in_trial: Whether this process is a trial of a study: the cluster goes on after it if it dies, and then still
+            holds its workers.
 
     Raises:
         BitRayError: Anything the user can fix.
@@ -132,6 +131,8 @@ def train(
         return done
     probe(tracking_uri(config.tracking.uri, store.absolute(config.storage)))  # before Ray starts, which takes longer
     with cluster() as resources:
+        if in_trial:
+            _free_group_of_dead_attempt(folder)
         num_workers, use_gpu = choose_workers(
             resources, plan.global_batch_size, num_workers=runtime.num_workers, device=runtime.device
         )
@@ -153,6 +154,7 @@ def train(
             params=to_dict(replace(config, dry_run=False)),
             tags={f"bit_ray.{k}": v for k, v in identity.items()},
             kind=plan.kind,
+            parent_run_id=parent_run_id,
         ) as run:
             # From now on the name belongs to this plan.
             store.write_json(folder.plan, to_dict(RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))))
@@ -190,6 +192,21 @@ def train(
             return result
 
 
+def _free_group_of_dead_attempt(folder: RunFolder) -> None:
+    """Free the workers of an attempt whose driver was killed inside a cluster that goes on.
+
+    A placement group belongs to Ray's job, which is the whole study, and Ray's own cleaner asks the dashboard, which a
+    local cluster does not have. The claim of the run says that no other attempt is alive.
+    """
+    if not store.exists(folder.group):
+        return
+    group_id = store.read_bytes(folder.group, 100).decode()
+    if re.fullmatch("[0-9a-f]{36}", group_id):
+        known = ray.util.placement_group_table().get(group_id, {})
+        if known.get("state") == "CREATED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
+
+
 def _fit(
     worker: WorkerConfig,
     config: PretrainConfig | FinetuneConfig,
@@ -204,7 +221,7 @@ def _fit(
         if probes is not None:
             probes.offer(step, worker.folder.checkpoint(step))
 
-    listener = Listener(worker.reports, run, TrainingProgress(name), offer)
+    listener = Listener(worker.reports, run, TrainingProgress(name), worker.plan.schedule, offer)
     listener.start()
     filesystem, path = store.filesystem(store.absolute(config.storage))
     trainer_config = ray.train.RunConfig(

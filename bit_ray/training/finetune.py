@@ -24,7 +24,7 @@ from bit_ray.training.checks import check_registration, check_settings, prefligh
 from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
 from bit_ray.training.initial_weights import InitialWeights, read_init
-from bit_ray.training.plan import transfer_plan
+from bit_ray.training.plan import TrainPlan, transfer_plan
 
 
 def draw_few_shot(shards: str, manifest: Manifest, shots: int, seed: int) -> Subset:
@@ -78,6 +78,64 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
     )
 
 
+def finetune_plan(
+    config: FinetuneConfig, manifest: Manifest, init: InitialWeights | None, num_examples: int
+) -> TrainPlan:
+    """Resolve BiT-HyperRule for some examples of a set.
+
+    Args:
+        config: The user's settings.
+        manifest: Of the full task; its images' size counts, whatever is drawn from it.
+        init: Weights to start from; None: from scratch.
+        num_examples: Examples that are trained on.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    model = init.model if init else config.model
+    rule = hyperrule(
+        num_examples,
+        manifest.median_image_size,
+        config.profile,
+        model,
+        random_crop=config.random_crop,
+        random_flip=config.random_flip,
+        overrides=config.rule,
+    )
+    return transfer_plan(
+        rule,
+        model=model,
+        num_classes=manifest.num_classes,
+        multi_label=manifest.multi_label,
+        manifest_digest=manifest.digest,
+        init=config.init,
+        init_digest=init.digest if init else "",
+        seed=config.seed,
+        shuffle=config.shuffle,
+        train=config.train,
+        norm_batch=config.norm_batch,
+    )
+
+
+def check_start(config: FinetuneConfig, init: InitialWeights | None) -> None:
+    """Refuse weights of another network than the given one, no weights and no network, or a part that needs weights.
+
+    Args:
+        config: The user's settings.
+        init: Weights to start from, as ``config.init`` says.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    if init is not None and config.model and config.model != init.model:
+        given = f"{config.model}, but the weights in {config.init} are of {init.model}"
+        raise ConfigError.of("model", given, remedy="leave it out")
+    if init is None and not config.model:
+        given = "empty, and model is empty"
+        raise ConfigError.of("init", given, "weights to start from, or a model to train from scratch", "give one")
+    check_train(config.train, config.init)
+
+
 def finetune(config: FinetuneConfig) -> Trained | None:
     """Fine-tune, evaluate, record and register; None after a dry run.
 
@@ -92,13 +150,7 @@ def finetune(config: FinetuneConfig) -> Trained | None:
     init = None
     if config.init:
         init = read_init(config.init, tracking_uri(config.tracking.uri, config.storage))
-        if config.model and config.model != init.model:
-            given = f"{config.model}, but the weights in {config.init} are of {init.model}"
-            raise ConfigError.of("model", given, remedy="leave it out")
-    elif not config.model:
-        given = "empty, and model is empty"
-        raise ConfigError.of("init", given, "weights to start from, or a model to train from scratch", "give one")
-    check_train(config.train, config.init)
+    check_start(config, init)
     with nullcontext() if config.dry_run else claimed_run(config.storage, config.name):
         return _finetune(config, manifest, test_manifest, init)
 
@@ -106,30 +158,9 @@ def finetune(config: FinetuneConfig) -> Trained | None:
 def _finetune(
     config: FinetuneConfig, manifest: Manifest, test_manifest: Manifest | None, init: InitialWeights | None
 ) -> Trained | None:
-    model = init.model if init else config.model
     shards, subset = config.shards, ""
-    rule = hyperrule(
-        config.shots * manifest.num_classes if config.shots else manifest.num_examples,
-        manifest.median_image_size,  # of the full task, not of the subset drawn
-        config.profile,
-        model,
-        random_crop=config.random_crop,
-        random_flip=config.random_flip,
-        overrides=config.rule,
-    )
-    plan = transfer_plan(
-        rule,
-        model=model,
-        num_classes=manifest.num_classes,
-        multi_label=manifest.multi_label,
-        manifest_digest=manifest.digest,
-        init=config.init,
-        init_digest=init.digest if init else "",
-        seed=config.seed,
-        shuffle=config.shuffle,
-        train=config.train,
-        norm_batch=config.norm_batch,
-    )
+    num_examples = config.shots * manifest.num_classes if config.shots else manifest.num_examples
+    plan = finetune_plan(config, manifest, init, num_examples)
     check_settings(plan, config.runtime)  # before anything is written under this name
     if config.shots and config.dry_run:
         drawn = draw_few_shot(config.shards, manifest, config.shots, config.subset_seed)

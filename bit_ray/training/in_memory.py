@@ -5,6 +5,7 @@ It follows the same plan, order, views and step as a run on the cluster.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,16 @@ class Examples:
         return Examples(tuple(self.ids[i] for i in indices), [self.images[i] for i in indices], self.labels[indices])
 
 
+class Watch(Protocol):
+    """Measures a training, and saves it so that it can continue."""
+
+    def begin(self, learner: Learner) -> int:
+        """Restore the learner to where an earlier process has saved it, and return the next step; 0 at first."""
+
+    def after(self, learner: Learner, step: int, loss: torch.Tensor) -> None:
+        """Called after each step with its number and its loss, which may still be computed on a GPU."""
+
+
 def fit(
     plan: TrainPlan,
     examples: Examples,
@@ -43,6 +54,7 @@ def fit(
     device: str | torch.device = "cpu",
     micro_batch_size: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    watch: Watch | None = None,
 ) -> Network:
     """Train to the last step of a plan.
 
@@ -53,6 +65,7 @@ def fit(
         device: Where to train.
         micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
         on_step: Called with the step's number and loss.
+        watch: Measures it, and may continue an earlier process.
 
     Returns:
         The trained network, in evaluation mode.
@@ -77,8 +90,9 @@ def fit(
     slots = range(plan.global_batch_size)
     pixels = np.empty((plan.global_batch_size, size, size, 3), np.uint8)
     rows = np.empty((0, 3), np.int64)  # (step, epoch, row) not trained on yet
-    units = iter(order.unit_range(slots, 0, plan.schedule.num_steps))
-    for step in range(plan.schedule.num_steps):
+    first = watch.begin(learner) if watch is not None else 0
+    units = iter(order.unit_range(slots, first, plan.schedule.num_steps))
+    for step in range(first, plan.schedule.num_steps):
         while np.count_nonzero(rows[:, 0] == step) < plan.global_batch_size:
             unit = order.unit(next(units), slots)
             rows = np.concatenate(
@@ -92,6 +106,8 @@ def fit(
         loss, _ = learner.step(step, torch.from_numpy(pixels), torch.from_numpy(examples.labels[picked]))
         if on_step is not None:
             on_step(step, loss.item())
+        if watch is not None:
+            watch.after(learner, step, loss)
     learner.check()
     merge_adapters(learner.model)
     return learner.model.eval()

@@ -34,6 +34,15 @@ def initial_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 @torch.no_grad()
+def kernel_norm(optimizer: torch.optim.Optimizer) -> float:
+    """L2 norm of the kernels that weight decay acts on, against which Weight Standardization works (paper §4.2).
+
+    Waits for the device.
+    """
+    return torch.nn.utils.get_total_norm(optimizer.param_groups[0]["params"], foreach=True).item()
+
+
+@torch.no_grad()
 def pull_to_initial(optimizer: torch.optim.Optimizer) -> None:
     """Subtract the decay of the initial weights from the gradients, so that SGD decays only the change since then."""
     for group in optimizer.param_groups:

@@ -12,19 +12,25 @@ from bit_ray.training.driver import Trained, register_result, train
 from bit_ray.training.plan import TrainPlan
 
 
-def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:
+def pretrain_plan(config: PretrainConfig, manifest: Manifest, num_examples: int = 0) -> TrainPlan:
     """Resolve the recipe for the data.
+
+    Args:
+        config: The user's settings.
+        manifest: Of the shards.
+        num_examples: Examples that are trained on, if not all.
 
     Raises:
         ConfigError: The recipe does not fit the data: fewer steps than the warm-up, softmax with several labels.
     """
     recipe = config.recipe
+    num_examples = num_examples or manifest.num_examples
     return TrainPlan(
         kind="pretrain",
         model=config.model,
         num_classes=manifest.num_classes,
         manifest_digest=manifest.digest,
-        num_examples=manifest.num_examples,
+        num_examples=num_examples,
         view=TrainView(
             crop="inception",
             crop_size=recipe.crop_size,
@@ -36,7 +42,7 @@ def pretrain_plan(config: PretrainConfig, manifest: Manifest) -> TrainPlan:
         # 256 for a crop of 224 (big_vision:configs/bit_i21k.py), and in proportion for other sizes.
         resize_size=round(recipe.crop_size * 256 / 224),
         loss=recipe.loss_for(manifest.multi_label),
-        schedule=recipe.schedule(manifest.num_examples),
+        schedule=recipe.schedule(num_examples),
         global_batch_size=recipe.global_batch_size,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,

@@ -14,7 +14,7 @@ from bit_ray.data.stream.history import recorded_shards
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.run_folder import RunFolder
-from bit_ray.tracking.runs import recorded_metric
+from bit_ray.tracking.runs import recorded_metrics
 from bit_ray.training.checkpoint.state import TRAINING_FILE, load_checkpoint
 from bit_ray.training.config import Precision, ReplayConfig
 from bit_ray.training.device import resolve_precision, worker_threads
@@ -51,7 +51,8 @@ def replay(config: ReplayConfig) -> Replayed:
     """
     plan, shards = recorded_plan(config.run)
     storage, _, name = config.run.rstrip("/").rpartition("/")
-    history = recorded_metric(config.tracking, storage or ".", name, plan.kind, "train/loss")
+    recorded = recorded_metrics(config.tracking, storage or ".", name, plan.kind, "train/loss")
+    history = recorded.get("train/loss", [])
     done = [step for step, _ in history if step > config.step]
     if config.step < 0 or not done:
         last = history[-1][0] - 1 if history else -1

@@ -9,7 +9,9 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bit_ray.data.stream.requests import BadExample
-from bit_ray.progress import TrainingProgress
+from bit_ray.evaluation.trend import loss_line
+from bit_ray.progress import TrainingProgress, console
+from bit_ray.recipes.schedules import Schedule
 
 if TYPE_CHECKING:
     from bit_ray.tracking.runs import TrackedRun
@@ -32,11 +34,13 @@ class Listener(threading.Thread):
         reports: Queue,
         run: "TrackedRun",
         progress: TrainingProgress,
+        schedule: Schedule,
         on_checkpoint: Callable[[int], None],
     ):
         """``on_checkpoint`` gets the step of each complete checkpoint; it must not wait."""
         super().__init__(name="reports", daemon=True)
         self.reports, self.tracked, self.progress, self.on_checkpoint = reports, run, progress, on_checkpoint
+        self.schedule = schedule
         self.history: list[dict[str, Any]] = []
         self.bad_images: list[BadExample] = []
         self._finished = threading.Event()
@@ -52,6 +56,7 @@ class Listener(threading.Thread):
                     return
                 continue
             if "checkpoint" in metrics:
+                self._show_trend(metrics["checkpoint"])
                 self.on_checkpoint(metrics["checkpoint"])
                 continue
             self.bad_images += metrics.pop("bad_images")
@@ -61,6 +66,14 @@ class Listener(threading.Thread):
             self.history.append(metrics)
             numbers = {name: value for name, value in metrics.items() if "/" in name}
             self.tracked.log_metrics(numbers, step=metrics["step"])
+
+    def _show_trend(self, step: int) -> None:
+        """Print whether the loss still falls, once there are enough values."""
+        if not self.history or self.history[-1]["step"] != step:
+            return  # reported already, before workers were started again
+        steps, losses = zip(*((m["step"], m["train/loss"]) for m in self.history), strict=True)
+        if line := loss_line(steps, losses, self.schedule):
+            console.print(f"{self.progress.title}: step {step}: {line}")
 
     def finish(self) -> None:
         """Wait until every report has been handled."""

@@ -11,7 +11,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.util.queue import Queue
-from torch import nn
 
 from bit_ray import store
 from bit_ray.cluster.slots import num_local_cores
@@ -24,6 +23,7 @@ from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_ch
 from bit_ray.training.config import Runtime
 from bit_ray.training.device import keep_freed_memory
 from bit_ray.training.learner import Learner
+from bit_ray.training.optimizer import kernel_norm
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
 from bit_ray.training.shares import share_out
@@ -77,6 +77,9 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             position = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
     if position.next_step >= plan.schedule.num_steps:
         return
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and group is not None:
+        store.write_bytes(worker.folder.group, group.id.hex().encode())
     learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
     if rank == 0:
         worker.folder.record_start(
@@ -135,7 +138,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             if log:
                 learner.check()
                 # Overflowed weights make the next step fail, and must not be saved in a checkpoint before that.
-                weight_norm = _kernel_norm(learner.model)
+                weight_norm = kernel_norm(learner.optimizer)
                 if not math.isfinite(weight_norm):
                     raise NonFiniteError(done)
         except NonFiniteError as error:
@@ -192,12 +195,6 @@ def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:
         metrics["data/fetched_mb"] = counts.fetched_bytes / 1e6
         metrics["data/cache_hit_share"] = counts.row_groups_on_node / counts.row_groups
     return metrics
-
-
-def _kernel_norm(model: nn.Module) -> float:
-    """Norm of all kernels, where weight decay and weight standardization work against each other (paper §4.2)."""
-    kernels = [p.detach() for p in model.parameters() if p.ndim > 1]
-    return torch.nn.utils.get_total_norm(kernels, foreach=True).item()
 
 
 def _report_checkpoint(

@@ -50,6 +50,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as in a cluster that a command starts
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)

@@ -198,6 +198,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_leaves_no_process(folder: Path, tmp
             assert process.poll() is None, err.read_text()
             time.sleep(0.2)
         started = process.children(recursive=True)
+        commands = [" ".join(each.cmdline()) for each in started if each.is_running()]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     finally:
@@ -206,4 +207,6 @@ def test_ctrl_c_ends_a_run_with_one_line_and_leaves_no_process(folder: Path, tmp
     assert err.read_text() == "interrupted\n"
     assert "Traceback" not in out.read_text()
     assert len(started) > 5
+    assert any("RayTrainWorker" in command for command in commands)
+    assert not any("PreemptionWatcher" in command for command in commands)
     assert psutil.wait_procs(started, timeout=20)[1] == []

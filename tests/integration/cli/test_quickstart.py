@@ -21,13 +21,15 @@ SMALL = [
     "--scratch-lrs",
     "0.03",
     "--recipe.epochs",
-    "2",
-    "--recipe.decay-epochs",
     "1",
+    "--recipe.decay-epochs",
+    "0.5",
     "--recipe.warmup-steps",
     "5",
     "--rule.num-steps",
     "8",
+    "--rule.batch-size",
+    "16",
 ]
 
 

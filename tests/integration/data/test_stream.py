@@ -182,7 +182,7 @@ def examples_held():
 def test_what_is_held_does_not_grow_with_the_set(tmp_path):
     """Two rounds of windows, one being used up and the next, and what the batches being decoded still need."""
     most = []
-    for examples_per_class in (6, 60):
+    for examples_per_class in (6, 20):
         stream = glyph_shards(tmp_path / str(examples_per_class), examples_per_class)
         steps = batches(replace(stream, stop_step=50 * examples_per_class // BATCH))
         most.append(max(examples_held() for _ in steps))

@@ -115,7 +115,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(made: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(
+    made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     recipe = UpstreamRecipe(
         name="small", epochs=NUM_STEPS * 32 / 200, decay_epochs=(), global_batch_size=32, base_lr_per_256=0.4,
         warmup_steps=0, crop_size=32,
@@ -125,13 +128,16 @@ def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(m
         runtime=Runtime(num_workers=1, log_every_steps=1, checkpoint_every_steps=10),
     )  # fmt: skip
     write_config(config, tmp_path / "config.json")
-    command = [sys.executable, "-m", "bit_ray.cli.main", "pretrain", "--config", str(tmp_path / "config.json")]
+    arguments = ["pretrain", "--config", str(tmp_path / "config.json")]
+    command = [sys.executable, "-m", "bit_ray.cli.main", *arguments]
     with (tmp_path / "first.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as first:
         try:
             while not (tmp_path / "x" / "plan.json").exists():
                 assert first.poll() is None, (tmp_path / "first.log").read_text()
                 time.sleep(0.05)
-            second = subprocess.run(command, capture_output=True, text=True)
+            capfd.readouterr()
+            assert main(arguments) == 2
+            out, err = capfd.readouterr()
             assert first.poll() is None
         finally:
             family = psutil.Process(first.pid).children(recursive=True) if first.poll() is None else []
@@ -140,19 +146,17 @@ def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(m
                 with suppress(psutil.NoSuchProcess):  # Ray's processes end with the program
                     process.kill()
             psutil.wait_procs(family, timeout=30)
-    assert second.returncode == 2
-    assert second.stdout == ""
+    assert out == ""
     assert re.fullmatch(
         rf"error: --name: {tmp_path}/x is being run by PID {first.pid} of \S+ on \S+ since \S+ \S+ \S+ "
         rf"\(main\.py pretrain --config {tmp_path}/config\.json\); wait for it, stop it, or choose another name\n",
-        second.stderr,
+        err,
     )
     assert first.returncode == -9
     assert not (tmp_path / "x" / "result.json").exists()
     assert (tmp_path / "x" / "_running.json").exists()
 
-    third = subprocess.run(command, capture_output=True, text=True)
-    assert third.returncode == 0, third.stderr
+    assert main(arguments) == 0
     assert not (tmp_path / "x" / "_running.json").exists()
     run_id = json.loads((tmp_path / "x" / "result.json").read_text())["run_id"]
     metrics = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(run_id, "train/loss")

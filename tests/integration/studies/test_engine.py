@@ -1,6 +1,8 @@
 """The engine of all studies, with trials that take no training."""
 
 import json
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bit_ray import store
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, ModelError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.engine import Study, Trial
 from bit_ray.tracking.config import TrackingConfig
@@ -35,6 +37,9 @@ def count(folder: str, identity: str, value: float, num_threads: int) -> Score:
     time.sleep(0.3)
     running = len(list(Path(folder).glob("*.running")))
     mine.unlink()
+    begun = Path(folder, f"{identity}.begun").read_text()
+    if value == 7 or (value == 6 and begun == "x"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if value < 0:
         raise DataError(f"{identity}: {value}; accepted: 0 or more; correct it")
     return Score(identity=identity, top_1=value, neighbours=running)
@@ -100,3 +105,16 @@ def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path
     experiment = client.get_experiment_by_name("bit_ray").experiment_id
     [run] = client.search_runs([experiment], 'tags.`bit_ray.kind` = "fewshot"')
     assert run.info.status == "FAILED"
+
+
+def test_a_trial_whose_process_is_killed_runs_again_and_one_that_always_dies_ends_the_study(tmp_path: Path):
+    scores, problems, begun, _ = study(tmp_path, {"a": 6.0, "b": 0.2}, side_by_side=2)
+    assert {key: score.top_1 for key, score in scores.items()} == {"a": 6.0, "b": 0.2}
+    assert (problems, begun["a-6.0"]) == ({}, "xx")
+    with pytest.raises(
+        ModelError, match=r"^trials: the process of one ended 4 times .*; lower side_by_side, and start"
+    ):
+        study(tmp_path, {"a": 6.0, "b": 0.2, "c": 7.0, "d": 0.3}, side_by_side=1)
+    assert (tmp_path / "marks" / "c-7.0.begun").read_text() == "xxxx"
+    assert not (tmp_path / "marks" / "d-0.3.begun").exists()
+    assert not (tmp_path / "study" / "scores" / "c.json").exists()

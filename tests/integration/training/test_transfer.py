@@ -23,7 +23,7 @@ from bit_ray.weights.package import ModelSpec, load_package, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
 MODEL = "R1-1-1-1x0.5"
-NUM_STEPS = 60
+NUM_STEPS, FEW = 40, 5
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,15 @@ def config(folder: Path) -> FinetuneConfig:
         init=str(folder / "init"),
         train="adapters:2",
         rule=RuleOverrides(
-            resize=36, crop=32, num_steps=NUM_STEPS, warmup_steps=0, batch_size=32, base_lr=0.03, mixup_alpha=0.1
+            resize=36, crop=32, num_steps=NUM_STEPS, warmup_steps=0, boundaries=(), batch_size=32, base_lr=0.03,
+            mixup_alpha=0.1,
         ),
         random_flip=False,
         storage=str(folder),
-        runtime=Runtime(num_workers=1, log_every_steps=1, checkpoint_every_steps=5),
-    )
+        runtime=Runtime(
+            num_workers=1, log_every_steps=1, checkpoint_every_steps=FEW, num_checkpoints_to_keep=NUM_STEPS // FEW
+        ),
+    )  # fmt: skip
 
 
 def weights(config: FinetuneConfig) -> dict[str, torch.Tensor]:
@@ -83,13 +86,13 @@ def test_adapters_leave_an_ordinary_model_with_the_norms_it_began_with(
         assert torch.equal(tensor, begin[name]) is (".gn" in name or name.startswith("gn.")), name
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_adapters_are_the_same_on_two_workers(config: FinetuneConfig, folder: Path) -> None:
     begin = load_package(folder / "init")[0].state_dict()
-    # Few steps, before rounding grows.
-    few = replace(config, rule=replace(config.rule, num_steps=3))
-    one, two = (
-        weights(replace(few, name=f"workers-{n}", runtime=replace(config.runtime, num_workers=n))) for n in (1, 2)
-    )
+    # Few steps, before rounding grows; at a constant rate they are the first of the longer run.
+    one = load_package(folder / "adapters" / f"step-{FEW:08d}")[0].state_dict()
+    few = replace(config, rule=replace(config.rule, num_steps=FEW))
+    two = weights(replace(few, name="workers-2", runtime=replace(config.runtime, num_workers=2)))
     for name, tensor in two.items():
         assert (tensor - one[name]).norm() <= 0.01 * (one[name] - begin[name]).norm(), name
 
@@ -101,7 +104,7 @@ def test_adapters_outlive_their_worker(
 
     def kill() -> None:
         deadline = time.monotonic() + 120
-        while not (folder / "outlives" / "step-00000005" / "model.json").exists():
+        while not (folder / "outlives" / f"step-{FEW:08d}" / "model.json").exists():
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)

@@ -32,7 +32,7 @@ class Without:
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 from bit_ray.cli.main import COMMANDS, main
 
-for name in ["", "shards", "models", *COMMANDS]:
+for name in ["", "shards", "runs", "models", *COMMANDS]:
     print(f"## {name}")
     try:
         assert main([*name.split(), "--help"]) == 0
@@ -51,6 +51,7 @@ FLAGS = {
     "--shuffle.*",
     "shards bench": "SHARDS --crop-size --batch-size --num-threads --seconds",
     "replay": "--run --step --config --shards --micro-batch-size --tracking.*",
+    "runs diagnose": "RUN --config --storage --tracking.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
     "--clip-norm --head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
@@ -58,6 +59,15 @@ FLAGS = {
     "--tracking.* --register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
+    "sweep": "COMMAND --name --config --set --space --val-shards --val-share --fewer --trials --search --search-seed "
+    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "study run": "STUDY --name --config --set --axes --seeds --val-shards "
+    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "study compare": "--name --config --init --tasks --space --seeds --val-share --profile --rule.* --no-random-crop "
+    "--no-random-flip --trials --search --search-seed "
+    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "study list": "",
+    "study report": "NAME --config --output --storage --tracking.*",
     "vtab": "--name --config --init --model --tasks --data-dir --shards --index --subset-seed --num-train --num-val "
     "--protocol --profile --rule.* --train --seed --micro-batch-size --side-by-side --storage --tracking.* --dry-run",
     "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
@@ -90,7 +100,7 @@ def words(text: str) -> list[str]:
 
 
 def test_every_command_explains_itself_without_pytorch_ray_and_mlflow(helps: dict[str, str]) -> None:
-    assert set(helps) == {"", "shards", "models", *COMMANDS}
+    assert set(helps) == {"", "shards", "runs", "models", *COMMANDS}
     for name, command in COMMANDS.items():
         assert f"bit-ray {name} " in helps[""]
         assert command.summary in helps[""]

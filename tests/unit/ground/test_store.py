@@ -49,6 +49,16 @@ def test_exists_and_file_sizes(tmp_path):
     assert store.file_sizes([f"{tmp_path}/{n}" for n in ("a", "empty", "b", "")]) == [3, 0, None, None]
 
 
+def test_the_directories_directly_below_are_listed_without_those_inside(tmp_path):
+    for name in ("b/inner/deep", "a", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "b" / "inner" / "file").write_bytes(b"1")
+    (tmp_path / "file").write_bytes(b"12")
+    assert store.list_tree(tmp_path, recursive=False) == ([("file", 2)], ["a", "b", "c"])
+    assert store.list_tree(tmp_path)[1] == ["a", "b", "b/inner", "b/inner/deep", "c"]
+    assert store.list_tree(tmp_path / "none", recursive=False) == ([], [])
+
+
 def test_download_directory_copies_all_or_nothing(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     for name in ("a", "sub/b", "sub/sub/c d"):

@@ -49,6 +49,25 @@ def test_upstream_lowers_the_rate_from_the_boundary_on():
     assert sum(schedule.lr_at(step) > 0.048 for step in range(5, 90)) == 25  # exactly 30 steps before the first decay
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # Steps done: that many, the last of them at the rate of step - 1, counted from 0.
+        (upstream_schedule(), {0: 0, 3: 0, 5: 0, 6: 5, 30: 5, 31: 30, 60: 30, 61: 60, 90: 80}),
+        (hyperrule_schedule(), {100: 0, 101: 100, 201: 100, 202: 201, 500: 401}),
+        (hyperrule_schedule(boundaries=(50, 300)), {60: 0, 101: 100, 301: 100, 302: 301}),
+        (upstream_schedule(kind="cosine"), {1: 0, 31: 0, 90: 0}),
+        (upstream_schedule(warmup_steps=0, boundaries=()), {0: 0, 1: 0, 90: 0}),
+    ],
+)
+def test_the_last_change_of_the_rate_is_known(schedule, expected):
+    assert {done: schedule.last_change(done) for done in expected} == expected
+    if schedule.kind == "staircase":
+        for done, since in expected.items():
+            if since:
+                assert schedule.lr_at(done - 1) == schedule.lr_at(since) != schedule.lr_at(since - 1)
+
+
 def test_upstream_warmup_multiplies_the_staircase():
     schedule = upstream_schedule(warmup_steps=40)
     assert schedule.lr_at(29) == pytest.approx(0.48 * 29 / 40)

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import RunKind, TrackedRun, flatten
+from bit_ray.tracking.runs import RunKind, TrackedRun, flatten, recorded_metrics
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
@@ -90,6 +90,22 @@ def test_the_same_name_continues_the_run_and_repeats_no_step(storage: str):
     run = MlflowClient(tracking_uri=second.tracking_uri).get_run(second.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "0.1", "workers": "2"}
+
+
+def test_the_metrics_that_a_pattern_names_whole_are_read_by_step(storage: str):
+    run = open_run(storage, "read")
+    for step in range(1, 4):
+        run.log_metrics({"train/loss": 1.0 / step, "train/loss_of_another": 0.0, "probe/knn_5_shot": 0.1}, step=step)
+    assert run.close() == 0
+    found = recorded_metrics(TrackingConfig(), storage, "read", "pretrain", r"train/loss|probe/\w+|train/lr")
+    assert found == {
+        "probe/knn_5_shot": [(1, 0.1), (2, 0.1), (3, 0.1)],
+        "train/loss": [(1, 1.0), (2, 1 / 2), (3, 1 / 3)],
+    }
+    with pytest.raises(
+        TrackingError, match="^tracking.uri: sqlite:.*: has no run 'read'; name the server that recorde"
+    ):
+        recorded_metrics(TrackingConfig(), storage, "read", "finetune", "train/loss")
 
 
 def test_another_kind_of_the_same_name_is_another_run(storage: str):

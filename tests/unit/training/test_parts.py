@@ -13,7 +13,7 @@ from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
 from bit_ray.training.config import FinetuneConfig, parse_train
 from bit_ray.training.device import to_channels_last
-from bit_ray.training.optimizer import build_optimizer
+from bit_ray.training.optimizer import build_optimizer, kernel_norm
 from bit_ray.training.parts import count_parameters, merge_adapters, merged, set_trainable
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.step import TrainStep
@@ -83,6 +83,19 @@ def test_what_is_trained_changes_and_nothing_else(train):
     train_steps(model, build_optimizer(model, plan), plan, range(3))
     for name, tensor in merged(model).state_dict().items():
         assert torch.equal(tensor, before[name]) is not is_trained(name, train), name
+
+
+@pytest.mark.parametrize("train", PARTS)
+def test_the_norm_is_that_of_the_trained_kernels(train):
+    plan, model = make_plan(train), make_model(train)
+    other = ("bias", ".original")  # a kernel with an adapter is frozen
+    kernels = [
+        p.detach().double()
+        for name, p in model.named_parameters()
+        if is_trained(name, train) and "gn" not in name and not name.endswith(other)
+    ]
+    expected = sum(p.square().sum() for p in kernels).sqrt()
+    assert kernel_norm(build_optimizer(model, plan)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def gradients(model):

@@ -166,14 +166,40 @@ def expected_best(scores: Sequence[float], n: int) -> float:
         ConfigError: n is out of range.
     """
     ordered = np.sort(np.asarray(scores, np.float64))
-    total = len(ordered)
+    return float(_weights_of_best(len(ordered), n) @ ordered)
+
+
+def expected_choice(ranked: Sequence[float], read: Sequence[float], n: int) -> float:
+    """Return the expected second score of the trial whose first score is the best of n random trials.
+
+    Chosen by one half of a validation set and read on the other, the score of a choice is not optimistic.
+
+    Args:
+        ranked: Scores to choose by, of N independent random trials.
+        read: Scores to report of the same trials.
+        n: As `expected_best`.
+
+    Raises:
+        ConfigError: n is out of range, or the lengths differ.
+    """
+    if len(ranked) != len(read):
+        raise ConfigError(f"read: {len(read)} scores; {len(ranked)}, one for each that is ranked; pair them")
+    first, second = np.asarray(ranked, np.float64), np.asarray(read, np.float64)
+    # Trials of equal rank are chosen with equal probability.
+    _, places = np.unique(first, return_inverse=True)
+    means = np.bincount(places, second) / np.bincount(places)
+    return float(_weights_of_best(len(first), n) @ means[np.sort(places)])
+
+
+def _weights_of_best(total: int, n: int) -> npt.NDArray[np.float64]:
+    """Return the probability that each of the ordered scores, lowest first, is the best of n drawn from them."""
     _check_n(n, total)
     # C(i - 1, n - 1) / C(N, n) for i = n .. N, each from the one after it: the binomials themselves overflow.
     weights = np.zeros(total)
     weights[-1] = n / total
     for i in range(total - 2, n - 2, -1):
         weights[i] = weights[i + 1] * (i + 2 - n) / (i + 1)
-    return float(weights @ ordered)
+    return weights
 
 
 def expected_best_band(scores: Sequence[float], n: int, level: float = 0.95) -> Interval:

@@ -6,16 +6,18 @@ import pytest
 from scipy import stats
 
 from bit_ray.errors import ConfigError
-from bit_ray.studies.statistics import (
+from bit_ray.evaluation.statistics import (
     Interval,
     difference,
     expected_best,
     expected_best_band,
+    expected_choice,
     holm,
     mean_interval,
     p_value,
     paired_difference,
     pooled_spread,
+    t_interval,
 )
 
 RNG = np.random.default_rng
@@ -109,6 +111,34 @@ def test_the_expected_best_of_many_trials_does_not_overflow():
     assert 0.99 < expected_best(scores, 500) < 1
 
 
+@pytest.mark.parametrize("n", range(1, 7))
+@pytest.mark.parametrize(
+    "ranked",
+    [[0.3, 0.9, 0.1, 0.5, 0.6, 0.7], [0.5, 0.9, 0.5, 0.5, 0.9, 0.1], [0.2] * 6],
+    ids=["different", "ties", "equal"],
+)
+def test_the_expected_choice_is_the_mean_over_all_subsets(ranked, n):
+    read = [0.1, 0.8, 0.4, 0.7, 0.2, 0.9]
+    expected = []
+    for chosen in itertools.combinations(range(6), n):
+        most = max(ranked[i] for i in chosen)
+        expected.append(np.mean([read[i] for i in chosen if ranked[i] == most]))
+    assert expected_choice(ranked, read, n) == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 20])
+def test_the_expected_choice_by_the_score_itself_is_the_expected_best(n):
+    scores = RNG(9).integers(0, 12, 20) / 12
+    assert expected_choice(scores, scores, n) == pytest.approx(expected_best(scores, n))
+
+
+def test_the_expected_choice_by_noise_gains_nothing():
+    """Ranked by what has nothing to do with the score, the choice is the mean, while the best looks much better."""
+    ranked, scores = RNG(11).random((2, 2000))
+    assert expected_choice(ranked, scores, 20) == pytest.approx(0.5, abs=0.06)
+    assert expected_best(scores, 20) > 0.9
+
+
 def test_the_band_covers_the_whole_curve_at_once():
     """Uniform scores, whose expected best of n is n / (n + 1)."""
     repeats, total = 300, 20
@@ -134,12 +164,6 @@ def test_a_sweep_of_which_some_diverged_is_covered_too():
     assert np.mean([band.high - band.low for band in bands]) < 0.35  # and it says something
 
 
-def test_an_interval_says_whether_it_excludes_zero():
-    assert Interval(estimate=1, low=0.1, high=2).excludes_zero
-    assert Interval(estimate=-1, low=-2, high=-0.1).excludes_zero
-    assert not Interval(estimate=1, low=-0.1, high=2).excludes_zero
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -151,6 +175,8 @@ def test_an_interval_says_whether_it_excludes_zero():
         (lambda: holm([0.1, 1.2]), "p_values: 1.2; 0 to 1"),
         (lambda: expected_best([0.1, 0.2], 3), "n: 3; 1 to 2, the number of trials"),
         (lambda: expected_best([0.1, 0.2], 0), "n: 0; 1 to 2, the number of trials"),
+        (lambda: expected_choice([0.1, 0.2], [0.1], 1), "read: 1 scores; 2, one for each that is ranked; pair them"),
+        (lambda: expected_choice([0.1, 0.2], [0.1, 0.2], 3), "n: 3; 1 to 2, the number of trials"),
         (lambda: expected_best_band([10.0, 20.0], 1), "scores: 10 to 20; 0 to 1; divide percentages by 100"),
     ],
 )
@@ -159,3 +185,21 @@ def test_what_cannot_be_computed_is_refused_in_one_line(call, message):
         call()
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_the_interval_of_an_estimate_is_students():
+    found = t_interval(0.7, 0.02, 4, level=0.9)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.9, 4, 0.7, 0.02))
+    assert found.estimate == 0.7
+
+
+def test_an_interval_says_whether_it_excludes_zero():
+    assert Interval(estimate=1, low=0.1, high=2).excludes_zero
+    assert Interval(estimate=-1, low=-2, high=-0.1).excludes_zero
+    assert not Interval(estimate=1, low=-0.1, high=2).excludes_zero
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95])
+def test_a_level_that_is_no_share_is_refused(level):
+    with pytest.raises(ConfigError, match=f"^level: {level}; between 0 and 1, such as 0.95; correct it$"):
+        t_interval(0.0, 1.0, 3, level)

@@ -1,0 +1,153 @@
+"""The report of a study as a value, and its pages: HTML in one file, and Markdown beside pictures and numbers."""
+
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib import style
+
+from bit_ray.errors import ConfigError, brief
+from bit_ray.plots.lines import LinePlot, line_csv, line_figure, plain
+
+_NUMBER = re.compile(r"[-+−±<>≤≥≈\[( ]*\.?\d")
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>&|~$#]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of texts."""
+
+    title: str
+    """What it lists."""
+    header: tuple[str, ...]
+    """Name of each column, with its unit."""
+    rows: tuple[tuple[str, ...], ...]
+    """One text per column; columns of numbers are aligned to the right."""
+    note: str = ""
+    """What a reader must know besides, written below."""
+
+    def __post_init__(self) -> None:
+        wrong = [row for row in self.rows if len(row) != len(self.header)]
+        if wrong or not self.header:
+            given = f"{len(self.header)} columns" + (f", and a row of {len(wrong[0])}" if wrong else "")
+            raise ConfigError.of(f"table {brief(self.title)}", given, "one or more columns, and rows of as many texts")
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column, whether it has numbers, and besides only numbers and blanks."""
+        columns = [[row[i].strip() for row in self.rows] for i in range(len(self.header))]
+        return tuple(
+            any(map(_NUMBER.match, cells)) and all(_NUMBER.match(cell) or cell in ("", "-", "–", "—") for cell in cells)
+            for cells in columns
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a study has found so far."""
+
+    title: str
+    """Name of the study."""
+    command: str
+    """How to run it again; may have several lines."""
+    findings: tuple[str, ...]
+    """Sentences: what was found, each with its interval."""
+    tables: tuple[Table, ...] = ()
+    """The numbers."""
+    plots: tuple[LinePlot, ...] = ()
+    """The figures; each name once."""
+    paper: tuple[str, ...] = ()
+    """Sentences: the paper's figures beside it, and what differs."""
+    missing: tuple[str, ...] = ()
+    """Cells that are not done."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Value of each setting, by name."""
+
+    def __post_init__(self) -> None:
+        names = [plot.name for plot in self.plots]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError.of("plots", f"{', '.join(twice)} twice", "a name for each plot", "rename one")
+
+
+def render(report: Report) -> dict[str, bytes]:
+    """Return the files of a report, content by name; the same report gives the same bytes.
+
+    They are ``report.html``, which needs no other file, and ``report.md`` with ``plots/NAME.png`` and
+    ``plots/NAME.csv``. matplotlib's global settings are changed meanwhile, so this is not for several threads at once.
+    """
+    pictures: dict[str, bytes] = {}
+    drawings: list[tuple[LinePlot, Markup]] = []
+    for plot in report.plots:
+        svg, pictures[f"plots/{plot.name}.png"] = _draw(plot)
+        drawings.append((plot, svg))
+        pictures[f"plots/{plot.name}.csv"] = line_csv(plot).encode("utf-8", "backslashreplace")
+    environment = Environment(
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else plain(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.from_string(files("bit_ray.studies").joinpath("report.html.jinja").read_text("utf-8"))
+    page = template.render(report=report, drawings=drawings)
+    return {"report.html": page.encode(), "report.md": _markdown(report).encode(), **pictures}
+
+
+def _draw(plot: LinePlot) -> tuple[Markup, bytes]:
+    """A plot as SVG for a page of several, and as PNG."""
+    svg, png = io.StringIO(), io.BytesIO()
+    # A user's own settings of matplotlib would give other bytes.
+    settings = style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": plot.name}])
+    with settings, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = line_figure(plot)
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    content = svg.getvalue()
+    # Groups have the same names in every plot, but must differ on one page; "<" in texts is escaped already.
+    content = content[content.index("<svg ") :].replace('<g id="', f'<g id="{plot.name}-')
+    title = f'<title id="{plot.name}_title">{escape(plain(plot.title))}</title>'
+    content = content.replace(">", f' role="img" aria-labelledby="{plot.name}_title">{title}', 1)
+    return Markup(content), png.getvalue()
+
+
+def _markdown(report: Report) -> str:
+    """The report for places that show Markdown, its pictures by relative links."""
+    blocks = [f"# {_escaped(report.title)}"]
+    blocks += _items("Not finished", report.missing)
+    blocks += _items("Findings", report.findings or ("Nothing is finished yet.",))
+    for plot in report.plots:
+        blocks += [f"## {_escaped(plot.title)}", f"![{_escaped(plot.title)}](plots/{plot.name}.png)"]
+        blocks += [f"{_escaped(plot.caption)} [The numbers](plots/{plot.name}.csv)".strip()]
+    for table in report.tables:
+        blocks += [f"## {_escaped(table.title)}", _rows(table)]
+        blocks += [_escaped(table.note)] if table.note else []
+    blocks += _items("Beside the paper", report.paper)
+    blocks += ["## Run it again", "\n".join(f"    {plain(line)}" for line in report.command.splitlines())]
+    if report.settings:
+        settings = Table(title="Settings", header=("setting", "value"), rows=tuple(report.settings.items()))
+        blocks += ["<details><summary>Settings</summary>", _rows(settings), "</details>"]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _items(heading: str, sentences: Sequence[str]) -> list[str]:
+    """A list below a heading; nothing without sentences."""
+    return [f"## {heading}", "\n".join(f"- {_escaped(sentence)}" for sentence in sentences)] if sentences else []
+
+
+def _rows(table: Table) -> str:
+    """A table in Markdown."""
+    rule = ["---:" if numeric else "---" for numeric in table.numeric]
+    lines: list[Iterable[str]] = [map(_escaped, table.header), rule, *(map(_escaped, row) for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """A text on one line that Markdown shows as it is."""
+    return _MARKDOWN.sub(r"\\\g<0>", plain(text).strip())

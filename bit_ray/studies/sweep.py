@@ -1,0 +1,337 @@
+"""Sweeps: a search over settings of pretrain or finetune, by what they score on a validation part."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bit_ray import store
+from bit_ray.config import from_dict, to_dict
+from bit_ray.errors import ConfigError
+from bit_ray.evaluation.statistics import expected_best_band, expected_choice
+from bit_ray.plots.lines import Line, LinePlot
+from bit_ray.run_folder import RunFolder
+from bit_ray.studies.cells import Cell, CellScore, Part
+from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
+from bit_ray.studies.findings import missing, settings_of
+from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.report import Report, Table
+from bit_ray.studies.search import Adaptive, draw
+from bit_ray.studies.spaces import Axis, parse_space, short, shown
+from bit_ray.studies.study_config import SweepConfig, changed, command, read_settings
+from bit_ray.training.checks import check_settings
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
+
+# A validation part in two halves: trials are ranked by both together; what a choice is worth is read on one of them
+# after ranking by the other.
+HALVES = ("val-a", "val-b")
+# Shares of a trial's own length at which early stopping would have looked at it, and what it would have kept.
+_RUNGS, _KEPT = (0.25, 0.5), 1 / 3
+NUMBERS_OF_TRIALS = (1, 2, 5, 10, 20, 40)
+_SHOWN = 10
+
+
+def run_sweep(config: SweepConfig) -> Report | None:
+    """Run a sweep, from where it was; None after a dry run.
+
+    Raises:
+        BitRayError: anything the user can fix.
+    """
+    axes = parse_space(config.space)
+    inputs = Inputs(config.storage, config.tracking)
+    base = _base(config)
+    maker = _jobs(config, base, inputs, axes)
+    adaptive = config.search not in ("random", "sobol")
+    if adaptive:
+        jobs = [maker(0, draw(axes, "random", config.search_seed, 0))]  # checks the settings
+    else:
+        jobs = [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
+    if config.dry_run:
+        extra = f"; {config.trials - 1} more trials are proposed by {config.search} as it goes on" if adaptive else ""
+        print_plan(config, jobs, config.name, extra)
+        return None
+    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
+    with conducted(
+        "sweep",
+        config,
+        config.name,
+        sweep_report,
+        tensors=inputs.tensors(),
+        decides=decides,
+        runtime=base.runtime,
+    ) as conduct:
+        if adaptive:
+            proposer = _Proposer(config, axes, maker, RunFolder.of(config.storage, config.name))
+            jobs = proposer.known()
+            conduct.carry_out(
+                jobs,
+                title="trials",
+                more=lambda: proposer.propose(conduct.study.scores),
+                num_more=config.trials - len(jobs),
+            )
+        else:
+            conduct.carry_out(jobs, title="trials")
+        return conduct.report()
+
+
+_DECIDES = ("command", "set", "space", "val_shards", "val_share", "search", "search_seed")
+
+
+def _base(config: SweepConfig) -> PretrainConfig | FinetuneConfig:
+    """Return the settings that all trials have in common."""
+    settings = read_settings("set", config.set)
+    if not settings.get("shards"):
+        raise ConfigError("set: shards is missing; the shard set to train on, --set shards=...; add it")
+    if config.command == "pretrain":
+        upstream: PretrainConfig = changed(PretrainConfig(name="trial", shards="?"), settings, "set")
+        return upstream
+    downstream: FinetuneConfig = changed(FinetuneConfig(name="trial", shards="?"), settings, "set")
+    if not downstream.init and not downstream.model:
+        raise ConfigError("set: init is missing, and model; weights to start from, --set init=...; add one")
+    return downstream
+
+
+def _jobs(
+    config: SweepConfig, base: PretrainConfig | FinetuneConfig, inputs: Inputs, axes: Sequence[Axis]
+) -> Callable[[int, dict[str, Any]], Job]:
+    """Return the function that makes a trial from its number and values."""
+    whole = inputs.part(base.shards)
+    if isinstance(base, FinetuneConfig) and base.shots:
+        whole = inputs.draw(whole, base.shots, base.subset_seed)
+    rows = whole.rows
+    if config.val_shards:
+        val = inputs.part(config.val_shards)
+        inputs.check_classes(whole, val, "val_shards")
+    else:
+        fit, val = inputs.split(whole, config.val_share, 0)
+        rows = fit.rows
+    # A Ray Train run is measured on whole sets: nothing can be read on another half then.
+    parts = {"val": val} if config.where == "cluster" else dict(zip(HALVES, inputs.halves(val, 0), strict=True))
+
+    def make(number: int, values: dict[str, Any]) -> Job:
+        one = changed(base, {**values, "seed": number}, "space")
+        plan, part = inputs.training(one, rows)
+        check_settings(plan, Runtime())
+        return trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts)
+
+    return make
+
+
+def trial_job(key: str, params: dict[str, Any], plan: Any, part: Part, halves: dict[str, Part]) -> Job:
+    """Return a trial that is measured on both halves of a validation part, also where it could be stopped early."""
+    length = plan.schedule.num_steps
+    rungs = tuple(sorted({max(1, round(share * length)) for share in _RUNGS} - {length}))
+    return Job(key=key, params=params, cell=Cell(plan=plan, train=part, at_steps=rungs, parts=halves))
+
+
+class _Proposer:
+    """Proposes trials by an adaptive search; each is written down before it runs, so that a restart knows it."""
+
+    def __init__(
+        self, config: SweepConfig, axes: Sequence[Axis], maker: Callable[[int, dict[str, Any]], Job], folder: RunFolder
+    ) -> None:
+        self._search = Adaptive(axes, config.search, config.search_seed, "higher")
+        self._maker, self._folder, self._trials = maker, folder, config.trials
+        self._jobs: dict[str, Job] = {}
+        self._told: set[str] = set()
+
+    def known(self) -> list[Job]:
+        """Return the trials that an earlier start has proposed."""
+        root = store.join(self._folder.uri, "proposed")
+        for name in sorted(store.list_files(root))[: self._trials]:
+            values = store.read_json(store.join(root, name))
+            number = int(name.partition(".")[0])
+            job = self._maker(number, values)
+            self._jobs[job.key] = job
+        return list(self._jobs.values())
+
+    def propose(self, scores: dict[str, CellScore]) -> Job | None:
+        """Return the next trial, from the scores so far."""
+        number = len(self._jobs)
+        if number >= self._trials:
+            return None
+        for key, job in self._jobs.items():
+            if key in scores and key not in self._told:
+                self._told.add(key)
+                self._search.tell(_values(job.params), selected_by(scores[key]))
+        values = self._search.propose(number)
+        job = self._maker(number, values)
+        store.write_json(store.join(self._folder.uri, "proposed", f"{number:04d}.json"), values)
+        self._jobs[job.key] = job
+        return job
+
+
+def _values(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name != "trial"}
+
+
+def selected_by(score: CellScore) -> float:
+    """Return the top-1 on the whole validation part, which a trial is selected by."""
+    names = ("val",) if "val/top_1" in score.final else HALVES
+    return sum(score.final[f"{name}/top_1"] for name in names) / len(names)
+
+
+def best_trial(cells: Sequence[CellOutcome]) -> CellOutcome | None:
+    """Return the finished trial with the highest top-1 on the validation part; of equals, the cheapest."""
+    done = [cell for cell in cells if cell.score is not None]
+    return min(done, key=_rank) if done else None
+
+
+def _rank(cell: CellOutcome) -> tuple[float, int]:
+    return -selected_by(_score(cell)), _score(cell).images
+
+
+def sweep_report(outcome: Outcome) -> Report:
+    """Return the report of a sweep, of what is finished."""
+    config = from_dict(SweepConfig, outcome.config)
+    axes = parse_space(config.space)
+    done = [cell for cell in outcome.cells if cell.score is not None]
+    left = list(missing(outcome))
+    if len(outcome.cells) < config.trials:
+        left.append(f"{config.trials - len(outcome.cells)} trials are not proposed yet")
+    best = best_trial(done)
+    findings: list[str] = []
+    tables, plots = [trials_table(done, axes, config.price)], [progress_plot(done, "progress")]
+    if best is not None:
+        findings.append(
+            f"The best of {len(done)} trials has {shown(_values(best.params))}: top-1 "
+            f"{100 * selected_by(_score(best)):.1f} % on the validation part it was selected by, which is optimistic."
+        )
+        findings += borders(axes, _values(best.params))
+        findings += [early_stopping(done)] if len(done) >= 6 and config.where == "memory" else []
+    if config.search == "random" and len(done) >= 2 and config.where == "memory":
+        table, plot = fewer_trials(done, "fewer-trials")
+        tables.append(table)
+        plots.append(plot)
+    if config.search != "random":
+        findings.append(f"What fewer trials would reach is not said: those of {config.search} are not independent.")
+    return Report(
+        title=f"Sweep of {config.command}: {config.name}",
+        command=command("sweep", config),
+        findings=tuple(findings) if best is not None else ("No trial is finished.",),
+        tables=tuple(tables),
+        plots=tuple(plots),
+        missing=tuple(left),
+        settings=settings_of(outcome),
+    )
+
+
+def trials_table(done: Sequence[CellOutcome], axes: Sequence[Axis], price: float) -> Table:
+    """Return the best trials."""
+    rows = []
+    for cell in sorted(done, key=_rank)[:_SHOWN]:
+        score = _score(cell)
+        row = [cell.key, *(short(cell.params[axis.name]) for axis in axes)]
+        row += [f"{100 * selected_by(score):.1f} %{' (diverged)' if score.diverged else ''}"]
+        row += [f"{score.images:,}", f"{score.device_s:,.1f}"]
+        row += [f"{score.device_s / 3600 * price:.3g}"] if price else []
+        rows.append(tuple(row))
+    names = [axis.name.rpartition(".")[2] for axis in axes]
+    header = ("trial", *names, "validation top-1", "images", "device s", *(("price",) if price else ()))
+    return Table(title=f"The best {len(rows)} of {len(done)} trials", header=header, rows=tuple(rows))
+
+
+def fewer_trials(done: Sequence[CellOutcome], name: str) -> tuple[Table, LinePlot]:
+    """Return what n random trials are expected to reach, as a table and as a figure."""
+    scores = [selected_by(_score(cell)) for cell in done]
+    first, second = ([_score(cell).final[f"{half}/top_1"] for cell in done] for half in HALVES)
+    images = sum(_score(cell).images for cell in done) / len(done)
+    rows, curve = [], []
+    for n in [n for n in NUMBERS_OF_TRIALS if n <= len(done)]:
+        band = expected_best_band(scores, n)
+        read = (expected_choice(first, second, n) + expected_choice(second, first, n)) / 2
+        curve.append((n, band.estimate, band.low, band.high, read))
+        mark = "" if n <= len(done) / 2 else " (as measured: no more than this sample)"
+        rows.append(
+            (
+                f"{n}{mark}",
+                f"{100 * band.estimate:.1f} %",
+                f"{100 * band.low:.1f} to {100 * band.high:.1f} %",
+                f"{100 * read:.1f} %",
+                f"{n * images:,.0f}",
+            )
+        )
+    table = Table(
+        title="What fewer trials would have reached",
+        header=("trials", "expected best", "95 % band", "read on the other half", "images"),
+        rows=tuple(rows),
+        note="The band is exact for independent trials and holds for all numbers at once. The best of a sweep is "
+        "optimistic on what it was selected by: ranked on one half of the validation part and read on the other, it is "
+        "not.",
+    )
+    x = tuple(float(n) for n, *_ in curve)
+    best = Line(
+        label="selected and read on the same images",
+        x=x,
+        y=tuple(c[1] for c in curve),
+        low=tuple(c[2] for c in curve),
+        high=tuple(c[3] for c in curve),
+    )
+    honest = Line(label="read on the other half", x=x, y=tuple(c[4] for c in curve))
+    plot = LinePlot(
+        name=name,
+        title="Expected best of n random trials",
+        x_label="trials",
+        y_label="validation top-1",
+        lines=(best, honest),
+        log_x=True,
+        percent_y=True,
+        caption="With the exact 95 % band for all numbers of trials at once.",
+    )
+    return table, plot
+
+
+def progress_plot(done: Sequence[CellOutcome], name: str) -> LinePlot:
+    """Return the best so far against the images trained on, in the order of the trials."""
+    images, best, x, y = 0, 0.0, [], []
+    for cell in done:
+        images += _score(cell).images
+        best = max(best, selected_by(_score(cell)))
+        x.append(float(images))
+        y.append(best)
+    return LinePlot(
+        name=name,
+        title="Best trial so far",
+        x_label="training images of all trials",
+        y_label="validation top-1",
+        lines=(Line(label="best so far", x=tuple(x), y=tuple(y)),) if x else (),
+        percent_y=True,
+    )
+
+
+def borders(axes: Sequence[Axis], values: dict[str, Any]) -> list[str]:
+    """Say which settings of the best trial are at the border of the space."""
+    near = [(axis.name, end) for axis in axes if (end := axis.is_near_border(values[axis.name]))]
+    return [f"The best is at the {end} border of {name}: a wider space may have a better one." for name, end in near]
+
+
+def early_stopping(done: Sequence[CellOutcome]) -> str:
+    """Say what successive halving at a quarter and half of each trial would have saved and thrown away."""
+    alive = list(done)
+    saved = 0.0
+    for rung, share in enumerate(_RUNGS):
+        at = [(cell, _score(cell).points[rung]) for cell in alive if len(_score(cell).points) > rung + 1]
+        if len(at) < len(alive):
+            return "What early stopping would have saved cannot be said: some trials diverged or are too short."
+        ranked = sorted(at, key=lambda one: -sum(one[1].values[f"{half}/top_1"] for half in HALVES))
+        kept = [cell for cell, _ in ranked[: max(1, math.ceil(len(ranked) * _KEPT))]]
+        saved += sum(_score(cell).images * (1 - share) for cell in alive if cell not in kept)
+        alive = kept
+    best, left = best_trial(done), best_trial(alive)
+    assert best is not None
+    assert left is not None
+    total = sum(_score(cell).images for cell in done)
+    loss = selected_by(_score(best)) - selected_by(_score(left))
+    kept_best = (
+        "would have kept the best trial"
+        if left.key == best.key
+        else f"would have thrown away the best trial, and its own best is {100 * loss:.1f} points below"
+    )
+    return (
+        f"Early stopping that keeps a third at 25 % and at 50 % of each trial's steps would have saved "
+        f"{100 * saved / total:.0f} % of the images and {kept_best}."
+    )
+
+
+def _score(cell: CellOutcome) -> CellScore:
+    assert cell.score is not None
+    return cell.score

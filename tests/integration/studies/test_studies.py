@@ -1,0 +1,340 @@
+"""Studies through Ray Tune: what they leave, that a second start repeats nothing, and that they outlive killings."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from bit_ray import store
+from bit_ray.cli.main import main
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.embedded.digits import DigitsSource
+from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.errors import ConfigError
+from bit_ray.models.zoo import create_model
+from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.studies.compare import compare_hyperrule
+from bit_ray.studies.run import run_study, write_report
+from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
+from bit_ray.studies.sweep import run_sweep
+from bit_ray.weights.package import ModelSpec, save_package
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+# A study of one's own, as docs/extending.md has it; also run as a script, for a process that can be killed.
+_STUDY = """
+import sys
+from bit_ray.cli.main import main
+from bit_ray.recipes.embedded import EMBEDDED_MODEL
+from bit_ray.recipes.upstream import UpstreamRecipe
+from bit_ray.studies.catalog import STUDIES
+from bit_ray.studies.grid import GridStudy
+from bit_ray.training.config import PretrainConfig
+
+STUDIES["tiny"] = GridStudy(
+    title="Does a tiny network learn?",
+    base=PretrainConfig(
+        name="tiny",
+        shards="?",
+        model=EMBEDDED_MODEL,
+        recipe=UpstreamRecipe(
+            name="tiny", epochs=1, decay_epochs=(0.6,), warmup_steps=2, global_batch_size=8, crop_size=32
+        ),
+    ),
+    axes={"recipe.weight_decay": (0.0, 1e-2)},
+    val="?",
+    seeds=2,
+    at=(0.5,),
+)
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+exec(_STUDY, {"__name__": "study"})
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> Path:
+    """120 glyphs of 6 classes to train on, and 30 others to measure on."""
+    folder = tmp_path_factory.mktemp("sets")
+    for split, count in (("train", 20), ("val", 5)):
+        source = GlyphSource("s", split=split, examples_per_class=count)
+        write_shards(
+            iter(source.part(range(6 * count))), folder / split, name=split, class_names=source.class_names[:6]
+        )
+    return folder
+
+
+def small(sets: Path, storage: object, **changes) -> GridConfig:
+    settings = {
+        "study": "tiny",
+        "name": "decay",
+        "set": (f"shards={sets}/train",),
+        "val_shards": f"{sets}/val",
+        "storage": str(storage),
+    }
+    return GridConfig(**settings | changes)
+
+
+def nothing_is_left() -> None:
+    """No CPU is held, no placement group stands, and no actor of the study lives."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
+        groups = [g for g in ray.util.placement_group_table().values() if g["state"] == "CREATED"]
+        if free == total and not groups:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{free} of {total} CPUs are free, placement groups: {groups}")
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, tmp_path, ray_local, capsys):
+    report = run_study(small(sets, tmp_path))
+    assert report is not None
+    assert report.missing == ()
+    assert any("weight_decay 0.01 against 0" in line for line in report.findings)
+    nothing_is_left()
+    folder = tmp_path / "decay"
+    written = files_below(folder / "report")
+    assert {"report.html", "report.md", "plots/train-loss.png", "plots/train-loss.csv"} <= written.keys()
+    scores = {path.stem: json.loads(path.read_text()) for path in (folder / "scores").iterdir()}
+    assert len(scores) == 4
+    assert not (folder / "cells").exists() or not any(path.is_file() for path in (folder / "cells").rglob("*"))
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("bit_ray").experiment_id
+    [parent] = client.search_runs([experiment], 'tags.`bit_ray.kind` = "study"')
+    below = client.search_runs([experiment], f'tags.`mlflow.parentRunId` = "{parent.info.run_id}"')
+    assert {run.info.run_name for run in below} == scores.keys()
+    for run in below:
+        assert run.data.metrics["final/val/loss"] == scores[run.info.run_name]["final"]["val/loss"]
+        assert run.data.params["recipe.weight_decay"] in ("0.0", "0.01"), run.data.params
+
+    for path in sorted((folder / "report").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    again, where = write_report(ReportConfig(name="decay", storage=str(tmp_path), output=str(tmp_path / "again")))
+    assert again == report
+    assert files_below(Path(where)) == written
+
+    before = files_below(folder / "scores")
+    assert run_study(small(sets, tmp_path)) == report
+    assert files_below(folder / "scores") == before
+    with pytest.raises(ConfigError, match=r"holds a study whose .* choose another name or restore the setting"):
+        run_study(small(sets, tmp_path, axes=("recipe.weight-decay=0,1e-3",)))
+    capsys.readouterr()
+    status = main(["study", "report", "dekay", "--storage", str(tmp_path)])
+    assert status == 2
+    assert "has no study 'dekay'" in capsys.readouterr().err
+
+
+def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path, ray_local):
+    def sweep(trials: int) -> SweepConfig:
+        return SweepConfig(
+            command="pretrain",
+            name="search",
+            set=(
+                f"shards={sets}/train",
+                "model=R1-1-1-1x0.5",
+                "recipe.crop_size=32",
+                "recipe.epochs=1.0",
+                "recipe.decay_epochs=[0.6]",
+                "recipe.warmup_steps=2",
+                "recipe.global_batch_size=8",
+            ),
+            space=("recipe.base-lr-per-256=log:0.01:1", "recipe.weight-decay=0.0,1e-3"),
+            trials=trials,
+            search="tpe",
+            storage=str(tmp_path),
+        )
+
+    run_sweep(sweep(2))
+    first = files_below(tmp_path / "search" / "scores")
+    assert len(first) == 2
+    report = run_sweep(sweep(4))
+    assert report is not None
+    scores = files_below(tmp_path / "search" / "scores")
+    assert len(scores) == 4
+    assert {name: scores[name] for name in first} == first
+    assert any("not independent" in line for line in report.findings)
+    assert len(set(files_below(tmp_path / "search" / "proposed").values())) == 4
+    nothing_is_left()
+
+
+def test_a_study_on_an_object_store_goes_on_after_its_driver_was_killed(sets, s3, tmp_path):
+    """SIGKILL of the driver with its whole Ray, while one training is finished and another one is saved half-way."""
+    storage = f"s3://{s3.bucket}/runs"
+    args = ["study", "run", "tiny", "--name", "decay", "--val-shards", f"{sets}/val", "--side-by-side", "1"]
+    args += ["--set", f"shards={sets}/train", "--storage", storage, "--save-every-s", "0"]
+    args += ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    first = subprocess.Popen(
+        [sys.executable, "-c", _STUDY, *args],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    root = f"{storage}/decay"
+    finished, half_way = {}, []
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (finished and half_way):
+        assert first.poll() is None
+        finished = {name: store.read_bytes(f"{root}/scores/{name}") for name in _list(f"{root}/scores")}
+        half_way = [n for n in _list(f"{root}/cells") if n.endswith("training.json") and "step-0000000" not in n]
+        time.sleep(0.05)
+    children = _below(first.pid)
+    os.killpg(first.pid, signal.SIGKILL)
+    for pid in children:
+        _kill(pid)
+    first.wait()
+    assert len(finished) == 1
+    key = half_way[0].partition("/")[0]
+
+    second = subprocess.run([sys.executable, "-c", _STUDY, *args], cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "decay: 1 of 4 trainings are done already" in second.stdout
+    for name, content in finished.items():
+        assert store.read_bytes(f"{root}/scores/{name}") == content
+    assert len(_list(f"{root}/scores")) == 4
+    assert _list(f"{root}/cells") == []
+    # What was saved was not computed again: its time counts with that of the first start.
+    score = json.loads(store.read_bytes(f"{root}/scores/{key}.json"))
+    assert [step for step, _ in score["losses"]] == sorted({step for step, _ in score["losses"]})
+    assert len(score["losses"]) == 15
+
+
+def _list(uri: str) -> list[str]:
+    return sorted(store.list_files(uri))
+
+
+def _below(pid: int) -> list[int]:
+    """Process ids of all descendants."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found, queue = [], [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _wait_for(condition, what: str, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path, ray_local):
+    """SIGKILL of a trial while its worker trains: its CPU is freed, and the run goes on from its checkpoint."""
+    config = small(
+        sets,
+        tmp_path,
+        axes=("recipe.weight-decay=0.0",),
+        where="cluster",
+        set=(
+            f"shards={sets}/train",
+            "recipe.epochs=4",
+            "recipe.decay_epochs=[3]",
+            "runtime.num_workers=1",
+            "runtime.checkpoint_every_steps=5",
+            "runtime.log_every_steps=5",
+        ),
+        seeds=1,
+    )
+    killed: list[int] = []
+
+    def kill() -> None:
+        folder = tmp_path / "decay.weight_decay-0-seed-0"
+        _wait_for(lambda: list(folder.glob("step-*/training.json")), "no checkpoint")
+        pids = [pid for pid in _below(os.getpid()) if _command(pid).startswith("ray::ImplicitFunc")]
+        killed.extend(pids)
+        for pid in pids:
+            _kill(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    report = run_study(config)
+    thread.join()
+    assert report is not None
+    assert killed
+    assert report.missing == ()
+    nothing_is_left()
+    folder = tmp_path / "decay.weight_decay-0-seed-0"
+    starts = [start["first_step"] for start in json.loads((folder / "runtime.json").read_text())["starts"]]
+    assert len(starts) == 2
+    assert starts[0] == 0 < starts[1] < 60
+
+
+def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, ray_local, capsys):
+    for split, first in (("train", 0), ("test", 400)):
+        source = DigitsSource("train")
+        part = source.part(np.arange(first, first + 100))
+        write_shards(iter(part), tmp_path / split, name=split, class_names=source.class_names)
+    spec = ModelSpec(
+        model="R1-1-1-1x0.5", num_classes=3, class_names=("a", "b", "c"), multi_label=False, resize_mode="square",
+        resize_size=32, crop_size=32,
+    )  # fmt: skip
+    save_package(tmp_path / "model", create_model("R1-1-1-1x0.5", 3), spec)
+    config = CompareConfig(
+        init=str(tmp_path / "model"),
+        tasks=(f"{tmp_path}/train,{tmp_path}/test",),
+        space=("rule.base-lr=log:1e-3:1e-1", "resolution=32,40"),
+        trials=4,
+        seeds=2,
+        random_flip=False,
+        rule=RuleOverrides(num_steps=4, batch_size=8, crop=32, resize=36),
+        storage=str(tmp_path / "runs"),
+        price=1.0,
+    )
+    assert compare_hyperrule(replace(config, dry_run=True)) is None
+    assert "hyperrule-or-sweep: 8 trainings" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    report = compare_hyperrule(config)
+    assert report is not None
+    assert report.missing == ()
+    scores = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/scores/*.json")}
+    assert len(scores) == 4 + 2 * 2 + 2
+    tested = {key for key, score in scores.items() if "test/top_1" in score["final"]}
+    assert tested == {f"task-1-{what}-seed-{seed}" for what in ("rule", "best") for seed in range(2)}
+    assert any(line.startswith("1: train: a sweep of 4 trials costs") for line in report.findings)
+    assert compare_hyperrule(config) == report
+
+
+def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, ray_local):
+    config = small(sets, tmp_path, where="cluster", set=(f"shards={sets}/train", "runtime.num_workers=4"))
+    with pytest.raises(ConfigError, match=r"a trial takes 8 CPUs and 0 GPUs; the cluster has 6 and 0; lower"):
+        run_study(config)
+    with pytest.raises(ConfigError, match=r"^runtime.num_workers: 0, with where cluster"):
+        run_study(small(sets, tmp_path / "other", where="cluster"))
