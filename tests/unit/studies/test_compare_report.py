@@ -165,6 +165,12 @@ def test_without_the_trainings_of_the_best_the_rest_is_reported(best):
     assert [line for line in made.findings if "is expected to gain" in line]
 
 
+def test_the_rule_and_the_best_are_not_paired_while_other_seeds_are_finished_of_each():
+    made = report(cells_of(TASKS[0], rule=[0.7, 0.71, None], best=[None, 0.8, 0.81]))
+    assert made.tables[0].rows[0][3] == ""
+    assert not [line for line in made.findings if "on the test set" in line]
+
+
 def test_with_nothing_finished_there_is_a_report():
     for cells in ([], [CellOutcome(key=c.key, params=c.params, score=None) for c in cells_of(TASKS[0])]):
         made = report(cells, missing=("The rest.",))

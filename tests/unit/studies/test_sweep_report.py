@@ -100,6 +100,13 @@ def test_early_stopping_by_hand():
     ]
 
 
+def test_early_stopping_keeps_a_third_rounded_up():
+    # 3 of 7 go on, of which the third is the best; then 1 of these 3.
+    cells = [trial(n, (0.5 + 0.1 * (n == 4), 0.5), rungs=rungs(0.1 * n, 0.9 - 0.1 * n * (n != 4))) for n in range(7)]
+    saved = (4 * 3 / 4 + 2 / 2) / 7
+    assert stopped(cells) == [f"{STOPPED} {100 * saved:.0f} % of the images and would have kept the best trial."]
+
+
 def test_early_stopping_is_not_judged_from_few_trials_or_such_that_were_not_measured():
     whole = [trial(number, (0.5, 0.5)) for number in range(6)]
     assert stopped(whole[:5]) == []
