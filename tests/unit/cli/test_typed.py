@@ -147,7 +147,7 @@ def test_every_command_names_a_flag_in_what_it_raises_while_it_runs(
     extra = {
         "shards ids": ["data", "--step", "1", "--global-batch-size", "8"],
         "vtab": ["--model", "R50x1"],
-        "sweep": ["--space", "seed=1,2"],
+        "sweep": ["--space", "recipe.epochs=1,2"],
     }.get(name, [])
     monkeypatch.setitem(COMMANDS, name, COMMANDS[name]._replace(run=run))
     assert main([*name.split(), *arguments, *extra]) == 2
