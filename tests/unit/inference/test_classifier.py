@@ -245,7 +245,7 @@ def test_a_missing_directory_a_damaged_package_and_an_unknown_place_are_refused(
         load_model(package, device="gpu")
     assert "\n" not in str(error.value)
     (package / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"model.safetensors: 0 bytes; \d+ in model.json"):
+    with pytest.raises(ModelError, match=r"model.safetensors: 0 bytes; accepted: \d+, as in model.json"):
         load_model(package)
 
 

@@ -195,7 +195,7 @@ def test_csv_returns_the_numbers_unchanged():
 @pytest.mark.parametrize("sizes", [(2, 1, 0, 0), (1, 2, 0, 0), (2, 2, 1, 2), (2, 2, 2, 0), (2, 2, 0, 2), (0, 0, 1, 1)])
 def test_columns_of_other_lengths_are_refused(sizes):
     x, y, low, high = ((0.0,) * size for size in sizes)
-    with pytest.raises(ConfigError, match=rf"^line: 'a' has {sizes[0]} x, {sizes[1]} y, .*; as many of each"):
+    with pytest.raises(ConfigError, match=rf"^line: 'a' has {sizes[0]} x, {sizes[1]} y, .*; accepted: as many of each"):
         Line(label="a", x=x, y=y, low=low, high=high)
 
 

@@ -216,15 +216,18 @@ def test_a_recorded_run_is_shown_as_one_table_and_sentences(storage, monkeypatch
     [
         (
             "glyphs",
-            "run: glyphs; the name of a run in STORAGE, such as glyphs-m; correct it, or give the folder of the runs "
-            "by --storage",
+            "run: glyphs; accepted: the name of a run in STORAGE, such as glyphs-m; correct it, or give the folder of "
+            "the runs by --storage",
         ),
         (
             "mlruns",
-            "run: mlruns; the name of a run in STORAGE; correct it, or give the folder of the runs by --storage",
+            "run: mlruns; accepted: the name of a run in STORAGE; correct it, or give the folder of the runs by --storage",
         ),
-        ("young", "run: young; a run with a recorded loss; try again after its first runtime.log_every_steps steps"),
-        ("runs/young", "run: runs/young; the name of a run; give its folder by --storage"),
+        (
+            "young",
+            "run: young; accepted: a run with a recorded loss; try again after its first runtime.log_every_steps steps",
+        ),
+        ("runs/young", "run: runs/young; accepted: the name of a run; give its folder by --storage"),
         ("", "name: given ''; accepted: text that can name a folder"),
     ],
 )
@@ -234,5 +237,5 @@ def test_a_run_that_cannot_be_judged_is_one_line(storage, capsys, run, message):
     out, error = capsys.readouterr()
     assert out == ""
     assert error.count("\n") == 1
-    assert re.sub(re.escape(storage), "STORAGE", error).startswith(f"error: {message}")
+    assert re.sub(re.escape(storage), "STORAGE", error).startswith(f"error: {message.replace('run: ', 'RUN: ', 1)}")
     assert set(Path(storage).iterdir()) == before

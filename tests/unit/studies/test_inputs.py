@@ -172,7 +172,7 @@ def test_a_transfer_has_its_weights_and_its_draw(inputs, shards, init):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "R50x1"}, r"^model: R50x1, but .* holds R1-1-1-1x0.5; leave model out$"),
+        ({"model": "R50x1"}, r"^model: R50x1, but .* R1-1-1-1x0.5; leave it out$"),
         ({"init": ""}, "^init: empty, and model is empty"),
         ({"init": "", "model": MODEL, "train": "head"}, "^train: head, but init is empty"),
     ],

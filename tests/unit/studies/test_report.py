@@ -348,9 +348,9 @@ def test_any_text_in_markdown_stays_text(report):
 
 
 def test_rows_of_other_lengths_are_refused():
-    with pytest.raises(ConfigError, match="^table 'T': 2 columns, and a row of 1; one or more columns"):
+    with pytest.raises(ConfigError, match="^table 'T': 2 columns, and a row of 1; accepted: one or more columns"):
         Table(title="T", header=("a", "b"), rows=(("1", "2"), ("1",)))
-    with pytest.raises(ConfigError, match="^table 'T': 0 columns; one or more columns"):
+    with pytest.raises(ConfigError, match="^table 'T': 0 columns; accepted: one or more columns"):
         Table(title="T", header=(), rows=())
 
 

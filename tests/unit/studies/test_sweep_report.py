@@ -236,9 +236,9 @@ def test_a_set_to_select_on_is_used_as_a_whole_and_the_training_set_too(storage,
     ("values", "message"),
     [
         ({"rule.base_lt": 0.1}, r"^space: rule\.base_lt: unknown setting; .*; did you mean rule\.base_lr\?$"),
-        ({"rule.base_lr": -1}, r"^base_lr: -1\.0; a number above 0"),
+        ({"rule.base_lr": -1}, r"^space: rule.base_lr: -1\.0; accepted: a number above 0"),
         ({"rule.base_lr": "high"}, r"^space: rule\.base_lr: given 'high' \(str\); accepted: "),
-        ({"model": "R50x1"}, r"^model: R50x1, but .* holds R1-1-1-1x0\.5; leave model out$"),
+        ({"model": "R50x1"}, r"^model: R50x1, but .* R1-1-1-1x0\.5; leave it out$"),
     ],
 )
 def test_a_value_that_a_training_refuses_is_refused_in_one_line(storage, init, values, message):
