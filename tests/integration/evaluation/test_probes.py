@@ -192,7 +192,7 @@ def test_the_scores_of_a_ranking_are_those_of_scikit_learn():
     [
         (
             ["probe", "MODEL", "TRAIN", "GLYPHS"],
-            "test_shards: GLYPHS has 50 classes that are not those of the training shards (10); ",
+            "TEST_SHARDS: GLYPHS has 50 classes that are not those of the training shards (10); ",
         ),
         (
             ["probe", "MODEL", "SEVERAL", "TEST"],
@@ -222,7 +222,7 @@ def test_the_scores_of_a_ranking_are_those_of_scikit_learn():
         ),
         (
             ["models", "rank", "TRAIN", "--tracking.uri", "sqlite:///none.db"],
-            "tracking.uri: sqlite:///",
+            "--tracking.uri: sqlite:///",
         ),
         (["models", "rank", "NOTHING", "--models", "MODEL"], "NOTHING: neither a path nor a set by name"),
     ],
@@ -372,7 +372,7 @@ def test_a_probe_gives_way_to_training(digits):
 
 def test_probes_that_cannot_be_are_refused_before_the_training(digits, glyphs, tmp_path):
     shards, test_shards, _ = digits
-    with pytest.raises(ConfigError, match=r"^test_shards: .* has 50 classes that are not those of .* \(10\); "):
+    with pytest.raises(ConfigError, match=r"^probe.test_shards: .* has 50 classes that are not those of .* \(10\); "):
         pretrain(run_config(tmp_path, "no", glyphs, 4, ProbeConfig(shards=shards, test_shards=glyphs)))
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(200,))
     with pytest.raises(DataError, match=r"^shots: 200; accepted: at most \d+, the number of examples of class \d"):

@@ -186,7 +186,7 @@ KEYS = "s3://PLANTED-KEY:PLANTED/SECRET@bucket/x"
         ),
         ({"storage": KEYS}, r"s3://\*\*\*@bucket/x: a key or a password in a URI"),
         ({"init": KEYS, "model": ""}, r"s3://\*\*\*@bucket/x/model.json: a key or a password in a URI"),
-        ({"tracking": "http://alice:PLANTED@GUARDED"}, r"tracking.uri: http://\*\*\*@.*: refused \(HTTP 401\)"),
+        ({"tracking": "http://alice:PLANTED@GUARDED"}, r"tracking.uri: http://\*\*\*@.*: access refused \(HTTP 401\)"),
         ({"shards": "s3://bucket/set"}, r"AWS_ENDPOINT_URL: \*\*\*@127.0.0.1:9: a user in it; accepted: http"),
     ],
     ids=["keys in shards", "keys in storage", "keys in init", "wrong password", "password in endpoint"],

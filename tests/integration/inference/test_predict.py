@@ -169,7 +169,9 @@ def test_parts_equal_the_file_and_an_interrupted_folder_is_continued(
     (tmp_path / "parts" / "_predictions.json").unlink()  # as if interrupted
     (tmp_path / "parts" / "part-00001.parquet").unlink()
     kept = (tmp_path / "parts" / "part-00002.parquet").stat().st_mtime_ns
-    with pytest.raises(ConfigError, match="was begun with other top_k; the same call continues it"):
+    with pytest.raises(
+        ConfigError, match="was begun with other top_k; accepted: the same settings; choose another folder"
+    ):
         predict_folder(photos, package, f"{tmp_path}/parts/", top_k=2)
     again = predict_folder(photos, package, f"{tmp_path}/parts/")
     assert (again.num_images, again.num_unreadable) == (report.num_images, report.num_unreadable)

@@ -355,7 +355,7 @@ def test_rows_of_other_lengths_are_refused():
 
 
 def test_two_plots_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="^plots: loss twice; a name for each plot; rename one$"):
+    with pytest.raises(ConfigError, match="^plots: loss twice; accepted: a name for each plot; rename one$"):
         Report(title="T", command="c", findings=(), plots=(plot(), plot()))
 
 
