@@ -167,17 +167,20 @@ def test_a_sweep_of_which_some_diverged_is_covered_too():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_interval([0.5]), "values: 1 values; at least 2; run more seeds"),
-        (lambda: mean_interval([0.5, 0.6], 95), "level: 95; between 0 and 1"),
-        (lambda: pooled_spread([[0.5], [0.6]]), "cells: one value each; at least one setting with two seeds"),
-        (lambda: difference([], [1.0], pooled_spread([[1.0, 2.0]])), "first: 0 values; at least 1"),
-        (lambda: paired_difference([1.0, 2.0], [1.0]), "second: 1 values; 2, one for each of the first"),
-        (lambda: holm([0.1, 1.2]), "p_values: 1.2; 0 to 1"),
-        (lambda: expected_best([0.1, 0.2], 3), "n: 3; 1 to 2, the number of trials"),
-        (lambda: expected_best([0.1, 0.2], 0), "n: 0; 1 to 2, the number of trials"),
-        (lambda: expected_choice([0.1, 0.2], [0.1], 1), "read: 1 scores; 2, one for each that is ranked; pair them"),
-        (lambda: expected_choice([0.1, 0.2], [0.1, 0.2], 3), "n: 3; 1 to 2, the number of trials"),
-        (lambda: expected_best_band([10.0, 20.0], 1), "scores: 10 to 20; 0 to 1; divide percentages by 100"),
+        (lambda: mean_interval([0.5]), "values: 1 values; accepted: at least 2; run more seeds"),
+        (lambda: mean_interval([0.5, 0.6], 95), "level: 95; accepted: between 0 and 1"),
+        (lambda: pooled_spread([[0.5], [0.6]]), "cells: one value each; accepted: at least one setting with two seeds"),
+        (lambda: difference([], [1.0], pooled_spread([[1.0, 2.0]])), "first: 0 values; accepted: at least 1"),
+        (lambda: paired_difference([1.0, 2.0], [1.0]), "second: 1 values; accepted: 2, one for each of the first"),
+        (lambda: holm([0.1, 1.2]), "p_values: 1.2; accepted: 0 to 1"),
+        (lambda: expected_best([0.1, 0.2], 3), "n: 3; accepted: 1 to 2, the number of trials"),
+        (lambda: expected_best([0.1, 0.2], 0), "n: 0; accepted: 1 to 2, the number of trials"),
+        (
+            lambda: expected_choice([0.1, 0.2], [0.1], 1),
+            "read: 1 scores; accepted: 2, one for each that is ranked; pair them",
+        ),
+        (lambda: expected_choice([0.1, 0.2], [0.1, 0.2], 3), "n: 3; accepted: 1 to 2, the number of trials"),
+        (lambda: expected_best_band([10.0, 20.0], 1), "scores: 10 to 20; accepted: 0 to 1; divide percentages by 100"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_in_one_line(call, message):
@@ -201,5 +204,5 @@ def test_an_interval_says_whether_it_excludes_zero():
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])
 def test_a_level_that_is_no_share_is_refused(level):
-    with pytest.raises(ConfigError, match=f"^level: {level}; between 0 and 1, such as 0.95; correct it$"):
+    with pytest.raises(ConfigError, match=f"^level: {level}; accepted: between 0 and 1, such as 0.95; correct it$"):
         t_interval(0.0, 1.0, 3, level)

@@ -134,11 +134,11 @@ def test_a_loss_in_words_has_its_numbers_or_there_are_no_words():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1, 2], [1.0], 0.1), "values: 1; 2, one for each step"),
+        (([1, 2], [1.0], 0.1), "values: 1; accepted: 2, one for each step"),
         (([2, 1], [1.0, 1.0], 0.1), "steps: not ascending from 1"),
         (([0, 1], [1.0, 1.0], 0.1), "steps: not ascending from 1"),
         (([1, 2], [1.0, math.nan], 0.1), "values: not all finite"),
-        (([1, 2], [1.0, 1.0], 0.0), "margin: 0.0; above 0"),
+        (([1, 2], [1.0, 1.0], 0.0), "margin: 0.0; accepted: above 0"),
     ],
 )
 def test_what_is_no_curve_is_refused_in_one_line(arguments, message):

@@ -221,7 +221,8 @@ def test_a_recorded_run_is_shown_as_one_table_and_sentences(storage, monkeypatch
         ),
         (
             "mlruns",
-            "run: mlruns; accepted: the name of a run in STORAGE; correct it, or give the folder of the runs by --storage",
+            "run: mlruns; accepted: the name of a run in STORAGE; correct it, or give the folder of the runs by "
+            "--storage",
         ),
         (
             "young",
