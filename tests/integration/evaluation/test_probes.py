@@ -1,3 +1,4 @@
+import re
 import statistics
 import time
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_bad_input_is_one_line(digits, tmp_path, monkeypatch, capfd, arguments, 
     assert main([places.get(argument, argument) for argument in arguments]) == 2
     error = capfd.readouterr().err
     for name, place in places.items():
-        message = message.replace(name, place)
+        message = re.sub(rf"\b{name}\b", place, message)  # not the TEST of TEST_SHARDS
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
 
@@ -375,7 +376,9 @@ def test_probes_that_cannot_be_are_refused_before_the_training(digits, glyphs, t
     with pytest.raises(ConfigError, match=r"^probe.test_shards: .* has 50 classes that are not those of .* \(10\); "):
         pretrain(run_config(tmp_path, "no", glyphs, 4, ProbeConfig(shards=shards, test_shards=glyphs)))
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(200,))
-    with pytest.raises(DataError, match=r"^shots: 200; accepted: at most \d+, the number of examples of class \d"):
+    with pytest.raises(
+        DataError, match=r"^probe.shots: 200; accepted: at most \d+, the number of examples of class \d"
+    ):
         pretrain(run_config(tmp_path, "no", glyphs, 4, probe))
     assert not (tmp_path / "no").exists()
     probe = ProbeConfig(shards=shards, test_shards=test_shards, num_cpus=6)

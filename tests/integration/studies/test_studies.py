@@ -277,7 +277,8 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
 
     def kill() -> None:
         folder = tmp_path / "decay.weight_decay-0-seed-0"
-        _wait_for(lambda: list(folder.glob("step-*/training.json")), "no checkpoint")
+        # The second is there only after the first is known to Ray Train, too.
+        _wait_for(lambda: len(list(folder.glob("step-*/training.json"))) >= 2, "no checkpoints")
         pids = [pid for pid in _below(os.getpid()) if _command(pid).startswith("ray::ImplicitFunc")]
         killed.extend(pids)
         for pid in pids:
