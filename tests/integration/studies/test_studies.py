@@ -265,11 +265,11 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
         where="cluster",
         set=(
             f"shards={sets}/train",
-            "recipe.epochs=20",
-            "recipe.decay_epochs=[15]",
+            "recipe.epochs=8",
+            "recipe.decay_epochs=[6]",
             "runtime.num_workers=1",
-            "runtime.checkpoint_every_steps=20",
-            "runtime.log_every_steps=20",
+            "runtime.checkpoint_every_steps=10",
+            "runtime.log_every_steps=10",
         ),
         seeds=1,
     )
@@ -295,7 +295,7 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
     folder = tmp_path / "decay.weight_decay-0-seed-0"
     starts = [start["first_step"] for start in json.loads((folder / "runtime.json").read_text())["starts"]]
     assert len(starts) == 2
-    assert starts[0] == 0 < starts[1] < 300
+    assert starts[0] == 0 < starts[1] < 120
 
 
 def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, ray_local, capsys):
