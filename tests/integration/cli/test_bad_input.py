@@ -138,7 +138,8 @@ def damaged(shards: Path, how: str) -> Path:
 def test_a_damaged_shard(how: str, shards: Path, refused: Callable[..., str]) -> None:
     size = sorted(shards.glob("*.parquet"))[1].stat().st_size
     shard = damaged(shards, how)
-    found = {"missing": "is missing", "empty": f"has 0 bytes, not {size:,}"}.get(how, f"has {size - 1000:,} bytes, not")
+    left = {"missing": "missing", "empty": "0 bytes", "truncated": f"{size - 1000:,} bytes"}[how]
+    found = f"{left}; accepted: {size:,} bytes"
     error = refused(*pretrain(shards))
     assert error.startswith(f"{shard}: {found}")
     assert f"run bit-ray shards verify {shards}" in error

@@ -158,7 +158,7 @@ def test_pretrain_finetune_evaluate_predict_and_replay(
     assert json.loads(Path(recorded).read_text())["model"] == "R1-1-1-1x0.5"
     status, out, err = job("pretrain", "--config", recorded)
     assert (status, err) == (0, "")
-    assert "up: done already" in out
+    assert "up: already finished, " in out
     assert "models:/up@champion, version 1" in out
 
     assert main(["models", "list"]) == 0

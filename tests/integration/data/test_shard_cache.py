@@ -243,7 +243,9 @@ def test_expired_credentials_are_one_clear_error_at_once_and_renewed_ones_go_on(
     faulty_s3.faults = Faults(expired=True)
     for group in (groups[1], groups[10]):  # of a shard that is open, and of one that is not
         started = time.monotonic()
-        with pytest.raises(DataError, match=f"refused by {faulty_s3.endpoint}; .*renew credentials") as caught:
+        with pytest.raises(
+            DataError, match=rf"refused by {faulty_s3.endpoint} \(ACCESS_DENIED\); .*renew expired credentials"
+        ) as caught:
             locate_all(s3, manifest, tmp_path / "cache", [group])
         assert time.monotonic() - started < 2
         assert type(caught.value) is StoreError

@@ -261,9 +261,8 @@ def test_a_truncated_shard_leaves_holes(tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     found = holes_of(stream)
     assert sorted(found) == [("shard-00002.parquet", row) for row in range(20)]
-    assert {bad.reason.partition(";")[0] for bad in found.values()} == {
-        f"{path}: {size - 50} bytes; accepted: {size}, as in the manifest"
-    }
+    (reason,) = {bad.reason for bad in found.values()}
+    assert reason.startswith(f"{path}: {size - 50} bytes; accepted: {size}, as in the manifest")
 
 
 def test_an_image_that_was_written_bad_is_one_hole_with_its_id(tmp_path):

@@ -222,7 +222,10 @@ def test_a_real_server_answers_a_real_request(mlflow_server: MlflowServer, packa
             ({"dataframe_records": [{"image": None}]}, ""),
             ({"dataframe_records": [{"image": 7}]}, ""),
             ({"dataframe_records": [{"image": "\ud800"}]}, ""),
-            ({"inputs": {"image": [texts[0]]}, "params": {"top_k": 0}}, "top_k: 0; accepted: at least 1"),
+            (
+                {"inputs": {"image": [texts[0]]}, "params": {"top_k": 0}},
+                "top_k: 0; accepted: a whole number of at least 1",
+            ),
             ({"inputs": {"image": [texts[0]]}, "params": {"top_k": "x"}}, ""),
         ):
             status, answer = post(url, json.dumps(body).encode())

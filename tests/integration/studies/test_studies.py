@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import ConfigError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.studies.catalog import STUDIES
 from bit_ray.studies.compare import compare_hyperrule
 from bit_ray.studies.run import run_study, write_report
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
@@ -60,7 +62,13 @@ STUDIES["tiny"] = GridStudy(
 if __name__ == "__main__":
     sys.exit(main())
 """
-exec(_STUDY, {"__name__": "study"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny() -> Iterator[None]:
+    exec(_STUDY, {"__name__": "study"})
+    yield
+    del STUDIES["tiny"]
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def test_weights_that_are_not_the_registered_ones_are_refused(
     torch.manual_seed(1)
     save_package(tmp_path / "new", ResNetV2(model_config(SPEC.model, SPEC.num_classes)), SPEC)
     upload(tmp_path / "new", uri)
-    with pytest.raises(ModelError, match=f"registered: {reference.sha256[:12]}"):
+    with pytest.raises(ModelError, match=f"accepted: {reference.sha256[:12]}..., as registered"):
         fetch(reference)
     s3.client.delete_object(Bucket=s3.bucket, Key="runs/b/model.json")
     with pytest.raises(ModelError, match="its package cannot be read: .*no such file"):
@@ -266,7 +266,7 @@ def test_a_pulled_model_is_a_whole_package(mlflow_server: MlflowServer, s3: Buck
     assert [path.name for path in directory.parent.iterdir()] == ["model"]
     tensors, expected = load_package(directory)[0].state_dict(), load_package(package)[0].state_dict()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-    with pytest.raises(ModelError, match="model: is not empty"):
+    with pytest.raises(ModelError, match="model: not empty; accepted: a new or empty directory"):
         pull("models:/pulled@best", directory, mlflow_server.uri)
 
 

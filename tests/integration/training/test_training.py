@@ -182,7 +182,7 @@ def test_a_finished_run_is_not_run_again(reference, capsys):
     again = pretrain(config)
     assert time.monotonic() - before < 5
     assert again == trained
-    assert "done already" in capsys.readouterr().out
+    assert "reference: already finished, " in capsys.readouterr().out
 
 
 def test_a_run_killed_between_its_last_step_and_its_result_only_finishes(reference, folder):
@@ -203,7 +203,7 @@ def test_a_name_is_tied_to_its_settings(reference, folder):
     assert one_line(caught).startswith(
         f"name: the run in {folder}/reference has weight_decay 0.0001, this one has 0.5; accepted: "
     )
-    with pytest.raises(ConfigError, match="whose schedule.num_steps is 3, here it is 5; "):
+    with pytest.raises(ConfigError, match="has schedule.num_steps 3, this one has 5; "):
         pretrain(replace(config, recipe=recipe(5)))
 
 
@@ -220,7 +220,7 @@ def test_a_refused_run_leaves_nothing(folder, shards, tmp_path):
             {"runtime": Runtime(num_workers=65)},
             "^runtime.num_workers: 65; accepted: at most 64, the images in a global batch",
         ),
-        ({"register": RegisterAs(alias="v1")}, "^alias: 'v1'"),
+        ({"register": RegisterAs(alias="v1")}, "^register.alias: 'v1'"),
         ({"recipe": recipe(3, warmup_steps=50)}, "^warmup_steps: 50"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
