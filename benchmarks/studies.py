@@ -25,7 +25,7 @@ from bit_ray.run_folder import RunFolder
 from bit_ray.studies.catalog import find_study
 from bit_ray.studies.cells import Cell, CellScore, Point, carry_out, load_cell
 from bit_ray.studies.conduct import CellOutcome, Outcome
-from bit_ray.studies.engine import Study, Trial
+from bit_ray.studies.engine import Bar, Study, Trial
 from bit_ray.studies.findings import grid_report
 from bit_ray.studies.grid import grid_jobs
 from bit_ray.studies.inputs import Inputs
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
                 with TrackedRun.open(
                     TrackingConfig(), run_name=name, storage=storage, params={}, tags={}, kind="study"
                 ) as run:
-                    study.run(carry_out, {}, run, title=name, unit="trials", side_by_side=at_a_time, num_threads=1)
+                    study.run(carry_out, {}, run, Bar(name, "trials"), side_by_side=at_a_time, num_threads=1)
                 assert len(study.scores) == len(wanted)
 
             rows.append(("a plain loop in one process", turn, *timed(loop)))

@@ -103,6 +103,15 @@ class RunFolder:
         """URI of the weights before a step whose loss was not finite."""
         return store.join(self.uri, f"nonfinite-step-{step:08d}")
 
+    def milestone(self, step: int) -> str:
+        """URI of the weights after a step of a study's training; they stay until they are measured."""
+        return store.join(self.uri, f"milestone-{step:08d}")
+
+    @property
+    def points(self) -> str:
+        """URI of what was measured of the milestones so far."""
+        return store.join(self.uri, "points.json")
+
     def checkpoints(self, file: str) -> list[int]:
         """Return the steps of the existing checkpoints that contain a file, ascending."""
         found = [re.fullmatch(rf"step-(\d{{8}})/{re.escape(file)}", name) for name in store.list_files(self.uri)]

@@ -58,9 +58,9 @@ def _schedule(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) ->
     """Return a run of so many times the images of the base on its own set; early decays come at 30 and 50 %."""
     length, decays = point["length"], point["decays"]
     if not isinstance(length, (int, float)) or length <= 0:
-        raise ConfigError(f"axes: length {length!r}; times the images of the base, above 0; correct it")
+        raise ConfigError.of("axes", f"length {length!r}", "times the images of the base, above 0")
     if decays not in ("usual", "early"):
-        raise ConfigError(f"axes: decays {decays!r}; usual or early; choose one")
+        raise ConfigError.of("axes", f"decays {decays!r}", "usual or early", "choose one")
     shards = changed(base, {"shards": point["shards"]}, "axes").shards
     images = length * base.recipe.epochs * inputs.num_examples(base.shards)
     epochs = images / inputs.num_examples(shards)
@@ -77,9 +77,8 @@ def _normaliser(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) 
     """Return the network of the base with GroupNorm, or with BatchNorm over so many images."""
     found = re.fullmatch(r"(?:gn|(bn))(-nows)?(?(1)-(\d+))", str(point["normaliser"]))
     if found is None:
-        raise ConfigError(
-            f"axes: normaliser {point['normaliser']!r}; gn, gn-nows, bn-IMAGES or bn-nows-IMAGES; correct it"
-        )
+        given = f"normaliser {point['normaliser']!r}"
+        raise ConfigError.of("axes", given, "gn, gn-nows, bn-IMAGES or bn-nows-IMAGES")
     model = f"{base.model}{'-bn' if found[1] else ''}{found[2] or ''}"
     return {"model": model, "norm_batch": int(found[3] or 0)}
 
@@ -171,6 +170,6 @@ def find_study(name: str) -> GridStudy:
     """
     if name not in STUDIES:
         near = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"study: {name}; one of {', '.join(STUDIES)}; {hint}choose one")
+        hint = f"did you mean {near[0]}?" if near else "choose one"
+        raise ConfigError.of("study", name, ", ".join(STUDIES), hint)
     return STUDIES[name]

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from bit_ray.locks import scratch_directory
 from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import Network
 from bit_ray.run_folder import RunFolder
+from bit_ray.studies.halving import goes_on
 from bit_ray.studies.transfer import read_examples
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, TRAINING_FILE, Position, load_checkpoint, save_checkpoint
 from bit_ray.training.device import normalize
@@ -93,6 +94,9 @@ class Cell:
     """Measured too, if given."""
     norms: bool = False
     """Whether norms and turns of the kernels are measured too."""
+    rungs: str = ""
+    """URI of the folder in which it is compared with others at each of ``at_steps``, and ends itself where it is not
+    among the best; empty: it runs to its end."""
 
     @property
     def identity(self) -> str:
@@ -107,6 +111,7 @@ class Cell:
                 "test": None if self.test is None else asdict(self.test) | {"shards": ""},
                 "probe": None if self.probe is None else [self.probe.shots, self.probe.support.digest],
                 "norms": self.norms,
+                **({"rungs": True} if self.rungs else {}),
             }
         )
 
@@ -142,6 +147,8 @@ class CellScore:
     """Last step at which the learning rate changed by a drop; a cosine has none."""
     diverged: bool = False
     """Whether the loss became not finite; accuracies are 0 then."""
+    stopped_at: int = 0
+    """Steps after which it ended itself as not among the best; 0: it ran to its end."""
 
 
 def load_cell(uri: str, identity: str) -> CellScore | None:
@@ -176,7 +183,7 @@ def carry_out(
         torch.set_num_threads(num_threads)
     watch = _Watch(cell, RunFolder(folder), save_every_s)
     examples = _examples(cell.train, cell.plan.view)
-    diverged = False
+    diverged, stopped_at = False, 0
     try:
         network = fit(
             cell.plan,
@@ -188,7 +195,13 @@ def carry_out(
         final = dict(watch.points[-1].values)
         if cell.test is not None:
             final |= _scores(network, cell.test, cell.plan, "test")
+    except _NotAmongTheBest:
+        stopped_at = watch.points[-1].step
+        final = dict(watch.points[-1].values)
     except NonFiniteError:
+        diverged = True
+    # Weights may be finite and their loss on other images not.
+    if diverged or not all(map(math.isfinite, final.values())):
         diverged = True
         final = {f"{name}/top_1": 0.0 for name in (*cell.parts, *(("test",) if cell.test is not None else ()))}
     watch.remove()
@@ -196,14 +209,33 @@ def carry_out(
     return CellScore(
         identity=cell.identity,
         final=final,
-        points=tuple(watch.points),
+        points=tuple(point for point in watch.points if all(map(math.isfinite, point.values.values()))),
         losses=tuple(watch.losses),
-        images=schedule.num_steps * plan.global_batch_size,
+        images=(stopped_at or schedule.num_steps) * plan.global_batch_size,
         device_s=watch.seconds(),
         decay_exposure=decay_exposure(plan),
         rate_changed_at=max((b for b in schedule.boundaries if b < schedule.num_steps), default=0),
         diverged=diverged,
+        stopped_at=stopped_at,
     )
+
+
+def recent_loss(losses: Sequence[tuple[int, float]], step: int, num_steps: int) -> dict[str, float]:
+    """Return the training loss around a step as ``train/loss``: a mean over the last steps; empty if none is known.
+
+    Args:
+        losses: Steps, and the mean loss since the one before.
+        step: The step.
+        num_steps: Length of the training.
+    """
+    recent = [loss for at, loss in losses if step - _SMOOTHED * num_steps < at <= step]
+    return {"train/loss": sum(recent) / len(recent)} if recent else {}
+
+
+def stage_norms(model: Network) -> dict[str, float]:
+    """Return the norm of all kernels of each stage, as ``norm/stage1`` and so on."""
+    stages = enumerate(model.parts().stages, start=1)
+    return {f"norm/stage{number}": _norm(_kernels(stage)) for number, stage in stages}
 
 
 def decay_exposure(plan: TrainPlan) -> float:
@@ -225,10 +257,13 @@ def _examples(part: Part, view: TrainView) -> Examples:
 
 def _check_size(number: int, height: int, width: int, shards: str) -> None:
     if (size := number * height * width * 3) > _MAX_EXAMPLE_BYTES:
-        raise ConfigError(
-            f"where: memory, but {shards} has {number:,} images of about {height} x {width} pixels, {size / 1e9:.0f} "
-            f"GB; at most {_MAX_EXAMPLE_BYTES / 1e9:.0f} GB; use where cluster"
-        )
+        images = f"{number:,} images of about {height} x {width} pixels, {size / 1e9:.0f} GB"
+        accepted = f"at most {_MAX_EXAMPLE_BYTES / 1e9:.0f} GB"
+        raise ConfigError.of("where", f"memory, but {shards} has {images}", accepted, "use where cluster")
+
+
+class _NotAmongTheBest(Exception):
+    """A trial ends itself."""
 
 
 class _Watch:
@@ -275,11 +310,18 @@ class _Watch:
         if done in self._steps:
             learner.check()
             self.points.append(Point(step=done, values=self._measure(learner, done)))
+            if self._cell.rungs and not last and not self._goes_on():
+                raise _NotAmongTheBest
         if self._cell.norms:
             self._before = [k.detach().clone() for k in _kernels(learner.model)] if done + 1 in self._steps else []
         # Between two blocks the sum of the losses would be lost.
         if block_ends and not last and time.monotonic() - self._saved >= self._save_every_s:
             self._save(learner, done)
+
+    def _goes_on(self) -> bool:
+        values = [self.points[-1].values[f"{name}/top_1"] for name in self._cell.parts]
+        key = self._folder.uri.rpartition("/")[2]
+        return goes_on(self._cell.rungs, len(self.points) - 1, key, sum(values) / len(values))
 
     def seconds(self) -> float:
         """Seconds so far, those of earlier processes included."""
@@ -291,12 +333,9 @@ class _Watch:
 
     def _measure(self, learner: Learner, done: int) -> dict[str, float]:
         cell, model = self._cell, learner.model
-        since = done - _SMOOTHED * cell.plan.schedule.num_steps
-        recent = [loss for step, loss in self.losses if step > since]
-        values = {"train/loss": sum(recent) / len(recent)} if recent else {}
+        values = recent_loss(self.losses, done, cell.plan.schedule.num_steps)
         if cell.norms:
-            for number, stage in enumerate(model.parts().stages, start=1):
-                values[f"norm/stage{number}"] = _norm(_kernels(stage))
+            values |= stage_norms(model)
             if self._before:
                 turns = [_angle(a, b) for a, b in zip(self._before, _kernels(model), strict=True)]
                 values["turn"] = sum(turns) / len(turns)

@@ -19,6 +19,7 @@ from bit_ray.recipes.embedded import DIGITS
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.cells import Cell, CellScore, Part
 from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
+from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import missing, settings_of
 from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
 from bit_ray.studies.report import Report, Table
@@ -28,6 +29,7 @@ from bit_ray.studies.study_config import CompareConfig, changed, command
 from bit_ray.studies.sweep import (
     HALVES,
     NUMBERS_OF_TRIALS,
+    SELECTED_BY,
     best_trial,
     borders,
     early_stopping,
@@ -78,19 +80,26 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
     Raises:
         BitRayError: anything the user can fix.
     """
-    inputs = Inputs(config.storage, config.tracking)
+    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
     axes = _axes(config)
     tasks = [_task(config, text, number, inputs) for number, text in enumerate(config.tasks or _SMALL_TASKS)]
     first = [job for task in tasks for job in _first_jobs(config, task, axes, inputs)]
     for job in first:
         check_settings(job.cell.plan, Runtime())
     if config.dry_run:
-        extra = f"; then the best of each sweep is trained {config.seeds} times"
-        print_plan(config, first, config.name, extra)
+        later = [f"then the best of each sweep is trained {config.seeds} times"]
+        print_plan(config, first, config.name, [*inputs.before, *later])
         return None
     decides = {job.key: job.cell.identity for job in first}
     with conducted(
-        "compare", config, config.name, compare_report, tensors=inputs.tensors(), decides=decides, runtime=Runtime()
+        "compare",
+        config,
+        config.name,
+        compare_report,
+        tensors=inputs.tensors(),
+        decides=decides,
+        runtime=Runtime(),
+        goal=Goal(measures=SELECTED_BY),
     ) as conduct:
         conduct.missing = tuple(f"{task.name}: the best of the sweep on the test set" for task in tasks)
         conduct.carry_out(first, title="trials and trainings of the rule")
@@ -181,7 +190,7 @@ def _settings(task: _Task, values: dict[str, Any], seed: int) -> FinetuneConfig:
         # The share between the square that is resized to and the crop stays that of the rule.
         side = values.pop("resolution")
         if not isinstance(side, int):
-            raise ConfigError(f"space: resolution {side!r}; whole numbers of pixels; correct it")
+            raise ConfigError.of("space", f"resolution {side!r}", "whole numbers of pixels")
         values |= {"rule.crop": side, "rule.resize": round(side * 8 / 7)}
     if "rule.weight_decay" in values:
         values["rule.decay_to_init"] = bool(values["rule.weight_decay"])

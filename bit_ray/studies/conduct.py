@@ -17,6 +17,7 @@ from bit_ray.errors import ConfigError
 from bit_ray.progress import console, print_table
 from bit_ray.run_folder import RunFolder, first_difference
 from bit_ray.studies.cells import Cell, CellScore, carry_out, load_cell
+from bit_ray.studies.display import Display, Goal
 from bit_ray.studies.engine import Study, Trial
 from bit_ray.studies.hosted import Host, carry_out_hosted, check_hosted, need
 from bit_ray.studies.report import Report, render
@@ -88,6 +89,8 @@ class Conduct:
     """Initial weights by their digest."""
     runtime: Runtime
     """How each training is carried out that is a Ray Train run of its own."""
+    goal: Goal
+    """What they are compared by."""
     missing: tuple[str, ...] = ()
     _recorded: float = field(default=0.0)
 
@@ -109,18 +112,24 @@ class Conduct:
         if done_before:
             console.print(f"{self.name}: {done_before} of {len(jobs)} {title} are done already")
         hosted = self.config.where == "cluster"
+        display = Display(f"{self.name}: {title}", self.goal, self.config.price, self.study)
+
+        def record(trial: Trial, score: CellScore) -> None:
+            if time.monotonic() - self._recorded > _RECORD_EVERY_S:
+                self.run.log_text(json.dumps(to_dict(self.outcome())), OUTCOME_FILE)
+                self._recorded = time.monotonic()
+
         self.study.run(
             carry_out_hosted if hosted else carry_out,
             {name: dict(tensors) for name, tensors in self.tensors.items()},
             self.run,
-            title=title,
-            unit="trainings",
+            display,
             side_by_side=self.config.side_by_side,
             num_threads=1,  # a score must not depend on which of the others are done
             more=(lambda: None if (job := more()) is None else self._trial(job)) if more is not None else None,
             num_more=num_more,
             need=(lambda resources: need(self.runtime, resources.num_gpus)) if hosted else None,
-            on_score=self._finished,
+            on_score=record,
         )
         return self.study.scores
 
@@ -168,18 +177,6 @@ class Conduct:
             size=float(job.cell.plan.schedule.num_steps * job.cell.plan.global_batch_size),
         )
 
-    def _finished(self, trial: Trial, score: CellScore) -> None:
-        values = ", ".join(f"{name} {value:.4g}" for name, value in score.final.items() if "/" in name)
-        left = [t for key, t in self.study.trials.items() if key not in self.study.scores]
-        done_images = sum(s.images for s in self.study.scores.values())
-        per_image = sum(s.device_s for s in self.study.scores.values()) / max(1, done_images)
-        device_s = per_image * sum(t.size for t in left)
-        money = f", {device_s / 3600 * self.config.price:.2f} to pay" if self.config.price else ""
-        console.print(f"{shown(trial.params)}: {values}; {len(left)} left, {as_duration(device_s)} of a device{money}")
-        if time.monotonic() - self._recorded > _RECORD_EVERY_S:
-            self.run.log_text(json.dumps(to_dict(self.outcome())), OUTCOME_FILE)
-            self._recorded = time.monotonic()
-
 
 @contextmanager
 def conducted(
@@ -191,6 +188,7 @@ def conducted(
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     decides: Mapping[str, Any],
     runtime: Runtime,
+    goal: Goal,
 ) -> Iterator[Conduct]:
     """Hold the name of a study while it is run; at the end, whatever it is, all that is done is recorded.
 
@@ -202,6 +200,7 @@ def conducted(
         tensors: Initial weights by their digest.
         decides: Settings that stay what they were when the study began; others may join them.
         runtime: How each training is carried out that is a Ray Train run of its own.
+        goal: What they are compared by.
 
     Raises:
         ConfigError: the name belongs to a study with other settings, or another process runs it.
@@ -229,6 +228,7 @@ def conducted(
                 study=study,
                 tensors=tensors,
                 runtime=runtime,
+                goal=goal,
             )
             try:
                 yield conduct
@@ -239,15 +239,17 @@ def conducted(
 def _check_settings(folder: RunFolder, plain: dict[str, Any]) -> None:
     if not store.exists(folder.study):
         if store.exists(folder.plan):
-            raise ConfigError(f"name: {folder.uri} holds a training run; a new name; choose another")
+            raise ConfigError.of("name", f"{folder.uri} holds a training run", "a new name", "choose another")
         return
     recorded = store.read_json(folder.study)
     # A study may grow: more seeds, more trials.
     if any(name not in plain or plain[name] != value for name, value in recorded.items()):
         what, old, new = first_difference(recorded, {name: plain.get(name) for name in recorded})
-        raise ConfigError(
-            f"name: {folder.uri} holds a study whose {what} is {old}, here it is {new}; a study continues with the "
-            "settings it began with; choose another name or restore the setting"
+        raise ConfigError.of(
+            "name",
+            f"the study in {folder.uri} has {what} {old}, this one has {new}",
+            "the settings that the study began with",
+            "choose another name, or restore the setting",
         )
 
 
@@ -256,14 +258,16 @@ def _facts() -> dict[str, str]:
     return {"device": device, "PyTorch": torch.__version__, "code": code_revision()}
 
 
-def print_plan(config: GridConfig | SweepConfig | CompareConfig, jobs: Sequence[Job], name: str, extra: str) -> None:
+def print_plan(
+    config: GridConfig | SweepConfig | CompareConfig, jobs: Sequence[Job], name: str, more: Sequence[str]
+) -> None:
     """Print the trainings of a study, with the time they take: what ``--dry-run`` shows.
 
     Args:
         config: The user's settings.
         jobs: The trainings that are known now.
         name: Of the study.
-        extra: What comes in addition, in words.
+        more: What comes in addition, in words.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     speeds: dict[tuple[str, int, int, str], float] = {}
@@ -280,7 +284,9 @@ def print_plan(config: GridConfig | SweepConfig | CompareConfig, jobs: Sequence[
     slots = max(1, torch.cuda.device_count()) if device == "cuda" else num_local_cores()
     at_a_time = min(config.side_by_side or slots, slots, len(jobs))
     money = f", {total_s / 3600 * config.price:.2f} to pay at {config.price:g} an hour" if config.price else ""
-    console.print(
+    said = [
         f"{total_images:,} images, {as_duration(total_s)} of a device, about {as_duration(total_s / at_a_time)} with "
-        f"{at_a_time} side by side on this machine{money}, measured now with the training step alone{extra}"
-    )
+        f"{at_a_time} side by side on this machine{money}, measured now with the training step alone",
+        *more,
+    ]
+    console.print("; ".join(said))

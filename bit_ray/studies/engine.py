@@ -66,6 +66,31 @@ class Need:
     num_gpus: float = 0
 
 
+class Bar:
+    """What one sees while trials run: how many are finished, and how long the others take.
+
+    Args:
+        title: What is running.
+        unit: What is counted.
+    """
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title, self._unit = title, unit
+
+    @contextmanager
+    def open(self, total: int) -> Iterator[None]:
+        """Show them; ``total`` is how many will run."""
+        with track(self._title, total, self._unit) as self._advance:
+            yield
+
+    def started(self, trial: Trial) -> None:
+        """Note a trial that begins."""
+
+    def finished(self, trial: Trial) -> None:
+        """Note a trial that has a score, or failed."""
+        self._advance(1)
+
+
 class Study(Generic[S]):
     """The trials of a study and the scores so far."""
 
@@ -102,9 +127,8 @@ class Study(Generic[S]):
         function: Callable[..., S],
         shared: Any,
         tracked: TrackedRun,
+        display: Bar,
         *,
-        title: str,
-        unit: str,
         side_by_side: int = 0,
         num_threads: int = 0,
         keep_going: bool = False,
@@ -120,15 +144,14 @@ class Study(Generic[S]):
                 again after its process was killed.
             shared: Argument that all trials get.
             tracked: The study's MLflow run.
-            title: What is running, for the display.
-            unit: What the display counts.
+            display: Shows them while they run.
             side_by_side: Most trials at a time; 0: no further limit.
             num_threads: Threads of a trial without a GPU; 0: it also gets the cores that no other can use.
             keep_going: Whether the others continue after a user's mistake in one.
             need: What each trial takes of the cluster, if it starts workers; it is then never stopped from outside,
                 which would leave their CPUs occupied. None: it computes in its own process.
             more: Called when there is room for one more trial than the known ones; None, or its value None, ends it.
-            num_more: How many trials ``more`` will return, for the display.
+            num_more: How many trials ``more`` will return.
             on_score: Called with each trial that is finished.
 
         Returns:
@@ -148,7 +171,7 @@ class Study(Generic[S]):
                 num_threads,
                 need(resources) if need is not None else None,
             )
-            with track(title, len(todo) + num_more, unit) as advance:
+            with display.open(len(todo) + num_more):
                 feed = _Feed(todo, more)
 
                 def finished(trial: Trial, outcome: Any) -> None:
@@ -164,10 +187,12 @@ class Study(Generic[S]):
                         tracked.log_child(trial.key, params=trial.params, metrics=_numbers(values))
                         if on_score is not None:
                             on_score(trial, outcome)
-                    advance(1)
+                    display.finished(trial)
 
                 trainable = tune.with_parameters(_carry_out, function=function, shared=shared, num_threads=num_threads)
-                _tune(trainable, feed, finished, at_a_time, asked, stoppable=need is None)
+                _tune(
+                    trainable, feed, _Collect(feed, display.started, finished), at_a_time, asked, stoppable=need is None
+                )
             if feed.bug is not None:
                 raise feed.bug
         if problems and not keep_going:
@@ -192,9 +217,11 @@ def _room(resources: Resources, most: int, num_threads: int, need: Need | None) 
         rooms += [resources.num_gpus / need.num_gpus] if need.num_gpus else []
         at_a_time = min(most, int(min(rooms)))
         if at_a_time < 1:
-            raise ConfigError(
-                f"runtime.num_workers: a trial takes {need.num_cpus:g} CPUs and {need.num_gpus:g} GPUs; the cluster "
-                f"has {resources.num_cpus} and {resources.num_gpus}; lower num_workers, or use a larger cluster"
+            raise ConfigError.of(
+                "runtime.num_workers",
+                f"a trial takes {need.num_cpus:g} CPUs and {need.num_gpus:g} GPUs",
+                f"at most {resources.num_cpus} and {resources.num_gpus}, all of the cluster",
+                "lower num_workers, or use a larger cluster",
             )
         return at_a_time, max(1, num_threads), {"CPU": _HOST_CPUS}
     at_a_time = min(most, resources.num_slots)
@@ -239,8 +266,18 @@ class _Feed(Searcher):
 class _Collect(tune.Callback):
     """Passes on what has come out of each trial."""
 
-    def __init__(self, finished: Callable[[Trial, Any], None] | None, feed: _Feed) -> None:
-        self._finished, self._feed = finished, feed
+    def __init__(
+        self,
+        feed: _Feed,
+        started: Callable[[Trial], None] | None = None,
+        finished: Callable[[Trial, Any], None] | None = None,
+    ) -> None:
+        self._feed, self._started, self._finished = feed, started, finished
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass on that it begins."""
+        if self._started is not None:
+            self._started(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on the outcome."""
@@ -253,7 +290,7 @@ class _Collect(tune.Callback):
 
     def __reduce__(self) -> Any:
         """As `_Feed`."""
-        return _Collect, (None, _Feed([], None))
+        return _Collect, (_Feed([], None),)
 
 
 class _Stopper(tune.Stopper):
@@ -274,7 +311,7 @@ class _Stopper(tune.Stopper):
 def _tune(
     trainable: Any,
     feed: _Feed,
-    finished: Callable[[Trial, Any], None],
+    collect: _Collect,
     at_a_time: int,
     asked: dict[str, float],
     *,
@@ -300,7 +337,7 @@ def _tune(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
-                callbacks=[_Collect(finished, feed)],
+                callbacks=[collect],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 stop=_Stopper(feed) if stoppable else None,
                 verbose=0,

@@ -24,7 +24,7 @@ from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import FewShotConfig
-from bit_ray.studies.engine import Study, Trial
+from bit_ray.studies.engine import Bar, Study, Trial
 from bit_ray.studies.transfer import top_1_on, transfer
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import tracking_uri
@@ -88,7 +88,7 @@ def _study(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
         kind="fewshot",
     ) as run:
         # Always one thread each: a score must not depend on which of the others are done already.
-        study.run(_train_and_test, dict(init.tensors), run, title="few-shot", unit="trainings", num_threads=1)
+        study.run(_train_and_test, dict(init.tensors), run, Bar("few-shot", "trainings"), num_threads=1)
         report = _summarize(config, study)
         for row in report.rows:
             series = row.series.replace(" ", "_").replace("-", "_")
@@ -159,9 +159,11 @@ def _validation(config: FewShotConfig, manifest: Manifest, chosen: npt.NDArray[n
     """
     left = np.setdiff1d(np.arange(manifest.num_examples), chosen)
     if not len(left):
-        raise ConfigError(
-            f"scratch_lrs: {len(config.scratch_lrs)} rates, but {len(chosen)} examples are all of {config.shards}, and "
-            "none are left to choose one by; fewer shots, or one rate; correct it"
+        raise ConfigError.of(
+            "scratch_lrs",
+            f"{len(config.scratch_lrs)} rates, but {len(chosen)} examples are all of {config.shards}, and none are "
+            "left to choose one by",
+            "fewer shots, or one rate",
         )
     return left[:: -(-len(left) // _MOST_VALIDATION_IMAGES)]
 

@@ -93,13 +93,13 @@ def grid_jobs(study: GridStudy, config: GridConfig, inputs: Inputs) -> list[Job]
 def _measured(val: str, shards: str) -> str:
     """Return the set to measure on; that of embedded data has their name and another ending."""
     if "SHARDS" in val and not is_embedded(shards):
-        raise ConfigError(f"val_shards: empty, but shards is {shards}; a set with its classes; name one")
+        raise ConfigError.of("val_shards", f"empty, but shards is {shards}", "a set with its classes", "name one")
     return val.replace("SHARDS", shards)
 
 
 def _values(axis: Axis) -> tuple[Any, ...]:
     if axis.kind != "choice":
-        raise ConfigError(f"axes: {axis.name} is a range; values between commas, such as 0,1e-4; correct it")
+        raise ConfigError.of("axes", f"{axis.name} is a range", "values between commas, such as 0,1e-4")
     return axis.values
 
 

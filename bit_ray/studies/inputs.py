@@ -16,6 +16,7 @@ from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.inference.features import check_single_label
 from bit_ray.recipes.embedded import EMBEDDED_MODEL, GLYPHS
+from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Part
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.server import tracking_uri
@@ -25,7 +26,8 @@ from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 
-EMBEDDED_INIT = "models:/glyphs-m@champion"
+_EMBEDDED_NAME = "glyphs-m"
+EMBEDDED_INIT = f"models:/{_EMBEDDED_NAME}@champion"
 """A small network, pre-trained on embedded characters, as the main job registers it too."""
 
 
@@ -35,12 +37,15 @@ class Inputs:
     Args:
         storage: The user's setting; embedded data are written into it.
         tracking: The user's setting.
+        dry_run: Nothing is pre-trained, and weights without tensors stand for what would be.
     """
 
-    def __init__(self, storage: str, tracking: TrackingConfig) -> None:
+    def __init__(self, storage: str, tracking: TrackingConfig, *, dry_run: bool = False) -> None:
+        self.before: list[str] = []
+        """What a dry run did not do, in words."""
         self.weights: dict[str, InitialWeights] = {}
         """Weights that were asked for, by their digest."""
-        self._storage, self._tracking = storage, tracking
+        self._storage, self._tracking, self._dry_run = storage, tracking, dry_run
         self._manifests: dict[str, Manifest] = {}
         self._labels: dict[str, npt.NDArray[np.int64]] = {}
         self._init: dict[str, InitialWeights] = {}
@@ -103,9 +108,11 @@ class Inputs:
         for number, name in enumerate(self.manifest(part.shards).class_names):
             members = rows[labels[rows] == number]
             if len(members) == 1:
-                raise ConfigError(
-                    f"val_share: class {name!r} of {part.shards} has one example, so none can be held out to select "
-                    "on; at least 2 of each class; add examples, or name a set by val_shards"
+                raise ConfigError.of(
+                    "val_share",
+                    f"class {name!r} of {part.shards} has one example, so none can be held out to select on",
+                    "at least 2 of each class",
+                    "add examples, or name a set by val_shards",
                 )
             words = np.random.PCG64(np.random.SeedSequence((seed, number))).random_raw(len(members))
             count = min(len(members) - 1, max(1, round(share * len(members)))) if len(members) else 0
@@ -122,7 +129,8 @@ class Inputs:
         """
         rows = np.arange(self.manifest(part.shards).num_examples) if part.indices is None else part.indices
         if len(rows) < 2:
-            raise ConfigError(f"val_shards: {part.shards} has 1 example; at least 2 to select on; add examples")
+            given = f"{part.shards} has 1 example"
+            raise ConfigError.of("val_shards", given, "at least 2 to select on", "add examples")
         mixed = np.random.default_rng(seed).permutation(rows)
         first, second = np.sort(mixed[: len(mixed) // 2]), np.sort(mixed[len(mixed) // 2 :])
         return replace(part, rows=tuple(first.tolist())), replace(part, rows=tuple(second.tolist()))
@@ -140,10 +148,15 @@ class Inputs:
             BitRayError: they are missing or damaged.
         """
         if uri not in self._init:
-            if uri == EMBEDDED_INIT:
+            is_missing = uri == EMBEDDED_INIT and not store.exists(RunFolder.of(self._storage, _EMBEDDED_NAME).result)
+            if is_missing and self._dry_run:
+                self.before.append(f"before them {_EMBEDDED_NAME} is pre-trained, as in the main job")
+                self._init[uri] = InitialWeights(EMBEDDED_MODEL, {}, "0" * 64, uri)
+                return self._init[uri]
+            if is_missing:
                 pretrain(
                     PretrainConfig(
-                        name="glyphs-m",
+                        name=_EMBEDDED_NAME,
                         shards=self.part("glyphs:m").shards,
                         model=EMBEDDED_MODEL,
                         recipe=GLYPHS,

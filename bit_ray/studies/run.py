@@ -9,6 +9,7 @@ from bit_ray.run_folder import RunFolder
 from bit_ray.studies.catalog import find_study
 from bit_ray.studies.compare import compare_report
 from bit_ray.studies.conduct import OUTCOME_FILE, Outcome, conducted, print_plan
+from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import grid_report
 from bit_ray.studies.grid import grid_jobs
 from bit_ray.studies.inputs import Inputs
@@ -28,17 +29,18 @@ def run_study(config: GridConfig) -> Report | None:
     """
     study = find_study(config.study)
     name = config.name or config.study
-    inputs = Inputs(config.storage, config.tracking)
+    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
     jobs = grid_jobs(study, config, inputs)
     for job in jobs:
         check_settings(job.cell.plan, Runtime())
     if config.dry_run:
-        print_plan(config, jobs, name, "")
+        print_plan(config, jobs, name, inputs.before)
         return None
     decides = {job.key: job.cell.identity for job in jobs}
     runtime = changed(study.base, read_settings("set", config.set), "set").runtime
+    goal = Goal(measures=(study.measure,), better=study.better)
     with conducted(
-        "grid", config, name, _report, tensors=inputs.tensors(), decides=decides, runtime=runtime
+        "grid", config, name, _report, tensors=inputs.tensors(), decides=decides, runtime=runtime, goal=goal
     ) as conduct:
         conduct.carry_out(jobs, title="trainings")
         return conduct.report()

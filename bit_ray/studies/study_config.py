@@ -112,8 +112,12 @@ class SweepConfig(_Search):
     """Shard set to select on; empty: a part of the training set."""
     val_share: float = 0.2
     """Share of the training set to select on, where val_shards is empty."""
-    fewer: bool = False
-    """Also report what fewer trials would have reached."""
+    stop_early: bool = False
+    """Successive halving (ASHA): a trial ends itself after 25 % or 50 % of its steps unless it is among the best third
+    of those that came so far. Saves most of the images; with a stepwise rate it favours what learns fast early."""
+    fewer: Literal["auto", "always", "never"] = "auto"
+    """Report what fewer trials would have reached. auto: where it can be said, which needs search random, where memory,
+    and trials that ran to their end; always: refuse a sweep that cannot say it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,9 +128,21 @@ class SweepConfig(_Search):
         if not self.space:
             accepted = "at least one setting, such as rule.base-lr=log:1e-4:1e-1"
             raise ConfigError.of("space", "empty", accepted, "add one")
-        if self.fewer and self.search != "random":
-            accepted = "on with search random, because it needs independent trials"
-            raise ConfigError.of("fewer", f"on with search {self.search}", accepted, "use search random")
+        if self.stop_early and self.where == "cluster":
+            accepted = "on with where memory, because trials on a cluster are measured at their end"
+            raise ConfigError.of("stop_early", "on with where cluster", accepted, "leave one out")
+        if self.fewer == "always" and (why := self.against_fewer):
+            accepted = "always with search random and where memory, without stop_early"
+            raise ConfigError.of("fewer", f"always, but {why}", accepted, "choose one")
+
+    @property
+    def against_fewer(self) -> str:
+        """Why this sweep does not say what fewer trials would have reached; empty if it does."""
+        if self.search != "random":
+            return f"the trials of search {self.search} are not independent"
+        if self.stop_early:
+            return "stop_early ends trials before they can be compared"
+        return "trials on a cluster are not measured on two halves" if self.where == "cluster" else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Sweeps: a search over settings of pretrain or finetune, by what they score on a validation part."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,9 @@ from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Cell, CellScore, Part
 from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
+from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import missing, settings_of
+from bit_ray.studies.halving import RUNGS, num_kept, rung_steps
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import Adaptive, draw
@@ -20,12 +21,13 @@ from bit_ray.studies.spaces import Axis, parse_space, short, shown
 from bit_ray.studies.study_config import SweepConfig, changed, command, read_settings
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
+from bit_ray.training.plan import TrainPlan
 
 # A validation part in two halves: trials are ranked by both together; what a choice is worth is read on one of them
 # after ranking by the other.
 HALVES = ("val-a", "val-b")
-# Shares of a trial's own length at which early stopping would have looked at it, and what it would have kept.
-_RUNGS, _KEPT = (0.25, 0.5), 1 / 3
+SELECTED_BY = tuple(f"{name}/top_1" for name in HALVES)
+"""Values whose mean a trial in memory is selected by."""
 NUMBERS_OF_TRIALS = (1, 2, 5, 10, 20, 40)
 _SHOWN = 10
 
@@ -37,7 +39,7 @@ def run_sweep(config: SweepConfig) -> Report | None:
         BitRayError: anything the user can fix.
     """
     axes = parse_space(config.space)
-    inputs = Inputs(config.storage, config.tracking)
+    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
     base = _base(config)
     maker = _jobs(config, base, inputs, axes)
     adaptive = config.search not in ("random", "sobol")
@@ -46,8 +48,8 @@ def run_sweep(config: SweepConfig) -> Report | None:
     else:
         jobs = [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
     if config.dry_run:
-        extra = f"; {config.trials - 1} more trials are proposed by {config.search} as it goes on" if adaptive else ""
-        print_plan(config, jobs, config.name, extra)
+        more = f"{config.trials - 1} more trials are proposed by {config.search} as it goes on"
+        print_plan(config, jobs, config.name, [*inputs.before, *([more] if adaptive else [])])
         return None
     decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
     with conducted(
@@ -58,6 +60,7 @@ def run_sweep(config: SweepConfig) -> Report | None:
         tensors=inputs.tensors(),
         decides=decides,
         runtime=base.runtime,
+        goal=Goal(measures=("val/top_1",) if config.where == "cluster" else SELECTED_BY),
     ) as conduct:
         if adaptive:
             proposer = _Proposer(config, axes, maker, RunFolder.of(config.storage, config.name))
@@ -73,20 +76,21 @@ def run_sweep(config: SweepConfig) -> Report | None:
         return conduct.report()
 
 
-_DECIDES = ("command", "set", "space", "val_shards", "val_share", "search", "search_seed")
+_DECIDES = ("command", "set", "space", "val_shards", "val_share", "search", "search_seed", "stop_early")
 
 
 def _base(config: SweepConfig) -> PretrainConfig | FinetuneConfig:
     """Return the settings that all trials have in common."""
     settings = read_settings("set", config.set)
     if not settings.get("shards"):
-        raise ConfigError("set: shards is missing; the shard set to train on, --set shards=...; add it")
+        raise ConfigError.of("set", "without shards", "the shard set to train on, --set shards=...", "add it")
     if config.command == "pretrain":
         upstream: PretrainConfig = changed(PretrainConfig(name="trial", shards="?"), settings, "set")
         return upstream
     downstream: FinetuneConfig = changed(FinetuneConfig(name="trial", shards="?"), settings, "set")
     if not downstream.init and not downstream.model:
-        raise ConfigError("set: init is missing, and model; weights to start from, --set init=...; add one")
+        accepted = "weights to start from, --set init=..., or a model, --set model=..."
+        raise ConfigError.of("set", "without init and model", accepted, "add one")
     return downstream
 
 
@@ -106,21 +110,23 @@ def _jobs(
         rows = fit.rows
     # A Ray Train run is measured on whole sets: nothing can be read on another half then.
     parts = {"val": val} if config.where == "cluster" else dict(zip(HALVES, inputs.halves(val, 0), strict=True))
+    rungs = store.join(RunFolder.of(config.storage, config.name).uri, "rungs") if config.stop_early else ""
 
     def make(number: int, values: dict[str, Any]) -> Job:
         one = changed(base, {**values, "seed": number}, "space")
         plan, part = inputs.training(one, rows)
         check_settings(plan, Runtime())
-        return trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts)
+        return trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts, rungs)
 
     return make
 
 
-def trial_job(key: str, params: dict[str, Any], plan: Any, part: Part, halves: dict[str, Part]) -> Job:
-    """Return a trial that is measured on both halves of a validation part, also where it could be stopped early."""
-    length = plan.schedule.num_steps
-    rungs = tuple(sorted({max(1, round(share * length)) for share in _RUNGS} - {length}))
-    return Job(key=key, params=params, cell=Cell(plan=plan, train=part, at_steps=rungs, parts=halves))
+def trial_job(
+    key: str, params: dict[str, Any], plan: TrainPlan, part: Part, halves: dict[str, Part], rungs: str = ""
+) -> Job:
+    """Return a trial that is measured on both halves of a validation part, also where it is or could be stopped."""
+    at_steps = rung_steps(plan.schedule.num_steps)
+    return Job(key=key, params=params, cell=Cell(plan=plan, train=part, at_steps=at_steps, parts=halves, rungs=rungs))
 
 
 class _Proposer:
@@ -166,18 +172,19 @@ def _values(params: dict[str, Any]) -> dict[str, Any]:
 
 def selected_by(score: CellScore) -> float:
     """Return the top-1 on the whole validation part, which a trial is selected by."""
-    names = ("val",) if "val/top_1" in score.final else HALVES
-    return sum(score.final[f"{name}/top_1"] for name in names) / len(names)
+    names = ("val/top_1",) if "val/top_1" in score.final else SELECTED_BY
+    return sum(score.final[name] for name in names) / len(names)
 
 
 def best_trial(cells: Sequence[CellOutcome]) -> CellOutcome | None:
-    """Return the finished trial with the highest top-1 on the validation part; of equals, the cheapest."""
-    done = [cell for cell in cells if cell.score is not None]
+    """Return the trial that ran to its end with the highest top-1 on the validation part; of equals, the cheapest."""
+    done = [cell for cell in cells if cell.score is not None and not cell.score.stopped_at]
     return min(done, key=_rank) if done else None
 
 
-def _rank(cell: CellOutcome) -> tuple[float, int]:
-    return -selected_by(_score(cell)), _score(cell).images
+def _rank(cell: CellOutcome) -> tuple[bool, float, int]:
+    score = _score(cell)
+    return score.stopped_at > 0, -selected_by(score), score.images
 
 
 def sweep_report(outcome: Outcome) -> Report:
@@ -197,13 +204,16 @@ def sweep_report(outcome: Outcome) -> Report:
             f"{100 * selected_by(_score(best)):.1f} % on the validation part it was selected by, which is optimistic."
         )
         findings += borders(axes, _values(best.params))
-        findings += [early_stopping(done)] if len(done) >= 6 and config.where == "memory" else []
-    if config.search == "random" and len(done) >= 2 and config.where == "memory":
+        if config.stop_early:
+            findings.append(_stopped_early(done))
+        elif len(done) >= 6 and config.where == "memory":
+            findings.append(early_stopping(done))
+    if config.fewer != "never" and config.against_fewer:
+        findings.append(f"What fewer trials would reach is not said: {config.against_fewer}.")
+    elif config.fewer != "never" and len(done) >= 2:
         table, plot = fewer_trials(done, "fewer-trials")
         tables.append(table)
         plots.append(plot)
-    if config.search != "random":
-        findings.append(f"What fewer trials would reach is not said: those of {config.search} are not independent.")
     return Report(
         title=f"Sweep of {config.command}: {config.name}",
         command=command("sweep", config),
@@ -221,7 +231,8 @@ def trials_table(done: Sequence[CellOutcome], axes: Sequence[Axis], price: float
     for cell in sorted(done, key=_rank)[:_SHOWN]:
         score = _score(cell)
         row = [cell.key, *(short(cell.params[axis.name]) for axis in axes)]
-        row += [f"{100 * selected_by(score):.1f} %{' (diverged)' if score.diverged else ''}"]
+        mark = " (diverged)" if score.diverged else f" (stopped at {score.stopped_at:,})" if score.stopped_at else ""
+        row += [f"{100 * selected_by(score):.1f} %{mark}"]
         row += [f"{score.images:,}", f"{score.device_s:,.1f}"]
         row += [f"{score.device_s / 3600 * price:.3g}"] if price else []
         rows.append(tuple(row))
@@ -285,7 +296,7 @@ def progress_plot(done: Sequence[CellOutcome], name: str) -> LinePlot:
     images, best, x, y = 0, 0.0, [], []
     for cell in done:
         images += _score(cell).images
-        best = max(best, selected_by(_score(cell)))
+        best = max(best, selected_by(_score(cell)) if not _score(cell).stopped_at else 0.0)
         x.append(float(images))
         y.append(best)
     return LinePlot(
@@ -308,12 +319,12 @@ def early_stopping(done: Sequence[CellOutcome]) -> str:
     """Say what successive halving at a quarter and half of each trial would have saved and thrown away."""
     alive = list(done)
     saved = 0.0
-    for rung, share in enumerate(_RUNGS):
+    for rung, share in enumerate(RUNGS):
         at = [(cell, _score(cell).points[rung]) for cell in alive if len(_score(cell).points) > rung + 1]
         if len(at) < len(alive):
             return "What early stopping would have saved cannot be said: some trials diverged or are too short."
         ranked = sorted(at, key=lambda one: -sum(one[1].values[f"{half}/top_1"] for half in HALVES))
-        kept = [cell for cell, _ in ranked[: max(1, math.ceil(len(ranked) * _KEPT))]]
+        kept = [cell for cell, _ in ranked[: num_kept(len(ranked))]]
         saved += sum(_score(cell).images * (1 - share) for cell in alive if cell not in kept)
         alive = kept
     best, left = best_trial(done), best_trial(alive)
@@ -329,6 +340,15 @@ def early_stopping(done: Sequence[CellOutcome]) -> str:
     return (
         f"Early stopping that keeps a third at 25 % and at 50 % of each trial's steps would have saved "
         f"{100 * saved / total:.0f} % of the images and {kept_best}."
+    )
+
+
+def _stopped_early(done: Sequence[CellOutcome]) -> str:
+    """Say what early stopping has ended."""
+    stopped = [score for cell in done if (score := _score(cell)).stopped_at]
+    return (
+        f"Early stopping ended {len(stopped)} of {len(done)} trials at 25 % or 50 % of their steps. What they would "
+        "have reached is not known; run the sweep without it, under another name, to see."
     )
 
 

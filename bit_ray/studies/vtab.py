@@ -20,7 +20,7 @@ from bit_ray.errors import BitRayError, ConfigError, DataError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import HyperRule, hyperrule
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies.engine import Study, Trial
+from bit_ray.studies.engine import Bar, Study, Trial
 from bit_ray.studies.transfer import top_1_on, transfer
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.studies.vtab_scores import (
@@ -89,8 +89,7 @@ def _study(config: VtabConfig, start: InitialWeights) -> VtabReport:
             _prepare_train_and_test,
             dict(start.tensors) or None,
             run,
-            title="VTAB-1k",
-            unit="tasks",
+            Bar("VTAB-1k", "tasks"),
             side_by_side=config.side_by_side,
             keep_going=True,
         )

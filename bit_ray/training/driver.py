@@ -105,6 +105,7 @@ def train(
     probe_task: ProbeTask | None = None,
     parent_run_id: str | None = None,
     in_trial: bool = False,
+    milestones: tuple[int, ...] = (),
 ) -> TrainResult:
     """Carry out a plan on the cluster, from the last step of the run of this name.
 
@@ -119,6 +120,7 @@ def train(
         parent_run_id: MLflow run of the study that it belongs to.
         in_trial: Whether this process is a trial of a study: the cluster goes on after it if it dies, and then still
             holds its workers.
+        milestones: Steps after which the weights are also kept, as `RunFolder.milestone`.
 
     Raises:
         BitRayError: Anything the user can fix.
@@ -177,6 +179,7 @@ def train(
                 folder=folder,
                 init_weights=ray.put(dict(init.tensors)) if init is not None else None,
                 reports=report_queue(),
+                milestones=milestones,
             )
             with ExitStack() as background:
                 probes = None

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,12 @@ from bit_ray.training.config import Runtime
 from bit_ray.training.device import keep_freed_memory
 from bit_ray.training.learner import Learner
 from bit_ray.training.optimizer import kernel_norm
+from bit_ray.training.parts import merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
 from bit_ray.training.shares import share_out
 from bit_ray.training.step import NonFiniteError
-from bit_ray.weights.package import ModelSpec
+from bit_ray.weights.package import ModelSpec, save_package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class WorkerConfig:
     """Ray object reference to the initial tensors by name, or None to start from scratch."""
     reports: Queue
     """Where rank 0 sends metrics."""
+    milestones: tuple[int, ...] = ()
+    """Steps after which the weights are also written into the folder, for a study to measure."""
 
 
 def train_worker(config: dict[str, WorkerConfig]) -> None:
@@ -134,7 +139,8 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             done = step + 1
             last = done == plan.schedule.num_steps
             save = last or done % runtime.checkpoint_every_steps == 0
-            log = save or done % runtime.log_every_steps == 0
+            is_milestone = done in worker.milestones
+            log = save or is_milestone or done % runtime.log_every_steps == 0
             if log:
                 learner.check()
                 # Overflowed weights make the next step fail, and must not be saved in a checkpoint before that.
@@ -144,10 +150,8 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         except NonFiniteError as error:
             place = worker.folder.nonfinite(error.step)
             if rank == 0:
-                with scratch_directory() as local:
-                    save_checkpoint(Path(local), learner.model, worker.spec, learner.optimizer, plan, now(error.step))
-                    for file in Path(local).iterdir():
-                        store.upload_file(file, store.join(place, file.name))
+                with _uploaded(place) as local:
+                    save_checkpoint(local, learner.model, worker.spec, learner.optimizer, plan, now(error.step))
             if num_workers > 1:
                 dist.barrier()  # all raise at the same step, and the first to leave ends the others
             raise ModelError(
@@ -174,6 +178,9 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             if rank == 0:
                 metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
                 worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
+            if is_milestone and rank == 0:
+                with _uploaded(worker.folder.milestone(done)) as local:
+                    save_package(local, merged(learner.model), worker.spec)
             if save:
                 name = checkpoint_name(done)
                 _report_checkpoint(rank, name, metrics, learner, worker.spec, plan, now(done))
@@ -182,6 +189,15 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
             loss_since.zero_()
         wait_from = time.perf_counter()
+
+
+@contextmanager
+def _uploaded(uri: str) -> Iterator[Path]:
+    """Yield a local directory whose files are uploaded at the end."""
+    with scratch_directory() as local:
+        yield Path(local)
+        for file in Path(local).iterdir():
+            store.upload_file(file, store.join(uri, file.name))
 
 
 def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from bit_ray import store
 from bit_ray.errors import DataError, ModelError
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies.engine import Study, Trial
+from bit_ray.studies.engine import Bar, Study, Trial
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun
 
@@ -66,7 +66,7 @@ def study(folder: Path, values: dict[str, float], *, side_by_side: int = 0, keep
         TrackingConfig(), run_name="study", storage=str(folder), params={}, tags={}, kind="fewshot"
     ) as run:
         problems = found.run(
-            count, str(marks), run, title="t", unit="trials", side_by_side=side_by_side, keep_going=keep_going
+            count, str(marks), run, Bar("t", "trials"), side_by_side=side_by_side, keep_going=keep_going
         )
     begun = {mark.stem: mark.read_text() for mark in marks.glob("*.begun")}
     return found.scores, problems, begun, run

@@ -59,8 +59,8 @@ FLAGS = {
     "--tracking.* --register.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
-    "sweep": "COMMAND --name --config --set --space --val-shards --val-share --fewer --trials --search --search-seed "
-    "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
+    "sweep": "COMMAND --name --config --set --space --val-shards --val-share --stop-early --fewer --trials --search "
+    "--search-seed --where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
     "study run": "STUDY --name --config --set --axes --seeds --val-shards "
     "--where --side-by-side --save-every-s --price --storage --tracking.* --dry-run",
     "study compare": "--name --config --init --tasks --space --seeds --val-share --profile --rule.* --no-random-crop "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bit_ray import store
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.digits import DigitsSource
@@ -104,6 +105,24 @@ def test_a_half_written_checkpoint_is_passed_over(digits, tmp_path, monkeypatch)
     carry_out({}, cell_of(digits), str(tmp_path), 0.0, 1)
     assert first == [4]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_is_not_among_the_best_at_a_rung_ends_itself_and_goes_on_as_it_was_decided(digits, tmp_path):
+    rungs = str(tmp_path / "rungs")
+    whole = carry_out({}, cell_of(digits), str(tmp_path / "cells" / "whole"), 60.0, 1)
+    alone = carry_out({}, cell_of(digits, rungs=rungs), str(tmp_path / "cells" / "alone"), 0.0, 1)
+    assert (alone.stopped_at, alone.final, alone.losses) == (0, whole.final, whole.losses)
+    assert alone.identity != whole.identity
+    assert sorted(path.parent.name for path in Path(rungs).rglob("alone.json")) == ["0", "1"]
+    # Another one has done better at the second rung.
+    store.write_json(f"{rungs}/0/other.json", {"score": 0.0})
+    store.write_json(f"{rungs}/1/other.json", {"score": 1.0})
+    ended = carry_out({}, cell_of(digits, rungs=rungs), str(tmp_path / "cells" / "ended"), 0.0, 1)
+    assert (ended.stopped_at, ended.images, ended.diverged) == (6, 48, False)
+    assert [point.step for point in ended.points] == [3, 6]
+    assert ended.final == ended.points[-1].values
+    assert [p.values for p in ended.points] == [p.values for p in whole.points[:2]]
+    assert list((tmp_path / "cells").rglob("*.json")) == []
 
 
 def test_a_diverged_training_is_a_result_with_no_loss_and_no_accuracy(digits, tmp_path):

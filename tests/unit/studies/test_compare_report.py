@@ -275,7 +275,7 @@ def plans(storage, init, tasks, **changes):
 def test_a_resolution_keeps_the_share_that_the_crop_has_of_the_square(storage, init):
     made = plans(storage, init, ("digits:train,digits:test",), space=("resolution=64,128",))
     assert {(plan.view.resize_size, plan.view.crop_size) for plan in made} == {(73, 64), (146, 128)}
-    with pytest.raises(ConfigError, match="^space: resolution 'large'; whole numbers of pixels; correct it$"):
+    with pytest.raises(ConfigError, match="^space: resolution 'large'; accepted: whole numbers of pixels; correct it$"):
         plans(storage, init, ("digits:train,digits:test",), space=("resolution=large",))
 
 

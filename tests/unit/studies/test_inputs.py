@@ -90,8 +90,8 @@ def test_a_class_of_one_example_cannot_be_split(inputs, shards):
     with pytest.raises(ConfigError) as caught:
         inputs.split(part, 0.2, 0)
     assert str(caught.value) == (
-        f"val_share: class '7' of {whole.shards} has one example, so none can be held out to select on; at least 2 of "
-        "each class; add examples, or name a set by val_shards"
+        f"val_share: class '7' of {whole.shards} has one example, so none can be held out to select on; accepted: at "
+        "least 2 of each class; add examples, or name a set by val_shards"
     )
 
 
@@ -106,7 +106,9 @@ def test_halves_are_two_random_parts_of_all(inputs, shards):
         assert rows(first) != list(everything)[: len(rows(first))]
         assert inputs.halves(part, 0) == (first, second)
         assert inputs.halves(part, 1) != (first, second)
-    with pytest.raises(ConfigError, match=r"^val_shards: .* has 1 example; at least 2 to select on; add examples$"):
+    with pytest.raises(
+        ConfigError, match=r"^val_shards: .* has 1 example; accepted: at least 2 to select on; add examples$"
+    ):
         inputs.halves(replace(whole, rows=(5,)), 0)
 
 

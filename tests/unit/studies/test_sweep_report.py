@@ -70,7 +70,11 @@ def test_a_best_trial_at_the_border_of_the_space_is_told(lr, end):
 
 
 def stopped(cells):
-    return [line for line in report(cells).findings if "arly stopping" in line]
+    return stopped_of(report(cells))
+
+
+def stopped_of(made):
+    return [line for line in made.findings if "arly stopping" in line]
 
 
 def rungs(first, second):
@@ -118,6 +122,30 @@ def test_early_stopping_is_not_judged_from_few_trials_or_such_that_were_not_meas
     assert report(cells).tables[0].rows[-1][3] == "0.0 % (diverged)"
 
 
+def test_trials_that_were_stopped_are_never_the_best_and_are_counted():
+    cells = [
+        trial(0, (0.5, 0.5)),
+        trial(1, (0.9, 0.9), stopped_at=25, images=250),
+        trial(2, (0.6, 0.6), lr=0.02),
+        *(trial(number, (0.4, 0.4), stopped_at=50, images=500) for number in (3, 4, 5)),
+    ]
+    made = report(cells, stop_early=True)
+    assert made.findings[0].startswith("The best of 6 trials has rule.base_lr 0.02, rule.mixup_alpha 0.1: top-1 60.0 %")
+    assert stopped_of(made) == [
+        "Early stopping ended 4 of 6 trials at 25 % or 50 % of their steps. What they would have reached is not known; "
+        "run the sweep without it, under another name, to see."
+    ]
+    assert "What fewer trials would reach is not said: stop_early ends trials before they can be compared." in (
+        made.findings
+    )
+    [table] = made.tables
+    assert [row[0] for row in table.rows[:3]] == ["trial-0002", "trial-0000", "trial-0001"]
+    assert table.rows[2][3] == "90.0 % (stopped at 25)"
+    [line] = made.plots[0].lines
+    assert line.y == (0.5, 0.5, 0.6, 0.6, 0.6, 0.6)
+    assert line.x[1] == 1250
+
+
 def test_what_fewer_trials_would_have_reached_is_said_of_random_trials():
     rng = np.random.default_rng(0)
     tops = [tuple(rng.random(2).tolist()) for _ in range(10)]
@@ -141,12 +169,21 @@ def test_what_fewer_trials_would_have_reached_is_said_of_random_trials():
     assert not [line for line in made.findings if "independent" in line]
 
 
+def test_what_fewer_trials_would_have_reached_can_be_left_out():
+    made = report([trial(number, (0.5, 0.6)) for number in range(10)], fewer="never")
+    assert [plot.name for plot in made.plots] == ["progress"]
+    assert not [line for line in made.findings if "fewer" in line]
+
+
 @pytest.mark.parametrize("search", ["tpe", "gp", "sobol"])
 def test_trials_that_depend_on_each_other_do_not_say_what_fewer_would_have_reached(search):
     made = report([trial(number, (0.5, 0.6)) for number in range(10)], search=search, trials=10)
     assert [table.title for table in made.tables] == ["The best 10 of 10 trials"]
     assert [plot.name for plot in made.plots] == ["progress"]
-    assert f"What fewer trials would reach is not said: those of {search} are not independent." in made.findings
+    assert (
+        f"What fewer trials would reach is not said: the trials of search {search} are not independent."
+        in made.findings
+    )
     assert f"--search {search}" in made.command
 
 
