@@ -85,6 +85,7 @@ class TrainPlan:
     """The recipe this plan came from, for the record."""
 
     def __post_init__(self) -> None:
+        model_config(self.model, self.num_classes)  # refuses what cannot be built
         for name, least in (("num_examples", 1), ("global_batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 
 from bit_ray import store
 from bit_ray.cli.main import main
@@ -266,6 +267,9 @@ def _wait_for(condition, what: str, seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
+ON_CLUSTER = ("runtime.num_workers=1", "runtime.checkpoint_every_steps=50", "runtime.log_every_steps=50")
+
+
 def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path, ray_local):
     """SIGKILL of a trial while its worker trains: its CPU is freed, and the run goes on from its checkpoint."""
     config = small(
@@ -273,20 +277,13 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
         tmp_path,
         axes=("recipe.weight-decay=0.0",),
         where="cluster",
-        set=(
-            f"shards={sets}/train",
-            "recipe.epochs=8",
-            "recipe.decay_epochs=[6]",
-            "runtime.num_workers=1",
-            "runtime.checkpoint_every_steps=10",
-            "runtime.log_every_steps=10",
-        ),
+        set=(f"shards={sets}/train", "recipe.epochs=60", "recipe.decay_epochs=[50]", *ON_CLUSTER),
         seeds=1,
     )
+    folder = tmp_path / "decay.weight_decay-0-seed-0"
     killed: list[int] = []
 
     def kill() -> None:
-        folder = tmp_path / "decay.weight_decay-0-seed-0"
         # The second is there only after the first is known to Ray Train, too.
         _wait_for(lambda: len(list(folder.glob("step-*/training.json"))) >= 2, "no checkpoints")
         pids = [pid for pid in _below(os.getpid()) if _command(pid).startswith("ray::ImplicitFunc")]
@@ -302,11 +299,65 @@ def test_runs_on_the_cluster_outlive_the_trial_that_started_them(sets, tmp_path,
     assert killed
     assert report.missing == ()
     nothing_is_left()
-    folder = tmp_path / "decay.weight_decay-0-seed-0"
-    starts = [start["first_step"] for start in json.loads((folder / "runtime.json").read_text())["starts"]]
-    # The worker may outlive its trial to the end of a run as short as this one: then there is nothing to go on with.
-    assert starts[0] == 0
-    assert all(0 < start < 120 for start in starts[1:])
+    assert _later_starts(folder)[0] > 0
+    # It was measured half-way, too, and the weights of then are not kept.
+    score = json.loads((tmp_path / "decay" / "scores" / "weight_decay-0-seed-0.json").read_text())
+    assert [point["step"] for point in score["points"]] == [450, 900]
+    assert all({"train/loss", "val/loss", "val/top_1"} <= point["values"].keys() for point in score["points"])
+    assert score["points"][0]["values"] != score["points"][1]["values"]
+    assert list(folder.glob("milestone-*")) == []
+
+
+def _later_starts(folder: Path) -> list[int]:
+    """First steps of the starts after the first."""
+    first, *later = [start["first_step"] for start in json.loads((folder / "runtime.json").read_text())["starts"]]
+    assert first == 0
+    return later
+
+
+@pytest.mark.parametrize("where", ["memory", "cluster"])
+def test_trainings_go_on_where_they_were_when_their_node_is_lost(sets, tmp_path, where):
+    """The only node that can train is lost in mid-study, and another one joins."""
+    args = ["study", "run", "tiny", "--name", "decay", "--val-shards", f"{sets}/val", "--storage", f"{tmp_path}/runs"]
+    args += ["--seeds", "1", "--axes", "recipe.weight-decay=0.0", "--where", where, "--save-every-s", "0", "--set"]
+    args += [f"shards={sets}/train", "recipe.epochs=40", "recipe.decay_epochs=[30]"]
+    args += ON_CLUSTER if where == "cluster" else ()
+    folder = tmp_path / "runs" / ("decay.weight_decay-0-seed-0" if where == "cluster" else "decay/cells")
+
+    def saved() -> set[int]:
+        return {int(path.parent.name.removeprefix("step-")) for path in folder.rglob("step-*/training.json")}
+
+    node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
+    log = tmp_path / "log"
+    nodes = Cluster(head_node_args={"num_cpus": 0, "include_dashboard": False}, initialize_head=True)
+    try:
+        lost = nodes.add_node(**node)
+        with log.open("w") as output:
+            program = subprocess.Popen(
+                [sys.executable, "-c", _STUDY, *args],
+                env={**os.environ, "RAY_ADDRESS": nodes.address},
+                stdout=output,
+                stderr=output,
+                cwd=tmp_path,
+            )
+        _wait_for(lambda: program.poll() is not None or max(saved(), default=0) >= 100, "no checkpoints")
+        assert program.poll() is None, log.read_text()
+        lost.kill_raylet()
+        reached = max(saved())
+        nodes.add_node(**node)
+        seen: set[int] = set()
+        while program.poll() is None:
+            seen |= saved()
+            time.sleep(0.05)
+        assert program.returncode == 0, log.read_text()
+    finally:
+        nodes.shutdown()
+    score = json.loads((tmp_path / "runs" / "decay" / "scores" / "weight_decay-0-seed-0.json").read_text())
+    assert [point["step"] for point in score["points"]] == [300, 600]
+    if where == "cluster":
+        assert _later_starts(folder)[0] > 0
+    else:
+        assert min(seen) >= reached > 0
 
 
 def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, ray_local, capsys):

@@ -351,9 +351,19 @@ BAD_REFERENCE = [
 ]
 
 
+BAD_PLAN = [
+    *(("plan.model", value) for value in ("", "R50", "R50x1 ", "a\0b", "R9-9-9-9x99999", 7)),
+    *(("plan.num_classes", value) for value in (0, -1, 2**40)),
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "way", "value"),
-    [*(("model.json", *bad) for bad in BAD_MODEL), *(("reference.json", *bad) for bad in BAD_REFERENCE)],
+    [
+        *(("model.json", *bad) for bad in BAD_MODEL),
+        *(("reference.json", *bad) for bad in BAD_REFERENCE),
+        *(("plan.json", *bad) for bad in BAD_PLAN),
+    ],
 )
 def test_a_value_out_of_its_bounds_is_refused(kind: str, way: str, value: Any) -> None:
     said = refusal(DOCUMENTS[kind], put(DOCUMENTS[kind].valid, way, value))
