@@ -40,11 +40,11 @@ wheel: $(VENV)/.installed-dev
 	rm -rf dist/built
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/pip
-	$(VENV)/bin/python -m pip install --quiet --editable .
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(VENV)/bin/pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 # Debian's python3 without python3-venv makes no pip; then the pip outside puts one in.

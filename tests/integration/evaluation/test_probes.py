@@ -278,12 +278,12 @@ def glyphs(tmp_path_factory):
 def test_checkpoints_are_probed_while_training_goes_on(digits, glyphs, tmp_path):
     shards, test_shards, _ = digits
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(5,), num_subsets=2)
-    config = run_config(tmp_path, "probed", glyphs, 60, probe, checkpoint_every_steps=20, num_checkpoints_to_keep=5)
+    config = run_config(tmp_path, "probed", glyphs, 30, probe, checkpoint_every_steps=10, num_checkpoints_to_keep=5)
     result = pretrain(config).result
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     found = {m.step: m.value for m in client.get_metric_history(result.run_id, "probe/ridge_5_shot")}
-    assert 60 in found  # the last one always
-    assert set(found) <= {20, 40, 60}
+    assert 30 in found  # the last one always
+    assert set(found) <= {10, 20, 30}
     run = client.get_run(result.run_id)
     assert run.data.params["probe.shots"] == "[5]"
     assert run.data.metrics["probe/seconds"] > 0
@@ -298,18 +298,18 @@ def test_checkpoints_are_probed_while_training_goes_on(digits, glyphs, tmp_path)
             scores.append(np.mean(ridge_predict(x[chosen], labels[chosen], z, 10) == truth))
         assert value == pytest.approx(statistics.median(scores), abs=0.011)  # one image of 200, for the last bits
     # What is learnt is the same without probes.
-    plain = pretrain(run_config(tmp_path, "plain", glyphs, 60, ProbeConfig(), checkpoint_every_steps=20))
+    plain = pretrain(run_config(tmp_path, "plain", glyphs, 30, ProbeConfig(), checkpoint_every_steps=10))
     assert plain.result.sha256 == result.sha256
 
 
 def test_checkpoints_that_are_deleted_before_their_probe_do_no_harm(digits, glyphs, tmp_path, caplog):
     shards, test_shards, _ = digits
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(1,), num_subsets=1)
-    config = run_config(tmp_path, "quick", glyphs, 24, probe, checkpoint_every_steps=1, num_checkpoints_to_keep=1)
+    config = run_config(tmp_path, "quick", glyphs, 12, probe, checkpoint_every_steps=1, num_checkpoints_to_keep=1)
     result = pretrain(config).result
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     steps = [m.step for m in client.get_metric_history(result.run_id, "probe/ridge_1_shot")]
-    assert max(steps) == 24
+    assert max(steps) == 12
     assert "failed" not in caplog.text
 
 
