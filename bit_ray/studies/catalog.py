@@ -17,8 +17,8 @@ from bit_ray.training.config import FinetuneConfig, PretrainConfig
 
 _RECIPE = UpstreamRecipe(
     name="small",
-    epochs=20,
-    decay_epochs=(12.5, 17.5),
+    epochs=14,
+    decay_epochs=(8.75, 12.25),
     global_batch_size=32,
     base_lr_per_256=0.16,
     warmup_steps=50,
