@@ -190,7 +190,9 @@ def test_a_rate_cannot_be_chosen_where_the_draw_leaves_nothing(folder, tmp_path)
     first = [next(example for example in few if example.labels[0] == label) for label in range(10)]
     write_shards(iter(first), tmp_path / "ten", name="ten", class_names=data.class_names)
     config = suite(folder, tmp_path / "runs", shards=str(tmp_path / "ten"), shots=(1,), scratch_lrs=(0.01, 0.03))
-    with pytest.raises(ConfigError, match=r"^scratch_lrs: 2 rates, but 10 examples are all of .*; accepted: fewer shots"):
+    with pytest.raises(
+        ConfigError, match=r"^scratch_lrs: 2 rates, but 10 examples are all of .*; accepted: fewer shots"
+    ):
         fewshot_suite(config)
 
 
