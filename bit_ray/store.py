@@ -398,8 +398,9 @@ def delete_files(uris: Iterable[str]) -> None:
         list(pool.map(delete, uris))
 
 
-def delete_empty_directory(uri: str | Path) -> None:
-    """Delete a local directory if it is empty; an object store has no directories to delete."""
+def delete_directory(uri: str | Path) -> None:
+    """Delete the files below a directory, and a local directory that is empty then; a missing one is no error."""
+    delete_files(join(uri, name) for name in list_files(uri))
     if is_local(uri):
         path = Path(filesystem(uri)[1])
         if path.is_dir() and not any(path.iterdir()):

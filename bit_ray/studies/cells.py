@@ -201,8 +201,8 @@ def carry_out(
     except NonFiniteError:
         diverged = True
     # Weights may be finite and their loss on other images not.
-    if diverged or not all(map(math.isfinite, final.values())):
-        diverged = True
+    diverged = diverged or not all(map(math.isfinite, final.values()))
+    if diverged:
         final = {f"{name}/top_1": 0.0 for name in (*cell.parts, *(("test",) if cell.test is not None else ()))}
     watch.remove()
     plan, schedule = cell.plan, cell.plan.schedule
@@ -371,9 +371,7 @@ class _Watch:
 
     def _remove(self, steps: list[int]) -> None:
         for step in steps:
-            uri = self._folder.checkpoint(step)
-            store.delete_files(store.join(uri, name) for name in store.list_files(uri))
-            store.delete_empty_directory(uri)
+            store.delete_directory(self._folder.checkpoint(step))
 
 
 def _kernels(module: torch.nn.Module) -> list[torch.Tensor]:

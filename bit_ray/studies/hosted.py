@@ -164,8 +164,7 @@ def _measured_milestones(cell: Cell, folder: RunFolder, resources: Resources) ->
         if str(step) not in known and store.exists(store.join(uri, DESCRIPTION_FILE)):
             known = {**known, str(step): _measure(load_model(uri), cell, resources)}
             store.write_json(folder.points, asdict(_Points(values=known)))
-        store.delete_files(store.join(uri, file) for file in store.list_files(uri))
-        store.delete_empty_directory(uri)
+        store.delete_directory(uri)
     return [(step, known[str(step)]) for step in cell.at_steps if str(step) in known]
 
 

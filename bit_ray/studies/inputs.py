@@ -148,12 +148,11 @@ class Inputs:
             BitRayError: they are missing or damaged.
         """
         if uri not in self._init:
-            is_missing = uri == EMBEDDED_INIT and not store.exists(RunFolder.of(self._storage, _EMBEDDED_NAME).result)
-            if is_missing and self._dry_run:
-                self.before.append(f"before them {_EMBEDDED_NAME} is pre-trained, as in the main job")
-                self._init[uri] = InitialWeights(EMBEDDED_MODEL, {}, "0" * 64, uri)
-                return self._init[uri]
-            if is_missing:
+            if uri == EMBEDDED_INIT:
+                if self._dry_run and not store.exists(RunFolder.of(self._storage, _EMBEDDED_NAME).result):
+                    self.before.append(f"before them {_EMBEDDED_NAME} is pre-trained, as in the main job")
+                    self._init[uri] = InitialWeights(EMBEDDED_MODEL, {}, "0" * 64, uri)
+                    return self._init[uri]
                 pretrain(
                     PretrainConfig(
                         name=_EMBEDDED_NAME,
