@@ -10,6 +10,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Modules are compiled when they are first imported, as pip leaves that out; set, each process would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_ROOT_USER_ACTION = ignore
 
 # What the environment is installed from: the C extension is built with it.

@@ -12,11 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 import ray.train
 from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup
 
 from bit_ray import store
@@ -210,6 +213,18 @@ def _free_group_of_dead_attempt(folder: RunFolder) -> None:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
+class _Trainer(TorchTrainer):
+    """Ray's trainer without the two actors of each start that a run of ours has no use for.
+
+    One hands out data sets, and workers have their own stream. The other frees placement groups, which the run does by
+    their recorded id: Ray's asks the dashboard, which a local cluster does not have.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
+
+
 def _fit(
     worker: WorkerConfig,
     config: PretrainConfig | FinetuneConfig,
@@ -243,8 +258,10 @@ def _fit(
     )
     try:
         for attempt in range(runtime.max_failures + 1):
+            if attempt:
+                _free_group_of_dead_attempt(worker.folder)
             try:
-                trainer = TorchTrainer(
+                trainer = _Trainer(
                     train_worker,
                     train_loop_config={"worker": worker},
                     scaling_config=scaling,

@@ -7,7 +7,7 @@ import pytest
 from bit_ray.cluster.slots import Resources
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def two_trials_at_a_time() -> Iterator[None]:
     """As on two cores: the shared Ray has more CPUs by name, and a process for each of them only loads PyTorch."""
     with pytest.MonkeyPatch.context() as patch:
