@@ -88,6 +88,20 @@ class ModelError(BitRayError):
     """Weights, checkpoints or registry entries that are missing, damaged or do not fit."""
 
 
+class StoppedError(KeyboardInterrupt):
+    """The process was asked to end by a signal, and has saved what it could.
+
+    Args:
+        number: Of the signal.
+        text: What to tell the user.
+    """
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.status = 128 + number
+        """Exit status, as a shell reports it."""
+
+
 class TrackingError(BitRayError):
     """The MLflow server cannot be reached or refuses what was sent."""
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 from bit_ray import store
 from bit_ray.config import to_dict
 
+TRAINING_FILE = "training.json"
+"""The file of a checkpoint with which it is complete: its position and its plan."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -42,6 +45,45 @@ class RuntimeRecord:
 
     starts: tuple[Start, ...]
     """Starts in the order of their steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One worker group of a run, from its start to its end."""
+
+    number: int
+    """1 for the first."""
+    why: str
+    """Why it began."""
+    num_workers: int
+    shares: tuple[int, ...]
+    """Examples of each worker in a batch."""
+    micro_batch_size: int
+    first_step: int
+    """Step that it began with."""
+    steps_lost: int = 0
+    """Steps that had been taken before and were taken again."""
+    ended: Literal["running", "finished", "left", "failed"] = "running"
+    """``left``: its workers saved and went, as they were asked to."""
+    last_step: int = 0
+    """Steps taken when it ended."""
+    waited_s: float = 0.0
+    """Seconds for which there was no room."""
+    starting_s: float = 0.0
+    """Seconds from there to the first step."""
+    productive_s: float = 0.0
+    """Seconds of steps that no attempt had taken before."""
+    replayed_s: float = 0.0
+    """Seconds of steps that were taken again."""
+    wall_s: float = 0.0
+    """Seconds in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """The content of a run's ``attempts.json``."""
+
+    attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +124,15 @@ class RunFolder:
         return store.join(self.uri, "group.txt")
 
     @property
+    def attempts(self) -> str:
+        """URI of the record of its worker groups, an `AttemptRecord`."""
+        return store.join(self.uri, "attempts.json")
+
+    def stacks(self, attempt: int) -> str:
+        """URI of where the workers of an attempt were when they made no step."""
+        return store.join(self.uri, f"stacks-attempt-{attempt}.txt")
+
+    @property
     def few_shot(self) -> str:
         """URI of the shard set that a run on few examples has drawn."""
         return store.join(self.uri, "few-shot")
@@ -116,6 +167,11 @@ class RunFolder:
         """Return the steps of the existing checkpoints that contain a file, ascending."""
         found = [re.fullmatch(rf"step-(\d{{8}})/{re.escape(file)}", name) for name in store.list_files(self.uri)]
         return sorted(int(match[1]) for match in found if match)
+
+    def delete_checkpoint(self, step: int) -> None:
+        """Delete a checkpoint; killed in between, it leaves none that counts as complete."""
+        store.delete_files([store.join(self.checkpoint(step), TRAINING_FILE)])
+        store.delete_directory(self.checkpoint(step))
 
     def starts(self) -> tuple[Start, ...]:
         """Return how the steps were computed, start by start; empty for runs that did not record it.

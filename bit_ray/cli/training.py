@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bit_ray.cli.typed import as_typed, command
-from bit_ray.errors import BitRayError, root_cause
+from bit_ray.errors import BitRayError, StoppedError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.progress import print_table
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
@@ -21,7 +21,8 @@ _NUM_WORST = 5
 
 
 def exit_status(main: Callable[[], object]) -> int:
-    """Run ``main`` and return the process's exit status: 2 after a user's mistake, 130 after Ctrl-C, else 0.
+    """Run ``main`` and return the process's exit status: 2 after a user's mistake, 130 after Ctrl-C, 143 after
+    SIGTERM, else 0.
 
     A user's mistake is one line on stderr, with the flag that is wrong; a bug of ours keeps its traceback.
     """
@@ -29,6 +30,9 @@ def exit_status(main: Callable[[], object]) -> int:
     command.set(None)  # until `main` has parsed its flags
     try:
         main()
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -17,6 +17,7 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from bit_ray.cluster.seats import largest_size
 from bit_ray.cluster.slots import Resources, num_local_cores
 from bit_ray.errors import ConfigError
 from bit_ray.locks import locked
@@ -177,4 +178,12 @@ def _size(path: Path) -> int:
 def _resources(*, local: bool) -> Resources:
     total = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return Resources(nodes, int(total.get("CPU", 0)), int(total.get("GPU", 0)), local)
+    later = {} if local else largest_size()
+    return Resources(
+        nodes,
+        int(total.get("CPU", 0)),
+        int(total.get("GPU", 0)),
+        local,
+        num_cpus_later=int(later.get("CPU", 0)),
+        num_gpus_later=int(later.get("GPU", 0)),
+    )

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bit_ray.errors import ConfigError
 
@@ -16,6 +16,10 @@ class Resources:
     num_gpus: int
     local: bool
     """Whether this process started the cluster."""
+    num_cpus_later: int = 0
+    """CPUs that an autoscaler may bring it to; 0: no autoscaler."""
+    num_gpus_later: int = 0
+    """The same for GPUs."""
 
     @property
     def num_slots(self) -> int:
@@ -28,35 +32,52 @@ def num_local_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+class Workers(NamedTuple):
+    """Least and most training workers, and whether each gets a GPU."""
+
+    least: int
+    most: int
+    use_gpu: bool
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker takes of a node."""
+        return {"CPU": 1.0, **({"GPU": 1.0} if self.use_gpu else {})}
+
+
 def choose_workers(
     resources: Resources,
     global_batch_size: int,
     *,
-    num_workers: int = 0,
+    num_workers: tuple[int, int] = (0, 0),
     device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> tuple[int, bool]:
+) -> Workers:
     """Return the number of training workers, and whether each gets a GPU.
 
     Args:
         resources: The cluster.
         global_batch_size: Examples per step over all workers.
-        num_workers: The setting. 0: one per GPU; without GPUs one per core of this machine, or half the CPUs of a
-            cluster, whose other half then reads and decodes; never more than there are pairs of images in a batch.
-        device: Where they compute; ``auto``: on GPUs if there are any.
+        num_workers: The setting, least and most. 0: one per GPU; without GPUs one per core of this machine, or half the
+            CPUs of a cluster, whose other half then reads and decodes; never more than there are pairs of images in a
+            batch. On a cluster that an autoscaler may enlarge, from 1 to the number for its largest size.
+        device: Where they compute; ``auto``: on GPUs if there are any, or may be.
 
     Raises:
         ConfigError: CUDA is requested and there is none, or no CPU would be left for readers on this machine.
     """
-    use_gpu = device == "cuda" or (device == "auto" and resources.num_gpus > 0)
-    if use_gpu and resources.num_gpus == 0 and resources.local:
+    num_gpus = max(resources.num_gpus, resources.num_gpus_later)
+    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
+    if use_gpu and num_gpus == 0 and resources.local:
         raise ConfigError.of("runtime.device", "cuda, but this machine has no GPU", "auto or cpu", "choose one")
-    if num_workers:
-        if resources.local and not use_gpu and num_workers >= resources.num_cpus:
+    if any(num_workers):
+        if resources.local and not use_gpu and num_workers[0] >= resources.num_cpus:
             accepted = f"at most {resources.num_cpus - 1} on this machine"
-            raise ConfigError.of("runtime.num_workers", num_workers, accepted, "lower it")
-        return num_workers, use_gpu
+            raise ConfigError.of("runtime.num_workers", num_workers[0], accepted, "lower it")
+        return Workers(*num_workers, use_gpu)
     if use_gpu:
-        most = resources.num_gpus
+        now, later = resources.num_gpus, resources.num_gpus_later
     else:
-        most = num_local_cores() if resources.local else resources.num_cpus // 2
-    return max(1, min(most, global_batch_size // 2)), use_gpu
+        now = num_local_cores() if resources.local else resources.num_cpus // 2
+        later = resources.num_cpus_later // 2
+    most = max(1, min(max(now, later), global_batch_size // 2))
+    return Workers(1 if later > now else most, most, use_gpu)

@@ -24,13 +24,13 @@ from bit_ray.data.shards.scan import read_views, row_groups, single_labels
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.frozen import probe_features
 from bit_ray.evaluation.metrics import ClassificationMetrics
-from bit_ray.locks import scratch_directory
 from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import Network
-from bit_ray.run_folder import RunFolder
+from bit_ray.run_folder import TRAINING_FILE, RunFolder
 from bit_ray.studies.halving import goes_on
 from bit_ray.studies.transfer import read_examples
-from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, TRAINING_FILE, Position, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, Position, fetched, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.writer import write_directory
 from bit_ray.training.device import normalize
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.learner import Learner
@@ -287,10 +287,9 @@ class _Watch:
         if not steps:
             return 0
         uri = self._folder.checkpoint(steps[-1])
-        with scratch_directory() as local:
-            store.download_directory(uri, local)
-            position = load_checkpoint(Path(local), learner.model, learner.optimizer, self._cell.plan)
-            measured = json.loads(Path(local, _MEASURED_FILE).read_bytes())
+        with fetched(uri) as local:
+            position = load_checkpoint(local, learner.model, learner.optimizer, self._cell.plan)
+            measured = json.loads((local / _MEASURED_FILE).read_bytes())
         self.points = [Point(step=step, values=values) for step, values in measured["points"]]
         self.losses = [(step, loss) for step, loss in measured["losses"]]
         self._earlier_s = position.train_s
@@ -358,20 +357,20 @@ class _Watch:
             resize_size=plan.resize_size,
             crop_size=plan.view.crop_size,
         )
-        with scratch_directory() as local:
-            position = Position(next_step=done, train_s=self.seconds())
-            save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, position)
-            measured = {"points": [[p.step, p.values] for p in self.points], "losses": self.losses}
-            Path(local, _MEASURED_FILE).write_text(json.dumps(measured))
-            # The record comes last: a checkpoint without it is not whole.
-            for file in sorted(Path(local).iterdir(), key=lambda file: file.name == TRAINING_FILE):
-                store.upload_file(file, store.join(self._folder.checkpoint(done), file.name))
+        position = Position(next_step=done, train_s=self.seconds())
+        measured = {"points": [[p.step, p.values] for p in self.points], "losses": self.losses}
+
+        def write(directory: Path) -> None:
+            save_checkpoint(directory, learner.model, spec, learner.optimizer, plan, position)
+            (directory / _MEASURED_FILE).write_text(json.dumps(measured))
+
+        write_directory(self._folder.checkpoint(done), write)
         self._remove(earlier)
         self._saved = time.monotonic()
 
     def _remove(self, steps: list[int]) -> None:
         for step in steps:
-            store.delete_directory(self._folder.checkpoint(step))
+            self._folder.delete_checkpoint(step)
 
 
 def _kernels(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -70,13 +70,14 @@ def need(runtime: Runtime, num_gpus: int) -> Need:
     Raises:
         ConfigError: the number of workers is not given: the first run would take all of the cluster.
     """
-    if not runtime.num_workers:
+    num_workers, most = runtime.workers
+    if num_workers != most or not num_workers:
         accepted = "the number of workers of one training"
-        raise ConfigError.of("runtime.num_workers", "0, with where cluster", accepted, "--set runtime.num-workers=8")
+        raise ConfigError.of(
+            "runtime.num_workers", f"{runtime.num_workers}, with where cluster", accepted, "--set runtime.num-workers=8"
+        )
     use_gpu = runtime.device == "cuda" or (runtime.device == "auto" and num_gpus > 0)
-    return Need(
-        num_cpus=runtime.num_workers * (1 + runtime.num_readers), num_gpus=runtime.num_workers if use_gpu else 0
-    )
+    return Need(num_cpus=num_workers * (1 + runtime.num_readers), num_gpus=num_workers if use_gpu else 0)
 
 
 def check_hosted(cell: Cell) -> None:
@@ -129,7 +130,6 @@ def carry_out_hosted(
             manifest,
             init=init,
             parent_run_id=host.parent_run_id,
-            in_trial=True,
             milestones=cell.at_steps,
         )
         losses = recorded_metrics(host.tracking, host.storage, name, plan.kind, "train/loss").get("train/loss", [])
@@ -150,7 +150,7 @@ def carry_out_hosted(
         points=tuple(points),
         losses=tuple(losses),
         images=steps * plan.global_batch_size,
-        device_s=(time.monotonic() - started) * host.runtime.num_workers,
+        device_s=(time.monotonic() - started) * host.runtime.workers[0],
         decay_exposure=decay_exposure(plan),
         rate_changed_at=max((b for b in plan.schedule.boundaries if b < steps), default=0),
     )

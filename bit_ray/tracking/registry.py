@@ -141,6 +141,20 @@ def register(
     )
 
 
+def registered_packages(tracking_uri: str, run_id: str) -> set[str]:
+    """Return the URIs of the saved models of a run that registered versions refer to.
+
+    Raises:
+        TrackingError: The server cannot be reached or refuses.
+    """
+    client = server.connect(server.tracking_uri(tracking_uri))
+    try:
+        versions = _all_pages(client.search_model_versions, f"tag.`bit_ray.run_id` = '{run_id}'")
+    except MlflowException as error:
+        raise TrackingError(f"{shown(client.tracking_uri)}: {one_line(error)}") from None
+    return {version.tags["bit_ray.weights_uri"] for version in versions if "bit_ray.weights_uri" in version.tags}
+
+
 def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
     """Look up ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or, for the newest version, ``models:/NAME``.
 

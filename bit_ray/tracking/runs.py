@@ -61,6 +61,11 @@ class TrackedRun:
         self._thread = threading.Thread(target=self._keep_sending, daemon=True, name=f"mlflow-{self.run_id[:8]}")
         self._thread.start()
 
+    @property
+    def furthest_step(self) -> int:
+        """The last step of which earlier processes recorded something; 0 if none did."""
+        return max(self._last_steps.values(), default=0)
+
     @classmethod
     def open(
         cls,

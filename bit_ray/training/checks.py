@@ -42,8 +42,8 @@ def check_settings(plan: TrainPlan, runtime: Runtime) -> None:
         ConfigError: There is no such network, or the batch cannot be shared out.
     """
     model_config(plan.model, plan.num_classes)
-    if runtime.num_workers:
-        share_out(plan, runtime, runtime.num_workers)
+    if most := runtime.workers[1]:
+        share_out(plan, runtime, most)
 
 
 def preflight(
@@ -85,9 +85,9 @@ def preflight(
     if dry_run:
         here = Resources(1, 2 * num_local_cores() + 1, torch.cuda.device_count(), local=True)
         with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext(here) as resources:
-            num_workers, use_gpu = choose_workers(
-                resources, plan.global_batch_size, num_workers=runtime.num_workers, device=runtime.device
+            workers = choose_workers(
+                resources, plan.global_batch_size, num_workers=runtime.workers, device=runtime.device
             )
-            speed = worker_speed(plan, runtime, num_workers, use_gpu, local=resources.local)
-        print_table("Plan", describe(plan, runtime, manifest, num_workers, speed, subset))
+            speed = worker_speed(plan, runtime, workers.most, workers.use_gpu, local=resources.local)
+        print_table("Plan", describe(plan, runtime, manifest, workers, speed, subset))
     return not dry_run

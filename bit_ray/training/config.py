@@ -57,8 +57,9 @@ def check_train(train: str, init: str) -> None:
 class Runtime:
     """How a plan is carried out; none of it changes what is learned, up to rounding."""
 
-    num_workers: int = 0
-    """Training workers; 0: one per GPU of the cluster, or without GPUs one per CPU core of this machine."""
+    num_workers: int | str = 0
+    """Training workers: a number, or MIN:MAX to follow a cluster that grows and shrinks; 0: one per GPU of the cluster,
+    or without GPUs one per CPU core of this machine; where an autoscaler may add nodes, 1 to what it may come to."""
     micro_batch_size: int = 0
     """Examples per forward and backward pass of a worker; 0: the worker's whole share of the batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,14 +81,27 @@ class Runtime:
     """Steps between two lines of metrics."""
     checkpoint_every_steps: int = 1000
     """Steps between two checkpoints; the last step always has one."""
+    checkpoint_every_s: float = 600.0
+    """Most seconds of training between two checkpoints, which is what a failure can cost; 0: only every so many
+    steps."""
     num_checkpoints_to_keep: int = 2
-    """Older checkpoints are deleted."""
+    """Older checkpoints are deleted, except those that a registered version refers to."""
     max_failures: int = 3
-    """Worker failures after which the run gives up; a restarted worker group continues from the last checkpoint."""
+    """Worker failures after which the run gives up; it continues from the last checkpoint. A node that is lost or taken
+    away does not count."""
+    grow_after_s: float = 30.0
+    """Seconds for which more room must last before a run of MIN:MAX workers takes it."""
+    stalled_after_s: float = 120.0
+    """Seconds without a step after which the slowest worker is named and every worker's stack is written down."""
+    give_up_after_s: float = 600.0
+    """Seconds without a step after which the workers are ended and started again."""
 
     def __post_init__(self) -> None:
+        least, most = self.workers
+        if not (0 < least <= most or least == most == 0):
+            accepted = "a whole number, or MIN:MAX such as 2:8 with MIN at least 1 and at most MAX"
+            raise ConfigError.of("num_workers", self.num_workers, accepted, "correct it")
         for name, least in (
-            ("num_workers", 0),
             ("micro_batch_size", 0),
             ("num_readers", 1),
             ("num_decode_threads", 0),
@@ -98,9 +112,24 @@ class Runtime:
         ):
             if getattr(self, name) < least:
                 raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")
+        for name in ("checkpoint_every_s", "grow_after_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError.of(name, getattr(self, name), "at least 0 seconds", "raise it")
+        if not 0 < self.stalled_after_s <= self.give_up_after_s:
+            accepted = f"more than 0, and at most give_up_after_s, {self.give_up_after_s:g}"
+            raise ConfigError.of("stalled_after_s", self.stalled_after_s, accepted, "change one of them")
         if not 0 <= self.max_bad_images < math.inf:
             accepted = "a share from 0 to below 1, or a number from 1"
             raise ConfigError.of("max_bad_images", self.max_bad_images, accepted)
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most training workers; 0 and 0: as many as suit the cluster."""
+        least, colon, most = str(self.num_workers).partition(":")
+        try:
+            return (int(least), int(most)) if colon else (int(least), int(least))
+        except ValueError:
+            return -1, -1
 
     def bad_images_allowed(self, num_examples: int) -> int:
         """Images of a set of this size that may be left out."""

@@ -1,50 +1,46 @@
 """From a plan to a trained model: the driver's side of a run.
 
-The driver owns the terminal and the MLflow run; workers only report. ``STORAGE/NAME`` has the run's files: Ray Train's
+The driver owns the terminal and the MLflow run; workers only report. ``STORAGE/NAME`` has the run's files:
 checkpoints and the files of `bit_ray.run_folder`. Starting a run again with the same name continues it, or returns the
 result at once.
 """
 
 import json
-import re
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
-import ray.train
-from ray._raylet import PlacementGroupID
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.placement_group import PlacementGroup
 
 from bit_ray import store
 from bit_ray.cluster.session import cluster
-from bit_ray.cluster.slots import Resources, choose_workers
+from bit_ray.cluster.slots import Resources, Workers, choose_workers
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import Manifest
 from bit_ray.data.stream.requests import BadExample
-from bit_ray.errors import ConfigError, ModelError, root_cause
+from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
-from bit_ray.run_folder import RunFolder, RunRecord, first_difference
+from bit_ray.run_folder import TRAINING_FILE, RunFolder, RunRecord, first_difference
 from bit_ray.tracking.identity import code_revision
-from bit_ray.tracking.registry import RegisteredModel, register
+from bit_ray.tracking.registry import RegisteredModel, register, registered_packages
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.tracking.server import probe, tracking_uri
+from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
+from bit_ray.training.checkpoint.state import CheckpointRecord
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.initial_weights import InitialWeights
+from bit_ray.training.messages import Messages
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.reports import Listener, report_queue
+from bit_ray.training.reports import Listener
 from bit_ray.training.shares import share_out
-from bit_ray.training.worker import WorkerConfig, train_worker
+from bit_ray.training.worker import WorkerConfig
 from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, parse_description
+
+log = logging.getLogger(__name__)
 
 BAD_IMAGES_FILE = "bad_images.json"
 _LISTED = 10
@@ -107,7 +103,6 @@ def train(
     test: Test | None = None,
     probe_task: ProbeTask | None = None,
     parent_run_id: str | None = None,
-    in_trial: bool = False,
     milestones: tuple[int, ...] = (),
 ) -> TrainResult:
     """Carry out a plan on the cluster, from the last step of the run of this name.
@@ -121,8 +116,6 @@ def train(
         test: Evaluates the result while cluster and MLflow run are open; its metrics become ``test/...``.
         probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
         parent_run_id: MLflow run of the study that it belongs to.
-        in_trial: Whether this process is a trial of a study: the cluster goes on after it if it dies, and then still
-            holds its workers.
         milestones: Steps after which the weights are also kept, as `RunFolder.milestone`.
 
     Raises:
@@ -136,14 +129,10 @@ def train(
         return done
     probe(tracking_uri(config.tracking.uri, store.absolute(config.storage)))  # before Ray starts, which takes longer
     with cluster() as resources:
-        if in_trial:
-            _free_group_of_dead_attempt(folder)
-        num_workers, use_gpu = choose_workers(
-            resources, plan.global_batch_size, num_workers=runtime.num_workers, device=runtime.device
-        )
-        share_out(plan, runtime, num_workers)
+        workers = choose_workers(resources, plan.global_batch_size, num_workers=runtime.workers, device=runtime.device)
+        share_out(plan, runtime, workers.most)
         if probe_task is not None:
-            check_room(probe_task, resources, num_workers)
+            check_room(probe_task, resources, workers.most)
         described = f"{manifest.name}: {manifest.num_examples:,} images of {manifest.num_classes:,} classes"
         identity = {
             "manifest_digest": plan.manifest_digest,
@@ -181,15 +170,15 @@ def train(
                 shards=shards,
                 folder=folder,
                 init_weights=ray.put(dict(init.tensors)) if init is not None else None,
-                reports=report_queue(),
+                messages=Messages(),
                 milestones=milestones,
             )
             with ExitStack() as background:
                 probes = None
                 if probe_task is not None:
-                    probes = CheckpointProbes(probe_task, run, name, resources, num_workers)
+                    probes = CheckpointProbes(probe_task, run, name, resources, workers.most)
                     background.callback(probes.cancel)  # nothing is left of it unless the training failed
-                result = _fit(worker, config, num_workers, use_gpu, run, probes)
+                result = _fit(worker, config, workers, run, probes)
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
@@ -198,96 +187,39 @@ def train(
             return result
 
 
-def _free_group_of_dead_attempt(folder: RunFolder) -> None:
-    """Free the workers of an attempt whose driver was killed inside a cluster that goes on.
-
-    A placement group belongs to Ray's job, which is the whole study, and Ray's own cleaner asks the dashboard, which a
-    local cluster does not have. The claim of the run says that no other attempt is alive.
-    """
-    if not store.exists(folder.group):
-        return
-    group_id = store.read_bytes(folder.group, 100).decode()
-    if re.fullmatch("[0-9a-f]{36}", group_id):
-        known = ray.util.placement_group_table().get(group_id, {})
-        if known.get("state") == "CREATED":
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
-
-
-class _Trainer(TorchTrainer):
-    """Ray's trainer without the two actors of each start that a run of ours has no use for.
-
-    One hands out data sets, and workers have their own stream. The other frees placement groups, which the run does by
-    their recorded id: Ray's asks the dashboard, which a local cluster does not have.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
-
-
 def _fit(
     worker: WorkerConfig,
     config: PretrainConfig | FinetuneConfig,
-    num_workers: int,
-    use_gpu: bool,
+    workers: Workers,
     run: TrackedRun,
     probes: CheckpointProbes | None,
 ) -> TrainResult:
-    name, runtime = config.name, worker.runtime
+    name, folder = config.name, worker.folder
+    keep = worker.runtime.num_checkpoints_to_keep
 
-    def offer(step: int) -> None:
+    def on_checkpoint(step: int) -> None:
+        attempts.on_checkpoint()
         if probes is not None:
-            probes.offer(step, worker.folder.checkpoint(step))
+            probes.offer(step, folder.checkpoint(step))
+        _delete_older(folder, keep, run)
 
-    listener = Listener(worker.reports, run, TrainingProgress(name), worker.plan.schedule, offer)
+    listener = Listener(worker.messages, run, TrainingProgress(name), worker.plan.schedule, on_checkpoint)
+    storage = store.absolute(config.storage)
+    attempts = Attempts(name, worker, workers, storage, listener, run.furthest_step)
     listener.start()
-    filesystem, path = store.filesystem(store.absolute(config.storage))
-    trainer_config = ray.train.RunConfig(
-        name=name,
-        storage_path=path,
-        storage_filesystem=filesystem,
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=runtime.num_checkpoints_to_keep),
-        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say the same in fewer words
-    )
-    scaling = ray.train.ScalingConfig(
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
-        # Without GPUs a worker's readers need its node's cores; with GPUs, workers should be on few nodes.
-        placement_strategy="PACK" if use_gpu else "SPREAD",
-    )
     try:
-        for attempt in range(runtime.max_failures + 1):
-            if attempt:
-                _free_group_of_dead_attempt(worker.folder)
-            try:
-                trainer = _Trainer(
-                    train_worker,
-                    train_loop_config={"worker": worker},
-                    scaling_config=scaling,
-                    run_config=trainer_config,
-                )
-                with _interruptible():
-                    result = trainer.fit()
-                break
-            except ray.train.TrainingFailedError as error:
-                # What the user must fix would only fail again; Ray Train's own retries cannot tell the two apart.
-                cause = root_cause(error)
-                if cause is not None:
-                    raise cause from None
-                if attempt == runtime.max_failures:
-                    reason = str(error).strip().splitlines()
-                    raise ModelError(
-                        f"{name}: workers failed {attempt + 1} times (last: {reason[-1] if reason else 'unknown'}); "
-                        "read the worker logs; start the run again to continue from its last checkpoint"
-                    ) from error
-                console.print(f"{name}: workers failed; starting them again from the last checkpoint")
+        spent = attempts.run()
     finally:
         listener.finish()
         listener.progress.close()
-        worker.reports.shutdown()
+        worker.messages.end()
+        if store.exists(folder.attempts):
+            run.log_text(store.read_bytes(folder.attempts).decode(), "attempts.json")
         if listener.bad_images:
             _report_bad_images(listener.bad_images, run)
+    if spent.num_attempts:
+        console.print(f"{name}: {spent}")
+        run.log_metrics(spent.metrics(), step=worker.plan.schedule.num_steps)
     if probes is not None:
         probes.finish()
     if listener.history:
@@ -296,18 +228,31 @@ def _fit(
         )
         evaluations = _probed(probes) if probes is not None else []
         run.log_figure(curve_figure(steps, losses, rates, evaluations, title=name), "plots/training.png")
-    assert result.checkpoint is not None, "the last step always has a checkpoint"
-    last = result.metrics or {}
-    package_uri = worker.folder.checkpoint(worker.plan.schedule.num_steps)
+    package_uri = folder.checkpoint(worker.plan.schedule.num_steps)
     description = store.join(package_uri, DESCRIPTION_FILE)
     _, weights = parse_description(store.read_bytes(description), description)
+    record = store.read_record(CheckpointRecord, store.join(package_uri, TRAINING_FILE))
     return TrainResult(
         package_uri=package_uri,
         sha256=weights.sha256,
         run_id=run.run_id,
         plan_digest=worker.plan.digest,
-        metrics={key: float(value) for key, value in last.items() if "/" in key},
+        metrics=record.metrics,
     )
+
+
+def _delete_older(folder: RunFolder, keep: int, run: TrackedRun) -> None:
+    """Delete all but the newest checkpoints, except those that a registered version refers to."""
+    older = folder.checkpoints(TRAINING_FILE)[:-keep]
+    if not older:
+        return
+    try:
+        registered = registered_packages(run.tracking_uri, run.run_id)
+        for step in older:
+            if folder.checkpoint(step) not in registered:
+                folder.delete_checkpoint(step)
+    except BitRayError as error:  # the next checkpoint tries again
+        log.warning("%s: older checkpoints are not deleted: %s", folder.uri, error)
 
 
 def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:
@@ -323,19 +268,6 @@ def _report_bad_images(bad_images: list[BadExample], run: TrackedRun) -> None:
     rows = [(bad.id or "(unknown)", bad.shard, str(bad.row), bad.reason) for bad in unique[:_LISTED]]
     more = f", the first {_LISTED} of them" if len(unique) > _LISTED else ""
     print_table(f"Left out: {len(unique):,} images that cannot be read{more}", rows, ("id", "shard", "row", "reason"))
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, which Ray Train turns into an exit with status 0."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own behind
 
 
 def register_result(config: PretrainConfig | FinetuneConfig, result: TrainResult) -> Trained:

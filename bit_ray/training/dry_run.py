@@ -2,6 +2,7 @@
 
 import ray
 
+from bit_ray.cluster.slots import Workers
 from bit_ray.config import from_dict
 from bit_ray.data.shards.manifest import Manifest
 from bit_ray.errors import root_cause
@@ -38,7 +39,7 @@ def worker_speed(plan: TrainPlan, runtime: Runtime, num_workers: int, use_gpu: b
 
 
 def describe(
-    plan: TrainPlan, runtime: Runtime, manifest: Manifest, num_workers: int, speed: Speed | None, subset: str = ""
+    plan: TrainPlan, runtime: Runtime, manifest: Manifest, workers: Workers, speed: Speed | None, subset: str = ""
 ) -> list[tuple[str, str]]:
     """The resolved plan as rows of a table.
 
@@ -46,14 +47,14 @@ def describe(
         plan: What is to be learned.
         runtime: How.
         manifest: Of the shards.
-        num_workers: Training workers.
+        workers: Least and most training workers; shares and time are those of the most.
         speed: Of one of them; None: not known.
         subset: What is drawn from the shards, if the run does not train on all of them.
 
     Raises:
         ConfigError: The batch cannot be shared out over the workers.
     """
-    shares, micro = share_out(plan, runtime, num_workers)
+    shares, micro = share_out(plan, runtime, workers.most)
     schedule = plan.schedule
     saves = -(-schedule.num_steps // runtime.checkpoint_every_steps)
     num_images = schedule.num_steps * plan.global_batch_size
@@ -90,16 +91,23 @@ def describe(
             f"SGD, momentum {plan.momentum:g}, weight decay {plan.weight_decay:g} on kernels"
             + (f", gradient norm at most {plan.clip_norm:g}" if plan.clip_norm else ""),
         ),
-        ("batch split", _split([len(share) for share in shares], micro)),
+        (
+            "batch split",
+            _split([len(share) for share in shares], micro)
+            + (
+                f"; {workers.least} to {workers.most} workers, as there is room" if workers.least < workers.most else ""
+            ),
+        ),
         ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
         ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),
         (
             "checkpoints",
-            f"{saves} (every {runtime.checkpoint_every_steps:,} steps and at the end), "
-            f"the last {runtime.num_checkpoints_to_keep} are kept",
+            f"{saves} (every {runtime.checkpoint_every_steps:,} steps and at the end)"
+            + (f", and after {runtime.checkpoint_every_s:g} s without one" if runtime.checkpoint_every_s else "")
+            + f"; the last {runtime.num_checkpoints_to_keep} are kept",
         ),
         ("images", f"{num_images:,} in all"),
-        ("time", _time(num_images, num_workers, speed)),
+        ("time", _time(num_images, workers.most, speed)),
         ("plan digest", "depends on the drawn subset, which is not written yet" if subset else plan.digest[:12]),
     ]
     return rows

@@ -49,6 +49,7 @@ class Learner:
         rank: int = 0,
         num_workers: int = 1,
     ) -> None:
+        self.plan, self.device = plan, device
         self.slots = plan_slots(plan, num_workers)[rank]
         """Slots of every batch that are this worker's."""
         self._micro = plan_micro_batch(plan, len(self.slots), micro_batch_size)

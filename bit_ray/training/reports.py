@@ -2,28 +2,28 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import ray
-from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
 from bit_ray.recipes.schedules import Schedule
+from bit_ray.training.messages import Messages
 
 if TYPE_CHECKING:
     from bit_ray.tracking.runs import TrackedRun
 
+_SECONDS_BETWEEN_LOOKS = 0.25
 
-def report_queue() -> Queue:
-    """Queue of metrics from rank 0 to the driver, on the driver's node, so no other node's failure ends it.
 
-    Not ``ray.train.report``, which its controller collects every two seconds and which blocks the worker until then.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+class StepTime(NamedTuple):
+    """How long the steps of one report took."""
+
+    step: int
+    """Steps taken by the run so far."""
+    num_steps: int
+    """Of these, those since the last report."""
+    seconds: float
 
 
 class Listener(threading.Thread):
@@ -31,48 +31,69 @@ class Listener(threading.Thread):
 
     def __init__(
         self,
-        reports: Queue,
+        messages: Messages,
         run: "TrackedRun",
         progress: TrainingProgress,
         schedule: Schedule,
         on_checkpoint: Callable[[int], None],
     ):
-        """``on_checkpoint`` gets the step of each complete checkpoint; it must not wait."""
+        """``on_checkpoint`` gets the step of each complete checkpoint, once."""
         super().__init__(name="reports", daemon=True)
-        self.reports, self.tracked, self.progress, self.on_checkpoint = reports, run, progress, on_checkpoint
+        self.messages, self.tracked, self.progress, self.on_checkpoint = messages, run, progress, on_checkpoint
         self.schedule = schedule
         self.history: list[dict[str, Any]] = []
         self.bad_images: list[BadExample] = []
+        self._times: dict[int, list[StepTime]] = {}
+        self._last_checkpoint = -1
+        self._rounds = threading.Condition()
+        self._num_rounds = 0
         self._finished = threading.Event()
 
     def run(self) -> None:
         """Handle reports until `finish`."""
         while True:
             finished = self._finished.is_set()
-            try:
-                metrics = self.reports.get(timeout=0.5)
-            except Empty:
-                if finished:
-                    return
-                continue
-            if "checkpoint" in metrics:
-                self._show_trend(metrics["checkpoint"])
-                self.on_checkpoint(metrics["checkpoint"])
-                continue
-            self.bad_images += metrics.pop("bad_images")
-            self.progress.update(metrics)
-            if self.history and metrics["step"] <= self.history[-1]["step"]:
-                continue  # reported already, before workers were started again
-            self.history.append(metrics)
-            numbers = {name: value for name, value in metrics.items() if "/" in name}
-            self.tracked.log_metrics(numbers, step=metrics["step"])
+            for report in self.messages.take():
+                self._handle(report)
+            with self._rounds:
+                self._num_rounds += 1
+                self._rounds.notify_all()
+            if finished:
+                return
+            self._finished.wait(_SECONDS_BETWEEN_LOOKS)
+
+    def times_of(self, attempt: int) -> list["StepTime"]:
+        """Return how long the reported steps of an attempt took."""
+        return list(self._times.get(attempt, ()))
+
+    def settle(self) -> None:
+        """Wait until all reports that were sent before this call are handled."""
+        with self._rounds:
+            before = self._num_rounds  # the round under way may have looked already
+            self._rounds.wait_for(lambda: self._num_rounds >= before + 2 or not self.is_alive())
+
+    def _handle(self, report: dict[str, Any]) -> None:
+        if "checkpoint" in report:
+            if report["checkpoint"] > self._last_checkpoint:  # it was told already before workers were started again
+                self._last_checkpoint = report["checkpoint"]
+                self._show_trend(report["checkpoint"])
+                self.on_checkpoint(report["checkpoint"])
+            return
+        self.bad_images += report.pop("bad_images")
+        self._times.setdefault(report.pop("attempt"), []).append(
+            StepTime(report["step"], report.pop("num_new_steps"), report.pop("seconds"))
+        )
+        self.progress.update(report)
+        if self.history and report["step"] <= self.history[-1]["step"]:
+            return  # reported already, before workers were started again
+        self.history.append(report)
+        numbers = {name: value for name, value in report.items() if "/" in name}
+        self.tracked.log_metrics(numbers, step=report["step"])
 
     def _show_trend(self, step: int) -> None:
         """Print whether the loss still falls, once there are enough values."""
-        if not self.history or self.history[-1]["step"] != step:
-            return  # reported already, before workers were started again
-        steps, losses = zip(*((m["step"], m["train/loss"]) for m in self.history), strict=True)
-        if line := loss_line(steps, losses, self.schedule):
+        told = [m for m in self.history if m["step"] <= step]
+        if line := loss_line([m["step"] for m in told], [m["train/loss"] for m in told], self.schedule):
             console.print(f"{self.progress.title}: step {step}: {line}")
 
     def finish(self) -> None:

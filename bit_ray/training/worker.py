@@ -12,19 +12,21 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.util.queue import Queue
 
 from bit_ray import store
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
-from bit_ray.run_folder import RunFolder, Start, checkpoint_name
+from bit_ray.run_folder import TRAINING_FILE, RunFolder, Start
 from bit_ray.tracking.system import system_metrics
-from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
+from bit_ray.training.agreement import Agreement
+from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.writer import CheckpointWriter
 from bit_ray.training.config import Runtime
 from bit_ray.training.device import keep_freed_memory
 from bit_ray.training.learner import Learner
+from bit_ray.training.messages import Messages, SignsOfLife
 from bit_ray.training.optimizer import kernel_norm
 from bit_ray.training.parts import merged
 from bit_ray.training.plan import TrainPlan
@@ -48,15 +50,32 @@ class WorkerConfig:
     """Folder of the run's files."""
     init_weights: Any = None
     """Ray object reference to the initial tensors by name, or None to start from scratch."""
-    reports: Queue
-    """Where rank 0 sends metrics."""
+    messages: Messages
+    """How driver and workers tell each other things."""
+    attempt: int = 1
+    """Number of this group of workers."""
+    first_step: int = 0
+    """Steps of the checkpoint to continue from; 0: begin."""
     milestones: tuple[int, ...] = ()
     """Steps after which the weights are also written into the folder, for a study to measure."""
 
 
 def train_worker(config: dict[str, WorkerConfig]) -> None:
-    """Train until the plan's last step, from the latest checkpoint of the run if there is one."""
+    """Train from the given checkpoint until the plan's last step, or until the driver wants the workers to leave."""
     worker = config["worker"]
+    context = ray.train.get_context()
+    signs = SignsOfLife(worker.messages, worker.attempt, context.get_world_rank(), worker.first_step)
+    group = ray.util.get_current_placement_group()
+    if context.get_world_rank() == 0 and group is not None:
+        store.write_bytes(worker.folder.group, group.id.hex().encode())
+    signs.start()
+    try:
+        _train(worker, signs)
+    finally:
+        signs.end()
+
+
+def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     plan, runtime = worker.plan, worker.runtime
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -77,14 +96,10 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         num_workers=num_workers,
     )
     position = Position()
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as directory:
-            position = load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
-    if position.next_step >= plan.schedule.num_steps:
-        return
-    group = ray.util.get_current_placement_group()
-    if rank == 0 and group is not None:
-        store.write_bytes(worker.folder.group, group.id.hex().encode())
+    if worker.first_step:
+        with fetched(worker.folder.checkpoint(worker.first_step)) as directory:
+            position = load_checkpoint(directory, learner.model, learner.optimizer, plan)
+    agreement = Agreement(num_workers)
     learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
     if rank == 0:
         worker.folder.record_start(
@@ -112,6 +127,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
 
     quarantine = Quarantine(position.bad_images, runtime.bad_images_allowed(plan.num_examples), worker.shards)
     counts = StreamCounts()
+    writer = CheckpointWriter(worker.folder, worker.spec, lambda step: worker.messages.send({"checkpoint": step}))
 
     def now(next_step: int) -> Position:
         return Position(
@@ -120,9 +136,10 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             bad_images=quarantine.known,
         )
 
-    started = mark = time.perf_counter()
+    started = mark = saved_at = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
     wait_from = started
+    signs.at(position.next_step, "waiting for data")
     for step, images, rows, _, bad in batches(
         stream,
         num_readers=runtime.num_readers,
@@ -131,6 +148,7 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         counts=counts,
     ):
         waited += time.perf_counter() - wait_from
+        signs.at(step, "computing")
         quarantine.meet(bad)
         try:
             loss, grad_norm = learner.step(step, images, learner.targets(rows))
@@ -138,7 +156,10 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             steps_since += 1
             done = step + 1
             last = done == plan.schedule.num_steps
-            save = last or done % runtime.checkpoint_every_steps == 0
+            writer.check()
+            overdue = rank == 0 and 0 < runtime.checkpoint_every_s <= time.perf_counter() - saved_at
+            leave, save = agreement.exchange(bool(signs.leave), overdue)
+            save = save or leave or last or done % runtime.checkpoint_every_steps == 0
             is_milestone = done in worker.milestones
             log = save or is_milestone or done % runtime.log_every_steps == 0
             if log:
@@ -177,18 +198,28 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
             }
             if rank == 0:
                 metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
-                worker.reports.put_nowait({**metrics, "bad_images": quarantine.take_unreported()})
+                metrics |= {"checkpoint/stall_s": writer.stall_s, "checkpoint/skipped": writer.num_skipped}
+                about = {"attempt": worker.attempt, "num_new_steps": steps_since, "seconds": elapsed}
+                worker.messages.send({**metrics, **about, "bad_images": quarantine.take_unreported()})
             if is_milestone and rank == 0:
                 with _uploaded(worker.folder.milestone(done)) as local:
                     save_package(local, merged(learner.model), worker.spec)
+            if save and rank == 0:
+                signs.at(done, "saving")
+                numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
+                writer.save(learner, now(done), numbers, wait=last or leave)
             if save:
-                name = checkpoint_name(done)
-                _report_checkpoint(rank, name, metrics, learner, worker.spec, plan, now(done))
-                if rank == 0:
-                    worker.reports.put_nowait({"checkpoint": done})
+                saved_at = time.perf_counter()
             mark, waited, steps_since = time.perf_counter(), 0.0, 0
             loss_since.zero_()
+            if leave:
+                break
+        signs.at(done, "waiting for data")
         wait_from = time.perf_counter()
+    agreement.finish()
+    if rank == 0:
+        writer.finish()
+        ray.get(worker.messages.send({"checkpoint": worker.folder.checkpoints(TRAINING_FILE)[-1]}))  # after all others
 
 
 @contextmanager
@@ -211,24 +242,3 @@ def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:
         metrics["data/fetched_mb"] = counts.fetched_bytes / 1e6
         metrics["data/cache_hit_share"] = counts.row_groups_on_node / counts.row_groups
     return metrics
-
-
-def _report_checkpoint(
-    rank: int,
-    name: str,
-    metrics: dict[str, Any],
-    learner: Learner,
-    spec: ModelSpec,
-    plan: TrainPlan,
-    position: Position,
-) -> None:
-    if rank != 0:
-        ray.train.report(metrics, checkpoint_dir_name=name)
-        return
-    with scratch_directory() as local:
-        save_checkpoint(Path(local), learner.model, spec, learner.optimizer, plan, position)
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(local),
-            checkpoint_dir_name=name,
-        )

@@ -6,6 +6,7 @@ may be in the same directory: a training checkpoint is such a package with the o
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -117,18 +118,23 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
         ModelError: ``spec`` describes another network, or the directory is not writable.
         ConfigError: ``spec`` has a value that JSON cannot represent.
     """
-    directory = Path(directory)
     if model_config(spec.model, spec.num_classes) != model.config:
         raise ModelError(
             f"{directory}: the description says {spec.model} with {spec.num_classes} classes; accepted: one of the "
             f"model, {model.config}; pass the spec of this model"
         )
+    return save_tensors(directory, model.state_dict(), spec)
+
+
+def save_tensors(directory: str | os.PathLike[str], model: Mapping[str, Tensor], spec: ModelSpec) -> Weights:
+    """Write the tensors of the network that ``spec`` describes as `save_package` does; raises the same."""
+    directory = Path(directory)
     try:  # values that JSON or UTF-8 cannot represent are refused before any file is changed
         json.dumps(to_dict(spec), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError.of("spec", error, "text that UTF-8 can encode") from None
     # Contiguous: safetensors refuses the strides of channels_last.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
     description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)

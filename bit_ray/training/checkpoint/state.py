@@ -7,24 +7,28 @@ The position in the data is one integer, the next step: order, views, MixUp and 
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
 
+from bit_ray import store
 from bit_ray.config import from_json, read_document, to_dict
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.errors import ConfigError, ModelError
+from bit_ray.locks import scratch_directory
 from bit_ray.models.network import Network
+from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.training.optimizer import initial_weights
 from bit_ray.training.parts import adapter_tensors, load_merged, merged
 from bit_ray.training.plan import TrainPlan
-from bit_ray.weights.package import ModelSpec, load_package, save_package
+from bit_ray.weights.package import ModelSpec, load_package, save_tensors
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,33 @@ class CheckpointRecord:
     progress: Position
     plan_digest: str
     plan: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was reported at its step; older checkpoints have none."""
+
+
+def checkpoint_tensors(
+    model: Network, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return what a checkpoint consists of, by name: the state of the training, and the model; not copied."""
+    state = _state(model, optimizer) | adapter_tensors(model) | {"rng.torch": torch.get_rng_state()}
+    return state, {name: tensor.detach() for name, tensor in merged(model).state_dict().items()}
+
+
+def write_checkpoint(
+    directory: Path,
+    state: Mapping[str, torch.Tensor],
+    model: Mapping[str, torch.Tensor],
+    spec: ModelSpec,
+    plan: TrainPlan,
+    position: Position,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write the tensors of `checkpoint_tensors` into a local directory, ``training.json`` last."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
+    safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
+    save_tensors(directory, model, spec)
+    record = CheckpointRecord(progress=position, plan_digest=plan.digest, plan=to_dict(plan), metrics=dict(metrics))
+    (directory / TRAINING_FILE).write_text(json.dumps(to_dict(record), indent=1))
 
 
 def save_checkpoint(
@@ -58,13 +89,7 @@ def save_checkpoint(
     position: Position,
 ) -> None:
     """Write a checkpoint into a local directory; the caller moves the directory to the storage."""
-    tensors = {name: buffer.contiguous().cpu() for name, buffer in _state(model, optimizer).items()}
-    tensors |= {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(model).items()}
-    tensors["rng.torch"] = torch.get_rng_state()
-    safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
-    training = CheckpointRecord(progress=position, plan_digest=plan.digest, plan=to_dict(plan))
-    (directory / TRAINING_FILE).write_text(json.dumps(to_dict(training), indent=1))
-    save_package(directory, merged(model), spec)
+    write_checkpoint(directory, *checkpoint_tensors(model, optimizer), spec, plan, position, {})
 
 
 def read_checkpoint_record(directory: Path) -> CheckpointRecord:
@@ -80,6 +105,17 @@ def read_checkpoint_record(directory: Path) -> CheckpointRecord:
             f"{directory}: not a training checkpoint ({error}); accepted: a directory with {TRAINING_FILE}; "
             "start from another one"
         ) from None
+
+
+@contextmanager
+def fetched(uri: str) -> Iterator[Path]:
+    """Yield the local directory of a checkpoint, or a copy of a remote one."""
+    if store.is_local(uri):
+        yield Path(store.filesystem(uri)[1])
+        return
+    with scratch_directory() as directory:
+        store.download_directory(uri, directory)
+        yield directory
 
 
 def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Position:

@@ -40,6 +40,9 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.training.pretrain",
     "bit_ray.training.replay",
     "bit_ray.training.reports",
+    "bit_ray.training.attempts",
+    "bit_ray.training.messages",
+    "bit_ray.cluster.seats",
 }
 
 # What imports them, itself or by others, only when a function of it is called.

@@ -1,0 +1,63 @@
+"""Room for training workers on a cluster that changes: placement groups that wait, and nodes that are about to go.
+
+All that this project asks Ray about nodes and groups by private names stands here.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+
+import ray
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, placement_group
+
+
+class Seats:
+    """Placement groups of one worker each: an autoscaler sees them as demand, and those that stand say how many fit.
+
+    They hold what they got until `release`.
+    """
+
+    def __init__(self, bundle: Mapping[str, float], number: int) -> None:
+        """Ask for room for a number of workers, each of which takes ``bundle``."""
+        self._groups = [placement_group([dict(bundle)]) for _ in range(number)]
+
+    def ready(self) -> int:
+        """How many workers there is room for now."""
+        return sum(group.wait(0) for group in self._groups)
+
+    def release(self) -> None:
+        """Give the room back, and withdraw the demand."""
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
+        self._groups = []
+
+
+def free_group(group_id: str) -> None:
+    """Remove a placement group by its hexadecimal id, with what runs in it; nothing if there is none."""
+    if not re.fullmatch("[0-9a-f]{36}", group_id):
+        return
+    known = ray.util.placement_group_table().get(group_id, {})
+    if known.get("state") in ("CREATED", "RESCHEDULING", "PENDING"):
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
+
+
+def nodes_alive() -> set[str]:
+    """Return the ids of the nodes that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def nodes_leaving() -> dict[str, float]:
+    """Return the ids of nodes that are being drained, with the seconds they have left; infinite where not known."""
+    draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    now = time.time()
+    return {node: deadline / 1000 - now if deadline else float("inf") for node, deadline in draining.items()}
+
+
+def largest_size() -> dict[str, float]:
+    """Return the resources that an autoscaler may bring the cluster to; empty without one."""
+    try:
+        size: dict[str, float] | None = ray._private.state.state.get_max_resources_from_cluster_config()
+    except Exception:  # Ray's own question, without a public form: what it cannot tell is not known
+        return {}
+    return size or {}

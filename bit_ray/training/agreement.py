@@ -1,0 +1,43 @@
+"""What the workers of a run decide together, each at the same step. PyTorch only."""
+
+import torch
+import torch.distributed as dist
+
+
+class Agreement:
+    """Yes-or-no questions that any worker may answer with yes; all know the answers one step later.
+
+    The answers travel while the next step is computed, on the CPU: no worker waits for them, and no GPU either.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        """Join; all workers do so at the same point."""
+        # torch has a wrong type for what `new_group` returns
+        self._group: dist.ProcessGroup | None = dist.new_group(backend="gloo") if num_workers > 1 else None  # type: ignore[assignment]
+        self._under_way: tuple[dist.Work, torch.Tensor] | None = None
+
+    def exchange(self, *answers: bool) -> tuple[bool, ...]:
+        """Send this worker's answers; return which questions any worker had answered with yes at the step before.
+
+        A single worker gets its own answers at once.
+        """
+        if self._group is None:
+            return answers
+        known = self._arrived() or (False,) * len(answers)
+        sent = torch.tensor(answers, dtype=torch.int32)
+        work = dist.all_reduce(sent, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._under_way = work, sent
+        return known
+
+    def finish(self) -> None:
+        """Wait for what is under way, before the worker leaves."""
+        self._arrived()
+
+    def _arrived(self) -> tuple[bool, ...] | None:
+        if self._under_way is None:
+            return None
+        work, sent = self._under_way
+        self._under_way = None
+        work.wait()
+        return tuple(bool(answer) for answer in sent.tolist())

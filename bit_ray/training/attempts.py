@@ -1,0 +1,409 @@
+"""The worker groups of a run, one after the other: how many workers each has, why it ends, what it cost.
+
+A group has a fixed number of workers. To change the number, or to leave a node that is being taken away, the workers
+are asked to save and return, all at the same step, and the next group starts from there: no step is lost. Only a worker
+that dies without warning costs the steps since the last checkpoint. Order, batch and schedule depend on the step alone,
+so what is learned stays the same.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any, Literal
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+from bit_ray import store
+from bit_ray.cluster.seats import Seats, free_group, nodes_alive, nodes_leaving
+from bit_ray.cluster.slots import Workers
+from bit_ray.config import to_dict
+from bit_ray.errors import ModelError, StoppedError, root_cause
+from bit_ray.progress import console
+from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord
+from bit_ray.training.goodput import Goodput, goodput, pays, with_report
+from bit_ray.training.messages import Sign, Wishes
+from bit_ray.training.reports import Listener
+from bit_ray.training.shares import share_out
+from bit_ray.training.worker import WorkerConfig, train_worker
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BETWEEN_QUESTIONS = 1.0
+# A cluster that does not grow is counted at once.
+_SECONDS_TO_COUNT = 2.0
+
+
+class Attempts:
+    """Carries out a run on a cluster that may grow, shrink and fail."""
+
+    def __init__(
+        self, name: str, worker: WorkerConfig, workers: Workers, storage: str, listener: Listener, furthest: int
+    ) -> None:
+        """Prepare.
+
+        Args:
+            name: Of the run, in what is printed.
+            worker: What every worker gets.
+            workers: Least and most workers.
+            storage: URI that every node reaches.
+            listener: Hears of the workers' reports.
+            furthest: Steps that are known to have been taken before.
+        """
+        self._name, self._worker, self._workers = name, worker, workers
+        self._storage, self._listener, self._messages = storage, listener, worker.messages
+        self._runtime, self._folder = worker.runtime, worker.folder
+        self._furthest = furthest
+        self._failures: list[set[str]] = []  # the nodes there were at the start of each failed attempt
+        self._signals: list[int] = []
+        record = self._folder.attempts
+        self._done = list(store.read_record(AttemptRecord, record).attempts) if store.exists(record) else []
+        self._now: Attempt | None = None
+
+    def run(self) -> Goodput:
+        """Train to the last step; return where the time went.
+
+        Raises:
+            StoppedError: The process was asked to end; the workers have saved.
+            BitRayError: Anything the user can fix.
+        """
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `_watch` looks for nodes that leave
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
+        why = "the run was started again" if self._done else "the run begins"
+        with self._signals_heard():
+            while (step := self._saved()) < self._worker.plan.schedule.num_steps:
+                free_group(self._group_id())  # of an attempt that was killed
+                why = self._attempt(step, why)
+        return goodput(self._done)
+
+    def on_checkpoint(self) -> None:
+        """Note how far the run has come, for a driver that goes on after this one was killed."""
+        self._write()
+
+    def _saved(self) -> int:
+        """Return the step of the newest checkpoint; 0 without one."""
+        steps = self._folder.checkpoints(TRAINING_FILE)
+        return steps[-1] if steps else 0
+
+    def _attempt(self, first_step: int, why: str) -> str:
+        """Train with one group of workers; return why another one is needed."""
+        began, plan = time.monotonic(), self._worker.plan
+        num_workers = self._room(why)
+        shares, micro = share_out(plan, self._runtime, num_workers)
+        attempt = Attempt(
+            number=len(self._done) + 1,
+            why=why,
+            num_workers=num_workers,
+            shares=tuple(map(len, shares)),
+            micro_batch_size=micro,
+            first_step=first_step,
+            steps_lost=max(0, self._furthest - first_step),
+            last_step=first_step,
+            waited_s=time.monotonic() - began,
+        )
+        self._show(attempt)
+        self._now = attempt
+        self._write()
+        nodes = nodes_alive()
+        fit = _Fit(replace(self._worker, attempt=attempt.number, first_step=first_step), self._trainer(num_workers))
+        fit.start()
+        try:
+            first_seen, asked, seen = self._watch(fit, attempt)
+            self._listener.settle()
+        finally:
+            attempt = self._account(attempt, self._furthest)
+            self._now = None
+            self._done.append(replace(attempt, ended="failed", wall_s=time.monotonic() - began))
+        saved = self._saved()
+        ended: Literal["finished", "left", "failed"]
+        ended = "finished" if saved >= plan.schedule.num_steps else "left" if fit.error is None else "failed"
+        attempt = replace(
+            attempt,
+            ended=ended,
+            last_step=max(attempt.last_step, seen, saved),
+            starting_s=max(0.0, first_seen - began - attempt.waited_s) if first_seen else 0.0,
+            wall_s=time.monotonic() - began,
+        )
+        self._done[-1] = attempt
+        self._furthest = max(self._furthest, attempt.last_step)
+        self._write()
+        if self._signals and ended != "finished":
+            raise StoppedError(self._signals[0], f"{self._name}: saved after step {saved:,}; start it again to go on")
+        if fit.error is not None:
+            return self._judge(fit.error, nodes)
+        return asked
+
+    def _room(self, why: str) -> int:
+        """Wait until there is room for the least number of workers; return how many there is room for."""
+        least, most, _ = self._workers
+        began = changed = time.monotonic()
+        ready, looks, next_line = 0, 0, began + 10
+        seats = Seats(self._workers.bundle, most)
+        try:
+            while True:
+                self._end_if_told(saved=True)
+                now, found = time.monotonic(), seats.ready()
+                if found == most:
+                    return most
+                if found != ready:
+                    ready, changed, looks = found, now, looks + 1
+                settled = _SECONDS_TO_COUNT if looks <= 1 else self._runtime.grow_after_s
+                if ready >= least and now - changed >= settled:
+                    return ready
+                if now >= next_line and ready < least:
+                    next_line = now + 60
+                    each = " and ".join(f"{number:g} {kind}" for kind, number in self._workers.bundle.items())
+                    console.print(
+                        f"{self._name}: waiting for room: {ready} of {least} workers fit, each with {each}; "
+                        f"add nodes, or lower runtime.num-workers ({why})"
+                    )
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            seats.release()
+
+    def _trainer(self, num_workers: int) -> Callable[[WorkerConfig], TorchTrainer]:
+        filesystem, path = store.filesystem(store.join(self._storage, self._name))
+        use_gpu = self._workers.use_gpu
+        return lambda worker: _Trainer(
+            train_worker,
+            train_loop_config={"worker": worker},
+            torch_config=TorchConfig(timeout_s=int(self._runtime.give_up_after_s)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker=self._workers.bundle,
+                # Without GPUs a worker's readers need its node's cores; with GPUs, workers should be on few nodes.
+                placement_strategy="PACK" if use_gpu else "SPREAD",
+            ),
+            run_config=ray.train.RunConfig(
+                name=".ray",  # only its check that all nodes reach the storage is used
+                storage_path=path,
+                storage_filesystem=filesystem,
+                logging_config=ray.train.LoggingConfig(
+                    log_level="WARNING"
+                ),  # our own lines say the same in fewer words
+            ),
+        )
+
+    def _watch(self, fit: "_Fit", attempt: Attempt) -> tuple[float, str, int]:
+        """Wait for the group's end, and ask it to leave where that is better.
+
+        Returns:
+            When the first step began (0 for never), why it was asked to leave, and the furthest step that was seen.
+        """
+        runtime, number = self._runtime, attempt.number
+        asked, first_seen, seen = "", 0.0, attempt.first_step
+        progress_at, next_question = time.monotonic(), 0.0
+        stalled = False
+        growth = _Growth(self._workers, attempt.num_workers, runtime.grow_after_s)
+        try:
+            while fit.is_alive():
+                fit.join(_SECONDS_BETWEEN_LOOKS)
+                now = time.monotonic()
+                signs, stacks = self._messages.signs(number)
+                reached = max((sign.step for sign, _ in signs.values()), default=0)
+                begun = bool(signs) and all(sign.phase != "starting" for sign, _ in signs.values())
+                if begun and not first_seen:
+                    first_seen = progress_at = now
+                if reached > seen:
+                    seen, progress_at = reached, now
+                if self._end_if_told(saved=not begun) and not asked:
+                    asked = "the program was asked to end"
+                    console.print(f"{self._name}: saving at the next step; once more ends it at once")
+                    self._messages.wish(number, Wishes(leave=asked))
+                silent_s = now - progress_at
+                if silent_s >= runtime.give_up_after_s:
+                    console.print(f"{self._name}: no step for {silent_s:.0f} s; ending the workers")
+                    free_group(self._group_id())
+                    progress_at = now
+                elif begun and silent_s >= runtime.stalled_after_s and not stalled:
+                    stalled = True
+                    self._messages.wish(number, Wishes(leave=asked, stacks=True))
+                    console.print(
+                        f"{self._name}: {_slowest(signs)}; stacks of all workers: {self._folder.stacks(number)}"
+                    )
+                if stalled and stacks:
+                    self._write_stacks(number, signs, stacks)
+                if not begun or asked or now < next_question:
+                    continue
+                next_question = now + _SECONDS_BETWEEN_QUESTIONS
+                left = self._worker.plan.schedule.num_steps - seen
+                asked = self._leaving_node(signs) or growth.reason(
+                    left, (now - first_seen) / max(1, seen - attempt.first_step), first_seen - fit.began
+                )
+                if asked:
+                    self._messages.wish(number, Wishes(leave=asked))
+        finally:
+            growth.end()
+        return first_seen, asked, seen
+
+    def _leaving_node(self, signs: dict[int, tuple[Sign, float]]) -> str:
+        leaving = nodes_leaving()
+        for sign, _ in signs.values():
+            if sign.node_id in leaving:
+                seconds = leaving[sign.node_id]
+                return f"node {sign.host} is being taken away" + (f" in {seconds:.0f} s" if seconds < 1e6 else "")
+        return ""
+
+    def _judge(self, error: BaseException, nodes: set[str]) -> str:
+        """Return why another attempt is made after a failed one.
+
+        Raises:
+            BitRayError: The user must do something first, or it has failed too often.
+        """
+        if not isinstance(error, ray.train.TrainingFailedError):
+            raise error
+        # What the user must fix would only fail again; Ray Train's own retries cannot tell the two apart.
+        cause = root_cause(error)
+        if cause is not None:
+            raise cause from None
+        self._failures.append(nodes)
+        # One that has lost a node by now does not count.
+        count = sum(nodes <= nodes_alive() for nodes in self._failures)
+        lost = not nodes <= nodes_alive()
+        if count > self._runtime.max_failures:
+            reason = str(error).strip().splitlines()
+            raise ModelError(
+                f"{self._name}: workers failed {count} times (last: {reason[-1] if reason else 'unknown'}); "
+                "read the worker logs; start the run again to continue from its last checkpoint"
+            ) from error
+        why = "a node was lost" if lost else "a worker failed"
+        console.print(f"{self._name}: workers failed; starting them again from the last checkpoint ({why})")
+        return why
+
+    def _account(self, attempt: Attempt, furthest: int) -> Attempt:
+        """Return the attempt with the seconds of its reports."""
+        for time_of in self._listener.times_of(attempt.number):
+            attempt = with_report(attempt, furthest, *time_of)
+        return attempt
+
+    def _write(self) -> None:
+        running = [self._account(self._now, self._furthest)] if self._now is not None else []
+        store.write_json(self._folder.attempts, to_dict(AttemptRecord(attempts=(*self._done, *running))))
+
+    def _write_stacks(self, number: int, signs: dict[int, tuple[Sign, float]], stacks: dict[int, str]) -> None:
+        parts = [
+            f"worker {rank} on {signs[rank][0].host}, step {signs[rank][0].step}, {signs[rank][0].phase}:\n{stack}"
+            for rank, stack in sorted(stacks.items())
+            if rank in signs
+        ]
+        store.write_bytes(self._folder.stacks(number), "\n".join(parts).encode())
+
+    def _group_id(self) -> str:
+        return store.read_bytes(self._folder.group, 100).decode() if store.exists(self._folder.group) else ""
+
+    def _show(self, attempt: Attempt) -> None:
+        if attempt.number == 1 and self._workers.least == self._workers.most:
+            return
+        least, most = min(attempt.shares), max(attempt.shares)
+        shares = f"{least}" if least == most else f"{least} or {most}"
+        lost = f"{attempt.steps_lost:,} steps lost" if attempt.steps_lost else "no step lost"
+        plural = "" if attempt.num_workers == 1 else "s"
+        console.print(
+            f"{self._name}: attempt {attempt.number} from step {attempt.first_step:,}: {attempt.num_workers} worker"
+            f"{plural} x {shares} images, micro-batches of at most {attempt.micro_batch_size}; {lost} ({attempt.why})"
+        )
+
+    @contextmanager
+    def _signals_heard(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of ending at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def hear(number: int, _: FrameType | None) -> None:
+            self._signals.append(number)
+
+        before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _end_if_told(self, *, saved: bool) -> bool:
+        """Return whether the process was asked to end.
+
+        Raises:
+            StoppedError: There is nothing to save, or it was asked twice.
+        """
+        if self._signals and (saved or len(self._signals) > 1):
+            raise StoppedError(
+                self._signals[0], "interrupted" if self._signals[0] == signal.SIGINT else "ended by SIGTERM"
+            )
+        return bool(self._signals)
+
+
+class _Growth:
+    """Looks whether there is room for more workers that lasts, and that pays for a new start."""
+
+    def __init__(self, workers: Workers, num_workers: int, settled_s: float) -> None:
+        self._workers, self._num_workers, self._settled_s = workers, num_workers, settled_s
+        self._seats: Seats | None = None
+        self._ready, self._since = 0, 0.0
+
+    def reason(self, steps_left: int, seconds_per_step: float, seconds_of_a_start: float) -> str:
+        """Return why the workers should leave for a larger group; empty if they should not."""
+        missing = self._workers.most - self._num_workers
+        if not missing:
+            return ""
+        if self._seats is None:  # only now: before, they could have taken what the workers themselves needed
+            self._seats = Seats(self._workers.bundle, missing)
+        now, ready = time.monotonic(), self._seats.ready()
+        if ready != self._ready:
+            self._ready, self._since = ready, now
+        if not ready or now - self._since < self._settled_s:
+            return ""
+        if not pays(self._num_workers, ready, steps_left, seconds_per_step, seconds_of_a_start):
+            return ""
+        return f"room for {ready} more worker{'s' if ready > 1 else ''}"
+
+    def end(self) -> None:
+        if self._seats is not None:
+            self._seats.release()
+
+
+class _Fit(threading.Thread):
+    """Runs Ray Train's trainer; the main thread stays free to watch and to hear signals."""
+
+    def __init__(self, worker: WorkerConfig, trainer: Callable[[WorkerConfig], TorchTrainer]) -> None:
+        super().__init__(name="fit", daemon=True)
+        self.error: BaseException | None = None
+        self.began = time.monotonic()
+        self._worker, self._trainer = worker, trainer
+
+    def run(self) -> None:
+        try:
+            self._trainer(self._worker).fit()
+        except BaseException as error:
+            self.error = error
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without the two actors of each start that a run of ours has no use for.
+
+    One hands out data sets, and workers have their own stream. The other frees placement groups, which the run does by
+    their recorded id: Ray's asks the dashboard, which a local cluster does not have.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
+
+
+def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:
+    """Name the worker that the others wait for: one that is silent, else one behind, else one that does not compute."""
+    rank, (sign, age) = min(
+        signs.items(),
+        key=lambda item: (item[1][1] < 10, item[1][0].step, item[1][0].phase == "computing", -item[1][0].since_s),
+    )
+    seconds = sign.since_s + age
+    heard = f", not heard of for {age:.0f} s" if age >= 10 else ""
+    return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"

@@ -1,0 +1,95 @@
+"""Where the time of a run goes: to steps that nobody had taken before, or to faults and starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bit_ray.run_folder import Attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """The seconds of a run over all its attempts."""
+
+    productive_s: float
+    replayed_s: float
+    waited_s: float
+    wall_s: float
+    num_attempts: int
+    steps_lost: int
+
+    @property
+    def share(self) -> float:
+        """Productive seconds of all seconds; 0 for a run without any."""
+        return self.productive_s / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def other_s(self) -> float:
+        """Seconds of starts, of checkpoints that training waited for, and of steps that were never reported."""
+        return max(0.0, self.wall_s - self.productive_s - self.replayed_s - self.waited_s)
+
+    def metrics(self) -> dict[str, float]:
+        """Return them for MLflow."""
+        return {
+            "run/goodput": self.share,
+            "run/wall_s": self.wall_s,
+            "run/productive_s": self.productive_s,
+            "run/replayed_s": self.replayed_s,
+            "run/waited_s": self.waited_s,
+            "run/other_s": self.other_s,
+            "run/attempts": float(self.num_attempts),
+            "run/steps_lost": float(self.steps_lost),
+        }
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        attempts = "1 attempt" if self.num_attempts == 1 else f"{self.num_attempts} attempts"
+        return (
+            f"goodput {self.share:.0%}: {self.productive_s:,.0f} s of new steps in {self.wall_s:,.0f} s; {attempts}, "
+            f"{self.steps_lost:,} steps lost ({self.replayed_s:,.0f} s again), {self.waited_s:,.0f} s without room, "
+            f"{self.other_s:,.0f} s of starts and checkpoints"
+        )
+
+
+def goodput(attempts: Sequence[Attempt]) -> Goodput:
+    """Add up the attempts of a run."""
+    return Goodput(
+        productive_s=sum(a.productive_s for a in attempts),
+        replayed_s=sum(a.replayed_s for a in attempts),
+        waited_s=sum(a.waited_s for a in attempts),
+        wall_s=sum(a.wall_s for a in attempts),
+        num_attempts=len(attempts),
+        steps_lost=sum(a.steps_lost for a in attempts),
+    )
+
+
+def with_report(attempt: Attempt, furthest: int, step: int, num_steps: int, seconds: float) -> Attempt:
+    """Return the attempt after a report of its workers.
+
+    Args:
+        attempt: As it was.
+        furthest: Steps that any attempt had taken before.
+        step: Steps taken now.
+        num_steps: Of these, those since the last report.
+        seconds: They took.
+    """
+    new = min(num_steps, max(0, step - furthest)) / num_steps if num_steps else 0.0
+    return replace(
+        attempt,
+        last_step=max(attempt.last_step, step),
+        productive_s=attempt.productive_s + seconds * new,
+        replayed_s=attempt.replayed_s + seconds * (1 - new),
+    )
+
+
+def pays(num_workers: int, more: int, steps_left: int, seconds_per_step: float, seconds_of_a_start: float) -> bool:
+    """Whether more workers save at least twice what their start costs.
+
+    Args:
+        num_workers: Now.
+        more: Workers that could join.
+        steps_left: To the end of the run.
+        seconds_per_step: With the workers of now; a step is taken to be as much faster as there are more workers.
+        seconds_of_a_start: From leaving to the first step of the next attempt.
+    """
+    saved = steps_left * seconds_per_step * more / (num_workers + more)
+    return saved >= 2 * seconds_of_a_start

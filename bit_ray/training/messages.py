@@ -1,0 +1,170 @@
+"""What the driver and the workers of a run tell each other, through one actor on the driver's node.
+
+Reports go to the driver. So does a sign of life of each worker, which comes back with what the driver asks for: to save
+and leave, or to write down where it is. Nobody waits for the other.
+"""
+
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+Phase = Literal["starting", "waiting for data", "computing", "saving", "done"]
+_SECONDS_BETWEEN_SIGNS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """A sign of life of one worker."""
+
+    rank: int
+    node_id: str
+    host: str
+    """Address of its node."""
+    step: int
+    """Step that it is at."""
+    phase: Phase
+    since_s: float
+    """Seconds in this step and phase, by the worker's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the driver asks of the workers of one attempt."""
+
+    leave: str = ""
+    """Why to save and leave at the next step; empty: stay."""
+    stacks: bool = False
+    """Whether each worker writes down where it is."""
+
+
+class Messages:
+    """A handle on the actor, for the driver and every worker."""
+
+    def __init__(self) -> None:
+        """Start the actor, on this node, so that no other node's failure ends it."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Messages).remote()
+
+    def send(self, report: dict[str, Any]) -> ray.ObjectRef:
+        """Pass a report to the driver."""
+        return self._actor.send.remote(report)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return the reports since the last call, in order."""
+        reports: list[dict[str, Any]] = ray.get(self._actor.take.remote())
+        return reports
+
+    def show(self, attempt: int, sign: Sign, stack: str = "") -> ray.ObjectRef:
+        """Give a sign of life; the result is the driver's `Wishes`."""
+        return self._actor.show.remote(attempt, sign, stack)
+
+    def signs(self, attempt: int) -> tuple[dict[int, tuple[Sign, float]], dict[int, str]]:
+        """Return by rank the newest sign of each worker with its age in seconds, and the stacks they wrote down."""
+        found: tuple[dict[int, tuple[Sign, float]], dict[int, str]]
+        found = ray.get(self._actor.signs.remote(attempt))
+        return found
+
+    def wish(self, attempt: int, wishes: Wishes) -> None:
+        """Ask the workers of an attempt for something."""
+        ray.get(self._actor.wish.remote(attempt, wishes))
+
+    def end(self) -> None:
+        """End the actor."""
+        ray.kill(self._actor)
+
+
+class _Messages:
+    """The actor."""
+
+    def __init__(self) -> None:
+        self._reports: list[dict[str, Any]] = []
+        self._attempt = 0
+        self._wishes = Wishes()
+        self._signs: dict[int, tuple[Sign, float]] = {}
+        self._stacks: dict[int, str] = {}
+
+    def send(self, report: dict[str, Any]) -> None:
+        self._reports.append(report)
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._reports = self._reports, []
+        return taken
+
+    def show(self, attempt: int, sign: Sign, stack: str) -> Wishes:
+        if attempt == self._attempt:  # not a worker that was given up
+            self._signs[sign.rank] = sign, time.monotonic()
+            if stack:
+                self._stacks[sign.rank] = stack
+        return self._wishes if attempt == self._attempt else Wishes(leave="another attempt has begun")
+
+    def signs(self, attempt: int) -> tuple[dict[int, tuple[Sign, float]], dict[int, str]]:
+        self._begin(attempt)
+        now = time.monotonic()
+        return {rank: (sign, now - at) for rank, (sign, at) in self._signs.items()}, self._stacks
+
+    def wish(self, attempt: int, wishes: Wishes) -> None:
+        self._begin(attempt)
+        self._wishes = wishes
+
+    def _begin(self, attempt: int) -> None:
+        if attempt != self._attempt:
+            self._attempt, self._wishes, self._signs, self._stacks = attempt, Wishes(), {}, {}
+
+
+class SignsOfLife(threading.Thread):
+    """A worker's side: shows twice a second where the training is, and hears what the driver wishes.
+
+    The training only sets attributes, so a step does not become slower, and a worker that hangs still shows where.
+    """
+
+    def __init__(self, messages: Messages, attempt: int, rank: int, step: int) -> None:
+        super().__init__(name="signs", daemon=True)
+        context = ray.get_runtime_context()
+        self.leave = ""
+        """Why the driver wants the workers to leave; empty: it does not."""
+        self._messages, self._attempt = messages, attempt
+        self._sign = Sign(
+            rank=rank,
+            node_id=context.get_node_id(),
+            host=ray.util.get_node_ip_address(),
+            step=step,
+            phase="starting",
+            since_s=0.0,
+        )
+        self._at: tuple[int, Phase, float] = (step, "starting", time.monotonic())
+        self._ended = threading.Event()
+        self._trained_by = threading.get_ident()
+
+    def at(self, step: int, phase: Phase) -> None:
+        """Say which step is reached, and what is done for it."""
+        self._at = step, phase, time.monotonic()
+
+    def run(self) -> None:
+        """Show signs until `end`."""
+        stack, answer = "", None
+        while not self._ended.wait(_SECONDS_BETWEEN_SIGNS):
+            if answer is None:
+                step, phase, since = self._at
+                sign = replace(self._sign, step=step, phase=phase, since_s=time.monotonic() - since)
+                answer, stack = self._messages.show(self._attempt, sign, stack), ""
+            if not ray.wait([answer], timeout=0)[0]:
+                continue
+            try:
+                wishes: Wishes = ray.get(answer)
+            except ray.exceptions.RayError:
+                return  # the driver is gone, and Ray ends this worker
+            answer = None
+            self.leave = self.leave or wishes.leave
+            if wishes.stacks:
+                frame = sys._current_frames().get(self._trained_by)
+                stack = "".join(traceback.format_stack(frame))
+
+    def end(self) -> None:
+        """Show no more."""
+        self._ended.set()
