@@ -399,13 +399,12 @@ def delete_files(uris: Iterable[str]) -> None:
 
 
 def delete_directory(uri: str | Path) -> None:
-    """Delete the files below a directory, and a local directory that is empty then; a missing one is no error."""
-    delete_files(join(uri, name) for name in list_files(uri))
-    if is_local(uri):
-        path = Path(filesystem(uri)[1])
-        if path.is_dir() and not any(path.iterdir()):
-            with explained(uri):
-                path.rmdir()
+    """Delete a directory with all files below it; a missing one is no error."""
+    files, path = filesystem(uri)
+    with explained(uri):
+        # Deleting file by file would leave an object that stands for the empty directory.
+        if files.get_file_info(path).type == pafs.FileType.Directory:
+            files.delete_dir(path)
 
 
 @contextmanager

@@ -24,7 +24,9 @@ class Seats:
 
     def ready(self) -> int:
         """How many workers there is room for now."""
-        return sum(group.wait(0) for group in self._groups)
+        # `wait(0)` of a group is sometimes False for one that stands.
+        states = ray.util.placement_group_table()
+        return sum(states.get(group.id.hex(), {}).get("state") == "CREATED" for group in self._groups)
 
     def release(self) -> None:
         """Give the room back, and withdraw the demand."""

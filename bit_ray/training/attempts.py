@@ -37,8 +37,8 @@ from bit_ray.training.worker import WorkerConfig, train_worker
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 1.0
-# A cluster that does not grow is counted at once.
-_SECONDS_TO_COUNT = 2.0
+# For a cluster that does not grow.
+_SECONDS_TO_COUNT = 5.0
 
 
 class Attempts:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
+from glyph_runs import MODEL, SCRIPT, assert_identical, history, recipe, run_config, weights, write_glyphs
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from servers import kill_ray_processes
@@ -21,56 +21,17 @@ import bit_ray
 from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
-from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import ConfigError, ModelError
-from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import RuleOverrides
-from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import FinetuneConfig, PretrainConfig, RegisterAs, Runtime
+from bit_ray.training.config import FinetuneConfig, RegisterAs, Runtime
 from bit_ray.training.finetune import finetune
 from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 from bit_ray.weights.package import load_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-MODEL = "R1-1-1-1x0.5"
 NUM_STEPS = 60
-
-# What a user's own script does; Ray is started by the program.
-SCRIPT = """
-import sys
-from bit_ray.config_files import read_config
-from bit_ray.training.config import PretrainConfig
-from bit_ray.training.pretrain import pretrain
-
-if __name__ == "__main__":
-    print(pretrain(read_config(PretrainConfig, sys.argv[1])))
-"""
-
-
-def recipe(num_steps, batch=64, examples=400, **changes):
-    settings = {
-        "name": "small",
-        "epochs": num_steps * batch / examples,
-        "decay_epochs": (),
-        "global_batch_size": batch,
-        "base_lr_per_256": 0.4,
-        "warmup_steps": 0,
-        "crop_size": 32,
-    }
-    return UpstreamRecipe(**settings | changes)
-
-
-def run_config(folder, name, shards, num_steps, *, base_lr_per_256=0.4, **runtime):
-    return PretrainConfig(
-        name=name,
-        shards=str(shards),
-        model=MODEL,
-        storage=str(folder),
-        recipe=recipe(num_steps, base_lr_per_256=base_lr_per_256),
-        runtime=Runtime(**{"num_workers": 1, "log_every_steps": 1, **runtime}),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """400 glyphs of 50 classes."""
-    uri = tmp_path_factory.mktemp("glyphs") / "shards"
-    write_shards(GlyphSource("s", examples_per_class=8), uri, name="glyphs", row_group_size=16, shard_examples=128)
-    return uri
+    return write_glyphs(tmp_path_factory.mktemp("glyphs") / "shards")
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +55,6 @@ def reference(folder, shards, ray_local):
 def undisturbed(folder, shards, ray_local):
     """A longer run that nobody kills."""
     return pretrain(run_config(folder, "undisturbed", shards, NUM_STEPS, checkpoint_every_steps=10)).result
-
-
-def history(folder, run_id, metric="train/loss"):
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    return [(m.step, m.value) for m in sorted(client.get_metric_history(run_id, metric), key=lambda m: m.step)]
-
-
-def weights(uri):
-    return load_model(uri).model.state_dict()
-
-
-def assert_identical(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
 def one_line(caught):
@@ -330,9 +274,7 @@ def test_a_run_outlives_its_node(folder, shards, undisturbed, tmp_path):
 
 def test_a_killed_run_on_an_object_store_continues_with_the_same_name(folder, shards, undisturbed, s3, tmp_path):
     """The program and its Ray are killed; shards and checkpoints are on S3."""
-    write_shards(
-        GlyphSource("s", examples_per_class=8), s3.uri("shards"), name="glyphs", row_group_size=16, shard_examples=128
-    )
+    write_glyphs(s3.uri("shards"))
     config = replace(
         run_config(s3.uri("runs"), "killed", s3.uri("shards"), NUM_STEPS, checkpoint_every_steps=10),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
@@ -346,8 +288,7 @@ def test_a_killed_run_on_an_object_store_continues_with_the_same_name(folder, sh
     with (tmp_path / "first.log").open("w") as log:
         program = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
     try:
-        # A checkpoint counts from when Ray Train has taken note of it, up to two seconds after it was written.
-        while not any(key.startswith("runs/killed/") and "snapshot" in key for key in s3.keys()):  # noqa: SIM118
+        while "runs/killed/step-00000010/training.json" not in s3.keys():  # noqa: SIM118
             assert program.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.05)
     finally:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from servers import kill_ray_processes
 
+from bit_ray.cluster.slots import Workers
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
@@ -132,11 +133,11 @@ def test_the_speed_of_a_cluster_is_measured_on_one_of_its_workers(
     found = re.fullmatch(r"measured with (\d+) images a pass on one CPU thread", speed.how)
     assert found is not None
     assert 0 < int(found[1]) <= 32
-    rows = dict(dry_run.describe(plan, config.runtime, manifest, 2, speed))
+    rows = dict(dry_run.describe(plan, config.runtime, manifest, Workers(2, 2, False), speed))
     assert f"at 2 workers x {speed.images_per_s:,.3g} images/s" in rows["time"]
     assert rows["images"] == "32,000 in all"
 
     monkeypatch.setattr(dry_run, "_SECONDS_FOR_A_PLACE", 0.5)
     assert dry_run.worker_speed(plan, config.runtime, 2, True, local=False) is None  # it has no GPU
-    rows = dict(dry_run.describe(plan, config.runtime, manifest, 2, None))
+    rows = dict(dry_run.describe(plan, config.runtime, manifest, Workers(2, 4, False), None))
     assert rows["time"] == "unknown: the cluster had no free slot for a measurement"

@@ -178,7 +178,7 @@ NEEDED = ["--name", "run", "--shards", "data"]
         ),
         (
             ["pretrain", *NEEDED, "--runtime.num-workers", "-1"],
-            "--runtime.num-workers: -1; accepted: a whole number of at least 0; rais",
+            "--runtime.num-workers: -1; accepted: a whole number, or MIN:MAX such as 2:8 with MIN at ",
         ),
         (["shards", "write"], "SOURCE: missing; accepted: Folder of class folders"),
         (["shards", "write", "a", "b", "c"], "c: not expected here"),
@@ -258,7 +258,7 @@ def test_a_flag_turns_on_what_a_file_turned_off(tmp_path: Path) -> None:
     ("data", "error"),
     [
         ({"recipe": {"epoch": 3}}, "recipe.epoch: unknown setting"),
-        ({"runtime": {"num_workers": "2"}}, "runtime.num_workers: given '2' (str)"),
+        ({"runtime": {"num_readers": "2"}}, "runtime.num_readers: given '2' (str)"),
         ({"recipe": {"epochs": -1}}, "recipe.epochs: -1"),
         ([1], "config: given [1] (list)"),
     ],

@@ -5,6 +5,7 @@ from bit_ray.errors import ConfigError
 
 CORES = num_local_cores()
 HERE, GPUS, CLUSTER = Resources(1, 2 * CORES + 1, 0, True), Resources(2, 64, 8, False), Resources(4, 64, 0, False)
+EMPTY = Resources(1, 0, 0, False, num_cpus_later=48, num_gpus_later=16)
 
 
 def test_a_slot_is_a_gpu_or_else_a_core_here_or_a_cpu_of_a_cluster():
@@ -15,14 +16,20 @@ def test_a_slot_is_a_gpu_or_else_a_core_here_or_a_cpu_of_a_cluster():
 @pytest.mark.parametrize(
     ("resources", "batch", "given", "chosen"),
     [
-        (GPUS, 4096, {}, (8, True)),
-        (GPUS, 8, {}, (4, True)),  # a pair of images for each
-        (GPUS, 4096, {"device": "cpu"}, (32, False)),
-        (GPUS, 4096, {"num_workers": 3}, (3, True)),
-        (CLUSTER, 4096, {}, (32, False)),
-        (CLUSTER, 4096, {"num_workers": 100, "device": "cuda"}, (100, True)),  # a cluster may grow
-        (HERE, 4096, {}, (CORES, False)),
-        (HERE, 1, {}, (1, False)),
+        (GPUS, 4096, {}, (8, 8, True)),
+        (GPUS, 8, {}, (4, 4, True)),  # a pair of images for each
+        (GPUS, 4096, {"device": "cpu"}, (32, 32, False)),
+        (GPUS, 4096, {"num_workers": (3, 3)}, (3, 3, True)),
+        (CLUSTER, 4096, {}, (32, 32, False)),
+        (CLUSTER, 4096, {"num_workers": (2, 5)}, (2, 5, False)),
+        # An autoscaler may bring GPUs: they are waited for, and not replaced by one CPU.
+        (EMPTY, 4096, {}, (1, 16, True)),
+        (EMPTY, 8, {}, (1, 4, True)),
+        (EMPTY, 4096, {"device": "cpu"}, (1, 24, False)),
+        (EMPTY, 4096, {"num_workers": (4, 4)}, (4, 4, True)),
+        (CLUSTER, 4096, {"num_workers": (100, 100), "device": "cuda"}, (100, 100, True)),  # a cluster may grow
+        (HERE, 4096, {}, (CORES, CORES, False)),
+        (HERE, 1, {}, (1, 1, False)),
     ],
 )
 def test_workers_are_as_many_as_compute_side_by_side(resources, batch, given, chosen):
@@ -37,4 +44,4 @@ def test_a_machine_that_has_too_little_is_told_what_to_change():
     with pytest.raises(
         ConfigError, match=f"^runtime.num_workers: 99999; accepted: at most {2 * CORES} on this machine; lower"
     ):
-        choose_workers(HERE, 64, num_workers=99999)
+        choose_workers(HERE, 64, num_workers=(99999, 99999))

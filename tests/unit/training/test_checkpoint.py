@@ -1,18 +1,30 @@
 import copy
+import errno
 import json
+import os
 import pickle
+import threading
 import zipfile
 
 import pytest
 import torch
 
+from bit_ray import store
 from bit_ray.config import replace
 from bit_ray.data.images.views import TrainView
-from bit_ray.errors import ModelError
+from bit_ray.errors import ModelError, StoreError
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.training.checkpoint.state import Position, load_checkpoint, save_checkpoint
+from bit_ray.run_folder import TRAINING_FILE, RunFolder
+from bit_ray.training.checkpoint.state import (
+    Position,
+    load_checkpoint,
+    read_checkpoint_record,
+    save_checkpoint,
+    write_checkpoint,
+)
+from bit_ray.training.checkpoint.writer import CheckpointWriter
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.step import TrainStep
@@ -210,3 +222,89 @@ def test_the_plan_stands_in_the_checkpoint(checkpoint):
     assert training["plan_digest"] == PLAN.digest
     assert training["plan"]["schedule"]["base_lr"] == 0.1
     assert training["progress"]["next_step"] == 3
+
+
+class Learned:
+    """What a writer reads of a learner."""
+
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer, self.plan, self.device = model, optimizer, PLAN, torch.device("cpu")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    written = []
+    writer = CheckpointWriter(RunFolder(str(tmp_path / "run")), SPEC, written.append)
+    writer.written = written
+    return writer
+
+
+def test_what_is_written_behind_the_training_is_what_was_there_when_it_was_asked_for(writer, trained, tmp_path):
+    model, optimizer = trained
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    writer.save(Learned(model, optimizer), Position(next_step=3), {"train/loss": 1.5}, wait=False)
+    train(model, optimizer, 3, 6)
+    writer.finish()
+    other, other_optimizer = fresh()
+    place = tmp_path / "run" / "step-00000003"
+    assert load_checkpoint(place, other, other_optimizer, PLAN) == Position(next_step=3)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+    assert read_checkpoint_record(place).metrics == {"train/loss": 1.5}
+    assert writer.written == [3]
+    # The memory of the copy serves again.
+    writer.save(Learned(model, optimizer), Position(next_step=6), {}, wait=True)
+    load_checkpoint(tmp_path / "run" / "step-00000006", other, other_optimizer, PLAN)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000003", "step-00000006"]
+
+
+def test_one_checkpoint_is_written_at_a_time_and_the_last_is_never_left_out(writer, trained, monkeypatch):
+    going_on = threading.Event()
+
+    def slowly(*arguments):
+        assert going_on.wait(30)
+        write_checkpoint(*arguments)
+
+    monkeypatch.setattr("bit_ray.training.checkpoint.writer.write_checkpoint", slowly)
+    learned = Learned(*trained)
+    writer.save(learned, Position(next_step=3), {}, wait=False)
+    writer.save(learned, Position(next_step=4), {}, wait=False)
+    assert writer.num_skipped == 1
+    going_on.set()
+    writer.save(learned, Position(next_step=5), {}, wait=True)
+    assert writer.written == [3, 5]
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it_and_says_so(writer, trained, tmp_path, monkeypatch):
+    learned = Learned(*trained)
+    writer.save(learned, Position(next_step=3), {}, wait=True)
+
+    def full(directory, *_):
+        (directory / "optimizer.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bit_ray.training.checkpoint.writer.write_checkpoint", full)
+    writer.save(learned, Position(next_step=6), {}, wait=False)
+    writer._thread.join()
+    with pytest.raises(StoreError) as caught:
+        writer.check()
+    assert str(caught.value) == (
+        f"{tmp_path}/run/step-00000006: cannot be written (No space left on device); the checkpoint before it is kept; "
+        "free some space or correct the permissions, and start the run again"
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000003"]
+    load_checkpoint(tmp_path / "run" / "step-00000003", *fresh(), PLAN)
+
+
+def test_a_checkpoint_is_deleted_with_its_mark_first(writer, trained, tmp_path, monkeypatch):
+    writer.save(Learned(*trained), Position(next_step=3), {}, wait=True)
+    folder = RunFolder(str(tmp_path / "run"))
+    assert folder.checkpoints(TRAINING_FILE) == [3]
+
+    def killed(uri):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "delete_directory", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.delete_checkpoint(3)
+    assert folder.checkpoints(TRAINING_FILE) == []

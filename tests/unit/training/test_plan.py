@@ -181,10 +181,46 @@ def test_mixup_needs_an_even_batch():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_workers", -1), ("micro_batch_size", -1), ("num_readers", 0), ("log_every_steps", 0), ("max_failures", -1)],
+    [("micro_batch_size", -1), ("num_readers", 0), ("log_every_steps", 0), ("max_failures", -1)],
 )
 def test_a_runtime_that_cannot_work_is_refused_by_field(name, value):
     with pytest.raises(
         ConfigError, match=f"^{name}: {value}; accepted: a whole number of at least {value + 1}; raise it$"
     ):
         Runtime(**{name: value})
+
+
+@pytest.mark.parametrize("workers", [-1, "4:2", "0:4", "a few", "1:", ":3", "1:2:3", "-1:2"])
+def test_numbers_of_workers_that_make_no_sense_are_refused(workers):
+    with pytest.raises(ConfigError) as caught:
+        Runtime(num_workers=workers)
+    assert str(caught.value) == (
+        f"num_workers: {workers}; accepted: a whole number, or MIN:MAX such as 2:8 with MIN at least 1 and at most MAX; "
+        "correct it"
+    )
+
+
+def test_numbers_of_workers():
+    assert [Runtime(num_workers=n).workers for n in (0, 3, "3", "2:8", "4:4")] == [
+        (0, 0),
+        (3, 3),
+        (3, 3),
+        (2, 8),
+        (4, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoint_every_s": -1.0}, "checkpoint_every_s: -1.0; accepted: at least 0 seconds; raise it"),
+        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps: 0; accepted: a whole number of at least 1; raise it"),
+        ({"grow_after_s": -0.5}, "grow_after_s: -0.5; accepted: at least 0 seconds; raise it"),
+        ({"stalled_after_s": 0.0}, "stalled_after_s: 0.0; accepted: more than 0, and at most give_up_after_s, 600; "),
+        ({"give_up_after_s": 60.0}, "stalled_after_s: 120.0; accepted: more than 0, and at most give_up_after_s, 60; "),
+    ],
+)
+def test_times_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        Runtime(**settings)
+    assert str(caught.value).startswith(message)

@@ -1,0 +1,29 @@
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bit_ray.training.agreement import Agreement
+
+ANSWERS = {  # by rank: its answers at each step
+    0: [(False, False), (False, True), (False, False), (False, False)],
+    1: [(False, False), (False, False), (True, False), (False, False)],
+    2: [(False, False), (False, False), (False, False), (False, False)],
+}
+
+
+def exchange_all(rank, rendezvous, folder):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
+    agreement = Agreement(3)
+    known = [agreement.exchange(*answers) for answers in ANSWERS[rank]]
+    agreement.finish()
+    (folder / str(rank)).write_text(repr(known))
+    dist.destroy_process_group()
+
+
+def test_all_workers_know_at_the_same_step_what_any_of_them_wanted(tmp_path):
+    mp.spawn(exchange_all, args=(tmp_path / "rendezvous", tmp_path), nprocs=3)
+    expected = [(False, False), (False, False), (False, True), (True, False)]
+    assert {(tmp_path / str(rank)).read_text() for rank in range(3)} == {repr(expected)}
+
+
+def test_a_single_worker_knows_at_once():
+    assert Agreement(1).exchange(True, False) == (True, False)

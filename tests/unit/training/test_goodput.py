@@ -1,0 +1,46 @@
+import pytest
+
+from bit_ray.run_folder import Attempt
+from bit_ray.training.goodput import goodput, pays, with_report
+
+
+def attempt(**values):
+    about = {"number": 1, "why": "", "num_workers": 1, "shares": (8,), "micro_batch_size": 8, "first_step": 0}
+    return Attempt(**{**about, **values})
+
+
+def test_steps_that_were_taken_before_do_not_count_as_productive():
+    first = with_report(attempt(), 0, 20, 20, 10.0)
+    assert (first.productive_s, first.replayed_s, first.last_step) == (10.0, 0.0, 20)
+    # It had come to step 50, and the next attempt begins at 40: 10 of its first 30 steps are taken again.
+    again = with_report(attempt(first_step=40), 50, 70, 30, 15.0)
+    assert (again.productive_s, again.replayed_s, again.last_step) == (pytest.approx(10.0), pytest.approx(5.0), 70)
+    behind = with_report(attempt(first_step=40), 100, 60, 20, 4.0)
+    assert (behind.productive_s, behind.replayed_s) == (0.0, 4.0)
+
+
+def test_all_seconds_of_all_attempts_are_accounted_for():
+    spent = goodput(
+        [
+            attempt(productive_s=60.0, wall_s=90.0, waited_s=10.0),
+            attempt(productive_s=30.0, replayed_s=20.0, wall_s=110.0, steps_lost=7),
+        ]
+    )
+    assert spent.share == pytest.approx(0.45)
+    assert spent.other_s == pytest.approx(200 - 90 - 20 - 10)
+    metrics = spent.metrics()
+    assert metrics["run/goodput"] == pytest.approx(0.45)
+    assert (metrics["run/attempts"], metrics["run/steps_lost"]) == (2, 7)
+    parts = sum(metrics[f"run/{part}_s"] for part in ("productive", "replayed", "waited", "other"))
+    assert parts == pytest.approx(metrics["run/wall_s"])
+    assert str(spent).startswith("goodput 45%: 90 s of new steps in 200 s; 2 attempts, 7 steps lost (20 s again)")
+    assert goodput([]).share == 0
+
+
+def test_growth_must_save_twice_what_a_start_costs():
+    # 1,000 steps of 1 s on 2 workers take 500 s on 4: 500 s are saved.
+    assert pays(2, 2, 1000, 1.0, 250.0)
+    assert not pays(2, 2, 1000, 1.0, 251.0)
+    # From 8 to 9 workers only a ninth is saved.
+    assert not pays(8, 1, 1000, 1.0, 60.0)
+    assert pays(8, 1, 1000, 1.0, 55.0)
