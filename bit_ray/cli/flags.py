@@ -187,8 +187,6 @@ def _from_text(kind: Any, tokens: Sequence[str]) -> Any:
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         return [_from_text(kinds[0 if kinds[-1] is Ellipsis else i], [token]) for i, token in enumerate(tokens)]
-    if int in get_args(kind):  # a number, or words for one
-        kind = int
     if kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(tokens[0])

@@ -1,6 +1,7 @@
 """The job files, each as its docstring says and at a laptop's size, on the Ray of this process."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -180,7 +181,7 @@ def test_pretrain_finetune_evaluate_predict_and_replay(
 
 
 @pytest.mark.timeout(500)
-def test_ctrl_c_ends_a_run_with_one_line_and_leaves_no_process(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_and_sigterm_end_a_run_with_one_line_a_checkpoint_and_no_process(folder: Path, tmp_path: Path) -> None:
     command = [
         str(Path(sys.executable).with_name("bit-ray")),
         "pretrain",
@@ -190,23 +191,38 @@ def test_ctrl_c_ends_a_run_with_one_line_and_leaves_no_process(folder: Path, tmp
         str(folder / "glyphs"),
     ]
     endless = [*SMALL, "--recipe.epochs", "100000", "--runtime.log-every-steps", "5"]
-    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
-    with out.open("w") as stdout, err.open("w") as stderr:
-        process = psutil.Popen([*command, *endless], cwd=tmp_path, stdout=stdout, stderr=stderr, start_new_session=True)
-    try:
-        while "step 5/" not in out.read_text():
-            assert process.poll() is None, err.read_text()
-            time.sleep(0.2)
-        started = process.children(recursive=True)
-        commands = [" ".join(each.cmdline()) for each in started if each.is_running()]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    finally:
-        if process.is_running():
-            process.kill()
-    assert err.read_text() == "interrupted\n"
-    assert "Traceback" not in out.read_text()
-    assert len(started) > 5
-    assert any("RayTrainWorker" in command for command in commands)
-    assert not any("PreemptionWatcher" in command for command in commands)
-    assert psutil.wait_procs(started, timeout=20)[1] == []
+    saved = 0
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = psutil.Popen(
+                [*command, *endless], cwd=tmp_path, stdout=stdout, stderr=stderr, start_new_session=True
+            )
+        try:
+            while not any(int(step) > saved for step in re.findall(r"step (\d+)/", out.read_text())):
+                assert process.poll() is None, err.read_text()
+                time.sleep(0.2)
+            started = process.children(recursive=True)
+            commands = [" ".join(each.cmdline()) for each in started if each.is_running()]
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as a terminal does
+            else:
+                process.send_signal(number)
+            assert process.wait(60) == status
+        finally:
+            if process.is_running():
+                process.kill()
+        [last] = re.findall(r"^stopped: saved after step (\d+); start it again to go on\n$", err.read_text())
+        text = out.read_text()
+        assert "Traceback" not in text
+        assert "stopped: saving at the next step; once more ends it at once" in text
+        if saved:
+            assert f"from step {saved}: " in text
+            assert "no step lost (the run was started again)" in text
+        assert int(last) > saved
+        saved = int(last)
+        assert (tmp_path / "bit_ray_runs" / "stopped" / f"step-{saved:08d}" / "training.json").exists()
+        assert len(started) > 5
+        assert any("RayTrainWorker" in command for command in commands)
+        assert not any("PreemptionWatcher" in command for command in commands)
+        assert psutil.wait_procs(started, timeout=20)[1] == []

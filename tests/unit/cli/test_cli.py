@@ -124,7 +124,7 @@ def test_every_field_of_a_config_has_a_flag_and_a_text(helps: dict[str, str]) ->
         flag = f"--recipe.{'no-' if field.name == 'random_flip' else ''}{field.name.replace('_', '-')}"
         assert found.count(flag) == 1
     shown = " ".join(helps["pretrain"].replace("│", " ").split())
-    assert "--runtime.num-workers INT Training workers; 0: one per GPU of the cluster" in shown
+    assert "--runtime.num-workers INT Training workers: a number, or MIN:MAX to follow a cluster" in shown
     assert "--recipe.decay-epochs FLOAT ... Epochs after which the learning rate is divided by ten" in shown
     assert "(default: 30 60 80)" in shown
 

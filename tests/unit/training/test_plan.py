@@ -195,19 +195,14 @@ def test_numbers_of_workers_that_make_no_sense_are_refused(workers):
     with pytest.raises(ConfigError) as caught:
         Runtime(num_workers=workers)
     assert str(caught.value) == (
-        f"num_workers: {workers}; accepted: a whole number, or MIN:MAX such as 2:8 with MIN at least 1 and at most MAX; "
-        "correct it"
+        f"num_workers: {workers}; accepted: a whole number, or MIN:MAX such as 2:8 with MIN at least 1 and at most "
+        "MAX; correct it"
     )
 
 
 def test_numbers_of_workers():
-    assert [Runtime(num_workers=n).workers for n in (0, 3, "3", "2:8", "4:4")] == [
-        (0, 0),
-        (3, 3),
-        (3, 3),
-        (2, 8),
-        (4, 4),
-    ]
+    for given, workers in ((0, (0, 0)), (3, (3, 3)), ("3", (3, 3)), ("2:8", (2, 8)), ("4:4", (4, 4))):
+        assert Runtime(num_workers=given).workers == workers
 
 
 @pytest.mark.parametrize(
