@@ -39,6 +39,8 @@ _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 1.0
 # For a cluster that does not grow.
 _SECONDS_TO_COUNT = 5.0
+_SECONDS_TO_START = 600.0
+_SECONDS_TO_BE_SILENT = 5.0  # signs of life come twice a second
 
 
 class Attempts:
@@ -219,11 +221,13 @@ class Attempts:
                     console.print(f"{self._name}: saving at the next step; once more ends it at once")
                     self._messages.wish(number, Wishes(leave=asked))
                 silent_s = now - progress_at
-                if silent_s >= runtime.give_up_after_s:
+                # The first step waits for processes, weights and data.
+                start = _SECONDS_TO_START if seen == attempt.first_step else 0.0
+                if silent_s >= max(runtime.give_up_after_s, start):
                     console.print(f"{self._name}: no step for {silent_s:.0f} s; ending the workers")
                     free_group(self._group_id())
                     progress_at = now
-                elif begun and silent_s >= runtime.stalled_after_s and not stalled:
+                elif begun and silent_s >= max(runtime.stalled_after_s, start / 4) and not stalled:
                     stalled = True
                     self._messages.wish(number, Wishes(leave=asked, stacks=True))
                     console.print(
@@ -400,10 +404,12 @@ class _Trainer(TorchTrainer):
 
 def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:
     """Name the worker that the others wait for: one that is silent, else one behind, else one that does not compute."""
-    rank, (sign, age) = min(
-        signs.items(),
-        key=lambda item: (item[1][1] < 10, item[1][0].step, item[1][0].phase == "computing", -item[1][0].since_s),
-    )
+
+    def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
+        _, (sign, age) = item
+        return age < _SECONDS_TO_BE_SILENT, sign.step, sign.phase == "computing", -sign.since_s
+
+    rank, (sign, age) = min(signs.items(), key=order)
     seconds = sign.since_s + age
-    heard = f", not heard of for {age:.0f} s" if age >= 10 else ""
+    heard = f", not heard of for {age:.0f} s" if age >= _SECONDS_TO_BE_SILENT else ""
     return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"

@@ -101,7 +101,7 @@ def test_an_old_run_that_was_stopped_goes_on_from_its_checkpoint(storage: Path):
     assert Path(trained.result.package_uri) == storage / "stopped" / "step-00000060"
     folder = RunFolder(str(storage / "stopped"))
     [start] = folder.starts()
-    assert start.first_step == 10
+    assert start.first_step == 20
     assert (start.device, start.precision, start.num_workers, start.micro_batch_size) == ("cpu", "fp32", 1, 16)
     assert folder.checkpoints("training.json")[-1] == 60
 

@@ -236,6 +236,49 @@ def test_a_run_outlives_its_worker(folder, shards, undisturbed):
     assert history(folder, trained.result.run_id) == history(folder, undisturbed.run_id)
 
 
+def test_a_worker_that_hangs_is_named_and_the_run_goes_on(folder, shards, ray_local, capsys):
+    config = run_config(
+        folder,
+        "hangs",
+        shards,
+        NUM_STEPS,
+        num_workers=2,
+        checkpoint_every_steps=10,
+        stalled_after_s=6.0,
+        give_up_after_s=9.0,
+    )
+    stopped = []
+
+    def stop():
+        deadline = time.monotonic() + 120
+        while not (folder / "hangs" / "step-00000010").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or ())]
+        stopped.append(workers[0].pid)
+        workers[0].suspend()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    trained = pretrain(config)
+    stopper.join()
+    assert not psutil.pid_exists(stopped[0])
+    text = capsys.readouterr().out
+    rank, step = re.search(
+        r"hangs: worker ([01]) on \S+ has been at step (\d+), [a-z ]+, for \d+ s, not heard of for \d+ s; stacks of ",
+        text,
+    ).groups()
+    assert 0 < int(step) <= NUM_STEPS
+    assert re.search(r"hangs: no step for \d+ s; ending the workers", text)
+    stacks = (folder / "hangs" / "stacks-attempt-1.txt").read_text()
+    assert f"worker {1 - int(rank)} on " in stacks
+    assert "in _train" in stacks
+    first, second = json.loads((folder / "hangs" / "attempts.json").read_text())["attempts"]
+    assert (first["ended"], second["ended"]) == ("failed", "finished")
+    assert second["first_step"] >= 10
+    assert second["steps_lost"] == first["last_step"] - second["first_step"]
+    assert [step for step, _ in history(folder, trained.result.run_id)] == list(range(1, NUM_STEPS + 1))
+
+
 def test_a_run_outlives_its_node(folder, shards, undisturbed, tmp_path):
     """The only node that can train is lost in mid-run, and another one joins."""
     node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
