@@ -92,10 +92,10 @@ class Program:
                 sys.exit(self.log.read_text())
             time.sleep(0.1)
 
-    def trains(self, number):
-        """Whether the attempt of this number takes steps."""
+    def trains(self, number, num_steps):
+        """Return whether the attempt of this number has taken that many steps."""
         found = self.attempts()
-        return len(found) == number and self.reached() > found[-1]["first_step"] + 20
+        return len(found) == number and self.reached() >= found[-1]["first_step"] + num_steps
 
 
 def show(program, steps_per_s=None):
@@ -132,14 +132,14 @@ def changes(folder, shards, num_steps, picture):
             nodes.address,
         )
         for number, member in enumerate(members[:2], start=1):
-            program.wait(lambda number=number: program.trains(number))
+            program.wait(lambda number=number: program.trains(number, num_steps // 6))
             command = [
                 str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address,
                 "--node-id", member.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
                 "--deadline-remaining-seconds", "60",
             ]  # fmt: skip
             subprocess.run(command, check=True, capture_output=True)
-        program.wait(lambda: program.trains(3))
+        program.wait(lambda: program.trains(3, num_steps // 6))
         nodes.add_node(**NODE)
         program.wait(lambda: (folder / "elastic" / "result.json").exists())
         program.process.wait()
@@ -165,23 +165,17 @@ def draw(program, one, other, same, picture):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, (axes, below) = plt.subplots(2, figsize=(8, 4), layout="constrained", sharex=True, height_ratios=(5, 1))
     axes.plot(same, [one[s] for s in same], color="#999999", linewidth=5, label="one worker throughout")
     axes.plot(same, [other[s] for s in same], color="#0072B2", linewidth=1.4, label="3, 2, 1, 2 workers")
-    for a in program.attempts():
-        axes.axvline(a["first_step"], color="black", linewidth=0.6, linestyle=":")
-        middle = (a["first_step"] + a["last_step"]) / 2
-        plural = "" if a["num_workers"] == 1 else "s"
-        axes.annotate(
-            f"{a['num_workers']} worker{plural}",
-            (middle, 0.95),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            fontsize=8,
-        )
-    axes.set(xlabel="step", ylabel="training loss")
+    axes.set(ylabel="training loss")
     axes.legend(frameon=False, loc="lower left")
-    axes.spines[["top", "right"]].set_visible(False)
+    attempts = program.attempts()
+    edges = [attempts[0]["first_step"], *(a["last_step"] for a in attempts)]
+    below.stairs([a["num_workers"] for a in attempts], edges, color="#0072B2", fill=True)
+    below.set(xlabel="step", ylabel="workers", yticks=(1, 2, 3))
+    for each in (axes, below):
+        each.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=110)
     print(f"picture: {picture}")
 
@@ -225,7 +219,7 @@ def kills(folder, shards, minutes, every_s):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("changes", "kills"))
-    parser.add_argument("--steps", type=int, default=900, help="of the run of changes")
+    parser.add_argument("--steps", type=int, default=600, help="of the run of changes")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--every-s", type=float, default=60.0, help="between two kills")
     parser.add_argument("--picture", default="elastic.png")

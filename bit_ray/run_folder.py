@@ -124,7 +124,7 @@ class RunFolder:
         return store.join(self.uri, "group.txt")
 
     @property
-    def attempts(self) -> str:
+    def attempts_file(self) -> str:
         """URI of the record of its worker groups, an `AttemptRecord`."""
         return store.join(self.uri, "attempts.json")
 
@@ -182,6 +182,16 @@ class RunFolder:
         if not store.exists(self.runtime):
             return ()
         return store.read_record(RuntimeRecord, self.runtime).starts
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Return its worker groups so far; empty for runs that did not record them.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        if not store.exists(self.attempts_file):
+            return ()
+        return store.read_record(AttemptRecord, self.attempts_file).attempts
 
     def record_start(self, start: Start) -> None:
         """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""

@@ -65,8 +65,7 @@ class Attempts:
         self._furthest = furthest
         self._failures: list[set[str]] = []  # the nodes there were at the start of each failed attempt
         self._signals: list[int] = []
-        record = self._folder.attempts
-        self._done = list(store.read_record(AttemptRecord, record).attempts) if store.exists(record) else []
+        self._done = list(self._folder.attempts())
         self._now: Attempt | None = None
 
     def run(self) -> Goodput:
@@ -288,9 +287,13 @@ class Attempts:
             attempt = with_report(attempt, furthest, *time_of)
         return attempt
 
-    def _write(self) -> None:
+    def record(self) -> dict[str, Any]:
+        """Return the attempts so far as plain data, an `AttemptRecord`."""
         running = [self._account(self._now, self._furthest)] if self._now is not None else []
-        store.write_json(self._folder.attempts, to_dict(AttemptRecord(attempts=(*self._done, *running))))
+        return to_dict(AttemptRecord(attempts=(*self._done, *running)))
+
+    def _write(self) -> None:
+        store.write_json(self._folder.attempts_file, self.record())
 
     def _write_stacks(self, number: int, signs: dict[int, tuple[Sign, float]], stacks: dict[int, str]) -> None:
         parts = [

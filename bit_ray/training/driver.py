@@ -198,10 +198,13 @@ def _fit(
     keep = worker.runtime.num_checkpoints_to_keep
 
     def on_checkpoint(step: int) -> None:
-        attempts.on_checkpoint()
         if probes is not None:
             probes.offer(step, folder.checkpoint(step))
-        _delete_older(folder, keep, run)
+        try:
+            attempts.on_checkpoint()
+            _delete_older(folder, keep, run)
+        except BitRayError as error:  # the next checkpoint tries again
+            log.warning("%s: %s; training continues", name, error)
 
     listener = Listener(worker.messages, run, TrainingProgress(name), worker.plan.schedule, on_checkpoint)
     storage = store.absolute(config.storage)
@@ -213,8 +216,7 @@ def _fit(
         listener.finish()
         listener.progress.close()
         worker.messages.end()
-        if store.exists(folder.attempts):
-            run.log_text(store.read_bytes(folder.attempts).decode(), "attempts.json")
+        run.log_text(json.dumps(attempts.record(), indent=1), "attempts.json")
         if listener.bad_images:
             _report_bad_images(listener.bad_images, run)
     if spent.num_attempts:
@@ -244,15 +246,11 @@ def _fit(
 def _delete_older(folder: RunFolder, keep: int, run: TrackedRun) -> None:
     """Delete all but the newest checkpoints, except those that a registered version refers to."""
     older = folder.checkpoints(TRAINING_FILE)[:-keep]
-    if not older:
-        return
-    try:
+    if older:
         registered = registered_packages(run.tracking_uri, run.run_id)
         for step in older:
             if folder.checkpoint(step) not in registered:
                 folder.delete_checkpoint(step)
-    except BitRayError as error:  # the next checkpoint tries again
-        log.warning("%s: older checkpoints are not deleted: %s", folder.uri, error)
 
 
 def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:

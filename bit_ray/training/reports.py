@@ -70,7 +70,8 @@ class Listener(threading.Thread):
         """Wait until all reports that were sent before this call are handled."""
         with self._rounds:
             before = self._num_rounds  # the round under way may have looked already
-            self._rounds.wait_for(lambda: self._num_rounds >= before + 2 or not self.is_alive())
+            while self.is_alive() and self._num_rounds < before + 2:
+                self._rounds.wait(1.0)
 
     def _handle(self, report: dict[str, Any]) -> None:
         if "checkpoint" in report:

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -23,8 +25,10 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.run_folder import RunFolder
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import FinetuneConfig, RegisterAs, Runtime
+from bit_ray.training.driver import _delete_older
 from bit_ray.training.finetune import finetune
 from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan
@@ -118,6 +122,17 @@ def test_two_workers_with_micro_batches_learn_what_one_learns(reference, folder,
         # Against how far the weights moved: a ReLU on the edge can make much of a little rounding.
         moved, apart = (tensor - start[name]).norm(), (tensor - two[name]).norm()
         assert apart <= 2e-3 * moved, f"{name}: {apart:.3g} apart, {moved:.3g} moved"
+
+
+def test_an_older_checkpoint_is_deleted_unless_a_registered_version_refers_to_it(reference, folder):
+    _, trained = reference
+    run = SimpleNamespace(tracking_uri=f"sqlite:///{folder}/mlflow.db", run_id=trained.result.run_id)
+    run_folder = RunFolder(str(folder / "reference"))
+    for step in (4, 5):
+        shutil.copytree(run_folder.checkpoint(3), run_folder.checkpoint(step))
+    _delete_older(run_folder, 1, run)
+    assert run_folder.checkpoints("training.json") == [3, 5]
+    shutil.rmtree(run_folder.checkpoint(5))
 
 
 def test_a_finished_run_is_not_run_again(reference, capsys):

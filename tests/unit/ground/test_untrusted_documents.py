@@ -24,6 +24,7 @@ from bit_ray.run_folder import RunFolder
 from bit_ray.studies.vtab_scores import TaskScore, load_score
 from bit_ray.tracking.reference import ModelReference, parse_reference
 from bit_ray.training.checkpoint.state import Position, read_checkpoint_record
+from bit_ray.training.goodput import goodput
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.run import recorded_plan
 from bit_ray.weights.package import ModelSpec, Weights, parse_description
@@ -169,6 +170,11 @@ def usable_manifest(manifest: Manifest) -> bool:
 
 START = {"first_step": 0, "device": "cpu", "precision": "fp32", "num_workers": 2, "micro_batch_size": 8}
 RUNTIME = {"starts": [START]}
+ATTEMPT = {
+    "number": 1, "why": "the run begins", "num_workers": 2, "shares": [4, 4], "micro_batch_size": 4, "first_step": 0,
+    "steps_lost": 0, "ended": "left", "last_step": 8, "waited_s": 0.5, "starting_s": 9.0, "productive_s": 3.0,
+    "replayed_s": 0.0, "wall_s": 14.0,
+}  # fmt: skip
 
 
 def read_score(folder: Path) -> TaskScore | None:
@@ -185,6 +191,11 @@ DOCUMENTS = {
         RUNTIME,
         as_file("runtime.json", lambda folder: RunFolder(str(folder)).starts()),
         lambda starts: all(start.precision in ("fp32", "bf16") for start in starts),
+    ),
+    "attempts.json": Document(
+        {"attempts": [ATTEMPT]},
+        as_file("attempts.json", lambda folder: RunFolder(str(folder)).attempts()),
+        lambda attempts: goodput(attempts).num_attempts == len(attempts),
     ),
     "training.json": Document(
         TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Position)
