@@ -23,7 +23,7 @@ from typing import Any
 
 from bit_ray import store
 from bit_ray.errors import DataError
-from bit_ray.locks import describe, locked, remove_abandoned, taken, this_process
+from bit_ray.locks import describe, held_by, locked, remove_abandoned, taken, this_process
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,23 @@ def claimed(uri: str, busy: str, *, field: str = "", remedy: str, wait_s: float 
         raise
     finally:
         claim.end()
+
+
+def holder(uri: str) -> str:
+    """Return the process that holds the claim at ``uri``, in words; empty if none does.
+
+    In an object store a process of another machine that was killed counts as alive until its claim is taken over.
+
+    Raises:
+        DataError: The store cannot be reached or refuses.
+    """
+    if store.is_local(uri):
+        record = held_by(Path(store.filesystem(uri)[1]))
+    else:
+        record = _read(uri)
+        if record is not None and _is_dead(record):
+            record = None
+    return "" if record is None else describe(record)
 
 
 @contextmanager

@@ -150,6 +150,23 @@ def remove_abandoned(directory: Path, prefix: str = ".") -> None:
                 _release(descriptor)
 
 
+def held_by(path: Path) -> Any:
+    """Return what the process that holds the lock of a file has written into it (see `describe`), None if none does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read(path) or {}
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def this_process() -> dict[str, Any]:
     """Return the identity of this process, as plain data for `describe`."""
     return {

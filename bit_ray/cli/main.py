@@ -16,7 +16,7 @@ from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.studies.config import DiagnoseConfig, FewShotConfig
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
+from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig, StatusConfig
 
 T = TypeVar("T")
 
@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "finetune": Command(FinetuneConfig, training.finetune, "transfer to a shard set by BiT-HyperRule"),
         "evaluate": Command(EvaluateConfig, training.evaluate, "score a model on a whole shard set"),
         "replay": Command(ReplayConfig, training.replay, "train a stretch of a run again and compare its loss"),
+        "runs status": Command(StatusConfig, runs.status, "show where runs stand, and what their attempts cost"),
         "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning"),
     },
     "studies": {

@@ -187,9 +187,8 @@ class Attempts:
                 name=".ray",  # only its check that all nodes reach the storage is used
                 storage_path=path,
                 storage_filesystem=filesystem,
-                logging_config=ray.train.LoggingConfig(
-                    log_level="WARNING"
-                ),  # our own lines say the same in fewer words
+                # Our own lines say the same in fewer words.
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
         )
 

@@ -248,6 +248,22 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Show where runs stand, from their folders alone: it needs no cluster and no MLflow."""
+
+    run: str = field(default="", metadata={"positional": "RUN"})
+    """Name of a run, to see its attempts; left out: all runs."""
+    storage: str = DEFAULT_STORAGE
+    """Folder of all runs, or s3://..."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_folder_name(self.run or "all")
+        except ConfigError as error:
+            raise error.renamed("run") from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
     """Train a stretch of a recorded run once more and compare the loss."""
 

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 import bit_ray
 from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.run_folder import RunFolder
 from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 
@@ -77,7 +78,7 @@ def drain(address, node):
 
 def test_a_run_on_2_1_and_2_workers_learns_what_one_on_a_fixed_number_does(folder, shards, ray_local, tmp_path):
     """A node is taken away with a notice, and another one comes: no step is lost."""
-    runtime = {"num_workers": "1:2", "grow_after_s": 1.0, "log_every_steps": 1}
+    runtime = {"num_workers": "1:2", "grow_after_s": 1.0, "log_every_steps": 1, "checkpoint_every_s": 1.0}
     config = run_config(folder, "elastic", shards, STEPS, base_lr_per_256=0.004, **runtime)
     script, settings, log = tmp_path / "script.py", tmp_path / "config.json", tmp_path / "log"
     script.write_text(SCRIPT)
@@ -122,6 +123,10 @@ def test_a_run_on_2_1_and_2_workers_learns_what_one_on_a_fixed_number_does(folde
     assert why[1].startswith("node ")
     assert "is being taken away in " in why[1]
     assert why[2] == "room for 1 more worker"
+    # Checkpoints by the clock: the steps say nothing here, and the last two are kept.
+    saved, last = RunFolder(str(folder / "elastic")).checkpoints("training.json")
+    assert last == STEPS
+    assert attempts[-1]["first_step"] < saved < STEPS
     text = log.read_text()
     assert "elastic: attempt 2 from step" in text
     assert "elastic: goodput" in text
