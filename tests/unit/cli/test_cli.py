@@ -79,6 +79,7 @@ FLAGS = {
     "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "
     "--tracking.*",
     "models list": "--storage --tracking.*",
+    "runs status": "RUN --storage",
     "models pull": "MODEL --output --storage --tracking.*",
 }
 
