@@ -293,8 +293,7 @@ class _Consumer:
         """Take all epochs, which run through, and say when each batch came and how the images were decoded."""
         from bit_ray.data.images.views import TrainView
         from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
-        from bit_ray.data.stream.cache import CacheConfig
-        from bit_ray.data.stream.order import Shuffle
+        from bit_ray.data.stream.settings import CacheConfig, Shuffle
         from bit_ray.training.objectives.classify import Classification
 
         start, times = time.monotonic(), []

@@ -26,7 +26,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.batches import StreamSpec, batches
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import BitRayError
 
 BATCH_SIZE = 64

@@ -31,7 +31,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bit_ray.data.stream.order import Order, Shuffle
+from bit_ray.data.stream.order import Order
+from bit_ray.data.stream.settings import Shuffle
 
 NUM_EXAMPLES, NUM_CLASSES, SHARD_EXAMPLES = 1_281_167, 1000, 4100
 BATCH = 1024

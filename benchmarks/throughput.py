@@ -42,7 +42,7 @@ from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.batches import StreamSpec, batches
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.models.zoo import create_model, model_config
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.recipes.schedules import Schedule

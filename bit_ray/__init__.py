@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bit_ray.data.shards.write import write_shards
     from bit_ray.data.sources.base import Example
     from bit_ray.data.sources.published.names import open_dataset
-    from bit_ray.data.stream.order import Shuffle
+    from bit_ray.data.stream.settings import Shuffle
     from bit_ray.errors import BitRayError
     from bit_ray.evaluation.config import EvaluateConfig, ProbeConfig
     from bit_ray.evaluation.evaluate import evaluate
@@ -102,7 +102,7 @@ _HOMES = {
     "ProbeConfig": "bit_ray.evaluation.config",
     "RuleOverrides": "bit_ray.recipes.hyperrule",
     "Runtime": "bit_ray.training.config",
-    "Shuffle": "bit_ray.data.stream.order",
+    "Shuffle": "bit_ray.data.stream.settings",
     "SweepConfig": "bit_ray.studies.study_config",
     "UpstreamRecipe": "bit_ray.recipes.upstream",
     "VtabConfig": "bit_ray.studies.vtab_config",

@@ -15,7 +15,7 @@ It trains on all GPUs of the cluster and continues when it is submitted again. T
 
 from bit_ray.cli.main import run_job
 from bit_ray.cli.training import pretrain
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.recipes.upstream import bit_l
 from bit_ray.training.config import PretrainConfig
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from bit_ray.cli.flags import positional
 from bit_ray.data.shards.options import WriteOptions
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.models.inputs import MIN_IMAGE_SIZE
 from bit_ray.progress import console, follow, print_table

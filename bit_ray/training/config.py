@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bit_ray.config import DEFAULT_STORAGE, check_folder_name
-from bit_ray.data.stream.cache import CacheConfig
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import CacheConfig, Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bit_ray.config import digest, to_dict
 from bit_ray.data.images.views import TrainView
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import BatchStatistics

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bit_ray.config import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 DEFAULT_DATA_DIR = f"{DEFAULT_STORAGE}/datasets"
 """Folder of the publishers' files."""
@@ -77,5 +78,5 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of examples."""
 
-    def part(self, indices: npt.NDArray[np.int64]) -> Iterable[Example | Unreadable]:
+    def part(self, indices: "npt.NDArray[np.int64]") -> Iterable[Example | Unreadable]:
         """Return the examples at these indices, in this order, as a small object that pickles."""

@@ -24,11 +24,11 @@ from bit_ray.data.images.decode import ImageError
 from bit_ray.data.images.decode_view import DecodePath, decode_train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms
 from bit_ray.data.shards.manifest import read_manifest
-from bit_ray.data.stream.cache import CacheConfig
-from bit_ray.data.stream.order import Order, Shuffle
+from bit_ray.data.stream.order import Order
 from bit_ray.data.stream.readers import read_on_node
 from bit_ray.data.stream.requests import BadExample, ReadRequest, read, request_groups
 from bit_ray.data.stream.rows import HOLE, Row
+from bit_ray.data.stream.settings import CacheConfig, Shuffle
 from bit_ray.errors import root_cause
 
 # Examples per Ray Data execution, rounded up to whole rounds. While output waits to be taken, Ray Data's scheduler

@@ -18,9 +18,8 @@ from bit_ray.data.images.decode_view import decode_train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.stream.batches import StreamSpec, batches
-from bit_ray.data.stream.cache import CacheConfig
-from bit_ray.data.stream.order import Shuffle
 from bit_ray.data.stream.requests import ReadRequest, read
+from bit_ray.data.stream.settings import CacheConfig, Shuffle
 from bit_ray.errors import DataError
 from bit_ray.locks import scratch_directory
 

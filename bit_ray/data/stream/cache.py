@@ -19,7 +19,6 @@ moment.
 import errno
 import fcntl
 import hashlib
-import math
 import os
 import stat
 import tempfile
@@ -28,7 +27,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +34,8 @@ from bit_ray import store
 from bit_ray.data.shards.fetch import fetch_group, local_group
 from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.row_group import MAGIC, Pieces
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.data.stream.settings import CacheConfig
+from bit_ray.errors import DataError
 
 # Share of the bound, and most bytes, of entries that pass through and stay for neighbours and the next window.
 _PASSING_SHARE, _PASSING_BYTES = 1 / 8, 2 * 10**9
@@ -50,21 +49,6 @@ _EVICT_SHARE = 1 / 64
 _RECOUNT_S = 600.0
 # A link that no reader has opened for this long has no reader; a reader that comes later locates again.
 _STALE_S = 1800.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """Where and how much of the data in object stores is kept on each node."""
-
-    directory: str = ""
-    """On a local disk, shared by the processes of a node; empty: ``bit_ray_cache-<user id>`` in the system's temporary
-    directory."""
-    max_gb: float = 32.0
-    """Most 10^9 bytes on each node's disk; 0 keeps nothing. A set that fits is fetched once."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_gb) and self.max_gb >= 0):
-            raise ConfigError.of("max_gb", self.max_gb, "0 or more gigabytes")
 
 
 class Located(NamedTuple):

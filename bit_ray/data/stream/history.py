@@ -18,7 +18,8 @@ from bit_ray.data.images.decode import ImageError
 from bit_ray.data.images.sheet import Tile, write_sheet
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.read import read_rows
-from bit_ray.data.stream.order import Order, Shuffle
+from bit_ray.data.stream.order import Order
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.run_folder import RunFolder, RunRecord
 

@@ -21,27 +21,11 @@ from functools import cached_property
 
 import numpy as np
 
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 
 _GROUPS, _WINDOW = 0, 1  # part of the seed, so that the two permutations never share random numbers
 _BLOCK = 1024  # row groups between two stored positions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shuffle:
-    """How far apart examples are mixed."""
-
-    num_lanes: int = 8
-    """Parts of an epoch that are read side by side; the most workers that can train without reading anything twice."""
-    lane_window: int = 512
-    """Examples of a lane that are permuted together; row groups of lanes / workers windows are on a worker's node."""
-    full_up_to: int = 4096
-    """Sets of at most this many examples are permuted as a whole."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_lanes", "lane_window", "full_up_to"):
-            if getattr(self, name) < 1:
-                raise ConfigError.of(name, getattr(self, name), "a whole number of at least 1", "raise it")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import pyarrow as pa
 from bit_ray import store
 from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.read import index_rows, row_problems
-from bit_ray.data.stream.cache import CacheConfig, Located, NodeCache
+from bit_ray.data.stream.cache import Located, NodeCache
+from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import DamagedShardError
 
 # Parallel requests to an object store; one of them fetches tens of megabytes per second.

@@ -19,8 +19,8 @@ from bit_ray.data.shards.row_group import LayoutError, footer_length, group_chec
 from bit_ray.data.shards.verify import verify_shards
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
-from bit_ray.data.stream.cache import CacheConfig
 from bit_ray.data.stream.requests import ReadRequest, read, request_groups
+from bit_ray.data.stream.settings import CacheConfig
 
 _ROWS, _GROUP = 12, 4
 

@@ -15,8 +15,8 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.data.stream.batches import StreamSpec, batches, stream_order
-from bit_ray.data.stream.order import Shuffle
 from bit_ray.data.stream.rows import HOLE
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]

@@ -18,7 +18,8 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import index_rows, read_rows
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
-from bit_ray.data.stream.cache import CacheConfig, NodeCache
+from bit_ray.data.stream.cache import NodeCache
+from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import DamagedShardError, DataError, StoreError
 
 pytestmark = pytest.mark.cluster
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.cluster
 LOCATE = """
 import json, os, random, sys
 from concurrent.futures import ThreadPoolExecutor
-from bit_ray.data.stream.cache import CacheConfig, NodeCache
+from bit_ray.data.stream.cache import NodeCache
+from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import index_rows
 

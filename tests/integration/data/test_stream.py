@@ -22,8 +22,8 @@ from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, stream_order
 from bit_ray.data.stream.bench import bench_shards
-from bit_ray.data.stream.order import Shuffle
 from bit_ray.data.stream.rows import HOLE
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import DataError
 from bit_ray.training.objectives.classify import Classification
 

@@ -13,8 +13,7 @@ from bit_ray.data.shards.read import read_tables
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, stream_order
-from bit_ray.data.stream.cache import CacheConfig
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import CacheConfig, Shuffle
 from bit_ray.errors import DataError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]

@@ -12,7 +12,7 @@ from bit_ray.cli.flags import RECIPES, parse
 from bit_ray.cli.main import COMMANDS, main
 from bit_ray.config import to_dict
 from bit_ray.config_files import write_config
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.upstream import bit_l, bit_s
 from bit_ray.training.config import FinetuneConfig, PretrainConfig

@@ -6,7 +6,7 @@ import pytest
 
 from bit_ray.config import from_dict, replace, to_dict
 from bit_ray.data.images.views import TrainView
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.config import Runtime

@@ -19,8 +19,9 @@ from bit_ray.data.shards.manifest import Manifest, Shard
 from bit_ray.data.shards.read import index_rows, read_rows, row_group_checksums
 from bit_ray.data.shards.row_group import SCHEMA
 from bit_ray.data.stream import cache
-from bit_ray.data.stream.cache import CacheConfig, NodeCache
+from bit_ray.data.stream.cache import NodeCache
 from bit_ray.data.stream.requests import ReadRequest, read
+from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import ConfigError, DamagedShardError, DataError
 from bit_ray.store import file_sha256
 

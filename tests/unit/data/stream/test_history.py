@@ -19,7 +19,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.data.stream.history import StreamPlan, draw_views, read_plan, uses_in_step, uses_of_image
-from bit_ray.data.stream.order import Shuffle
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.plan import TrainPlan
 

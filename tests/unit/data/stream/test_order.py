@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from bit_ray.data.stream.order import Order, Shuffle
+from bit_ray.data.stream.order import Order
+from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 
 
@@ -246,7 +247,8 @@ PLAN_AT_SCALE = """
 import sys, time
 from bit_ray import store
 from bit_ray.data.shards.manifest import read_manifest
-from bit_ray.data.stream.order import Order, Shuffle
+from bit_ray.data.stream.order import Order
+from bit_ray.data.stream.settings import Shuffle
 
 def memory(kind):
     text = open("/proc/self/status").read()
