@@ -51,7 +51,10 @@ def nodes_alive() -> set[str]:
 
 def nodes_leaving() -> dict[str, float]:
     """Return the ids of nodes that are being drained, with the seconds they have left; infinite where not known."""
-    draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    try:
+        draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    except AttributeError:  # a later Ray has another name for it: nodes then leave without a notice
+        return {}
     now = time.time()
     return {node: deadline / 1000 - now if deadline else float("inf") for node, deadline in draining.items()}
 
@@ -60,6 +63,6 @@ def largest_size() -> dict[str, float]:
     """Return the resources that an autoscaler may bring the cluster to; empty without one."""
     try:
         size: dict[str, float] | None = ray._private.state.state.get_max_resources_from_cluster_config()
-    except Exception:  # Ray's own question, without a public form: what it cannot tell is not known
+    except Exception:  # a later Ray may answer otherwise: then the cluster counts as one that does not grow
         return {}
     return size or {}

@@ -201,7 +201,7 @@ class Attempts:
         runtime, number = self._runtime, attempt.number
         asked, first_seen, seen = "", 0.0, attempt.first_step
         progress_at, next_question = time.monotonic(), 0.0
-        stalled = False
+        stalled, written = False, 0
         growth = _Growth(self._workers, attempt.num_workers, runtime.grow_after_s)
         try:
             while fit.is_alive():
@@ -231,7 +231,8 @@ class Attempts:
                     console.print(
                         f"{self._name}: {_slowest(signs)}; stacks of all workers: {self._folder.stacks(number)}"
                     )
-                if stalled and stacks:
+                if stalled and len(stacks) > written:
+                    written = len(stacks)
                     self._write_stacks(number, signs, stacks)
                 if not begun or asked or now < next_question:
                     continue
