@@ -65,6 +65,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             export.ExportConfig, export.export_model, "write one for ONNX, timm, Hugging Face and others"
         ),
         "models rank": Command(studies.RankConfig, studies.rank, "find the one that suits some images"),
+        "models known": Command(models.KnownConfig, models.known, "list the authors' weights, which have names"),
         "models pull": Command(models.PullConfig, models.pull, "copy a registered model to a folder"),
     },
 }

@@ -17,8 +17,8 @@ class PredictConfig:
     images: tuple[str, ...] = field(metadata=positional("IMAGE ..."))
     """Image files; with --output also folders of images, s3://... or gs://..., or one shard set."""
     model: str
-    """models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of the authors, big_vision, timm or Hugging
-    Face: .npz, .safetensors, .pth, .bin or a folder with config.json."""
+    """models:/NAME@ALIAS, a saved model's folder or URI, BiT weights of the authors, big_vision, timm or Hugging Face
+    (.npz, .safetensors, .pth, .bin or a folder with config.json), or a name, such as bit_m_r50x1_ilsvrc2012."""
     labels: str = ""
     """File of class names, one per line, for weights that come without; empty: their folder's, or ImageNet's."""
     crop_size: int = 0
@@ -49,6 +49,11 @@ class ListConfig:
     """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownConfig:
+    """List the authors' weights, which --init and --model take by name and fetch once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,32 @@ def _predict_into_file(config: PredictConfig) -> None:
 def _registry_of(config: PredictConfig) -> str | None:
     """Return the URI of the registry if the model is registered; otherwise MLflow need not be loaded."""
     return _registry(config.tracking, config.storage) if config.model.startswith("models:/") else None
+
+
+def known(config: KnownConfig) -> None:
+    """Print the authors' weights."""
+    from bit_ray.store import cache_folder
+    from bit_ray.weights.known import known_weights
+
+    folder = cache_folder() / "weights"
+    rows = [
+        (
+            weights.name,
+            weights.trained_on,
+            f"{weights.num_classes:,}",
+            f"{weights.image_size}",
+            f"{weights.top_1:.1%}" if weights.top_1 else "",
+            f"{weights.num_bytes / 1e6:,.0f}",
+            "yes" if (folder / weights.file).is_file() else "",
+        )
+        for weights in known_weights()
+    ]
+    header = ("name", "trained on", "classes", "pixels", "ImageNet top-1", "MB", "here")
+    print_table("The authors' weights, Apache-2.0", rows, header)
+    console.print(
+        "top-1: timm's evaluation of the same files. Others by timm/NAME and hf://ORG/NAME, with @REVISION if wanted.\n"
+        f"Fetched once, into {folder}"
+    )
 
 
 def list_models(config: ListConfig) -> None:

@@ -19,6 +19,7 @@ from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.fetch import fetch_package
 from bit_ray.weights.foreign import build_network, foreign_spec
+from bit_ray.weights.known import fetch_by_name
 from bit_ray.weights.package import ModelSpec, load_package, read_spec
 from bit_ray.weights.read import SUFFIXES, is_foreign, read_weights
 
@@ -187,7 +188,8 @@ def load_model(
     Args:
         uri: A directory (a local path, ``s3://...`` or ``gs://...``), or ``models:/NAME@ALIAS`` or
             ``models:/NAME/VERSION`` in the MLflow registry; or a local file or folder of BiT weights of the authors,
-            big_vision, timm or Hugging Face (see `bit_ray.weights.read`).
+            big_vision, timm or Hugging Face (see `bit_ray.weights.read`); or a name, such as ``bit_m_r50x1``,
+            ``timm/NAME`` or ``hf://ORG/NAME`` (see `bit_ray.weights.known`).
         tracking_uri: MLflow's URI; only for ``models:/``, by default MLflow's own setting.
         device: A torch device, ``cpu`` or ``cuda``.
         labels: Class names, or the file that has them one per line, for weights of another program; by default those
@@ -226,13 +228,15 @@ def load_model(
 
 
 def foreign_path(uri: str) -> str:
-    """Return the local path if it looks like weights of another program, empty for a saved model.
+    """Return the local path of weights of another program, fetched if they have a name; empty for a saved model.
 
     Raises:
-        ModelError: they are not on this machine.
+        ModelError: they are not on this machine, or cannot be fetched.
     """
     if uri.startswith("models:/"):
         return ""
+    if (fetched := fetch_by_name(uri)) is not None:
+        return str(fetched)
     if not store.is_local(uri):
         if uri.endswith(SUFFIXES):
             given = "weights of another program, not on this machine"

@@ -199,8 +199,9 @@ class FinetuneConfig:
     shards: str
     """Shard set to train on: a folder, s3://... or gs://..."""
     init: str = ""
-    """Weights to start from: models:/NAME@ALIAS, a saved model's folder or URI, or BiT weights of other programs (.npz,
-    .safetensors, .pth, .bin, Hugging Face folder); empty: from scratch."""
+    """Weights to start from: models:/NAME@ALIAS, a saved model's folder or URI, BiT weights of other programs (.npz,
+    .safetensors, .pth, .bin, Hugging Face folder), or a name, such as bit_m_r50x1 (bit-ray models known), timm/NAME or
+    hf://ORG/NAME; empty: from scratch."""
     model: str = ""
     """Network, when training from scratch; otherwise the weights say it."""
     test_shards: str = ""

@@ -34,7 +34,8 @@ def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
     if foreign := foreign_path(uri):
         weights = read_weights(foreign)
         low, high = weights.spec.get("input_range", (-1.0, 1.0))
-        init = InitialWeights(weights.model, weights.tensors, weights.sha256, Path(foreign).stem)
+        parent = Path(foreign).stem if Path(uri).expanduser().exists() else uri  # by its name
+        init = InitialWeights(weights.model, weights.tensors, weights.sha256, parent)
     else:
         classifier = load_model(uri, tracking_uri=tracking_uri)
         low, high = classifier.spec.input_range

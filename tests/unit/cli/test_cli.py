@@ -80,6 +80,7 @@ FLAGS = {
     "--tracking.*",
     "models list": "--storage --tracking.*",
     "runs status": "RUN --storage",
+    "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }
 

@@ -126,7 +126,7 @@ def test_a_command_names_its_flag(arguments: list[str], error: str, capfd: pytes
     assert err.startswith(f"error: {error}")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "study list"])  # which has no setting
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("study list", "models known")])
 def test_every_command_names_a_flag_in_what_it_raises_while_it_runs(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,242 @@
+"""Weights by name: the authors' published files, and models on the Hugging Face Hub, fetched once into the cache.
+
+What comes is untrusted: it is compared with the digest that its server states, and read as any other weights are (see
+`bit_ray.weights.read`).
+"""
+
+import base64
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bit_ray.errors import ModelError, brief
+from bit_ray.locks import locked
+from bit_ray.progress import track
+from bit_ray.store import cache_folder, file_sha256
+
+BUCKET = "https://storage.googleapis.com/bit_models"
+"""The authors' public folder (github.com/google-research/big_transfer, README)."""
+# Parameters without the head.
+_SIZES = {
+    "R50x1": 23_500_352, "R50x3": 211_174_080, "R101x1": 42_492_480, "R101x3": 381_789_888, "R152x2": 232_238_208,
+    "R152x4": 928_340_224,
+}  # fmt: skip
+# Of timm's evaluation of these files on ImageNet's validation images, one view of 448 pixels (480 for R152x4):
+# pytorch-image-models, results/results-imagenet.csv.
+_TOP_1 = {
+    "R50x1": 0.80386, "R101x1": 0.82332, "R50x3": 0.83982, "R101x3": 0.84430, "R152x2": 0.84468, "R152x4": 0.84936,
+}  # fmt: skip
+_HUB = "hf://"
+_REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+# Of a repository, the first group of these that it has, and what describes it.
+_HUB_WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json",), ("pytorch_model.bin",))
+_HUB_CONFIGS = ("config.json", "preprocessor_config.json")
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownWeights:
+    """A file that the authors publish."""
+
+    name: str
+    """As ``--init`` takes it, such as ``bit_m_r50x1``."""
+    file: str
+    model: str
+    trained_on: str
+    num_classes: int
+    image_size: int
+    """Side of the views that it was trained on last, pixels."""
+    top_1: float | None = None
+    """On ImageNet's validation images, where the head is of its classes and a figure is published."""
+    licence: str = "Apache-2.0"
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its float32 tensors; the file has a little more."""
+        num_features = 2048 * int(self.model.partition("x")[2])
+        return 4 * (_SIZES[self.model] + (num_features + 1) * self.num_classes)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"{os.environ.get('BIT_RAY_WEIGHTS_URL') or BUCKET}/{self.file}"
+
+
+def known_weights() -> list[KnownWeights]:
+    """Return the authors' general weights: BiT-S and BiT-M, and BiT-M fine-tuned on ImageNet."""
+    found = []
+    for size in _SIZES:
+        low = size.lower()
+        found += [
+            KnownWeights(
+                name=f"bit_s_{low}", file=f"BiT-S-{size}.npz", model=size, trained_on="ImageNet (ILSVRC-2012)",
+                num_classes=1000, image_size=224,
+            ),
+            KnownWeights(
+                name=f"bit_m_{low}", file=f"BiT-M-{size}.npz", model=size, trained_on="ImageNet-21k",
+                num_classes=21843, image_size=224,
+            ),
+            KnownWeights(
+                name=f"bit_m_{low}_ilsvrc2012", file=f"BiT-M-{size}-ILSVRC2012.npz", model=size,
+                trained_on="ImageNet-21k, then ImageNet", num_classes=1000, image_size=480, top_1=_TOP_1[size],
+            ),
+        ]  # fmt: skip
+    return sorted(found, key=lambda weights: weights.name)
+
+
+def fetch_by_name(name: str) -> Path | None:
+    """Return the local file or folder of weights that have a name, fetched if need be; None if it is not such a name.
+
+    Args:
+        name: A name of `known_weights` (``-`` counts as ``_``, capitals as small letters), ``timm/NAME``, or
+            ``hf://ORG/NAME``, each of the latter with ``@REVISION`` if wanted.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, or it is not what its server says it is.
+    """
+    if name.startswith(_HUB) or (name.startswith("timm/") and not Path(name).exists()):
+        return _from_hub(name)
+    wanted = name.lower().replace("-", "_")
+    names = {weights.name: weights for weights in known_weights()}
+    if wanted in names:
+        return _from_bucket(names[wanted])
+    if wanted.startswith(("bit_s_", "bit_m_", "bit_l_")) and "/" not in name and not Path(name).exists():
+        near = difflib.get_close_matches(wanted, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ModelError(f"{brief(name)}: unknown weights; {hint}see bit-ray models known")
+    return None
+
+
+def _from_bucket(weights: KnownWeights) -> Path:
+    folder = cache_folder() / "weights"
+    path = folder / weights.file
+    if path.is_file():
+        return path
+    lock = folder / f".{weights.file}.lock"
+    busy = f"{weights.file} is being fetched"
+    with _explained(weights.name, weights.url, path), locked(lock, busy, remedy="wait for it", wait_s=3600.0):
+        if not path.is_file():  # fetched meanwhile
+            _download(weights.url, path)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file, from where an interrupted attempt ended; it appears whole, with the digest that is stated."""
+    import requests
+
+    part = path.with_name(f"{path.name}.part")
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        if response.status_code == 416:  # all of it is there, or it has changed: the digest says which
+            part.unlink()
+            _download(url, path)
+            return
+        response.raise_for_status()
+        if response.status_code != 206:
+            start = 0
+        total = start + int(response.headers.get("Content-Length", 0))
+        num_chunks = -(-total // _CHUNK) or None
+        with part.open("ab" if start else "wb") as file, track(path.name, num_chunks, "MiB") as advance:
+            advance(start // _CHUNK)
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                advance(1)
+        size = part.stat().st_size
+        if total and size != total:
+            raise OSError(f"the connection ended after {size:,} of {total:,} bytes; start again to go on from there")
+        stated = re.search(r"md5=([\w+/=]+)", response.headers.get("x-goog-hash", ""))
+    if stated is not None:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").digest()
+        if base64.b64encode(found).decode() != stated[1]:
+            part.unlink()
+            raise OSError("the bytes are not those that the server states; nothing was kept, start again")
+    part.replace(path)
+
+
+def _from_hub(name: str) -> Path:
+    """Return a folder with the config and the weights of a repository of the Hugging Face Hub."""
+    wanted = name.removeprefix(_HUB)
+    match = _REPOSITORY.fullmatch(wanted)
+    if match is None:
+        raise ModelError(f"{brief(name)}: not a model of the Hub; accepted: hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    repository, revision = match["repository"], match["revision"]
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    folder = cache_folder() / "hub"
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+
+    def file(filename: str) -> Path:
+        return Path(hub.hf_hub_download(repository, filename, revision=revision, cache_dir=folder))
+
+    url = f"{hub.endpoint}/{repository}"
+    try:
+        try:
+            found = hub.list_repo_files(repository, revision=revision)
+        except (HfHubHTTPError, OSError):
+            kept = _kept(folder, repository, revision)
+            if kept is None:
+                raise
+            return kept
+        weights = next((group for group in _HUB_WEIGHTS if set(group) <= set(found)), None)
+        if weights is None or "config.json" not in found:
+            kinds = ", ".join(group[0] for group in _HUB_WEIGHTS)
+            raise ModelError(f"{name}: no BiT model; accepted: a repository with config.json and one of {kinds}")
+        files = [config for config in _HUB_CONFIGS if config in found] + list(weights)
+        if weights[0].endswith(".index.json"):
+            files += [each for each in found if re.fullmatch(r"model-\d+-of-\d+\.safetensors", each)]
+        paths = [file(each) for each in files]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{name}: cannot be fetched from {url} ({reason}); accepted: a model that the Hub has, and a connection; "
+            "without one, download the repository elsewhere and give its folder"
+        ) from None
+    for path in paths:
+        _check_digest(name, path)
+    return paths[0].parent
+
+
+def _kept(folder: Path, repository: str, revision: str | None) -> Path | None:
+    """Return the folder that an earlier fetch left, for a start without a connection."""
+    import huggingface_hub
+
+    with suppress(Exception):
+        path = huggingface_hub.hf_hub_download(
+            repository, "config.json", revision=revision, cache_dir=folder, local_files_only=True
+        )
+        kept = Path(path).parent
+        if any((kept / group[0]).is_file() for group in _HUB_WEIGHTS):
+            return kept
+    return None
+
+
+def _check_digest(name: str, path: Path) -> None:
+    """Compare a large file with its name in the cache, which is the SHA-256 that the Hub states."""
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and file_sha256(blob) != blob.name:
+        blob.unlink()
+        stated = f"the SHA-256 that the Hub states, {blob.name[:12]}..."
+        raise ModelError(f"{name}: {path.name} does not have {stated}; it was removed, start again")
+
+
+@contextmanager
+def _explained(name: str, url: str, path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a download into one line that says what else can be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:  # those of requests are, too
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{name}: cannot be fetched from {url} ({reason}); accepted: a connection, or the file at {path}; download "
+            "it elsewhere and put it there"
+        ) from None
