@@ -18,7 +18,7 @@ from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
-from bit_ray.run_folder import TRAINING_FILE, RunFolder, Start
+from bit_ray.run_folder import RunFolder, Start
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
 from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
@@ -219,7 +219,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     agreement.finish()
     if rank == 0:
         writer.finish()
-        ray.get(worker.messages.send({"checkpoint": worker.folder.checkpoints(TRAINING_FILE)[-1]}))  # after all others
+        ray.get(worker.messages.send({"checkpoint": done}))  # arrives after all others
 
 
 @contextmanager
