@@ -1,5 +1,6 @@
 """Weights to start a training from."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
     if foreign := foreign_path(uri):
         weights = read_weights(foreign)
         low, high = weights.spec.get("input_range", (-1.0, 1.0))
-        parent = Path(foreign).stem if Path(uri).expanduser().exists() else uri  # by its name
+        parent = Path(foreign).stem if os.path.exists(os.path.expanduser(uri)) else uri  # by its name
         init = InitialWeights(weights.model, weights.tensors, weights.sha256, parent)
     else:
         classifier = load_model(uri, tracking_uri=tracking_uri)

@@ -100,13 +100,17 @@ def fetch_by_name(name: str) -> Path | None:
     Raises:
         ModelError: there is no such model, it cannot be fetched, or it is not what its server says it is.
     """
-    if name.startswith(_HUB) or (name.startswith("timm/") and not Path(name).exists()):
+    if name.startswith(_HUB):
+        return _from_hub(name)
+    if "://" in name or os.path.exists(name):
+        return None
+    if name.startswith("timm/"):
         return _from_hub(name)
     wanted = name.lower().replace("-", "_")
     names = {weights.name: weights for weights in known_weights()}
     if wanted in names:
         return _from_bucket(names[wanted])
-    if wanted.startswith(("bit_s_", "bit_m_", "bit_l_")) and "/" not in name and not Path(name).exists():
+    if wanted.startswith(("bit_s_", "bit_m_", "bit_l_")) and not set(name) & set("/."):
         near = difflib.get_close_matches(wanted, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ModelError(f"{brief(name)}: unknown weights; {hint}see bit-ray models known")

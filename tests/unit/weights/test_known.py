@@ -171,7 +171,9 @@ def test_what_cannot_be_fetched_says_where_it_may_be_put(server, tmp_path, monke
         fetch_by_name("bit_s_r50x1")
     with pytest.raises(ModelError, match="^'bit_m_r50x2': unknown weights; did you mean bit_m_r50x[13]"):
         fetch_by_name("bit_m_r50x2")
-    for other in ("models:/x@champion", str(tmp_path), "glyphs", "s3://bucket/model", "weights.npz"):
+    (tmp_path / "bit_s_r50x1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for other in ("bit_s_r50x1", "models:/x@champion", str(tmp_path), "glyphs", "s3://bucket/model", "weights.npz"):
         assert fetch_by_name(other) is None
 
 
