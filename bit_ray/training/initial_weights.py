@@ -35,7 +35,9 @@ def read_init(uri: str, tracking_uri: str | None) -> InitialWeights:
     if foreign := foreign_path(uri):
         weights = read_weights(foreign)
         low, high = weights.spec.get("input_range", (-1.0, 1.0))
-        parent = Path(foreign).stem if os.path.exists(os.path.expanduser(uri)) else uri  # by its name
+        parent = (
+            Path(foreign).stem if os.path.exists(os.path.expanduser(uri.removeprefix("file://"))) else uri
+        )  # by its name
         init = InitialWeights(weights.model, weights.tensors, weights.sha256, parent)
     else:
         classifier = load_model(uri, tracking_uri=tracking_uri)
