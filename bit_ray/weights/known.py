@@ -10,12 +10,12 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bit_ray.errors import ModelError, brief
-from bit_ray.locks import locked
+from bit_ray.locks import locked, whole
 from bit_ray.progress import track
 from bit_ray.store import cache_folder, file_sha256
 
@@ -172,24 +172,19 @@ def _from_hub(name: str) -> Path:
     if match is None:
         raise ModelError(f"{brief(name)}: not a model of the Hub; accepted: hf://ORG/NAME or hf://ORG/NAME@REVISION")
     repository, revision = match["repository"], match["revision"]
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    import requests
+    from huggingface_hub import HfApi, get_token
 
     folder = cache_folder() / "hub"
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
-
-    def file(filename: str) -> Path:
-        return Path(hub.hf_hub_download(repository, filename, revision=revision, cache_dir=folder))
-
-    url = f"{hub.endpoint}/{repository}"
     try:
-        try:
-            found = hub.list_repo_files(repository, revision=revision)
-        except (HfHubHTTPError, OSError):
-            kept = _kept(folder, repository, revision)
-            if kept is None:
-                raise
-            return kept
+        # One question instead of the library's own, which tries again for half a minute where there is no connection.
+        place = f"{hub.endpoint}/api/models/{repository}" + (f"/revision/{revision}" if revision else "")
+        headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
+        with requests.get(place, headers=headers, timeout=_TIMEOUT_S) as answer:
+            answer.raise_for_status()
+            about = answer.json()
+        found = [str(each["rfilename"]) for each in about["siblings"]]
         weights = next((group for group in _HUB_WEIGHTS if set(group) <= set(found)), None)
         if weights is None or "config.json" not in found:
             kinds = ", ".join(group[0] for group in _HUB_WEIGHTS)
@@ -197,30 +192,55 @@ def _from_hub(name: str) -> Path:
         files = [config for config in _HUB_CONFIGS if config in found] + list(weights)
         if weights[0].endswith(".index.json"):
             files += [each for each in found if re.fullmatch(r"model-\d+-of-\d+\.safetensors", each)]
-        paths = [file(each) for each in files]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        commit = str(about["sha"])
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise ModelError(f"{name}: the Hub names no commit; accepted: an answer of the Hub; check HF_ENDPOINT")
+        paths = [Path(hub.hf_hub_download(repository, file, revision=commit, cache_dir=folder)) for file in files]
+        _note(folder, repository, revision, paths[0].parent)
+    except ModelError:
+        raise
+    except Exception as error:  # of three libraries
+        if isinstance(error, requests.ConnectionError) and (kept := _kept(folder, repository, revision)) is not None:
+            return kept
         raise ModelError(
-            f"{name}: cannot be fetched from {url} ({reason}); accepted: a model that the Hub has, and a connection; "
-            "without one, download the repository elsewhere and give its folder"
+            f"{name}: cannot be fetched from {hub.endpoint}/{repository} ({_reason(error)}); accepted: a model that "
+            "the Hub has, and a connection; without one, download the repository elsewhere and give its folder"
         ) from None
     for path in paths:
         _check_digest(name, path)
     return paths[0].parent
 
 
-def _kept(folder: Path, repository: str, revision: str | None) -> Path | None:
-    """Return the folder that an earlier fetch left, for a start without a connection."""
-    import huggingface_hub
+def _noted(folder: Path, repository: str, revision: str | None) -> Path:
+    name = f"{repository}@{revision or 'main'}".replace("/", "--")
+    return folder / f"{name}.txt"
 
-    with suppress(Exception):
-        path = huggingface_hub.hf_hub_download(
-            repository, "config.json", revision=revision, cache_dir=folder, local_files_only=True
-        )
-        kept = Path(path).parent
-        if any((kept / group[0]).is_file() for group in _HUB_WEIGHTS):
-            return kept
-    return None
+
+def _note(folder: Path, repository: str, revision: str | None, fetched: Path) -> None:
+    """Note which folder a name meant, for a start without a connection."""
+    with whole(_noted(folder, repository, revision)) as file:
+        file.write_text(os.path.relpath(fetched, folder))
+
+
+def _kept(folder: Path, repository: str, revision: str | None) -> Path | None:
+    """Return the folder that the name meant when there was a connection."""
+    try:
+        kept = folder / _noted(folder, repository, revision).read_text()
+    except (OSError, ValueError):
+        return None
+    inside = kept.resolve().is_relative_to(folder.resolve())
+    return kept if inside and any((kept / group[0]).is_file() for group in _HUB_WEIGHTS) else None
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in few words."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {_TIMEOUT_S:.0f} s"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection to the server"
+    return " ".join(str(error).split())[:200]
 
 
 def _check_digest(name: str, path: Path) -> None:
@@ -239,8 +259,7 @@ def _explained(name: str, url: str, path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:  # those of requests are, too
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{name}: cannot be fetched from {url} ({reason}); accepted: a connection, or the file at {path}; download "
-            "it elsewhere and put it there"
+            f"{name}: cannot be fetched from {url} ({_reason(error)}); accepted: a connection, or the file at {path}; "
+            "download it elsewhere and put it there"
         ) from None
