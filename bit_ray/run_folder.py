@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from bit_ray import store
 from bit_ray.config import to_dict
+from bit_ray.errors import ModelError
 
 TRAINING_FILE = "training.json"
 """The file of a checkpoint with which it is complete: its position and its plan."""
@@ -167,6 +168,21 @@ class RunFolder:
         """Return the steps of the existing checkpoints that contain a file, ascending."""
         found = [re.fullmatch(rf"step-(\d{{8}})/{re.escape(file)}", name) for name in store.list_files(self.uri)]
         return sorted(int(match[1]) for match in found if match)
+
+    def newest_checkpoint(self) -> int:
+        """Return the step of the newest complete checkpoint; 0 without one."""
+        return max(self.checkpoints(TRAINING_FILE), default=0)
+
+    def record(self) -> RunRecord:
+        """Return what the run recorded of its plan.
+
+        Raises:
+            ModelError: There is no run.
+            DataError: The file is not a record of a run.
+        """
+        if not store.exists(self.plan):
+            raise ModelError(f"{self.uri}: no plan.json in it; accepted: the folder of a run, STORAGE/NAME; correct it")
+        return store.read_record(RunRecord, self.plan)
 
     def delete_checkpoint(self, step: int) -> None:
         """Delete a checkpoint; killed in between, it leaves none that counts as complete."""

@@ -147,10 +147,9 @@ def _registry_of(config: PredictConfig) -> str | None:
 
 def known(config: KnownConfig) -> None:
     """Print the authors' weights."""
-    from bit_ray.store import cache_folder
     from bit_ray.weights.known import known_weights
 
-    folder = cache_folder() / "weights"
+    everything = known_weights()
     rows = [
         (
             weights.name,
@@ -159,15 +158,15 @@ def known(config: KnownConfig) -> None:
             f"{weights.image_size}",
             f"{weights.top_1:.1%}" if weights.top_1 else "",
             f"{weights.num_bytes / 1e6:,.0f}",
-            "yes" if (folder / weights.file).is_file() else "",
+            "yes" if weights.path.is_file() else "",
         )
-        for weights in known_weights()
+        for weights in everything
     ]
     header = ("name", "trained on", "classes", "pixels", "ImageNet top-1", "MB", "here")
     print_table("The authors' weights, Apache-2.0", rows, header)
     console.print(
         "top-1: timm's evaluation of the same files. Others by timm/NAME and hf://ORG/NAME, with @REVISION if wanted.\n"
-        f"Fetched once, into {folder}"
+        f"Fetched once, into {everything[0].path.parent}"
     )
 
 

@@ -17,7 +17,7 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
-from bit_ray.cluster.seats import largest_size
+from bit_ray.cluster.seats import largest_size, nodes_alive
 from bit_ray.cluster.slots import Resources, num_local_cores
 from bit_ray.errors import ConfigError
 from bit_ray.locks import locked
@@ -48,8 +48,6 @@ def cluster() -> Iterator[Resources]:
             ray.shutdown()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # An actor of every training that looks for nodes about to be taken away: this machine is the only node.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _make_token()
     with _token_wanted():
         with _loopback_only():
@@ -177,10 +175,9 @@ def _size(path: Path) -> int:
 
 def _resources(*, local: bool) -> Resources:
     total = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
     later = {} if local else largest_size()
     return Resources(
-        nodes,
+        len(nodes_alive()),
         int(total.get("CPU", 0)),
         int(total.get("GPU", 0)),
         local,

@@ -26,7 +26,7 @@ from bit_ray.evaluation.frozen import probe_features
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import Network
-from bit_ray.run_folder import TRAINING_FILE, RunFolder
+from bit_ray.run_folder import RunFolder
 from bit_ray.studies.halving import goes_on
 from bit_ray.studies.transfer import read_examples
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, Position, fetched, load_checkpoint, save_checkpoint
@@ -283,11 +283,10 @@ class _Watch:
 
     def begin(self, learner: Learner) -> int:
         """Restore the learner from the last whole checkpoint."""
-        steps = self._folder.checkpoints(TRAINING_FILE)
-        if not steps:
+        newest = self._folder.newest_checkpoint()
+        if not newest:
             return 0
-        uri = self._folder.checkpoint(steps[-1])
-        with fetched(uri) as local:
+        with fetched(self._folder.checkpoint(newest)) as local:
             position = load_checkpoint(local, learner.model, learner.optimizer, self._cell.plan)
             measured = json.loads((local / _MEASURED_FILE).read_bytes())
         self.points = [Point(step=step, values=values) for step, values in measured["points"]]

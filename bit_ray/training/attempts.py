@@ -28,7 +28,7 @@ from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
-from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord
+from bit_ray.run_folder import Attempt, AttemptRecord
 from bit_ray.training.goodput import Goodput, goodput, pays, with_report
 from bit_ray.training.messages import Sign, Wishes
 from bit_ray.training.reports import Listener
@@ -79,19 +79,10 @@ class Attempts:
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
         with self._signals_heard():
-            while (step := self._saved()) < self._worker.plan.schedule.num_steps:
+            while (step := self._folder.newest_checkpoint()) < self._worker.plan.schedule.num_steps:
                 free_group(self._group_id())  # of an attempt that was killed
                 why = self._attempt(step, why)
         return goodput(self._done)
-
-    def on_checkpoint(self) -> None:
-        """Note how far the run has come, for a driver that goes on after this one was killed."""
-        self._write()
-
-    def _saved(self) -> int:
-        """Return the step of the newest checkpoint; 0 without one."""
-        steps = self._folder.checkpoints(TRAINING_FILE)
-        return steps[-1] if steps else 0
 
     def _attempt(self, first_step: int, why: str) -> str:
         """Train with one group of workers; return why another one is needed."""
@@ -111,7 +102,7 @@ class Attempts:
         )
         self._show(attempt)
         self._now = attempt
-        self._write()
+        self.write()
         nodes = nodes_alive()
         fit = _Fit(replace(self._worker, attempt=attempt.number, first_step=first_step), self._trainer(num_workers))
         fit.start()
@@ -122,7 +113,7 @@ class Attempts:
             attempt = self._account(attempt, self._furthest)
             self._now = None
             self._done.append(replace(attempt, ended="failed", wall_s=time.monotonic() - began))
-        saved = self._saved()
+        saved = self._folder.newest_checkpoint()
         ended: Literal["finished", "left", "failed"]
         ended = "finished" if saved >= plan.schedule.num_steps else "left" if fit.error is None else "failed"
         attempt = replace(
@@ -134,7 +125,7 @@ class Attempts:
         )
         self._done[-1] = attempt
         self._furthest = max(self._furthest, attempt.last_step)
-        self._write()
+        self.write()
         if self._signals and ended != "finished":
             raise StoppedError(self._signals[0], f"{self._name}: saved after step {saved:,}; start it again to go on")
         if fit.error is not None:
@@ -292,7 +283,8 @@ class Attempts:
         running = [self._account(self._now, self._furthest)] if self._now is not None else []
         return to_dict(AttemptRecord(attempts=(*self._done, *running)))
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Record how far the run has come, for a driver that goes on after this one was killed."""
         store.write_json(self._folder.attempts_file, self.record())
 
     def _write_stacks(self, number: int, signs: dict[int, tuple[Sign, float]], stacks: dict[int, str]) -> None:

@@ -201,7 +201,7 @@ def _fit(
         if probes is not None:
             probes.offer(step, folder.checkpoint(step))
         try:
-            attempts.on_checkpoint()
+            attempts.write()
             _delete_older(folder, keep, run)
         except BitRayError as error:  # the next checkpoint tries again
             log.warning("%s: %s; training continues", name, error)

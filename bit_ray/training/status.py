@@ -6,7 +6,7 @@ from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, holder
 from bit_ray.config import from_dict
 from bit_ray.errors import BitRayError, ConfigError, ModelError
-from bit_ray.run_folder import TRAINING_FILE, Attempt, RunFolder, RunRecord
+from bit_ray.run_folder import Attempt, RunFolder
 from bit_ray.training.goodput import goodput
 
 
@@ -46,13 +46,12 @@ def run_status(storage: str, name: str) -> RunStatus:
     """
     folder = RunFolder.of(storage, name)
     plan = _planned(folder)
-    saved = folder.checkpoints(TRAINING_FILE)
     return RunStatus(
         name=name,
         kind=plan.kind,
         model=plan.model,
         num_steps=plan.schedule.num_steps,
-        saved_step=saved[-1] if saved else 0,
+        saved_step=folder.newest_checkpoint(),
         finished=store.exists(folder.result),
         holder=holder(store.join(folder.uri, CLAIM_FILE)),
         attempts=folder.attempts(),
@@ -74,9 +73,7 @@ class _Planned:
 
 
 def _planned(folder: RunFolder) -> _Planned:
-    if not store.exists(folder.plan):
-        raise ModelError(f"{folder.uri}: no plan.json in it; accepted: the folder of a run, STORAGE/NAME; correct it")
-    plan = store.read_record(RunRecord, folder.plan).plan
+    plan = folder.record().plan
     try:
         return from_dict(
             _Planned,
@@ -96,10 +93,11 @@ def run_statuses(storage: str) -> tuple[list[RunStatus], list[str]]:
     Raises:
         ConfigError: There is no such storage.
     """
-    if not store.list_tree(storage, recursive=False)[1]:
+    names = store.list_tree(storage, recursive=False)[1]
+    if not names:
         raise ConfigError.of("storage", f"{storage} has no runs", "the folder of all runs", "correct it")
     found, damaged = [], []
-    for name in store.list_tree(storage, recursive=False)[1]:
+    for name in names:
         if store.exists(RunFolder.of(storage, name).plan):
             try:
                 found.append(run_status(storage, name))

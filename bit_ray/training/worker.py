@@ -2,10 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -17,12 +15,11 @@ from bit_ray import store
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
-from bit_ray.locks import scratch_directory
 from bit_ray.run_folder import RunFolder, Start
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
 from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
-from bit_ray.training.checkpoint.writer import CheckpointWriter
+from bit_ray.training.checkpoint.writer import CheckpointWriter, write_directory
 from bit_ray.training.config import Runtime
 from bit_ray.training.device import keep_freed_memory
 from bit_ray.training.learner import Learner
@@ -171,8 +168,15 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
         except NonFiniteError as error:
             place = worker.folder.nonfinite(error.step)
             if rank == 0:
-                with _uploaded(place) as local:
-                    save_checkpoint(local, learner.model, worker.spec, learner.optimizer, plan, now(error.step))
+                write = partial(
+                    save_checkpoint,
+                    model=learner.model,
+                    spec=worker.spec,
+                    optimizer=learner.optimizer,
+                    plan=plan,
+                    position=now(error.step),
+                )
+                write_directory(place, write)
             if num_workers > 1:
                 dist.barrier()  # all raise at the same step, and the first to leave ends the others
             raise ModelError(
@@ -202,8 +206,10 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                 about = {"attempt": worker.attempt, "num_new_steps": steps_since, "seconds": elapsed}
                 worker.messages.send({**metrics, **about, "bad_images": quarantine.take_unreported()})
             if is_milestone and rank == 0:
-                with _uploaded(worker.folder.milestone(done)) as local:
-                    save_package(local, merged(learner.model), worker.spec)
+                write_directory(
+                    worker.folder.milestone(done),
+                    lambda directory: save_package(directory, merged(learner.model), worker.spec),
+                )
             if save and rank == 0:
                 signs.at(done, "saving")
                 numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
@@ -220,15 +226,6 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     if rank == 0:
         writer.finish()
         ray.get(worker.messages.send({"checkpoint": done}))  # arrives after all others
-
-
-@contextmanager
-def _uploaded(uri: str) -> Iterator[Path]:
-    """Yield a local directory whose files are uploaded at the end."""
-    with scratch_directory() as local:
-        yield Path(local)
-        for file in Path(local).iterdir():
-            store.upload_file(file, store.join(uri, file.name))
 
 
 def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:

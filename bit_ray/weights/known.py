@@ -54,13 +54,17 @@ class KnownWeights:
     """Side of the views that it was trained on last, pixels."""
     top_1: float | None = None
     """On ImageNet's validation images, where the head is of its classes and a figure is published."""
-    licence: str = "Apache-2.0"
 
     @property
     def num_bytes(self) -> int:
         """Size of its float32 tensors; the file has a little more."""
         num_features = 2048 * int(self.model.partition("x")[2])
         return 4 * (_SIZES[self.model] + (num_features + 1) * self.num_classes)
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept once it is fetched."""
+        return cache_folder() / "weights" / self.file
 
     @property
     def url(self) -> str:
@@ -118,11 +122,10 @@ def fetch_by_name(name: str) -> Path | None:
 
 
 def _from_bucket(weights: KnownWeights) -> Path:
-    folder = cache_folder() / "weights"
-    path = folder / weights.file
+    path = weights.path
     if path.is_file():
         return path
-    lock = folder / f".{weights.file}.lock"
+    lock = path.with_name(f".{weights.file}.lock")
     busy = f"{weights.file} is being fetched"
     with _explained(weights.name, weights.url, path), locked(lock, busy, remedy="wait for it", wait_s=3600.0):
         if not path.is_file():  # fetched meanwhile

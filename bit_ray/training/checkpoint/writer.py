@@ -113,7 +113,7 @@ class CheckpointWriter:
             self._error = error
 
 
-def write_directory(uri: str, write: Callable[[Path], None]) -> None:
+def write_directory(uri: str, write: Callable[[Path], object]) -> None:
     """Have a local directory filled, and put it at the URI, complete or not at all.
 
     Raises:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from glyph_runs import history, run_config, weights, write_glyphs
+from glyph_runs import history, run_config, weights
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
@@ -37,16 +37,6 @@ if __name__ == "__main__":
     attempts.pays = lambda *_: True
     pretrain(read_config(PretrainConfig, sys.argv[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return write_glyphs(tmp_path_factory.mktemp("glyphs") / "shards")
 
 
 def attempts_of(folder, name):

@@ -39,16 +39,6 @@ NUM_STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return write_glyphs(tmp_path_factory.mktemp("glyphs") / "shards")
-
-
-@pytest.fixture(scope="module")
 def reference(folder, shards, ray_local):
     """A short run of one worker and one micro-batch."""
     config = run_config(folder, "reference", shards, 3)
