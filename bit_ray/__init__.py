@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bit_ray.autotrain.train import train
     from bit_ray.data.shards.manifest import Manifest, read_manifest
     from bit_ray.data.shards.verify import verify_shards
     from bit_ray.data.shards.write import write_shards
@@ -83,6 +84,7 @@ __all__ = [
     "run_study",
     "run_sweep",
     "save_npz",
+    "train",
     "verify_shards",
     "vtab_suite",
     "write_shards",
@@ -130,6 +132,7 @@ _HOMES = {
     "run_study": "bit_ray.studies.run",
     "run_sweep": "bit_ray.studies.sweep",
     "save_npz": "bit_ray.weights.npz",
+    "train": "bit_ray.autotrain.train",
     "verify_shards": "bit_ray.data.shards.verify",
     "vtab_suite": "bit_ray.studies.vtab",
     "write_shards": "bit_ray.data.shards.write",

@@ -13,6 +13,7 @@ from rich.table import Table
 # Printed text has users' names and numbers: `:m:` and `[x]` in it are not markup.
 console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_PER_LINE = 1.0
 
 
 def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
@@ -66,14 +67,14 @@ def track(title: str, total: int | None, unit: str, *, started: float | None = N
             yield advance
         return
     started = time.monotonic() if started is None else started
-    done, shown = 0, 0.0
+    done, shown, line = 0, 0.0, started
 
     def count_up(count: int) -> None:
-        nonlocal done, shown
+        nonlocal done, shown, line
         done += count
         share = done / total if total else 0.0
-        if done == total or share - shown >= 0.1:
-            shown = share
+        if done == total or (share - shown >= 0.1 and time.monotonic() - line >= _SECONDS_PER_LINE):
+            shown, line = share, time.monotonic()
             speed = done / max(time.monotonic() - started, 1e-9)
             left = f", {(total - done) / speed / 60:.1f} min left" if total else ""
             console.print(f"{title}: {done:,}/{total or '?'} {unit}, {speed:,.1f} {unit}/s{left}")

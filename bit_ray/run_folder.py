@@ -115,6 +115,11 @@ class RunFolder:
         return store.join(self.uri, "result.json")
 
     @property
+    def settings(self) -> str:
+        """URI of the images and settings that a run on a folder began with."""
+        return store.join(self.uri, "settings.json")
+
+    @property
     def study(self) -> str:
         """URI of the settings that a study began with."""
         return store.join(self.uri, "study.json")

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from bit_ray.cli import export, models, runs, shards, studies, sweeps, training
+from bit_ray.autotrain.config import TrainConfig
+from bit_ray.cli import autotrain, export, models, runs, shards, studies, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
@@ -40,6 +41,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "shards bench": Command(shards.BenchConfig, shards.bench, "measure reading, decoding and the stream"),
     },
     "training": {
+        "train": Command(TrainConfig, autotrain.train, "make a classifier from a folder of images"),
         "pretrain": Command(PretrainConfig, training.pretrain, "pre-train on a shard set: BiT-S, BiT-M, BiT-L or own"),
         "finetune": Command(FinetuneConfig, training.finetune, "transfer to a shard set by BiT-HyperRule"),
         "evaluate": Command(EvaluateConfig, training.evaluate, "score a model on a whole shard set"),

@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from bit_ray.evaluation.evaluate import evaluate, label_names
 
     result = evaluate(config)
-    rows = [*_scores(result.metrics, result.intervals), ("MLflow run", f"{result.run_id}, pictures in evaluation/")]
+    rows = [*scores(result.metrics, result.intervals), *where(config.tracking.uri, config.storage, result.run_id)]
     print_table(f"{config.model} on {config.shards}", rows)
     if result.worst:
         names = result.class_names
@@ -109,13 +109,23 @@ def _print_trained(trained: "Trained | None") -> None:
             ("trained on", f"{metrics['train/images_seen']:,.0f} images, last loss {metrics['train/loss']:.4g}")
         )
     test = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
-    print_table("Result", [*rows, *_scores(test)])
+    print_table("Result", [*rows, *scores(test)])
 
 
-def _scores(
+def where(uri: str, storage: str, run_id: str) -> list[tuple[str, str]]:
+    """Rows of a table: where a run's pictures are, and its page in MLflow."""
+    from bit_ray.tracking.runs import run_page
+    from bit_ray.tracking.server import tracking_uri
+
+    page = run_page(tracking_uri(uri, storage), run_id)
+    rows = [("pictures", f"{page.artifacts}/evaluation"), ("MLflow page", page.url)]
+    return [*rows, ("served by", page.command)] if page.command else rows
+
+
+def scores(
     metrics: dict[str, float], intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
 ) -> list[tuple[str, str]]:
-    """Rows of a table; an interval follows its value."""
+    """Return metrics as rows of a table; an interval follows its value."""
 
     def text(name: str, value: float) -> str:
         return f"{value:.2%}" if name in ("top_1", "top_5", "mean_per_class", "ece") else f"{value:,.4g}"

@@ -145,9 +145,11 @@ def label_names(item: WorstPrediction, class_names: Sequence[str]) -> str:
 
 
 def evaluate_model(
-    classifier: Classifier, shards: str, manifest: Manifest, resources: Resources, batch_size: int = 64
+    classifier: Classifier, shards: str, manifest: Manifest, resources: Resources | None, batch_size: int = 64
 ) -> Evaluation:
     """Evaluate on the running cluster: one task per part of the set, with a GPU each if there are GPUs.
+
+    Without ``resources`` in this process.
 
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.
@@ -155,7 +157,12 @@ def evaluate_model(
     shards = store.absolute(shards)  # tasks may have another current directory
     total, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
     shared = (classifier.state(), shards, manifest.digest, batch_size)
-    for state, items in spread_over_cluster(_evaluate_part, row_groups(manifest), resources, *shared):
+    groups = row_groups(manifest)
+    if resources is None:
+        parts = [_evaluate_part(groups, *shared)]
+    else:
+        parts = spread_over_cluster(_evaluate_part, groups, resources, *shared)
+    for state, items in parts:
         total.merge(ClassificationMetrics.from_state(state))
         worst.merge(items)
     assert total.num_examples == manifest.num_examples

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bit_ray import store
-from bit_ray.data.images.decode import MAX_PIXELS, ImageError, decode_image
+from bit_ray.data.images.decode import MAX_PIXELS, ImageError, decode_image, orientation, turn
 from bit_ray.data.images.resize import eval_view
 from bit_ray.errors import ConfigError, DataError, ModelError, brief
 from bit_ray.models.network import Network
@@ -168,9 +168,62 @@ class Classifier:
         pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype)
         return pixels * ((high - low) / 255) + low
 
+    def decode(self, data: bytes, *, convert: bool = False, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+        """Decode an image to ``[H, W, 3] uint8`` as the model was trained: converted and turned upright, or not.
+
+        Args:
+            data: Its bytes.
+            convert: Convert what is not plain 8-bit RGB, even if the training did not.
+            max_pixels: Most pixels.
+
+        Raises:
+            ImageError: it is refused.
+        """
+        pixels = decode_image(data, convert=convert or self.spec.convert_images, max_pixels=max_pixels)
+        if self.spec.upright and (stored := orientation(data)) > 1:
+            pixels = turn(pixels, stored)
+        return pixels
+
     def _views(self, images: Iterable[ImageInput], convert: bool, max_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
         for index, image in enumerate(images):
-            yield self.view(_pixels(image, f"images[{index}]", convert, max_pixels))
+            yield self.view(self._pixels(image, f"images[{index}]", convert, max_pixels))
+
+    def _pixels(self, image: ImageInput, where: str, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8]:
+        """Return ``[H, W, 3] uint8`` or raise a DataError that starts with ``where``."""
+        if isinstance(image, (str, os.PathLike)):
+            path = os.fsdecode(image)
+            where = f"{where} ({path if path.isprintable() and len(path) <= 200 else brief(path)})"
+            try:
+                image = Path(path).read_bytes()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "not a path"
+                raise DataError(f"{where}: {reason}; accepted: a readable image file; check the path") from None
+        if isinstance(image, bytes):
+            try:
+                return self.decode(image, convert=convert, max_pixels=max_pixels)
+            except ImageError as error:
+                convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
+                remedy = convert_it if error.convertible else "a complete image; replace it"
+                raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
+        if isinstance(image, Image.Image):
+            if image.mode != "RGB":
+                raise DataError(f"{where}: Pillow image of mode {image.mode}; accepted: RGB; pass image.convert('RGB')")
+            try:
+                return np.array(image)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow reads lazily, and raises almost anything on damaged input
+                reason = " ".join(str(error).split())[:200]
+                given = f"truncated or damaged ({reason})"
+                raise DataError(f"{where}: {given}; accepted: a complete image; replace it") from None
+        if isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+                raise DataError(
+                    f"{where}: array {list(image.shape)} {image.dtype}; accepted: [H, W, 3] uint8 in RGB; convert it, "
+                    f"and pass several images as a list"
+                )
+            return image
+        raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
 
 
 def load_model(
@@ -244,44 +297,6 @@ def foreign_path(uri: str) -> str:
         return ""
     path = os.path.expanduser(uri.removeprefix("file://"))
     return path if is_foreign(path) else ""
-
-
-def _pixels(image: ImageInput, where: str, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Return ``[H, W, 3] uint8`` or raise a DataError that starts with ``where``."""
-    if isinstance(image, (str, os.PathLike)):
-        path = os.fsdecode(image)
-        where = f"{where} ({path if path.isprintable() and len(path) <= 200 else brief(path)})"
-        try:
-            image = Path(path).read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a path"
-            raise DataError(f"{where}: {reason}; accepted: a readable image file; check the path") from None
-    if isinstance(image, bytes):
-        try:
-            return decode_image(image, convert=convert, max_pixels=max_pixels)
-        except ImageError as error:
-            convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
-            remedy = convert_it if error.convertible else "a complete image; replace it"
-            raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
-    if isinstance(image, Image.Image):
-        if image.mode != "RGB":
-            raise DataError(f"{where}: Pillow image of mode {image.mode}; accepted: RGB; pass image.convert('RGB')")
-        try:
-            return np.array(image)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow reads lazily, and raises almost anything on damaged input
-            reason = " ".join(str(error).split())[:200]
-            given = f"truncated or damaged ({reason})"
-            raise DataError(f"{where}: {given}; accepted: a complete image; replace it") from None
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
-            raise DataError(
-                f"{where}: array {list(image.shape)} {image.dtype}; accepted: [H, W, 3] uint8 in RGB; convert it, and "
-                f"pass several images as a list"
-            )
-        return image
-    raise DataError(f"{where}: {type(image).__name__}; accepted: a path, bytes, a Pillow image or a numpy array")
 
 
 def _load(uri: str, tracking_uri: str | None, cache: Path | None) -> tuple[Network, ModelSpec, str]:

@@ -25,7 +25,7 @@ from bit_ray.claim import CLAIM_FILE, claimed
 from bit_ray.cluster.session import cluster, quiet_ray_data
 from bit_ray.cluster.slots import Resources
 from bit_ray.config import digest
-from bit_ray.data.images.decode import ImageError, decode_image
+from bit_ray.data.images.decode import ImageError
 from bit_ray.errors import ConfigError, root_cause
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.inputs import FileImage, Images, ShardImage, ahead, open_images
@@ -125,7 +125,7 @@ def predict_folder(
     remedy = "wait for it, stop it, or choose another output"
     with claimed(claim_of(output, kind), f"{output} is being written", field="output", remedy=remedy):
         classifier = model if isinstance(model, Classifier) else load_model(model, tracking_uri=tracking_uri)
-        convert = convert or opened.convert
+        convert = convert or opened.convert or classifier.spec.convert_images
         folder = store.absolute(output) if kind == "folder" else ""
         settings = _Settings(
             top_k=top_k, convert=convert, features=features, batch_size=batch_size, num_threads=1, folder=folder
@@ -264,7 +264,7 @@ class _Predictor:
         if encoded.data is None:
             return encoded.name, None, encoded.reason
         try:
-            pixels = decode_image(encoded.data, convert=self.settings.convert)
+            pixels = self.classifier.decode(encoded.data, convert=self.settings.convert)
         except ImageError as error:
             remedy = "; set convert (--convert) to convert it" if error.convertible else ""
             return encoded.name, None, f"{error.reason}{remedy}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bit_ray import store
 from bit_ray.config import digest
@@ -35,7 +35,7 @@ SEND_EVERY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
-RunKind = Literal["pretrain", "finetune", "evaluate", "fewshot", "vtab", "study"]
+RunKind = Literal["pretrain", "finetune", "train", "evaluate", "fewshot", "vtab", "study"]
 """The command that a run belongs to: different commands with the same run name never share a run."""
 
 
@@ -272,6 +272,37 @@ def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind:
     except (MlflowException, OSError) as error:
         given = f"{shown(uri)} has no {name} of {run_name!r} ({one_line(error)})"
         raise TrackingError.of("tracking.uri", given, remedy=f"start the {kind} again") from None
+
+
+class RunPage(NamedTuple):
+    """Where to look at a run."""
+
+    url: str
+    """Its page in MLflow."""
+    command: str
+    """What serves that page; empty where a server does already."""
+    artifacts: str
+    """Its pictures and files: a folder, or a URI."""
+
+
+def run_page(uri: str, run_id: str) -> RunPage:
+    """Return where a run of a tracking store can be looked at.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run.
+    """
+    client = connect(uri)
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        raise TrackingError(f"{shown(uri)}: {one_line(error)}") from None
+    served = uri.startswith("http")
+    host = shown(uri).rstrip("/") if served else "http://127.0.0.1:5000"
+    return RunPage(
+        url=f"{host}/#/experiments/{info.experiment_id}/runs/{run_id}",
+        command="" if served else f"mlflow ui --backend-store-uri {uri}",
+        artifacts=shown(info.artifact_uri).removeprefix("file://"),
+    )
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -160,6 +160,8 @@ def train(
                 resize_mode=plan.resize_mode,
                 resize_size=plan.resize_size,
                 crop_size=plan.view.crop_size,
+                convert_images=manifest.convert_images,
+                upright=manifest.upright,
                 recipe={**plan.recipe, "train": plan.train} if plan.kind == "finetune" else plan.recipe,
                 provenance={**identity, "data": described, "run_id": run.run_id, "run_name": name},
             )

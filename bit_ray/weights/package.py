@@ -53,6 +53,10 @@ class ModelSpec:
     """Side of the square that the network sees, pixels."""
     input_range: tuple[float, float] = (-1.0, 1.0)
     """What pixel values 0 and 255 become (big_transfer#26)."""
+    convert_images: bool = False
+    """What is not 8-bit RGB is converted, as in training, or refused."""
+    upright: bool = False
+    """Images are turned as their EXIF orientation says, as in training."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """The settings of the training run, as plain data."""
     provenance: dict[str, str] = field(default_factory=dict)

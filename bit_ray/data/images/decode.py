@@ -2,7 +2,8 @@
 
 With ``convert=True`` a grayscale image is repeated over three channels, 16 bits keep their high byte, and Pillow
 converts CMYK and other colour spaces to RGB. Transparent pixels are put over white, palettes are looked up, and an
-animation gives its first frame. EXIF orientation and colour profiles are ignored, as usual for these sets.
+animation gives its first frame. Colour profiles are ignored, as usual for these sets, and so is the EXIF orientation,
+which `orientation` reads and `turn` applies.
 """
 
 import io
@@ -11,12 +12,18 @@ import re
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bit_ray.data.images.bombs import jpeg_bomb, other_bomb, png_bomb
 from bit_ray.errors import DataError
 
 MAX_PIXELS = 100_000_000
+# Orientation -> (transposed, then upside down, then mirrored): EXIF 2.32, tag 0x0112.
+_TURNS = {
+    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
+}  # fmt: skip
+_EXIF_WITHIN = 2**17  # bytes; cameras put it first, and a JPEG segment has at most 64 kB
 # An explicit list: Pillow's other formats are rare, and some of them run external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
@@ -48,6 +55,45 @@ def decode_image(data: bytes, *, convert: bool = False, max_pixels: int = MAX_PI
         if image is not None:
             return image
     return _decode_other(data, convert, max_pixels)
+
+
+def image_kind(data: bytes) -> str:
+    """Return what ``convert=True`` would convert an image from, such as ``grayscale``; empty if it is plain 8-bit RGB.
+
+    Only the header is read: the image may still be truncated or damaged.
+
+    Raises:
+        ImageError: it is no image of a known format.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _not_plain_rgb(image) or ""
+    except (ImageError, MemoryError):
+        raise
+    except Exception:  # Pillow's plugins raise almost anything on damaged input
+        raise ImageError("not an image of a known format, or its header is damaged") from None
+
+
+def orientation(data: bytes) -> int:
+    """Return the EXIF orientation of an encoded image, 1 to 8; 1, upright, if it has none that can be read."""
+    if b"Exif" not in data[:_EXIF_WITHIN] and b"eXIf" not in data[:_EXIF_WITHIN] and data[:4] != b"RIFF":
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise almost anything on damaged input
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def turn(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Return an image ``[H, W, 3] uint8`` as its EXIF orientation says that it is seen: mirrored, turned, or both."""
+    transposed, upside_down, mirrored = _TURNS[orientation]
+    if transposed:
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
 
 
 def _decode_jpeg(data: bytes, convert: bool, max_pixels: int) -> npt.NDArray[np.uint8] | None:

@@ -16,6 +16,7 @@ from bit_ray.data.images.decode import ImageError, decode_image
 from bit_ray.errors import ConfigError
 
 QUALITY = 90
+_TURNED_QUALITY = 95
 
 
 def extension() -> ModuleType:
@@ -60,6 +61,14 @@ def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
     except (ValueError, ImageError):
         return None
     return packed if same else None
+
+
+def encode_turned(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode an image ``[H, W, 3] uint8`` that was turned: JPEG, quality 95, chroma in full resolution."""
+    encoded: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=_TURNED_QUALITY, colorsubsampling="444", fastdct=False
+    )
+    return encoded
 
 
 def shrink(pixels: npt.NDArray[np.uint8], shorter_side: int) -> bytes | None:

@@ -1,8 +1,9 @@
 """Building shards, Parquet files of encoded images, a row group at a time.
 
-Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes unchanged; ``labels`` list<int32>, class
-indices; if the set has them, ``annotation`` and ``fingerprint``, binary. Nothing is compressed again. The bytes of a
-shard are a pure function of its examples, so a shard may be built anywhere, and again after a failure.
+Columns: ``id`` string, unique in the set; ``image`` binary, the encoded bytes, which only options of packing change;
+``labels`` list<int32>, class indices; if the set has them, ``annotation`` and ``fingerprint``, binary. Nothing is
+compressed again. The bytes of a shard are a pure function of its examples, so a shard may be built anywhere, and again
+after a failure.
 """
 
 import tempfile
@@ -18,8 +19,8 @@ import pyarrow.parquet as pq
 
 from bit_ray import store
 from bit_ray.config import is_unicode
-from bit_ray.data.images.decode import ImageError, decode_image
-from bit_ray.data.images.pack import make_seekable, shrink
+from bit_ray.data.images.decode import ImageError, decode_image, orientation, turn
+from bit_ray.data.images.pack import encode_turned, make_seekable, shrink
 from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.options import PackOptions
 from bit_ray.data.shards.read import row_group_checksums
@@ -55,6 +56,7 @@ class ShardResult:
     median_image_size: tuple[int, int] = (0, 0)
     num_seekable: int = 0
     num_shrunk: int = 0
+    num_turned: int = 0
     num_small: int = 0
     """Images with a side below ``MIN_IMAGE_SIZE`` pixels."""
     source_digest: str = ""
@@ -85,7 +87,7 @@ def build_shard(
     convertible = False
     sizes: list[tuple[int, int]] = []
     ids: set[str] = set()
-    num_seen = num_seekable = num_shrunk = 0
+    num_seen = num_seekable = num_shrunk = num_turned = 0
     with scratch_file(shard_name(index)) as local:
         schema = shard_schema(plan.optional_columns)
         with _row_group_writer(local, schema, plan.row_group_size) as write:
@@ -111,6 +113,10 @@ def build_shard(
                     continue
                 if bad and plan.on_bad == "error":
                     continue
+                if plan.upright and (stored := orientation(example.image)) > 1:
+                    pixels = turn(pixels, stored)
+                    example = replace(example, image=encode_turned(pixels))
+                    num_turned += 1
                 if plan.shorter_side is not None and (small := shrink(pixels, plan.shorter_side)) is not None:
                     example = replace(example, image=small)
                     pixels = decode_image(small)
@@ -149,6 +155,7 @@ def build_shard(
         median_image_size=median_size(sizes, [1] * len(sizes)),
         num_seekable=num_seekable,
         num_shrunk=num_shrunk,
+        num_turned=num_turned,
         num_small=sum(min(size) < MIN_IMAGE_SIZE for size in sizes),
     )
 

@@ -84,6 +84,8 @@ class Manifest:
     shards: tuple[Shard, ...]
     convert_images: bool = False
     """Whether readers convert what is not 8-bit RGB (``decode_image(..., convert=True)``) or refuse it."""
+    upright: bool = False
+    """Whether images were turned as their EXIF orientation says; else it is ignored."""
     plan_digest: str = ""
     """SHA-256 of the plan that wrote the set (source and options); empty for a set written from an iterator."""
     optional_columns: tuple[str, ...] = ()
@@ -195,6 +197,8 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as plain data, its shards one flat record each."""
     data = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
     shards = [asdict(shard) for shard in manifest.shards]
+    if not manifest.upright:  # sets that were written before there was the option have the same manifest
+        del data["upright"]
     if manifest.format == 1:
         del data["optional_columns"]
         for shard in shards:

@@ -15,6 +15,9 @@ class PackOptions:
 
     convert_images: bool = False
     """Readers convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB."""
+    upright: bool = False
+    """Turn images that a camera stored on their side, as their EXIF orientation says; they are encoded again, as JPEG
+    of quality 95. Without it the orientation is ignored, as in the paper's sets."""
     on_bad: Literal["error", "skip"] = "error"
     """Bad images end the command, or are left out and listed in skipped.json next to the manifest."""
     seekable: bool = False

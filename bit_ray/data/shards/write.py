@@ -49,6 +49,8 @@ class WriteReport:
     """Images that have restart markers now; None if an earlier run had finished the set."""
     num_shrunk: int | None
     """Images that were encoded again with fewer pixels; None as above."""
+    num_turned: int | None
+    """Images that were turned upright; None as above."""
     num_small: int | None
     """Images with a side below 32 pixels, which training enlarges; None as above."""
     skipped: tuple[tuple[str, str], ...]
@@ -120,10 +122,11 @@ def write_shards(
             optional_columns=columns,
             **{field.name: getattr(options, field.name) for field in fields(PackOptions)},
         )
-        if "annotation" in columns and options.shorter_side is not None:
-            given = f"{options.shorter_side} with annotations"
-            accepted = "not set, because annotations refer to the original pixels"
-            raise ConfigError.of("shorter_side", given, accepted, "leave it out")
+        for option in ("shorter_side", "upright"):
+            if "annotation" in columns and getattr(options, option):
+                given = f"{getattr(options, option)} with annotations"
+                accepted = "not set, because annotations refer to the original pixels"
+                raise ConfigError.of(option, given, accepted, "leave it out")
         described = {
             "name": name,
             "source": examples.identity,
@@ -138,6 +141,7 @@ def write_shards(
         # Left out when not set, as in the plans of sets that were written before there were these options.
         later: dict[str, Any] = {
             "seekable": plan.seekable or None,
+            "upright": plan.upright or None,
             "shorter_side": plan.shorter_side,
             "optional_columns": list(columns) or None,
         }
@@ -258,6 +262,7 @@ def _manifest(
         shards=shards,
         optional_columns=plan.optional_columns,
         convert_images=plan.convert_images,
+        upright=plan.upright,
         plan_digest=plan_digest,
     )
 
@@ -325,6 +330,7 @@ def _report(
         num_resumed=writing.num_resumed if writing else len(manifest.shards),
         num_seekable=sum(result.num_seekable for result in writing.done.values()) if writing else None,
         num_shrunk=sum(result.num_shrunk for result in writing.done.values()) if writing else None,
+        num_turned=sum(result.num_turned for result in writing.done.values()) if writing else None,
         num_small=sum(result.num_small for result in writing.done.values()) if writing else None,
         skipped=skipped,
         empty_classes=empty_classes,

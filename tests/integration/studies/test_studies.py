@@ -1,6 +1,7 @@
 """Studies through Ray Tune: what they leave, that a second start repeats nothing, and that they outlive killings."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
+from ray._private import state
 from ray.cluster_utils import Cluster
 
 from bit_ray import store
@@ -96,6 +98,7 @@ def small(sets: Path, storage: object, **changes) -> GridConfig:
 
 def nothing_is_left() -> None:
     """No CPU is held, no placement group stands, and no actor of the study lives."""
+    gc.collect()  # errors of earlier tests of this process may hold Ray Data's actors in a cycle of references
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
@@ -103,7 +106,12 @@ def nothing_is_left() -> None:
         if free == total and not groups:
             return
         time.sleep(0.2)
-    raise AssertionError(f"{free} of {total} CPUs are free, placement groups: {groups}")
+    alive = [
+        {name: actor.get(name) for name in ("ActorClassName", "Name", "JobID", "Pid", "RequiredResources")}
+        for actor in state.actors().values()
+        if actor.get("State") != "DEAD"
+    ]
+    raise AssertionError(f"{free} of {total} CPUs are free, placement groups: {groups}, actors: {alive}")
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

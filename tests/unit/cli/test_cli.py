@@ -43,7 +43,7 @@ for name in ["", "shards", "runs", "models", *COMMANDS]:
 # A new flag is a decision: the names a user types are a contract.
 FLAGS = {
     "shards write": "SOURCE OUTPUT --name --class-names --multi-label --root --data-dir --download --no-check-size "
-    "--label --convert-images --on-bad "
+    "--label --convert-images --upright --on-bad "
     "--seekable --shorter-side --row-group-size --shard-examples --seed --num-workers",
     "shards inspect": "SHARDS --sheet --num-images --augmented --crop-size --seed",
     "shards verify": "SHARDS --no-decode --num-workers",
@@ -52,6 +52,8 @@ FLAGS = {
     "shards bench": "SHARDS --crop-size --batch-size --num-threads --seconds",
     "replay": "--run --step --config --shards --micro-batch-size --tracking.*",
     "runs diagnose": "RUN --config --storage --tracking.*",
+    "train": "FOLDER --name --config --minutes --init --method --image-size --no-random-flip --val-share --test-share "
+    "--drop-duplicates --seed --storage --dry-run --tracking.* --register.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
     "--clip-norm --head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "

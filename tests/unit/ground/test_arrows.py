@@ -12,6 +12,8 @@ PACKAGE = ROOT / "bit_ray"
 
 # What may import Ray or MLflow when it is imported. All else, a new module too, must do without.
 MAY_IMPORT_RAY_OR_MLFLOW = {
+    "bit_ray.autotrain.starts",
+    "bit_ray.autotrain.train",
     "bit_ray.cli.main",
     "bit_ray.cluster.session",
     "bit_ray.data.stream.bench",
@@ -47,6 +49,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
 
 # What imports them, itself or by others, only when a function of it is called.
 MAY_IMPORT_THEM_WHEN_CALLED = {
+    "bit_ray.cli.autotrain",
     "bit_ray.cli.export",
     "bit_ray.cli.models",
     "bit_ray.cli.runs",

@@ -5,9 +5,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from bit_ray.data.images.decode import ImageError, decode_image
+from bit_ray.data.images.decode import ImageError, decode_image, orientation, turn
 from bit_ray.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -180,3 +180,22 @@ def test_an_image_error_is_a_data_error_and_travels_between_processes():
     error = pickle.loads(pickle.dumps(ImageError("grayscale", convertible=True)))
     assert isinstance(error, DataError)
     assert (error.reason, error.convertible) == ("grayscale", True)
+
+
+@pytest.mark.parametrize("stored", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_image_is_turned_as_pillow_turns_it(stored, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = stored
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, exif=exif, lossless=True, quality=100)
+    data = file.getvalue()
+    assert orientation(data) == stored
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert np.array_equal(turn(decode_image(data), orientation(data)), expected)
+
+
+@pytest.mark.parametrize("data", [b"", b"Exif", b"\xff\xd8Exif" + bytes(50), b"RIFF" + bytes(60)])
+def test_what_has_no_orientation_that_can_be_read_is_upright(data):
+    assert orientation(data) == 1

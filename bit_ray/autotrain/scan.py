@@ -1,0 +1,279 @@
+"""What is in a folder of images: classes, parts, kinds of files and duplicates; and the split into parts.
+
+Only headers are decoded here. An image that turns out to be damaged is left out when the shards are written.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from bit_ray import store
+from bit_ray.data.images.decode import ImageError, image_kind, orientation
+from bit_ray.data.sources.base import MAX_IMAGE_BYTES
+from bit_ray.data.sources.files import FileSource
+from bit_ray.data.sources.labels import check_classes, one_each
+from bit_ray.errors import DataError, brief
+from bit_ray.inference.inputs import IMAGE_SUFFIXES
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+_CALLED: dict[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}  # fmt: skip
+_NUM_READERS = 8
+_LEAST = {"train": 2, "val": 1, "test": 1}
+_ACCEPTED = "a folder with a folder of images for each class, or with train (and val, test) with those below"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An image file, as far as its header says."""
+
+    path: str
+    """Below the folder."""
+    label: int
+    """Index of its class."""
+    part: Part | None
+    """Part that it lies in; None where the folder has no parts."""
+    sha256: str
+    """Of the file."""
+    kind: str = ""
+    """What it is if it is not plain 8-bit RGB, such as ``grayscale``."""
+    sideways: bool = False
+    """Whether a camera stored it turned or mirrored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What is in a folder."""
+
+    folder: str
+    class_names: tuple[str, ...]
+    images: tuple[Found, ...]
+    """All that may be readable, by path."""
+    unreadable: tuple[tuple[str, str], ...]
+    """Path and reason of files that have the ending of an image and are none."""
+    others: Mapping[str, int]
+    """Files with other endings, by ending."""
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Images by what they are, other than upright 8-bit RGB."""
+        turned = sum(image.sideways for image in self.images)
+        return Counter(image.kind for image in self.images if image.kind) + Counter({"stored sideways": turned})
+
+    @property
+    def num_duplicates(self) -> int:
+        """Images that are in the folder before, byte for byte."""
+        return len(self.images) - len({image.sha256 for image in self.images})
+
+
+def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None = None) -> Scan:
+    """Look through a folder, local or in a store.
+
+    Args:
+        folder: Path or URI.
+        progress: Told (files looked at, files in all).
+
+    Raises:
+        DataError: no such folder, no image, fewer than two classes, or images where none belong.
+    """
+    folder = store.absolute(folder)
+    if not store.exists(folder):
+        raise DataError(f"{folder}: no such folder; accepted: {_ACCEPTED}; check the path")
+    listed = [name for name, _ in store.list_tree(folder)[0]]
+    names = [name for name in listed if not any(part.startswith(".") for part in name.split("/"))]
+    paths = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    endings = Counter(PurePath(name).suffix.lower() or "no ending" for name in set(names) - set(paths))
+    others = dict(sorted(endings.items(), key=lambda item: (-item[1], item[0])))
+    depth, class_names = _layout(folder, paths, others)
+    index = {name: i for i, name in enumerate(class_names)}
+
+    def look(path: str) -> Found | tuple[str, str]:
+        try:
+            data = store.read_bytes(store.join(folder, path), MAX_IMAGE_BYTES)
+            kind = image_kind(data)
+        except ImageError as error:
+            return path, error.reason
+        except store.UnfitFileError as error:
+            return path, error.reason
+        except DataError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, PermissionError)):
+                return path, str(error.__cause__.strerror or error.__cause__)
+            raise
+        directories = path.split("/")
+        return Found(
+            path=path,
+            label=index[directories[depth]],
+            part=_CALLED[directories[0].lower()] if depth else None,
+            sha256=hashlib.sha256(data).hexdigest(),
+            kind=kind,
+            sideways=orientation(data) > 1,
+        )
+
+    images, unreadable = [], []
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        for done, found in enumerate(pool.map(look, paths), 1):
+            if isinstance(found, Found):
+                images.append(found)
+            else:
+                unreadable.append(found)
+            if progress is not None:
+                progress(done, len(paths))
+    if not images:
+        path, reason = unreadable[0]
+        raise DataError(
+            f"{folder}: none of {len(paths):,} images can be read; the first, {path}: {reason}; accepted: image files"
+        )
+    return Scan(
+        folder=folder,
+        class_names=class_names,
+        images=tuple(images),
+        unreadable=tuple(unreadable),
+        others=others,
+    )
+
+
+def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
+    """Return how many directories are above those of the classes, 0 or 1, and the class names.
+
+    Raises:
+        DataError: it is not a folder of classes.
+    """
+    if not paths:
+        endings = ", ".join(f"{count:,} {ending}" for ending, count in list(others.items())[:5])
+        raise DataError(
+            f"{folder}: no image in it{f' ({endings})' if others else ''}; accepted: files ending in "
+            f"{' '.join(IMAGE_SUFFIXES)}; convert them, or check the path"
+        )
+    loose = [path for path in paths if "/" not in path]
+    above = {path.split("/")[0] for path in paths if "/" in path}
+    if loose:
+        remedy = f"move {loose[0]!r} into a class's folder" if above else "give the folder above, or make class folders"
+        raise DataError(f"{folder}: {len(loose):,} images lie directly in it; accepted: {_ACCEPTED}; {remedy}")
+    parts = {name for name in above if name.lower() in _CALLED}
+    depth = 0
+    if parts:
+        called = [_CALLED[name.lower()] for name in parts]
+        if parts != above or "train" not in called or len(set(called)) < len(called):
+            given = ", ".join(sorted(above)[:6])
+            raise DataError(
+                f"{folder}: has the folders {given}; accepted: {_ACCEPTED}; move or rename what does not belong"
+            )
+        depth = 1
+        loose = [path for path in paths if path.count("/") == 1]
+        if loose:
+            where = f"{folder}/{loose[0].split('/')[0]}"
+            raise DataError(
+                f"{where}: {len(loose):,} images lie directly in it; accepted: a folder of images for each class; "
+                "make class folders"
+            )
+    found = {part: {p.split("/")[1] for p in paths if p.split("/")[0] == part} for part in parts}
+    train = next((found[part] for part in parts if _CALLED[part.lower()] == "train"), above)
+    for part, names in found.items():
+        if names - train:
+            extra = sorted(names - train)
+            raise DataError(
+                f"{folder}/{part}: class {extra[0]!r} is not in train; accepted: the classes of train; rename or "
+                "remove it"
+            )
+    class_names = tuple(sorted(train))
+    if len(class_names) < 2:
+        (only,) = class_names
+        below = {path.split("/")[depth + 1] for path in paths if path.count("/") > depth + 1}
+        hint = f"did you mean {folder}/{only}?" if len(below) > 1 else "add another class"
+        raise DataError(f"{folder}: one class, {only!r}; accepted: at least two; {hint}")
+    check_classes(folder, class_names, _ACCEPTED)
+    return depth, class_names
+
+
+def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Part, list[Found]]:
+    """Divide a folder's images into parts: those it has itself, and the missing ones drawn from train.
+
+    Of each class the shares are drawn by the seed; copies of one image stay together, and in train if they are in
+    several classes. A class's draw does not depend on the other classes.
+
+    Args:
+        scan: The folder.
+        val_share: Share of a class that is drawn for val, where there is none.
+        test_share: The same for test.
+        seed: Of the draw.
+
+    Raises:
+        DataError: a class has too few images.
+    """
+    given = {image.part for image in scan.images if image.part is not None}
+    parts: dict[Part, list[Found]] = {
+        part: [image for image in scan.images if image.part == part] for part in ("val", "test")
+    }
+    pool = [image for image in scan.images if image.part in (None, "train")]
+    shares: dict[Part, float] = {"test": test_share, "val": val_share}
+    drawn = {part: share for part, share in shares.items() if part not in given}
+    labels_of = defaultdict(set)
+    for image in pool:
+        labels_of[image.sha256].add(image.label)
+    train: list[Found] = []
+    for label, name in enumerate(scan.class_names):
+        members: dict[str, list[Found]] = {}
+        for image in pool:
+            if image.label == label:
+                members.setdefault(image.sha256, []).append(image)
+        total = sum(map(len, members.values()))
+        least = _LEAST["train"] + sum(_LEAST[part] for part in drawn)
+        free = [same for digest, same in members.items() if len(labels_of[digest]) == 1]
+        if len(members) < least or len(free) < least - _LEAST["train"]:
+            raise DataError(
+                f"class {brief(name)}: {len(members)} different images; accepted: at least {least}, of which "
+                f"{' and '.join(f'one is for {part}' for part in drawn) or 'all are for train'}; add some, or remove "
+                "the class"
+            )
+        fixed = [same for digest, same in members.items() if len(labels_of[digest]) > 1]
+        words = np.random.PCG64(np.random.SeedSequence((seed, label))).random_raw(len(free))
+        order = [free[i] for i in np.argsort(words, kind="stable")]
+        later = list(drawn)
+        for part, share in drawn.items():
+            later.remove(part)
+            kept = sum(_LEAST[other] for other in later)
+            kept += max(0, _LEAST["train"] - len(fixed))
+            wanted = max(_LEAST[part], round(share * total))
+            taken: list[Found] = []
+            while len(taken) < wanted and len(order) > kept:
+                taken += order.pop()
+            parts[part] += taken
+        train += [image for same in fixed + order for image in same]
+    parts["train"] = train
+    return {part: sorted(parts[part], key=lambda image: image.path) for part in PARTS}
+
+
+def without_copies(parts: Mapping[Part, Sequence[Found]]) -> dict[Part, list[Found]]:
+    """Return the parts without what is in an earlier one of train, val and test, byte for byte."""
+    seen: set[str] = set()
+    left: dict[Part, list[Found]] = {}
+    for part in PARTS:
+        left[part] = [image for image in parts[part] if image.sha256 not in seen]
+        seen |= {image.sha256 for image in parts[part]}
+    return left
+
+
+def num_shared(parts: Mapping[Part, Sequence[Found]]) -> int:
+    """Images of val and test that are in an earlier part, byte for byte."""
+    left = without_copies(parts)
+    return sum(len(parts[part]) - len(left[part]) for part in PARTS)
+
+
+def source(scan: Scan, images: Sequence[Found]) -> FileSource:
+    """Return some images of a folder as a source of shards."""
+    ids = pa.array([image.path for image in images], pa.large_string())
+    labels = one_each(pa.array([image.label for image in images], pa.int32()))
+    items = pa.table({"id": ids, "path": ids, "labels": labels})
+    return FileSource(scan.folder, items, scan.class_names, multi_label=False)

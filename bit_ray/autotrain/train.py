@@ -1,0 +1,454 @@
+"""The whole way from a folder of images to a registered classifier."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from bit_ray import store
+from bit_ray.autotrain.config import TrainConfig
+from bit_ray.autotrain.scan import (
+    PARTS,
+    Found,
+    Part,
+    Scan,
+    num_shared,
+    scan_folder,
+    source,
+    split,
+    without_copies,
+)
+from bit_ray.autotrain.starts import Start, choose_start
+from bit_ray.claim import claimed_run
+from bit_ray.cluster.session import cluster
+from bit_ray.cluster.slots import num_local_cores
+from bit_ray.config import digest, to_dict
+from bit_ray.data.shards.manifest import Manifest, read_manifest
+from bit_ray.data.shards.write import WriteReport, write_shards
+from bit_ray.errors import ConfigError
+from bit_ray.evaluation.evaluate import evaluate_model, record
+from bit_ray.evaluation.linear_head import fit_temperature
+from bit_ray.evaluation.metrics import ClassificationMetrics
+from bit_ray.inference.classifier import Classifier, load_model
+from bit_ray.inference.features import read_features
+from bit_ray.models.network import Network
+from bit_ray.models.zoo import create_model
+from bit_ray.progress import console, follow, print_table
+from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.run_folder import RunFolder, first_difference
+from bit_ray.tracking.identity import code_revision
+from bit_ray.tracking.registry import RegisteredModel, register
+from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.server import tracking_uri
+from bit_ray.training import driver
+from bit_ray.training.checkpoint.writer import write_directory
+from bit_ray.training.checks import check_registration
+from bit_ray.training.config import FinetuneConfig, Runtime
+from bit_ray.training.estimate import as_duration, measure_speed
+from bit_ray.training.finetune import finetune_plan
+from bit_ray.training.initial_weights import InitialWeights, read_init
+from bit_ray.training.memory import bytes_per_image
+from bit_ray.training.plan import TrainPlan
+from bit_ray.weights.package import ModelSpec, save_package
+
+log = logging.getLogger(__name__)
+
+# Larger photographs are stored with this shorter side: no view is larger.
+_SHORTER_SIDE = 512
+# Shares of the time that is left: for larger views, and for fine-tuning.
+_VIEWS, _FINETUNE = 0.25, 0.7
+# Ray, its workers and their imports, on two cores.
+_STARTING_S = 30.0
+_BATCHES = (512, 256, 128, 64, 32)
+_LEAST_STEPS, _MOST_STEPS, _LEAST_PASSES = 100, 500, 5
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderResult:
+    """A classifier made from a folder of images."""
+
+    version: RegisteredModel
+    """The registered model."""
+    metrics: dict[str, float]
+    """Test metrics, as `bit_ray.evaluation.evaluate` has them."""
+    run_id: str
+    """MLflow run, with pictures below ``evaluation/``."""
+    choices: tuple[str, ...]
+    """What was chosen, and why."""
+
+
+def train(folder: str | Path, **settings: Any) -> FolderResult | None:
+    """Make a classifier from a folder of images; None after a dry run.
+
+    Args:
+        folder: As `TrainConfig.folder`.
+        **settings: Other fields of `TrainConfig`.
+
+    Raises:
+        BitRayError: Anything the user can fix.
+    """
+    return run(TrainConfig(folder=str(folder), **settings))
+
+
+def run(config: TrainConfig) -> FolderResult | None:
+    """Carry out `train`."""
+    started = time.monotonic()
+    name = config.name or Path(store.absolute(config.folder).rstrip("/")).name
+    config = replace(config, name=name, register=replace(config.register, name=config.register.name or name))
+    as_finetune = _finetune_config(config, shards="", init="")
+    check_registration(as_finetune)
+    uri = tracking_uri(config.tracking.uri, config.storage)
+    with follow("look") as progress:
+        scan = scan_folder(config.folder, progress)
+    parts = split(scan, config.val_share, config.test_share, config.seed)
+    _show(scan, parts, config)
+    if config.drop_duplicates:
+        parts = without_copies(parts)
+        for part in PARTS:
+            if not parts[part]:
+                given = f"on, and all images of {part} are also in another part"
+                raise ConfigError.of("drop_duplicates", given, remedy="leave it out, or add images")
+    if config.dry_run:
+        return None
+    with claimed_run(config.storage, name):
+        return _Run(config, scan, parts, uri, started).result()
+
+
+class _Run:
+    """One run: its settings, and the choices so far."""
+
+    def __init__(
+        self, config: TrainConfig, scan: Scan, parts: Mapping[Part, list[Found]], uri: str, started: float
+    ) -> None:
+        self.config, self.scan, self.parts, self.uri, self.started = config, scan, parts, uri, started
+        self.folder = RunFolder.of(config.storage, config.name)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.choices: list[str] = []
+        self.shards = {part: store.join(self.folder.uri, "data", part) for part in PARTS}
+
+    def say(self, choice: str) -> None:
+        """Print a choice, and keep it for the record."""
+        self.choices.append(choice)
+        console.print(f"{self.config.name}: {choice}")
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.config.minutes * 60 - (time.monotonic() - self.started)
+
+    def result(self) -> FolderResult:
+        """Do everything."""
+        config = self.config
+        self._begin()
+        if store.exists(self.folder.result):
+            console.print(f"{config.name}: already finished")
+            return store.read_record(FolderResult, self.folder.result)
+        manifests = {part: self._write(part) for part in PARTS}
+        start = choose_start(
+            config.init,
+            config.image_size,
+            self.shards["train"],
+            manifests["train"],
+            tracking_uri=self.uri,
+            own_name=config.register.name,
+            seed=config.seed,
+            seconds=_VIEWS * self.left(),
+            device=self.device,
+            say=self.say,
+        )
+        spec = ModelSpec(
+            model=start.classifier.spec.model,
+            num_classes=len(self.scan.class_names),
+            class_names=self.scan.class_names,
+            multi_label=False,
+            resize_mode="square",
+            resize_size=start.size,
+            crop_size=start.size,
+            convert_images=True,
+            upright=True,
+        )
+        init = _initial_weights(start, self.uri)
+        with TrackedRun.open(
+            config.tracking,
+            run_name=config.name,
+            storage=store.absolute(config.storage),
+            params=to_dict(config),
+            tags={"bit_ray.manifest_digest": manifests["train"].digest, "bit_ray.parent": init.parent},
+            kind="train",
+        ) as tracked:
+            models = {}
+            if config.method != "finetune":
+                models["linear head"] = Classifier(_with_head(start), spec)
+            if config.method != "head" and (tuned := self._finetune(start, init, manifests["train"], tracked)):
+                models["fine-tuning"] = tuned
+            best, temperature = self._choose(models, manifests["val"], tracked)
+            return self._finish(best, temperature, init, spec, manifests, tracked)
+
+    def _begin(self) -> None:
+        """Record what the run is, or make sure that it is what an earlier start recorded.
+
+        Raises:
+            ConfigError: the name belongs to other images or settings.
+        """
+        kept = ("minutes", "init", "method", "image_size", "random_flip", "drop_duplicates", "seed")
+        images = digest([[part, image.path, image.sha256] for part in PARTS for image in self.parts[part]])
+        settings = {"images": images, **{name: getattr(self.config, name) for name in kept}}
+        if store.exists(self.folder.settings):
+            before = store.read_json(self.folder.settings)
+            if before != settings:
+                field, old, new = first_difference(before if isinstance(before, dict) else {}, settings)
+                raise ConfigError.of(
+                    "name",
+                    f"{self.config.name} was begun with {field} {old}, here it is {new}",
+                    "the images and settings that it began with",
+                    "choose another name, or restore them",
+                )
+        store.write_json(self.folder.settings, settings)
+
+    def _write(self, part: Part) -> Manifest:
+        with follow(f"write {part}") as progress:
+            report: WriteReport = write_shards(
+                source(self.scan, self.parts[part]),
+                self.shards[part],
+                name=f"{self.config.name} {part}",
+                convert_images=True,
+                upright=True,
+                on_bad="skip",
+                shorter_side=_SHORTER_SIDE,
+                progress=progress,
+            )
+        for path, reason in report.skipped[:5]:
+            self.say(f"left out of {part}: {path}: {reason}")
+        if len(report.skipped) > 5:
+            self.say(f"left out of {part}: {len(report.skipped) - 5:,} more, see {self.shards[part]}/skipped.json")
+        return read_manifest(self.shards[part])
+
+    def _finetune(
+        self, start: Start, init: InitialWeights, manifest: Manifest, tracked: TrackedRun
+    ) -> Classifier | None:
+        """Fine-tune if there is time for it, and return the result."""
+        config = self.config
+        chosen = _plan(config, self.shards["train"], start, init, manifest, self.device, _FINETUNE * self.left())
+        if isinstance(chosen, str):
+            if config.method == "finetune":
+                raise ConfigError.of(
+                    "minutes", f"{config.minutes:g}, {chosen}", remedy="raise it, or use --method auto"
+                )
+            self.say(f"no fine-tuning: {chosen}")
+            return None
+        settings, plan, why = chosen
+        self.say(f"fine-tuning: {why}")
+        with cluster():
+            result = driver.train(
+                settings, plan, self.shards["train"], manifest, init=init, parent_run_id=tracked.run_id
+            )
+        return load_model(result.package_uri, device=self.device)
+
+    def _choose(
+        self, models: Mapping[str, Classifier], manifest: Manifest, tracked: TrackedRun
+    ) -> tuple[Classifier, float]:
+        """Return the best by the validation images, and the temperature that calibrates it on them."""
+        scored = {}
+        for name, classifier in models.items():
+            found = read_features(classifier, self.shards["val"], manifest)
+            logits = _logits(classifier, found.features)
+            scored[name] = float((logits.argmax(1) == found.labels).mean()), logits, found.labels
+        best = max(scored, key=lambda name: scored[name][0])
+        accuracy, logits, labels = scored[best]
+        others = [f"{name} has {scored[name][0]:.1%}" for name in scored if name != best]
+        compared = f", {', '.join(others)}" if others else ""
+        self.say(f"chosen: {best}, {accuracy:.1%} of {len(labels):,} validation images{compared}")
+        temperature = fit_temperature(logits, labels)
+        before, after = _calibration_error(logits, labels), _calibration_error(logits / temperature, labels)
+        self.say(
+            f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of the validation "
+            f"images was {before:.1%} and is {after:.1%}"
+        )
+        found_metrics = {f"val/top_1_{name.replace(' ', '_').replace('-', '_')}": scored[name][0] for name in scored}
+        tracked.log_metrics({**found_metrics, "val/ece_before": before, "val/ece": after}, step=0)
+        return models[best], temperature
+
+    def _finish(
+        self,
+        classifier: Classifier,
+        temperature: float,
+        init: InitialWeights,
+        spec: ModelSpec,
+        manifests: Mapping[Part, Manifest],
+        tracked: TrackedRun,
+    ) -> FolderResult:
+        """Test once, save, record and register."""
+        config, train_set = self.config, manifests["train"]
+        network = create_model(spec.model, spec.num_classes)
+        network.load_state_dict(classifier.model.state_dict())
+        for parameter in network.head.parameters():
+            parameter.data /= temperature
+        spec = replace(
+            spec,
+            recipe={"choices": list(self.choices), "temperature": temperature},
+            provenance={
+                "manifest_digest": train_set.digest,
+                "code_revision": code_revision(),
+                "parent": init.parent,
+                "parent_digest": init.digest,
+                "data": f"{train_set.name}: {train_set.num_examples:,} images of {train_set.num_classes:,} classes",
+                "run_id": tracked.run_id,
+                "run_name": config.name,
+            },
+        )
+        evaluation = evaluate_model(
+            Classifier(network.to(self.device), spec), self.shards["test"], manifests["test"], None
+        )
+        record(tracked, evaluation, manifests["test"], step=0)
+        tracked.log_text("\n".join(self.choices) + "\n", "choices.txt")
+        package = store.join(self.folder.uri, "model")
+        write_directory(package, lambda directory: save_package(directory, network, spec))
+        version = register(
+            package,
+            name=config.register.name,
+            alias=config.register.alias,
+            tracking_uri=self.uri,
+            run_id=tracked.run_id,
+        )
+        result = FolderResult(
+            version=version, metrics=evaluation.metrics, run_id=tracked.run_id, choices=tuple(self.choices)
+        )
+        store.write_json(self.folder.result, to_dict(result))
+        return result
+
+
+def _plan(
+    config: TrainConfig,
+    shards: str,
+    start: Start,
+    init: InitialWeights,
+    manifest: Manifest,
+    device: str,
+    seconds: float,
+) -> tuple[FinetuneConfig, TrainPlan, str] | str:
+    """Return settings and plan of a fine-tuning that takes at most some seconds, with a reason; or why there is none.
+
+    The learning rate keeps HyperRule's sum over the steps, up to 0.01.
+    """
+    size = start.size
+    resize = round(size * (5 / 4 if size <= 128 else 16 / 15))
+    settings = _finetune_config(config, shards=shards, init=init.parent)
+    network = start.classifier.spec.model
+    num_workers = max(1, torch.cuda.device_count()) if device == "cuda" else num_local_cores()
+    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available / num_workers
+    micro = max(1, int(_MEMORY_SHARE * available / bytes_per_image(network, size)))
+
+    def planned(batch: int, steps: int) -> tuple[FinetuneConfig, TrainPlan]:
+        rule = RuleOverrides(
+            regime="small",
+            resize=resize,
+            crop=size,
+            batch_size=batch,
+            num_steps=steps,
+            base_lr=min(0.01, 0.003 * _MOST_STEPS / steps),
+        )
+        runtime = Runtime(micro_batch_size=micro if batch > micro else 0, checkpoint_every_s=120)
+        ready = replace(settings, rule=rule, runtime=runtime)
+        return ready, finetune_plan(ready, manifest, init, manifest.num_examples)
+
+    _, plan = planned(_BATCHES[-1], _LEAST_STEPS)
+    speed = measure_speed(plan, "auto", device, min(micro, _BATCHES[-1])).images_per_s * num_workers
+    images = int((seconds - _STARTING_S) * speed)
+    passes = images / manifest.num_examples
+    if passes < _LEAST_PASSES or images < _LEAST_STEPS * _BATCHES[-1]:
+        wanted = max(_LEAST_PASSES * manifest.num_examples, _LEAST_STEPS * _BATCHES[-1])
+        needed = (wanted / speed + _STARTING_S) / _FINETUNE
+        return f"{as_duration(needed)} are needed for the shortest on this machine, and {as_duration(seconds)} are left"
+    batch = next(size for size in _BATCHES if images // size >= _LEAST_STEPS)
+    steps = min(_MOST_STEPS, images // batch)
+    ready, plan = planned(batch, steps)
+    took = as_duration(steps * batch / speed + _STARTING_S)
+    passes = steps * batch / manifest.num_examples
+    return ready, plan, f"{steps:,} steps of {batch} images, {passes:,.1f} passes, about {took}"
+
+
+def _finetune_config(config: TrainConfig, *, shards: str, init: str) -> FinetuneConfig:
+    """The settings of the fine-tuning below the run's folder."""
+    return FinetuneConfig(
+        name=f"{config.name} fine-tuning",
+        shards=shards,
+        init=init,
+        random_flip=config.random_flip,
+        seed=config.seed,
+        storage=config.storage,
+        tracking=config.tracking,
+        register=config.register,
+    )
+
+
+def _initial_weights(start: Start, uri: str) -> InitialWeights:
+    """The start's weights, negated where it sees negatives."""
+    init = read_init(start.uri, uri)
+    if not start.inverted:
+        return init
+    network: Network = start.classifier.model
+    tensors = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    return replace(init, tensors=tensors, parent=f"{init.parent}, inverted")
+
+
+def _with_head(start: Start) -> Network:
+    """The start's network with its linear head."""
+    num_classes = len(start.head.bias)
+    network = create_model(start.classifier.spec.model, num_classes)
+    tensors = {name: t for name, t in start.classifier.model.state_dict().items() if not name.startswith("head.")}
+    tensors["head.weight"] = torch.from_numpy(start.head.kernel)
+    tensors["head.bias"] = torch.from_numpy(start.head.bias)
+    network.load_state_dict(tensors)
+    return network.to(start.classifier.device)
+
+
+def _logits(classifier: Classifier, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    head = classifier.model.head
+    weight, bias = head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()
+    return features @ weight.T + bias
+
+
+def _calibration_error(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    metrics = ClassificationMetrics(logits.shape[1], multi_label=False)
+    metrics.update(torch.from_numpy(logits), torch.from_numpy(labels))
+    return metrics.result()["ece"]
+
+
+def _show(scan: Scan, parts: Mapping[Part, list[Found]], config: TrainConfig) -> None:
+    """Print what is in the folder, and how it is split."""
+    counts = {
+        part: np.bincount([image.label for image in parts[part]], minlength=len(scan.class_names)) for part in PARTS
+    }
+    rows = [(name, *(f"{counts[part][label]:,}" for part in PARTS)) for label, name in enumerate(scan.class_names[:20])]
+    if len(scan.class_names) > 20:
+        rest = slice(20, None)
+        rows.append((f"{len(scan.class_names) - 20:,} more", *(f"{counts[part][rest].sum():,}" for part in PARTS)))
+    rows.append(("all", *(f"{counts[part].sum():,}" for part in PARTS)))
+    print_table(config.folder, rows, ("class", *PARTS))
+    given = {image.part for image in scan.images} - {None}
+    drawn = [part for part in ("val", "test") if part not in given]
+    lines = []
+    if drawn:
+        lines.append(f"drawn by seed {config.seed}: {' and '.join(drawn)}; a class's copies of one image stay together")
+    for kind, count in scan.kinds.items():
+        lines.append(f"{count:,} {kind}: {'turned upright' if kind == 'stored sideways' else 'converted to 8-bit RGB'}")
+    for path, reason in scan.unreadable[:5]:
+        lines.append(f"left out: {path}: {reason}")
+    if len(scan.unreadable) > 5:
+        lines.append(f"left out: {len(scan.unreadable) - 5:,} more that cannot be read")
+    if scan.others:
+        lines.append("left out: " + ", ".join(f"{count:,} {ending}" for ending, count in list(scan.others.items())[:6]))
+    if scan.num_duplicates:
+        lines.append(f"{scan.num_duplicates:,} images are copies of others, byte for byte")
+    if shared := num_shared(parts):
+        what = "left out of val and test" if config.drop_duplicates else "leave them out with --drop-duplicates"
+        lines.append(f"{shared:,} images of val and test are also in train or val: {what}")
+    for line in lines:
+        console.print(line)

@@ -1,0 +1,26 @@
+"""``bit-ray train``: from a folder of images to a registered classifier."""
+
+from bit_ray.autotrain.config import TrainConfig
+from bit_ray.cli.training import scores, where
+from bit_ray.config import DEFAULT_STORAGE
+from bit_ray.progress import console, print_table
+
+
+def train(config: TrainConfig) -> None:
+    """Train on a folder, and print the result and the command that predicts."""
+    from bit_ray.autotrain.train import run
+
+    result = run(config)
+    if result is None:  # a dry run, which has printed what it found
+        return
+    version = result.version
+    uri = f"models:/{version.name}@{version.alias}"
+    rows = [
+        ("registered", f"{uri}, version {version.version}"),
+        ("weights", version.weights_uri),
+        *scores(result.metrics),
+        *where(config.tracking.uri, config.storage, result.run_id),
+    ]
+    print_table("Result on the test images", rows)
+    storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
+    console.print(f"Classify an image with it:  bit-ray predict IMAGE --model '{uri}'{storage}")
