@@ -13,7 +13,6 @@ from rich.table import Table
 # Printed text has users' names and numbers: `:m:` and `[x]` in it are not markup.
 console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
 _SECONDS_BETWEEN_LINES = 5.0
-_SECONDS_PER_LINE = 1.0
 
 
 def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
@@ -37,7 +36,9 @@ def _is_number(text: str) -> bool:
 
 
 @contextmanager
-def track(title: str, total: int | None, unit: str, *, started: float | None = None) -> Iterator[Callable[[int], None]]:
+def track(
+    title: str, total: int | None, unit: str, *, started: float | None = None, seconds_per_line: float = 0.0
+) -> Iterator[Callable[[int], None]]:
     """Show how much of some work is done, its speed and the time left; call the yielded function on each advance.
 
     Args:
@@ -45,6 +46,7 @@ def track(title: str, total: int | None, unit: str, *, started: float | None = N
         total: Amount of work; None: not known.
         unit: Unit of the amount.
         started: ``time.monotonic()`` when it began; None: now.
+        seconds_per_line: Least time between two lines, but for the last one.
     """
     if sys.stdout.isatty():
         columns = (
@@ -73,7 +75,7 @@ def track(title: str, total: int | None, unit: str, *, started: float | None = N
         nonlocal done, shown, line
         done += count
         share = done / total if total else 0.0
-        if done == total or (share - shown >= 0.1 and time.monotonic() - line >= _SECONDS_PER_LINE):
+        if done == total or (share - shown >= 0.1 and time.monotonic() - line >= seconds_per_line):
             shown, line = share, time.monotonic()
             speed = done / max(time.monotonic() - started, 1e-9)
             left = f", {(total - done) / speed / 60:.1f} min left" if total else ""
@@ -93,7 +95,9 @@ def follow(title: str) -> Iterator[Callable[[int, int | None], None]]:
         def progress(done: int, total: int | None) -> None:
             nonlocal last
             if not advance:
-                advance.append(stack.enter_context(track(title, total, "images", started=started)))
+                advance.append(
+                    stack.enter_context(track(title, total, "images", started=started, seconds_per_line=1.0))
+                )
             advance[0](done - last)
             last = done
 

@@ -1,6 +1,6 @@
 """The whole way from a folder of images to a registered classifier."""
 
-import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -58,8 +58,6 @@ from bit_ray.training.memory import bytes_per_image
 from bit_ray.training.plan import TrainPlan
 from bit_ray.weights.package import ModelSpec, save_package
 
-log = logging.getLogger(__name__)
-
 # Larger photographs are stored with this shorter side: no view is larger.
 _SHORTER_SIDE = 512
 # Shares of the time that is left: for larger views, and for fine-tuning.
@@ -101,7 +99,8 @@ def train(folder: str | Path, **settings: Any) -> FolderResult | None:
 def run(config: TrainConfig) -> FolderResult | None:
     """Carry out `train`."""
     started = time.monotonic()
-    name = config.name or Path(store.absolute(config.folder).rstrip("/")).name
+    named_after = Path(store.absolute(config.folder).rstrip("/")).name
+    name = config.name or re.sub(r"[^\w. -]+", "-", named_after).strip(" .-") or "photos"
     config = replace(config, name=name, register=replace(config.register, name=config.register.name or name))
     as_finetune = _finetune_config(config, shards="", init="")
     check_registration(as_finetune)
@@ -199,7 +198,7 @@ class _Run:
         """
         kept = ("minutes", "init", "method", "image_size", "random_flip", "drop_duplicates", "seed")
         images = digest([[part, image.path, image.sha256] for part in PARTS for image in self.parts[part]])
-        settings = {"images": images, **{name: getattr(self.config, name) for name in kept}}
+        settings = {**{name: getattr(self.config, name) for name in kept}, "images": images[:12]}
         if store.exists(self.folder.settings):
             before = store.read_json(self.folder.settings)
             if before != settings:

@@ -1,7 +1,7 @@
 """``bit-ray train``: from a folder of images to a registered classifier."""
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli.training import scores, where
+from bit_ray.cli.training import print_where, scores
 from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.progress import console, print_table
 
@@ -19,8 +19,8 @@ def train(config: TrainConfig) -> None:
         ("registered", f"{uri}, version {version.version}"),
         ("weights", version.weights_uri),
         *scores(result.metrics),
-        *where(config.tracking.uri, config.storage, result.run_id),
     ]
     print_table("Result on the test images", rows)
+    print_where(config.tracking.uri, config.storage, result.run_id)
     storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
-    console.print(f"Classify an image with it:  bit-ray predict IMAGE --model '{uri}'{storage}")
+    console.print(f"Predict:  bit-ray predict IMAGE --model '{uri}'{storage}")

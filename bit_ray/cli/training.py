@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bit_ray.cli.typed import as_typed, command
 from bit_ray.errors import BitRayError, StoppedError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
-from bit_ray.progress import print_table
+from bit_ray.progress import console, print_table
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def evaluate(config: EvaluateConfig) -> None:
     from bit_ray.evaluation.evaluate import evaluate, label_names
 
     result = evaluate(config)
-    rows = [*scores(result.metrics, result.intervals), *where(config.tracking.uri, config.storage, result.run_id)]
+    rows = [*scores(result.metrics, result.intervals), ("MLflow run", result.run_id)]
     print_table(f"{config.model} on {config.shards}", rows)
+    print_where(config.tracking.uri, config.storage, result.run_id)
     if result.worst:
         names = result.class_names
         errors = [
@@ -112,14 +113,16 @@ def _print_trained(trained: "Trained | None") -> None:
     print_table("Result", [*rows, *scores(test)])
 
 
-def where(uri: str, storage: str, run_id: str) -> list[tuple[str, str]]:
-    """Rows of a table: where a run's pictures are, and its page in MLflow."""
+def print_where(uri: str, storage: str, run_id: str) -> None:
+    """Print where a run's pictures are, and its page in MLflow: one line each, to be copied."""
     from bit_ray.tracking.runs import run_page
     from bit_ray.tracking.server import tracking_uri
 
     page = run_page(tracking_uri(uri, storage), run_id)
-    rows = [("pictures", f"{page.artifacts}/evaluation"), ("MLflow page", page.url)]
-    return [*rows, ("served by", page.command)] if page.command else rows
+    console.print(f"Pictures: {page.artifacts}/evaluation")
+    console.print(f"MLflow:   {page.url}")
+    if page.command:
+        console.print(f"          after {page.command}")
 
 
 def scores(

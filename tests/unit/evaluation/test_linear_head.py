@@ -70,6 +70,13 @@ def test_the_temperature_undoes_a_scale():
     assert fit_temperature(logits, labels) == pytest.approx(1, rel=0.1)
 
 
+def test_a_few_images_that_are_all_right_do_not_ask_for_certainty():
+    logits = np.eye(3)[np.arange(30) % 3] * 4.0
+    temperature = fit_temperature(logits, np.arange(30) % 3)
+    confidence = np.exp(log_softmax(logits / temperature, axis=1)).max()
+    assert confidence == pytest.approx(1 - 1 / 32, abs=0.002)
+
+
 def test_a_difference_counts_from_two_standard_errors_on():
     than = np.zeros(100, bool)
     assert not clearly_better(np.arange(100) < 4, than)  # 4 gained, none lost: 2 standard errors

@@ -1,0 +1,189 @@
+"""``bit-ray train``: from a folder of images to a registered model that predicts, in one command."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import bit_ray
+from bit_ray.autotrain import train as way
+from bit_ray.autotrain.starts import invert
+from bit_ray.cli.main import main
+from bit_ray.errors import ConfigError
+from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.inference.classifier import load_model
+from bit_ray.models.zoo import create_model
+from bit_ray.weights.package import ModelSpec, save_package
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+MODEL = "R1-1-1-1x0.5"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    """A network with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("start") / "random"
+    spec = ModelSpec(
+        model=MODEL, num_classes=2, class_names=("a", "b"), multi_label=False, resize_mode="square", resize_size=32,
+        crop_size=32,
+    )  # fmt: skip
+    save_package(path, create_model(MODEL, 2), spec)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """30 digits of each of 3 classes: gray, with transparency, or stored sideways; and files that are no images."""
+    folder = tmp_path_factory.mktemp("data") / "Ziffern und Zahlen"
+    pixels, labels = load_digits(return_X_y=True)
+    for label in range(3):
+        (folder / f"n° {label}").mkdir(parents=True)
+        for i, row in enumerate(pixels[labels == label][:30]):
+            image = Image.fromarray((row.reshape(8, 8) * 15).astype(np.uint8)).resize((40, 40))
+            path = folder / f"n° {label}" / f"{i}.png"
+            if i % 3 == 0:
+                image.save(path)
+            elif i % 3 == 1:
+                image.convert("RGBA").save(path)
+            else:
+                exif = Image.Exif()
+                exif[0x0112] = 6
+                image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    (folder / "n° 0" / "cut.png").write_bytes((folder / "n° 0" / "0.png").read_bytes()[:150])
+    (folder / "readme.txt").write_text("x")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(photos, start, tmp_path_factory):
+    """Storage and result of a linear head."""
+    storage = tmp_path_factory.mktemp("runs")
+    result = bit_ray.train(photos, name="digits", init=start, method="head", storage=str(storage))
+    return storage, result
+
+
+def test_a_folder_becomes_a_registered_model_that_takes_the_images_as_they_are(trained, photos):
+    storage, result = trained
+    assert result.metrics["num_examples"] == 18
+    assert result.metrics["top_1"] > 0.7  # chance is a third
+    assert any("left out of train: n° 0/cut.png" in choice for choice in result.choices) or any(
+        "n° 0/cut.png" in choice for choice in result.choices
+    )
+    assert any(choice.startswith("chosen: linear head") for choice in result.choices)
+    assert any(choice.startswith("calibration: logits divided by") for choice in result.choices)
+    model = load_model("models:/digits@champion", tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    assert model.spec.class_names == ("n° 0", "n° 1", "n° 2")
+    paths = sorted(photos.glob("*/[0-9]*.png"))
+    found = [prediction[0][0] for prediction in model.predict(paths)]
+    assert np.mean([name == path.parent.name for name, path in zip(found, paths, strict=True)]) > 0.7
+    # An image that is stored sideways gets the prediction of the same image stored upright.
+    sideways = photos / "n° 1/2.png"
+    file = io.BytesIO()
+    Image.open(sideways).transpose(Image.Transpose.ROTATE_270).save(file, "PNG", exif=b"")
+    [first], [second] = model.predict(sideways), model.predict(file.getvalue())
+    assert first == second
+
+
+def test_the_run_is_recorded_with_its_choices_and_pictures(trained):
+    storage, result = trained
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    run = client.get_run(result.run_id)
+    assert run.data.metrics["test/top_1"] == result.metrics["top_1"]
+    assert {"val/top_1_linear_head", "val/ece_before", "val/ece"} <= run.data.metrics.keys()
+    names = {file.path for file in client.list_artifacts(result.run_id, "evaluation")}
+    assert {"evaluation/confusion.png", "evaluation/reliability.png"} <= names
+    card = client.get_model_version("digits", "1").description
+    assert "start: " in card
+    assert "calibration: " in card
+
+
+def test_the_score_is_what_evaluate_says_of_the_same_images(trained, ray_local):
+    storage, result = trained
+    again = bit_ray.evaluate(
+        EvaluateConfig(model="models:/digits@champion", shards=f"{storage}/digits/data/test", storage=str(storage))
+    )
+    assert again.metrics == pytest.approx(result.metrics, rel=1e-5)
+
+
+def test_started_again_it_is_finished_and_other_settings_are_refused(trained, photos, start):
+    storage, result = trained
+    same = {"name": "digits", "init": start, "method": "head", "storage": str(storage)}
+    assert bit_ray.train(photos, **same) == result
+    with pytest.raises(ConfigError, match="digits was begun with seed 0, here it is 1; accepted: the images and sett"):
+        bit_ray.train(photos, **same, seed=1)
+    assert len(MlflowClient(f"sqlite:///{storage}/mlflow.db").search_model_versions("name = 'digits'")) == 1
+
+
+def test_fine_tuning_and_the_head_are_compared_on_the_validation_images(
+    photos, start, tmp_path, ray_local, monkeypatch, capsys
+):
+    for name, value in {"_LEAST_STEPS": 2, "_MOST_STEPS": 6, "_BATCHES": (32,), "_LEAST_PASSES": 1}.items():
+        monkeypatch.setattr(way, name, value)
+    status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--image-size", "32"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "fine-tuning: 6 steps of 32 images" in printed.out
+    assert "chosen: " in printed.out
+    record = json.loads((tmp_path / photos.name / "result.json").read_text())
+    [chosen] = [choice for choice in record["choices"] if choice.startswith("chosen: ")]
+    assert "linear head" in chosen
+    assert "fine-tuning" in chosen
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("bit_ray").experiment_id
+    [below] = client.search_runs([experiment], f'tags.`mlflow.parentRunId` = "{record["run_id"]}"')
+    assert below.info.run_name == f"{photos.name} fine-tuning"
+    assert f"models:/{photos.name}@champion" in printed.out
+
+
+def test_without_the_time_for_fine_tuning_it_says_what_it_would_take(photos, start, tmp_path, capsys):
+    status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--minutes", "0.01"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "no fine-tuning: " in printed.out
+    assert "are needed for the shortest on this machine" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "absent: no such folder; accepted: "),
+        (["{photos}/n° 0"], "31 images lie directly in it"),
+        (["{photos}", "--init", "absent"], "absent: no such directory; accepted: a saved model; check the path"),
+        (["{photos}", "--minutes", "0"], "--minutes: 0.0; accepted: more than 0 and less than 10,000"),
+        (["{photos}", "--image-size", "8"], "--image-size: 8; accepted: 0, or 32 to 1024 pixels"),
+        (["{photos}", "--val-share", "0.9"], "--val-share: 0.9; accepted: more than 0 and less than 0.5"),
+        (["{photos}", "--method", "svm"], "--method: "),
+        (["{photos}", "--name", "a/b"], "--name: given 'a/b'; accepted: text that can name a folder"),
+        (["{photos}", "--register.alias", "v1"], "--register.alias: 'v1'; accepted: "),
+    ],
+)
+def test_bad_input_is_one_line(photos, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status = main(["train", *(argument.format(photos=photos) for argument in arguments)])
+    printed = capsys.readouterr()
+    assert status == 2
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert not (tmp_path / "bit_ray_runs" / photos.name / "model").exists()
+
+
+def test_a_dry_run_writes_nothing(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(photos), "--dry-run"]) == 0
+    assert "30 stored sideways: turned upright" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_inverted_network_sees_the_negative():
+    torch.manual_seed(0)
+    network = create_model(MODEL, 3).eval()
+    images = torch.rand(2, 3, 40, 40) * 2 - 1
+    assert torch.equal(invert(network).forward_features(images), network.forward_features(-images))
