@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import betainc, betaincinv, stdtr, stdtrit
 
 from bit_ray.errors import ConfigError
 
@@ -49,7 +49,7 @@ def t_interval(estimate: float, error: float, degrees: int, level: float = 0.95)
     """
     if not 0 < level < 1:
         raise ConfigError(f"level: {level}; accepted: between 0 and 1, such as 0.95; correct it")
-    half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
+    half = float(stdtrit(degrees, (1 + level) / 2)) * error
     return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
 
 
@@ -150,7 +150,7 @@ def p_value(estimate: float, error: float, degrees: int) -> float:
     """
     if error == 0:
         return 1.0 if estimate == 0 else 0.0
-    return float(2 * stats.t.sf(abs(estimate / error), degrees))
+    return float(2 * stdtr(degrees, -abs(estimate / error)))
 
 
 def expected_best(scores: Sequence[float], n: int) -> float:
@@ -235,10 +235,10 @@ def _cdf_band(total: int, level: float) -> tuple[npt.NDArray[np.float64], npt.ND
     """
     uniform = np.sort(np.random.default_rng(0).random((_CALIBRATION_DRAWS, total)), axis=1)
     ranks = np.arange(1, total + 1)
-    below = stats.beta.cdf(uniform, ranks, total + 1 - ranks)
+    below = betainc(ranks, total + 1 - ranks, uniform)
     tail = np.quantile(np.minimum(below, 1 - below).min(axis=1), 1 - level)
-    low = stats.beta.ppf(tail, ranks, total + 1 - ranks)
-    high = stats.beta.ppf(1 - tail, ranks, total + 1 - ranks)
+    low = betaincinv(ranks, total + 1 - ranks, tail)
+    high = betaincinv(ranks, total + 1 - ranks, 1 - tail)
     return np.concatenate([[0.0], low]), np.concatenate([high, [1.0]])
 
 
