@@ -5,7 +5,7 @@ from typing import Literal
 
 from bit_ray.cli.flags import positional
 from bit_ray.config import DEFAULT_STORAGE
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console, follow, print_table
 from bit_ray.tracking.config import RegistryConfig
 
@@ -98,11 +98,19 @@ def predict(config: PredictConfig) -> None:
         labels=config.labels,
         crop_size=config.crop_size,
     )
-    predictions = model.predict(config.images, config.top_k, convert=config.convert)
-    rows = []
-    for image, prediction in zip(config.images, predictions, strict=True):
+    rows: list[tuple[str, str, str]] = []
+    refused: list[DataError] = []
+    for image in config.images:
+        try:
+            [prediction] = model.predict(image, config.top_k, convert=config.convert)
+        except DataError as error:
+            refused.append(error)
+            rows.append((image, str(error).removeprefix(f"images[0] ({image}): "), ""))
+            continue
         for i, (name, probability) in enumerate(prediction):
             rows.append((image if i == 0 else "", name, f"{probability:.1%}"))
+    if len(refused) == len(config.images):
+        raise refused[0]
     print_table(config.model, rows, ("image", "class", "probability"))
 
 
@@ -138,6 +146,11 @@ def _predict_into_file(config: PredictConfig) -> None:
     if report.num_others:
         rows.append(("other files left out", f"{report.num_others:,}"))
     print_table(report.output, rows)
+    if report.num_unreadable == report.num_images:
+        raise DataError(
+            f"{report.output}: none of {report.num_images:,} images could be read; accepted: at least one; see its "
+            "column error, and delete it before the next try"
+        )
 
 
 def _registry_of(config: PredictConfig) -> str | None:

@@ -165,6 +165,7 @@ def write(config: WriteConfig) -> None:
     rows = [
         ("shard set", report.output),
         ("images", f"{report.num_examples:,}"),
+        ("classes", _classes(report.class_names)),
         (
             "shards",
             f"{report.num_shards:,}" + (f", {report.num_resumed:,} there already" if report.num_resumed else ""),
@@ -177,6 +178,8 @@ def write(config: WriteConfig) -> None:
         rows.append((f"below {MIN_IMAGE_SIZE} pixels", small))
     if config.shorter_side is not None and report.num_shrunk is not None:
         rows.append(("made smaller", f"{report.num_shrunk:,} of {report.num_examples:,} images"))
+    if report.num_turned:
+        rows.append(("turned upright", f"{report.num_turned:,} of {report.num_examples:,} images"))
     if config.seekable and report.num_seekable is not None:
         rows.append(("seekable", f"{report.num_seekable:,} of {report.num_examples:,} images"))
     if report.skipped:
@@ -185,6 +188,14 @@ def write(config: WriteConfig) -> None:
         names = ", ".join(report.empty_classes[:5]) + (", ..." if len(report.empty_classes) > 5 else "")
         rows.append(("without images", f"{len(report.empty_classes):,} classes: {names}"))
     print_table("Written", rows)
+
+
+def _classes(names: Sequence[str]) -> str:
+    """Return how many classes there are, with the first names, and a warning where these look like parts of a set."""
+    text = f"{len(names):,}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    if {name.lower() for name in names} <= {"train", "training", "val", "valid", "validation", "test", "testing"}:
+        text += "; these look like the parts of a set: give the folder of one part"
+    return text
 
 
 def inspect(config: InspectConfig) -> None:

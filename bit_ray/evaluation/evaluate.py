@@ -94,8 +94,9 @@ def check_classes(spec: ModelSpec, manifest: Manifest, shards: str) -> None:
             "shards",
             f"{shards} has {manifest.num_classes} classes that are not those of the model's head ({spec.num_classes})",
             "a set written with the model's class list",
-            "use such a set, or fine-tune the model on this one; if the weights are of another program and its outputs "
-            "are these classes in this order, set labels to shards",
+            "write it with --class-names SHARDS, those that the model was trained on, or fine-tune the model on "
+            "this one; if the weights are of another program and its outputs are these classes in this order, set "
+            "labels to shards",
         )
 
 

@@ -181,7 +181,8 @@ def hyperrule(
     their README (big_transfer:README.md).
 
     Every value can be replaced, with any profile; values that are not given follow the rule. If ``num_steps`` is
-    changed, the warm-up and the boundaries that are not given keep their share of the run.
+    changed, the warm-up and the boundaries that are not given keep their share of the run. Of ``resize`` and ``crop``,
+    one that is given alone scales the other.
 
     Args:
         num_examples: Training images actually used.
@@ -219,6 +220,10 @@ def hyperrule(
         own_resize, own_crop = 448, 384
     else:
         own_resize, own_crop = 512, 480
+    if overrides.crop is not None:
+        own_resize = max(overrides.crop, round(own_resize * overrides.crop / own_crop))
+    elif overrides.resize is not None:
+        own_crop = max(MIN_IMAGE_SIZE, round(own_crop * overrides.resize / own_resize))
     own: dict[str, Any] = {
         "regime": natural,
         "resize": own_resize,

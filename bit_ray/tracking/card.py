@@ -36,6 +36,7 @@ def model_card(
     spec: ModelSpec,
     weights: Weights,
     *,
+    alias: str = "champion",
     params: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> str:
@@ -45,6 +46,7 @@ def model_card(
         name: Registered name of the model.
         spec: Its network, input and origin.
         weights: Its weights file.
+        alias: By which it is used in the examples.
         params: Params of its MLflow run, of which ``shards``, ``test_shards`` and ``init`` are used.
         metrics: Last metrics of its MLflow run, of which ``test/...`` and ``train/...`` are used.
     """
@@ -57,26 +59,33 @@ def model_card(
         "Results": _results(params, metrics),
         "Limits": _limits(spec, metrics),
         "Provenance": _table(_provenance(spec, weights)),
-        "Use": _use(name),
+        "Use": _use(name, alias),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{MARK}\n# {name}\n\n{_summary(spec)}\n\n{body}\n"
+    return f"{MARK}\n# {name}\n\n{_summary(spec, metrics)}\n\n{body}\n"
 
 
 def description(card: str) -> str:
-    """Return the card as the description of a registered version, at most 5,000 characters."""
+    """Return the card as the description of a registered version, at most 5,000 characters.
+
+    It begins with the summary, which lists of versions show; the mark and the name before it are left out.
+    """
+    card = card.split("\n\n", 1)[1]
     if len(card) <= MAX_DESCRIPTION:
         return card
     end = f"\n\n(Shortened; the full card is {CARD_FILE} next to the weights.)\n"
     return card[: MAX_DESCRIPTION - len(end)].rpartition("\n")[0] + end
 
 
-def _summary(spec: ModelSpec) -> str:
+def _summary(spec: ModelSpec, metrics: Mapping[str, float]) -> str:
     how = "several labels per image" if spec.multi_label else "one label per image"
-    return (
-        f"Image classifier: BiT ResNet-v2 `{spec.model}` (Kolesnikov et al., arXiv 1912.11370), {spec.num_classes:,} "
-        f"{'class' if spec.num_classes == 1 else 'classes'}, {how}."
-    )
+    facts = [f"{spec.num_classes:,} {'class' if spec.num_classes == 1 else 'classes'}"]
+    if "test/top_1" in metrics:
+        facts.append(f"{metrics['test/top_1']:.1%} top-1")
+    if parent := spec.provenance.get("parent"):
+        facts.append(f"from {_code(parent)}")
+    network = f"BiT ResNet-v2 `{spec.model}` (Kolesnikov et al., arXiv 1912.11370)"
+    return f"{', '.join(facts)}. Image classifier: {network}, {how}."
 
 
 def _input(spec: ModelSpec) -> str:
@@ -101,7 +110,8 @@ def _input(spec: ModelSpec) -> str:
 def _data(spec: ModelSpec, params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     lines = []
     if data := spec.provenance.get("data"):
-        lines.append(f"Trained on {_inline(data)}.")
+        # As code: in plain text MLflow makes an emoji of the :train: in digits:train:
+        lines.append(f"Trained on {_code(data)}.")
     if shards := params.get("shards"):
         lines.append(f"Training shards: `{shards}`.")
     if (seen := metrics.get("train/images_seen")) is not None:
@@ -148,8 +158,8 @@ def _provenance(spec: ModelSpec, weights: Weights) -> list[tuple[str, str]]:
     return rows
 
 
-def _use(name: str) -> str:
-    uri = f"models:/{name}@ALIAS"
+def _use(name: str, alias: str) -> str:
+    uri = f"models:/{name}@{alias}"
     return (
         f"```\nbit-ray predict photo.jpg --model '{uri}'\n"
         f"bit-ray predict photos/ --model '{uri}' --output predictions.parquet\n"
@@ -185,6 +195,11 @@ def _cell(text: str) -> str:
 def _inline(text: str) -> str:
     """A name from the data as plain text: Markdown's special characters in it are escaped."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """A text from the data as code, without its backticks."""
+    return f"`{' '.join(text.replace('`', '').split())}`"
 
 
 def _list(lines: list[str]) -> str:

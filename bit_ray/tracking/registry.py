@@ -118,7 +118,7 @@ def register(
     try:
         version = _find_version(client, name, tags)
         if version is None:
-            card = _card(client, name, spec, weights, run_id)
+            card = _card(client, name, alias, spec, weights, run_id)
             reference = {
                 "name": name,
                 "package_uri": package_uri,
@@ -260,10 +260,10 @@ def _find_version(client: MlflowClient, name: str, tags: dict[str, str]) -> str 
     return None
 
 
-def _card(client: MlflowClient, name: str, spec: ModelSpec, weights: Weights, run_id: str | None) -> str:
+def _card(client: MlflowClient, name: str, alias: str, spec: ModelSpec, weights: Weights, run_id: str | None) -> str:
     data = client.get_run(run_id).data if run_id is not None else None
     params, metrics = (data.params, data.metrics) if data is not None else ({}, {})
-    return model_card(name, spec, weights, params=params, metrics=metrics)
+    return model_card(name, spec, weights, alias=alias, params=params, metrics=metrics)
 
 
 def _write_card(package_uri: str, card: str) -> None:

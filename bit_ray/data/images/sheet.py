@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -51,7 +52,7 @@ def write_sheet(path: str | Path, tiles: Sequence[Tile], *, columns: int = 8, to
     height = _GAP + -(-len(tiles) // columns) * (_TILE + _TEXT + _GAP)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 10)  # Pillow's is ASCII
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
         x = _GAP + column * (_TILE + _GAP) + column // together * wider

@@ -39,6 +39,7 @@ class WriteReport:
     """What was written."""
 
     output: str
+    class_names: tuple[str, ...]
     num_examples: int
     num_shards: int
     num_bytes: int
@@ -323,6 +324,7 @@ def _report(
 ) -> WriteReport:
     return WriteReport(
         output=output,
+        class_names=manifest.class_names,
         num_examples=manifest.num_examples,
         num_shards=len(manifest.shards),
         num_bytes=manifest.num_bytes,

@@ -275,9 +275,24 @@ from bit_ray.cli.main import main
 assert main(sys.argv[1:]) == 0
 assert "ray" not in sys.modules and "mlflow" not in sys.modules
 """
-    command = [sys.executable, "-c", code, "predict", str(photos / "00.jpg"), "--model", str(package)]
+    damaged = next(path for path in photos.iterdir() if path.read_bytes() == b"")
+    command = [sys.executable, "-c", code, "predict", str(damaged), str(photos / "00.jpg"), "--model", str(package)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert load_model(package).predict(photos / "00.jpg")[0][0][0] in out
+    assert "zero bytes" in out  # one that cannot be read does not hide the others
+
+
+def test_a_prediction_in_which_nothing_could_be_read_is_no_success(package: Path, tmp_path: Path, capfd):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"")
+    output = tmp_path / "out.csv"
+    assert main(["predict", str(tmp_path), "--model", str(package), "--output", str(output)]) == 2
+    out, err = capfd.readouterr()
+    assert "zero bytes" in out
+    assert err == (
+        f"error: {output}: none of 3 images could be read; accepted: at least one; see its column error, and delete it "
+        "before the next try\n"
+    )
 
 
 @pytest.fixture

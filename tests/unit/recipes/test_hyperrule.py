@@ -144,8 +144,6 @@ def test_very_short_runs_are_possible(num_steps):
 @pytest.mark.parametrize(
     "override",
     [
-        {"resize": 600},
-        {"crop": 96},
         {"warmup_steps": 3},
         {"boundaries": (201,)},
         {"batch_size": 256},
@@ -193,7 +191,7 @@ def test_a_regime_given_brings_its_steps_decays_and_mixup():
         ((10, (32, 32, 3)), {}, "image_size: .*height, width"),
         ((10, 32), {}, "image_size: 32; .*height, width"),
         ((10, (32, 32)), {"profile": "papers"}, "profile: 'papers'; accepted: code, paper, cheap"),
-        ((10, (32, 32)), {"crop": 200}, "resize: 160; accepted: at least crop"),
+        ((10, (32, 32)), {"resize": 160, "crop": 200}, "resize: 160; accepted: at least crop"),
         ((10, (32, 32)), {"crop": 16}, "crop: 16; accepted: at least 32"),
         ((10, (32, 32)), {"batch_size": 0}, "batch_size: 0"),
         ((10, (32, 32)), {"base_lr": -0.1}, "base_lr: -0.1"),
@@ -235,3 +233,18 @@ def test_config_round_trip():
 
 def test_package_gives_the_same_function():
     assert bit_ray.hyperrule(1000, image_size=(32, 32), profile="code") == hyperrule(1000, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "given", "sizes"),
+    [
+        ((32, 32), {"crop": 32}, (40, 32)),
+        ((32, 32), {"resize": 40}, (40, 32)),
+        ((300, 300), {"crop": 240}, (256, 240)),
+        ((300, 300), {"resize": 256}, (256, 240)),
+        ((300, 300), {"resize": 33}, (33, 32)),
+    ],
+)
+def test_a_side_that_is_given_alone_scales_the_other(image_size, given, sizes):
+    rule = hyperrule(50, image_size, **given)
+    assert (rule.resize, rule.crop) == sizes
