@@ -1,11 +1,10 @@
 """The whole way from a folder of images to a registered classifier."""
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +13,8 @@ import torch
 
 from bit_ray import store
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.autotrain.scan import (
-    PARTS,
-    Found,
-    Part,
-    Scan,
-    num_shared,
-    scan_folder,
-    source,
-    split,
-    without_copies,
-)
+from bit_ray.autotrain.look import Looked, look
+from bit_ray.autotrain.scan import PARTS, Part, source
 from bit_ray.autotrain.starts import Start, choose_start
 from bit_ray.claim import claimed_run
 from bit_ray.cluster.session import cluster
@@ -40,12 +30,12 @@ from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.features import read_features
 from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
-from bit_ray.progress import console, follow, print_table
+from bit_ray.progress import console, follow
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.run_folder import RunFolder, first_difference
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
-from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.training import driver
 from bit_ray.training.checkpoint.writer import write_directory
@@ -93,42 +83,27 @@ def train(folder: str | Path, **settings: Any) -> FolderResult | None:
     Raises:
         BitRayError: Anything the user can fix.
     """
-    return run(TrainConfig(folder=str(folder), **settings))
+    config = TrainConfig(folder=str(folder), **settings)
+    looked = look(config)
+    return None if config.dry_run else train_on(looked)
 
 
-def run(config: TrainConfig) -> FolderResult | None:
-    """Carry out `train`."""
-    started = time.monotonic()
-    named_after = Path(store.absolute(config.folder).rstrip("/")).name
-    name = config.name or re.sub(r"[^\w. -]+", "-", named_after).strip(" .-") or "photos"
-    config = replace(config, name=name, register=replace(config.register, name=config.register.name or name))
-    as_finetune = _finetune_config(config, shards="", init="")
-    check_registration(as_finetune)
+def train_on(looked: Looked) -> FolderResult:
+    """Carry out the rest of `train` after `look`."""
+    config = looked.config
+    check_registration(_finetune_config(config, shards="", init=""))
     uri = tracking_uri(config.tracking.uri, config.storage)
-    with follow("look") as progress:
-        scan = scan_folder(config.folder, progress)
-    parts = split(scan, config.val_share, config.test_share, config.seed)
-    _show(scan, parts, config)
-    if config.drop_duplicates:
-        parts = without_copies(parts)
-        for part in PARTS:
-            if not parts[part]:
-                given = f"on, and all images of {part} are also in another part"
-                raise ConfigError.of("drop_duplicates", given, remedy="leave it out, or add images")
-    if config.dry_run:
-        return None
-    with claimed_run(config.storage, name):
-        return _Run(config, scan, parts, uri, started).result()
+    with claimed_run(config.storage, config.name):
+        return _Run(looked, uri).result()
 
 
 class _Run:
     """One run: its settings, and the choices so far."""
 
-    def __init__(
-        self, config: TrainConfig, scan: Scan, parts: Mapping[Part, list[Found]], uri: str, started: float
-    ) -> None:
-        self.config, self.scan, self.parts, self.uri, self.started = config, scan, parts, uri, started
-        self.folder = RunFolder.of(config.storage, config.name)
+    def __init__(self, looked: Looked, uri: str) -> None:
+        self.config, self.scan, self.parts, self.started = looked.config, looked.scan, looked.parts, looked.started
+        self.uri = uri
+        self.folder = RunFolder.of(self.config.storage, self.config.name)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.choices: list[str] = []
         self.shards = {part: store.join(self.folder.uri, "data", part) for part in PARTS}
@@ -181,6 +156,7 @@ class _Run:
             params=to_dict(config),
             tags={"bit_ray.manifest_digest": manifests["train"].digest, "bit_ray.parent": init.parent},
             kind="train",
+            inputs=[self._input("training", manifests["train"]), self._input("test", manifests["test"])],
         ) as tracked:
             models = {}
             if config.method != "finetune":
@@ -189,6 +165,10 @@ class _Run:
                 models["fine-tuning"] = tuned
             best, temperature = self._choose(models, manifests["val"], tracked)
             return self._finish(best, temperature, init, spec, manifests, tracked)
+
+    def _input(self, context: Literal["training", "test"], manifest: Manifest) -> Input:
+        part: Part = "train" if context == "training" else context
+        return Input(context, manifest.name, manifest.digest, self.shards[part])
 
     def _begin(self) -> None:
         """Record what the run is, or make sure that it is what an earlier start recorded.
@@ -418,36 +398,3 @@ def _calibration_error(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.i
     metrics = ClassificationMetrics(logits.shape[1], multi_label=False)
     metrics.update(torch.from_numpy(logits), torch.from_numpy(labels))
     return metrics.result()["ece"]
-
-
-def _show(scan: Scan, parts: Mapping[Part, list[Found]], config: TrainConfig) -> None:
-    """Print what is in the folder, and how it is split."""
-    counts = {
-        part: np.bincount([image.label for image in parts[part]], minlength=len(scan.class_names)) for part in PARTS
-    }
-    rows = [(name, *(f"{counts[part][label]:,}" for part in PARTS)) for label, name in enumerate(scan.class_names[:20])]
-    if len(scan.class_names) > 20:
-        rest = slice(20, None)
-        rows.append((f"{len(scan.class_names) - 20:,} more", *(f"{counts[part][rest].sum():,}" for part in PARTS)))
-    rows.append(("all", *(f"{counts[part].sum():,}" for part in PARTS)))
-    print_table(config.folder, rows, ("class", *PARTS))
-    given = {image.part for image in scan.images} - {None}
-    drawn = [part for part in ("val", "test") if part not in given]
-    lines = []
-    if drawn:
-        lines.append(f"drawn by seed {config.seed}: {' and '.join(drawn)}; a class's copies of one image stay together")
-    for kind, count in scan.kinds.items():
-        lines.append(f"{count:,} {kind}: {'turned upright' if kind == 'stored sideways' else 'converted to 8-bit RGB'}")
-    for path, reason in scan.unreadable[:5]:
-        lines.append(f"left out: {path}: {reason}")
-    if len(scan.unreadable) > 5:
-        lines.append(f"left out: {len(scan.unreadable) - 5:,} more that cannot be read")
-    if scan.others:
-        lines.append("left out: " + ", ".join(f"{count:,} {ending}" for ending, count in list(scan.others.items())[:6]))
-    if scan.num_duplicates:
-        lines.append(f"{scan.num_duplicates:,} images are copies of others, byte for byte")
-    if shared := num_shared(parts):
-        what = "left out of val and test" if config.drop_duplicates else "leave them out with --drop-duplicates"
-        lines.append(f"{shared:,} images of val and test are also in train or val: {what}")
-    for line in lines:
-        console.print(line)

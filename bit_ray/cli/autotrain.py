@@ -8,11 +8,14 @@ from bit_ray.progress import console, print_table
 
 def train(config: TrainConfig) -> None:
     """Train on a folder, and print the result and the command that predicts."""
-    from bit_ray.autotrain.train import run
+    from bit_ray.autotrain.look import look
 
-    result = run(config)
-    if result is None:  # a dry run, which has printed what it found
+    looked = look(config)
+    if config.dry_run:
         return
+    from bit_ray.autotrain.train import train_on
+
+    result = train_on(looked)
     version = result.version
     uri = f"models:/{version.name}@{version.alias}"
     rows = [

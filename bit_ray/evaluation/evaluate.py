@@ -25,7 +25,7 @@ from bit_ray.inference.classifier import Classifier, ClassifierState, load_model
 from bit_ray.plots.confusion import confusion_figure
 from bit_ray.plots.predictions import prediction_figure
 from bit_ray.plots.reliability import reliability_figure
-from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.weights.package import ModelSpec
 
@@ -68,6 +68,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         params=to_dict(config),
         tags={"bit_ray.manifest_digest": manifest.digest, "bit_ray.weights_sha256": classifier.sha256},
         kind="evaluate",
+        inputs=[Input("test", manifest.name, manifest.digest, config.shards)],
     ) as run:
         with cluster() as resources:
             evaluation = evaluate_model(classifier, config.shards, manifest, resources, config.batch_size)

@@ -5,9 +5,10 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bit_ray import store
@@ -23,7 +24,7 @@ from bit_ray.uris import shown, shown_in
 
 # isort: split
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 RunKind = Literal["pretrain", "finetune", "train", "evaluate", "fewshot", "vtab", "study"]
 """The command that a run belongs to: different commands with the same run name never share a run."""
+
+
+class Input(NamedTuple):
+    """A shard set that a run reads."""
+
+    context: Literal["training", "test"]
+    name: str
+    digest: str
+    uri: str
 
 
 class TrackedRun:
@@ -77,10 +87,14 @@ class TrackedRun:
         tags: Mapping[str, str],
         kind: RunKind,
         parent_run_id: str | None = None,
+        inputs: Sequence[Input] = (),
+        resolved: Mapping[str, Any] = MappingProxyType({}),
     ) -> "TrackedRun":
         """Continue the run of this name and kind in the experiment, or start it; the server is contacted at once.
 
         ``params`` is the nested config: MLflow gets it flattened to dotted names, and complete as ``config.json``.
+        ``inputs`` are the sets that it reads, MLflow's Datasets; ``resolved`` is what the settings came to, as further
+        params ``resolved.*``, by which runs can be compared.
         ``storage`` is the folder or URI of the runs, which also has the queue if it is local. Passwords in URIs of
         params and tags are not recorded.
 
@@ -111,7 +125,9 @@ class TrackedRun:
                         run = client.create_run(experiment, tags={"mlflow.user": user, **tags}, run_name=run_name)
                     spool = Spool(spool_directory(storage, run.info.run_id))
                     held.enter_context(_lock(spool, run_name))
-                _log_params(client, run, flatten(params))
+                _log_params(client, run, {**flatten(params), **flatten(shown_in(resolved), "resolved.")})
+                if inputs:
+                    client.log_inputs(run.info.run_id, [_dataset(each) for each in inputs])
             except MlflowException as error:
                 given = f"{shown(uri)} refuses the run {run_name!r} ({one_line(error)})"
                 raise TrackingError.of("tracking.uri", given, remedy="see the log of the server") from None
@@ -337,6 +353,13 @@ def _log_params(client: MlflowClient, run: Run, params: dict[str, str]) -> None:
         log.warning("changed since the run began; in MLflow only config.json has the new value: %s", ", ".join(changed))
     new = [Param(name, value) for name, value in params.items() if name not in recorded]
     client.log_batch(run.info.run_id, params=new, synchronous=True)
+
+
+def _dataset(read: Input) -> DatasetInput:
+    source = json.dumps({"uri": shown(read.uri)})
+    # MLflow has room for 36 characters of a digest.
+    dataset = Dataset(read.name, read.digest[:16], "shards", source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", read.context)])
 
 
 def _last_steps(run: Run, spool: Spool) -> dict[str, int]:

@@ -26,7 +26,7 @@ from bit_ray.progress import TrainingProgress, console, print_table
 from bit_ray.run_folder import TRAINING_FILE, RunFolder, RunRecord, first_difference
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register, registered_packages
-from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
@@ -149,6 +149,8 @@ def train(
             tags={f"bit_ray.{k}": v for k, v in identity.items()},
             kind=plan.kind,
             parent_run_id=parent_run_id,
+            inputs=[Input("training", manifest.name, manifest.digest, shards)],
+            resolved=plan.recipe if plan.kind == "finetune" else {},
         ) as run:
             # From now on the name belongs to this plan.
             store.write_json(folder.plan, to_dict(RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))))

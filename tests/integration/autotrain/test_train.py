@@ -98,6 +98,8 @@ def test_the_run_is_recorded_with_its_choices_and_pictures(trained):
     run = client.get_run(result.run_id)
     assert run.data.metrics["test/top_1"] == result.metrics["top_1"]
     assert {"val/top_1_linear_head", "val/ece_before", "val/ece"} <= run.data.metrics.keys()
+    found = {each.tags[0].value: each.dataset.name for each in run.inputs.dataset_inputs}
+    assert found == {"training": "digits train", "test": "digits test"}
     names = {file.path for file in client.list_artifacts(result.run_id, "evaluation")}
     assert {"evaluation/confusion.png", "evaluation/reliability.png"} <= names
     card = client.get_model_version("digits", "1").description

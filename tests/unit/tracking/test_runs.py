@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import RunKind, TrackedRun, flatten, recorded_metrics
+from bit_ray.tracking.runs import Input, RunKind, TrackedRun, flatten, recorded_metrics, run_page
 from bit_ray.tracking.server import tracking_uri
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
@@ -42,6 +42,27 @@ def open_run(storage: str, name: str, **kwargs) -> TrackedRun:
 def history(run: TrackedRun, name: str) -> list[tuple[int, float]]:
     client = MlflowClient(tracking_uri=run.tracking_uri)
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.run_id, name)]
+
+
+def test_a_run_names_its_sets_and_what_its_settings_came_to(storage: str):
+    inputs = [
+        Input("training", "photos", "ab" * 32, "s3://AK:PLANTED@bucket/photos"),
+        Input("test", "more", "cd" * 32, "/m"),
+    ]
+    for _ in range(2):  # started again it says the same
+        run = open_run(storage, "inputs", params={"rule": {"crop": None}}, inputs=inputs, resolved={"crop": 128})
+        assert run.close() == 0
+    recorded = MlflowClient(tracking_uri=run.tracking_uri).get_run(run.run_id)
+    found = {each.dataset.name: (each.dataset.digest, each.tags[0].value) for each in recorded.inputs.dataset_inputs}
+    assert found == {"photos": ("ab" * 8, "training"), "more": ("cd" * 8, "test")}
+    assert "PLANTED" not in str(recorded.inputs)
+    assert recorded.data.params == {"rule.crop": "None", "resolved.crop": "128"}
+    config = Path(storage, "mlruns", "bit_ray", run.run_id, "artifacts", "config.json")
+    assert json.loads(config.read_text()) == {"rule": {"crop": None}}
+    page = run_page(run.tracking_uri, run.run_id)
+    assert page.url.endswith(f"/runs/{run.run_id}")
+    assert page.command == f"mlflow ui --backend-store-uri {run.tracking_uri}"
+    assert Path(page.artifacts) == config.parent
 
 
 def test_the_embedded_store_keeps_a_run_whole(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
