@@ -109,9 +109,10 @@ def predict(config: PredictConfig) -> None:
             continue
         for i, (name, probability) in enumerate(prediction):
             rows.append((image if i == 0 else "", name, f"{probability:.1%}"))
-    if len(refused) == len(config.images):
+    if len(refused) < len(config.images):
+        print_table(config.model, rows, ("image", "class", "probability"))
+    if refused:
         raise refused[0]
-    print_table(config.model, rows, ("image", "class", "probability"))
 
 
 def _predict_into_file(config: PredictConfig) -> None:

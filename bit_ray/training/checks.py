@@ -16,6 +16,7 @@ from bit_ray.tracking.reference import check_package_uri
 from bit_ray.tracking.registry import check_name
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.dry_run import describe, worker_speed
+from bit_ray.training.memory import with_room
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import share_out
 
@@ -88,6 +89,7 @@ def preflight(
             workers = choose_workers(
                 resources, plan.global_batch_size, num_workers=runtime.workers, device=runtime.device
             )
+            runtime = with_room(plan, runtime, workers, local=resources.local)
             speed = worker_speed(plan, runtime, workers.most, workers.use_gpu, local=resources.local)
         print_table("Plan", describe(plan, runtime, manifest, workers, speed, subset))
     return not dry_run

@@ -33,6 +33,7 @@ from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
 from bit_ray.training.checkpoint.state import CheckpointRecord
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.initial_weights import InitialWeights
+from bit_ray.training.memory import with_room
 from bit_ray.training.messages import Messages
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.reports import Listener
@@ -130,6 +131,7 @@ def train(
     probe(tracking_uri(config.tracking.uri, store.absolute(config.storage)))  # before Ray starts, which takes longer
     with cluster() as resources:
         workers = choose_workers(resources, plan.global_batch_size, num_workers=runtime.workers, device=runtime.device)
+        runtime = with_room(plan, runtime, workers, local=resources.local)
         share_out(plan, runtime, workers.most)
         if probe_task is not None:
             check_room(probe_task, resources, workers.most)

@@ -10,6 +10,7 @@ from bit_ray.models.zoo import PUBLISHED
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.training.config import Runtime
 from bit_ray.training.estimate import Speed, as_duration, measure_speed
+from bit_ray.training.memory import total_memory, worker_memory
 from bit_ray.training.parts import count_parameters
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import share_out
@@ -97,6 +98,12 @@ def describe(
             + (
                 f"; {workers.least} to {workers.most} workers, as there is room" if workers.least < workers.most else ""
             ),
+        ),
+        (
+            "memory",
+            f"at most about {worker_memory(plan, micro) / 1e9:,.1f} GB for each of {workers.most} workers, "
+            f"{micro:,} images at a time"
+            + ("" if workers.use_gpu else f"; this machine has {total_memory() / 1e9:,.1f} GB"),
         ),
         ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
         ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),

@@ -1,25 +1,78 @@
-"""Memory that training takes, from the network's shape alone. PyTorch only."""
+"""Memory that training takes, from the network's shape alone, and micro-batches that fit into it. PyTorch only."""
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 
+from bit_ray.cluster.slots import Workers
 from bit_ray.models.zoo import create_model
+from bit_ray.training.config import Runtime
+from bit_ray.training.parts import count_parameters
+from bit_ray.training.plan import TrainPlan
+from bit_ray.training.shares import share_out
 
-# What a backward pass allocates on top of the activations that the forward pass keeps.
-_BACKWARD = 1.6
+# From the activations that a forward pass keeps to the peak of forward and backward: 0.8 to 1.4 was measured on a CPU.
+_PEAK = 1.6
+# Of a worker process: the libraries, Ray, and the batches that are being decoded.
+_PROCESS_BYTES = 1_000_000_000
+# Weights, their gradients and their momentum.
+_COPIES = 3
+_BYTES = 4
+# Share of the memory that training may take; readers, the object store and everything else have the rest.
+_SHARE = 0.5
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def with_room(plan: TrainPlan, runtime: Runtime, workers: Workers, *, local: bool) -> Runtime:
+    """Return the settings with a micro-batch that fits into this machine's memory, where none was set.
+
+    The result of the training does not depend on it, up to rounding. Only workers on the CPUs of this machine are known
+    here; with GPUs and on a cluster the settings are unchanged, as they are with BatchNorm, which decides the size.
+
+    Raises:
+        ConfigError: The batch cannot be shared out over the workers.
+    """
+    if runtime.micro_batch_size or workers.use_gpu or not local or plan.batch_of_statistics:
+        return runtime
+    _, micro = share_out(plan, runtime, workers.most)
+    room = _SHARE * total_memory() / workers.most - _fixed(plan)
+    fitting = max(2, int(room / bytes_per_image(plan.model, plan.view.crop_size)) // 2 * 2)  # even, for MixUp's pairs
+    return runtime if fitting >= micro else replace(runtime, micro_batch_size=fitting)
+
+
+def worker_memory(plan: TrainPlan, micro_batch_size: int) -> int:
+    """Bytes that a worker takes at most, about, with so many images per pass."""
+    return int(_fixed(plan) + micro_batch_size * bytes_per_image(plan.model, plan.view.crop_size))
+
+
+def total_memory() -> int:
+    """Bytes of memory that this machine, or the container around this process, has."""
+    total = int(psutil.virtual_memory().total)
+    for path in map(Path, _LIMITS):
+        try:
+            total = min(total, int(path.read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return total
 
 
 @cache
 def bytes_per_image(model: str, crop_size: int) -> int:
-    """Bytes of one image of a micro-batch in float32: the activations that are kept for the backward pass, and its own.
+    """Bytes that one more image of a micro-batch takes at most, about, in float32.
 
     Args:
         model: Name of the network.
         crop_size: Side of the view, pixels.
     """
     one, three = (_kept(model, crop_size, count) for count in (1, 3))
-    return int(_BACKWARD * (three - one) / 2)
+    return int(_PEAK * (three - one) / 2)
+
+
+def _fixed(plan: TrainPlan) -> int:
+    return _PROCESS_BYTES + _COPIES * _BYTES * count_parameters(plan.model, plan.num_classes, plan.train)[1]
 
 
 def _kept(model: str, crop_size: int, count: int) -> int:

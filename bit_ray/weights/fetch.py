@@ -1,5 +1,6 @@
 """Saved models in an object store: each is downloaded once, verified, and kept in this user's cache."""
 
+import errno
 import hashlib
 import shutil
 from contextlib import suppress
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from bit_ray import store
 from bit_ray.config import MAX_DOCUMENT_BYTES, read_document
-from bit_ray.errors import BitRayError, DataError, ModelError
+from bit_ray.errors import BitRayError, DataError, ModelError, StoreError
 from bit_ray.locks import partial, remove_abandoned
 from bit_ray.weights.package import DESCRIPTION_FILE, Weights, parse_description, verify_weights
 
@@ -64,6 +65,7 @@ def download_package(uri: str, directory: Path, registered: Digests | None, data
     Raises:
         ModelError: There is no package at ``uri``, it is damaged or not the registered one, or ``directory`` cannot be
             written.
+        StoreError: The disk of ``directory`` is full.
     """
     data = data or read_description(uri)
     weights = check_description(data, uri, registered)  # before downloading gigabytes
@@ -83,6 +85,11 @@ def download_package(uri: str, directory: Path, registered: Digests | None, data
             f"{uri}: {directory} cannot be written ({error.strerror or error}); choose a writable folder"
         ) from None
     except (ModelError, DataError) as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+            accepted = f"a disk with room for {weights.num_bytes:,} bytes"
+            raise StoreError(
+                f"{directory}: no space left; accepted: {accepted}; make room, or choose another"
+            ) from None
         raise ModelError(f"{uri}: {error}") from None
 
 

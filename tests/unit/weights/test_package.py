@@ -5,8 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bit_ray.errors import ConfigError, ModelError
+from bit_ray import store
+from bit_ray.errors import ConfigError, ModelError, StoreError
 from bit_ray.models.zoo import create_model
+from bit_ray.weights.fetch import download_package
 from bit_ray.weights.package import ModelSpec, load_package, read_spec, save_package
 
 NAME = "R1-1-1-1x0.5"
@@ -240,3 +242,14 @@ def test_a_spec_that_cannot_work_is_refused(changes, said):
     with pytest.raises(ConfigError) as error:
         _spec(**changes)
     assert said in str(error.value)
+
+
+def test_a_full_disk_is_that_of_the_copy_and_not_of_the_model(tmp_path, package, monkeypatch):
+    def full_disk(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.pafs, "copy_files", full_disk)
+    with pytest.raises(StoreError, match=r"^.*/copy: no space left; accepted: a disk with room for [\d,]+ bytes; make"):
+        download_package(str(package), tmp_path / "copy", None)
+    assert not (tmp_path / "copy").exists()
+    assert load_package(package)

@@ -1,0 +1,62 @@
+"""Memory of a plan, and micro-batches that fit into it."""
+
+from dataclasses import replace
+
+import pytest
+
+from bit_ray.cluster.slots import Workers
+from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.training import memory
+from bit_ray.training.config import Runtime
+from bit_ray.training.memory import bytes_per_image, total_memory, with_room, worker_memory
+from bit_ray.training.plan import transfer_plan
+
+CPU = Workers(2, 2, use_gpu=False)
+
+
+def plan(model="R1-1-1-1x0.5", **rule):
+    settings = hyperrule(300, (160, 185), **rule)
+    return transfer_plan(settings, model=model, num_classes=6, manifest_digest="x", init="", init_digest="", seed=0)
+
+
+def test_the_memory_of_an_image_is_that_of_the_activations_of_its_network():
+    small, large = bytes_per_image("R1-1-1-1x0.5", 128), bytes_per_image("R1-1-1-1x0.5", 256)
+    assert large == pytest.approx(4 * small, rel=0.05)  # four times the pixels
+    assert bytes_per_image("R50x1", 128) > 4 * small
+    # R1-1-1-1x0.5 at 480 pixels took 110 MB more for each image.
+    assert bytes_per_image("R1-1-1-1x0.5", 480) == pytest.approx(110e6, rel=0.05)
+
+
+@pytest.mark.parametrize(("gigabytes", "expected"), [(1000, 0), (24, 44), (8, 8), (1, 2)])
+def test_a_batch_is_split_where_it_has_no_room(monkeypatch, gigabytes, expected):
+    """HyperRule's 512 images of 480 pixels on two workers, which take 56 GB in one pass each."""
+    monkeypatch.setattr(memory, "total_memory", lambda: int(gigabytes * 1e9))
+    found = with_room(plan(), Runtime(), CPU, local=True)
+    assert found.micro_batch_size == expected
+    assert replace(found, micro_batch_size=0) == Runtime()
+    if expected > 2:
+        assert worker_memory(plan(), expected) <= gigabytes * 1e9 / 4 < worker_memory(plan(), expected + 2)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "workers", "local", "model"),
+    [
+        (Runtime(micro_batch_size=200), CPU, True, "R1-1-1-1x0.5"),  # set by the user
+        (Runtime(), Workers(1, 1, use_gpu=True), True, "R1-1-1-1x0.5"),
+        (Runtime(), CPU, False, "R1-1-1-1x0.5"),  # memory of other machines is not known
+        (Runtime(), CPU, True, "R1-1-1-1x0.5-bn"),  # whose statistics are over a pass
+    ],
+)
+def test_what_is_not_known_or_not_free_is_not_changed(monkeypatch, runtime, workers, local, model):
+    monkeypatch.setattr(memory, "total_memory", lambda: 10**9)
+    assert with_room(plan(model), runtime, workers, local=local) == runtime
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    whole = total_memory()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_LIMITS", (str(limit), str(tmp_path / "absent")))
+    limit.write_text("max\n")
+    assert total_memory() >= whole
+    limit.write_text("123456789\n")
+    assert total_memory() == 123456789
