@@ -86,10 +86,8 @@ def download_package(uri: str, directory: Path, registered: Digests | None, data
         ) from None
     except (ModelError, DataError) as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
-            accepted = f"a disk with room for {weights.num_bytes:,} bytes"
-            raise StoreError(
-                f"{directory}: no space left; accepted: {accepted}; make room, or choose another"
-            ) from None
+            accepted = f"a disk with room for {weights.num_bytes:,} bytes; make room, or choose another"
+            raise StoreError(f"{directory}: no space left; accepted: {accepted}") from None
         raise ModelError(f"{uri}: {error}") from None
 
 
