@@ -239,5 +239,8 @@ def rank(config: RankConfig) -> None:
     header = ("", "model", "network", "ridge", "k-NN", "LogME", "seconds")
     if rows:
         print_table(f"Models for {config.images}, by {config.by}; ridge from {config.shots} per class", rows, header)
+    for row in ranked:
+        if row.trained_on_these:
+            console.print(f"{row.uri} was trained on these images: its scores say little of others")
     for uri, reason in broken:
         console.print(f"left out: {uri}: {reason}")

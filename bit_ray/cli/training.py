@@ -50,14 +50,14 @@ def pretrain(config: PretrainConfig) -> None:
     """Pre-train, and print the result."""
     from bit_ray.training.pretrain import pretrain
 
-    _print_trained(pretrain(config))
+    _print_trained(config, pretrain(config))
 
 
 def finetune(config: FinetuneConfig) -> None:
     """Fine-tune, and print the result."""
     from bit_ray.training.finetune import finetune
 
-    _print_trained(finetune(config))
+    _print_trained(config, finetune(config))
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -95,7 +95,7 @@ def replay(config: ReplayConfig) -> None:
     print_table(config.run, rows)
 
 
-def _print_trained(trained: "Trained | None") -> None:
+def _print_trained(config: PretrainConfig | FinetuneConfig, trained: "Trained | None") -> None:
     if trained is None:  # a dry run, which has printed its plan
         return
     version, metrics = trained.version, trained.result.metrics
@@ -110,6 +110,9 @@ def _print_trained(trained: "Trained | None") -> None:
             ("trained on", f"{metrics['train/images_seen']:,.0f} images, last loss {metrics['train/loss']:.4g}")
         )
     test = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    if not test and isinstance(config, FinetuneConfig):
+        model = f"models:/{version.name}@{version.alias}"
+        rows.append(("test", f"none was asked for: --test-shards, or bit-ray evaluate --model {model} --shards ..."))
     print_table("Result", [*rows, *scores(test)])
 
 

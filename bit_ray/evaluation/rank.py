@@ -39,6 +39,8 @@ class Ranked:
     """Log evidence per example, see `bit_ray.evaluation.frozen.logme`."""
     seconds: float
     """Time it took, including the features."""
+    trained_on_these: bool = False
+    """Whether it was trained on this very set, so that its scores say little of other images."""
 
 
 def score_features(
@@ -144,5 +146,6 @@ def rank_models(
             knn=knn,
             logme=evidence,
             seconds=time.perf_counter() - started,
+            trained_on_these=spec.provenance.get("manifest_digest") == manifest.digest,
         )
     return sorted(ranked.values(), key=lambda row: -getattr(row, by)), broken

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import ScaledTranslation
 
 from bit_ray.errors import ConfigError, brief
-from bit_ray.plots.style import GRAY, INK, bare, short
+from bit_ray.plots.style import GRAY, GRID, INK, bare, short
 from bit_ray.uris import shown
 
 # Okabe and Ito's palette in its order; only yellow, which is hard to see on white, is last.
@@ -106,6 +106,9 @@ def line_figure(plot: LinePlot) -> Figure:
     axes = figure.add_subplot()
     title = textwrap.fill(short(plain(plot.title), 300), 76)
     figure.suptitle(title, x=0.01, ha="left", color=INK, weight="bold", fontsize=11, parse_math=False)
+    if len(plot.lines) > 1 and all(len(line.x) == 1 and not line.points for line in plot.lines):
+        _rows_of_marks(figure, axes, plot)
+        return figure
     axes.set_xlabel(short(plain(plot.x_label), 90), color=INK, parse_math=False)
     axes.set_ylabel(short(plain(plot.y_label), 50), color=INK, parse_math=False)
     bare(axes)
@@ -146,6 +149,26 @@ def line_figure(plot: LinePlot) -> Figure:
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
+
+
+def _rows_of_marks(figure: Figure, axes: Axes, plot: LinePlot) -> None:
+    """Draw what was measured once for each line: a row for each, with its name, its mark and its interval."""
+    figure.set_size_inches(7.5, 1.4 + 0.24 * len(plot.lines))
+    bare(axes)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    rows = np.arange(len(plot.lines))[::-1]
+    values = np.array([_drawn(line.y, plot.log_y)[0] for line in plot.lines])
+    ends = [(_drawn(line.low, plot.log_y)[0], _drawn(line.high, plot.log_y)[0]) for line in plot.lines if line.low]
+    if len(ends) == len(rows):
+        low, high = np.array(ends).T
+        axes.hlines(rows, low, high, color=_COLORS[4], linewidth=1.8)
+    axes.plot(values, rows, "o", color=_COLORS[4], markersize=6, markeredgecolor="white", markeredgewidth=0.6, zorder=4)
+    axes.set(xscale="log" if plot.log_y else "linear", ylim=(-0.7, len(rows) - 0.3))
+    axes.set_yticks(rows, [short(plain(line.label), 70) for line in plot.lines], fontsize=9)
+    axes.set_xlabel(short(plain(plot.y_label), 90), color=INK, parse_math=False)
+    _ticks(axes.xaxis, plot.log_y, percent=plot.percent_y)
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
 
 
 def _drawn(values: tuple[float, ...], log: bool) -> npt.NDArray[np.float64]:

@@ -296,7 +296,8 @@ def _plot(grid: Grid, measure: str, label: str) -> LinePlot:
         )
     return LinePlot(
         name=measure.replace("/", "-").replace("_", "-"),
-        title=f"{label[0].upper()}{label[1:]} along the training",
+        title=f"{label[0].upper()}{label[1:]}"
+        + (" along the training" if any(len(line.x) > 1 for line in lines) else ""),
         x_label="step",
         y_label=label,
         lines=tuple(lines),

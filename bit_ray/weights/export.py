@@ -285,4 +285,6 @@ def _need(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError:
-        raise ModelError(f"{name}: not installed, but needed for ONNX; run pip install 'bit-ray[export]'") from None
+        raise ModelError(
+            f"{name}: not installed, but needed for ONNX; run pip install onnx onnxruntime onnxscript"
+        ) from None

@@ -203,3 +203,20 @@ def test_columns_of_other_lengths_are_refused(sizes):
 def test_names_that_are_no_file_names_are_refused(name):
     with pytest.raises(ConfigError, match="^name: .*small letters, digits and hyphens; rename"):
         plot(name=name)
+
+
+def test_what_was_measured_once_is_a_row_for_each_with_its_whole_name():
+    lines = tuple(
+        Line(label=f"mixup_alpha 0.1, dropout 0.5, weight_decay 0.001, shots {i} $x$", x=(100.0,), y=(i / 20,),
+             low=(i / 20 - 0.02,), high=(i / 20 + 0.02,))
+        for i in range(16)
+    )  # fmt: skip
+    plot = LinePlot(name="p", title="Accuracy", x_label="step", y_label="top-1", lines=lines, percent_y=True)
+    figure = line_figure(plot)
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == [line.label for line in lines]
+    [marks] = axes.lines
+    assert [float(x) for x in marks.get_xdata()] == [line.y[0] for line in lines]
+    assert axes.get_xlabel() == "top-1"
+    assert not figure.legends
+    figure.savefig(io.BytesIO())
