@@ -28,47 +28,143 @@ class Command(NamedTuple):
     config: type[Any]
     run: Callable[[Any], None]
     summary: str
+    example: str = ""
+    """Arguments of an example; empty: none are needed."""
 
 
 GROUPS: dict[str, dict[str, Command]] = {
     "data": {
-        "shards write": Command(shards.WriteConfig, shards.write, "write images and labels as a shard set"),
-        "shards inspect": Command(
-            shards.InspectConfig, shards.inspect, "show what is in one, as numbers and as a picture"
+        "shards write": Command(
+            shards.WriteConfig,
+            shards.write,
+            "write images and labels as a shard set",
+            "photos/train shards/train --name photos --convert-images --upright",
         ),
-        "shards verify": Command(shards.VerifyConfig, shards.verify, "read all of one and report what is wrong"),
-        "shards ids": Command(shards.IdsConfig, shards.ids, "ask any training step what it saw"),
-        "shards bench": Command(shards.BenchConfig, shards.bench, "measure reading, decoding and the stream"),
+        "shards inspect": Command(
+            shards.InspectConfig,
+            shards.inspect,
+            "show what is in one, as numbers and as a picture",
+            "shards/train --sheet sheet.png --augmented",
+        ),
+        "shards verify": Command(
+            shards.VerifyConfig, shards.verify, "read all of one and report what is wrong", "shards/train"
+        ),
+        "shards ids": Command(
+            shards.IdsConfig,
+            shards.ids,
+            "ask any training step what it saw",
+            "--run bit_ray_runs/photos --step 100 --sheet step-100.png",
+        ),
+        "shards bench": Command(
+            shards.BenchConfig,
+            shards.bench,
+            "measure reading, decoding and the stream",
+            "s3://BUCKET/shards --crop-size 224",
+        ),
     },
     "training": {
-        "train": Command(TrainConfig, autotrain.train, "make a classifier from a folder of images"),
-        "pretrain": Command(PretrainConfig, training.pretrain, "pre-train on a shard set: BiT-S, BiT-M, BiT-L or own"),
-        "finetune": Command(FinetuneConfig, training.finetune, "transfer to a shard set by BiT-HyperRule"),
-        "evaluate": Command(EvaluateConfig, training.evaluate, "score a model on a whole shard set"),
-        "replay": Command(ReplayConfig, training.replay, "train a stretch of a run again and compare its loss"),
-        "runs status": Command(StatusConfig, runs.status, "show where runs stand, and what their attempts cost"),
-        "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning"),
+        "train": Command(
+            TrainConfig, autotrain.train, "make a classifier from a folder of images", "photos/ --minutes 10"
+        ),
+        "pretrain": Command(
+            PretrainConfig,
+            training.pretrain,
+            "pre-train on a shard set: BiT-S, BiT-M, BiT-L or own",
+            "--name up --shards shards/train --recipe bit_m --model R50x1",
+        ),
+        "finetune": Command(
+            FinetuneConfig,
+            training.finetune,
+            "transfer to a shard set by BiT-HyperRule",
+            "--name photos --init bit_m_r50x1 --shards shards/train --test-shards shards/test --dry-run",
+        ),
+        "evaluate": Command(
+            EvaluateConfig,
+            training.evaluate,
+            "score a model on a whole shard set",
+            "--model models:/photos@champion --shards shards/test",
+        ),
+        "replay": Command(
+            ReplayConfig,
+            training.replay,
+            "train a stretch of a run again and compare its loss",
+            "--run bit_ray_runs/photos --step 100",
+        ),
+        "runs status": Command(
+            StatusConfig, runs.status, "show where runs stand, and what their attempts cost", "photos"
+        ),
+        "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning", "up"),
     },
     "studies": {
-        "fewshot": Command(FewShotConfig, studies.fewshot, "transfer to k examples per class, several draws each"),
-        "vtab": Command(VtabConfig, studies.vtab, "transfer to the 19 tasks of VTAB-1k"),
-        "sweep": Command(SweepConfig, sweeps.sweep, "search over any settings of pretrain or finetune"),
-        "study run": Command(GridConfig, sweeps.study_run, "train a grid of settings, several seeds each, and report"),
-        "study compare": Command(CompareConfig, sweeps.study_compare, "compare BiT-HyperRule with a sweep"),
+        "fewshot": Command(
+            FewShotConfig,
+            studies.fewshot,
+            "transfer to k examples per class, several draws each",
+            "--name few --init models:/up@champion --shards shards/train --test-shards shards/test --shots 1 5 10",
+        ),
+        "vtab": Command(
+            VtabConfig,
+            studies.vtab,
+            "transfer to the 19 tasks of VTAB-1k",
+            "--name vtab --init bit_m_r50x1 --data-dir datasets",
+        ),
+        "sweep": Command(
+            SweepConfig,
+            sweeps.sweep,
+            "search over any settings of pretrain or finetune",
+            "finetune --name lr --set init=bit_m_r50x1 shards=shards/train --space rule.base-lr=log:1e-4:1e-1",
+        ),
+        "study run": Command(
+            GridConfig,
+            sweeps.study_run,
+            "train a grid of settings, several seeds each, and report",
+            "weight-decay --dry-run",
+        ),
+        "study compare": Command(
+            CompareConfig,
+            sweeps.study_compare,
+            "compare BiT-HyperRule with a sweep",
+            "--init models:/up@champion --tasks shards/train,shards/test --trials 20 --dry-run",
+        ),
         "study list": Command(sweeps.ListConfig, sweeps.study_list, "list the studies of what the paper found"),
-        "study report": Command(ReportConfig, sweeps.study_report, "write the report of a study from MLflow again"),
-        "probe": Command(studies.ProbeModelConfig, studies.probe, "score frozen features in seconds"),
-        "episodes": Command(studies.EpisodesConfig, studies.episodes, "score frozen features N-way K-shot"),
+        "study report": Command(
+            ReportConfig,
+            sweeps.study_report,
+            "write the report of a study from MLflow again",
+            "weight-decay --output report",
+        ),
+        "probe": Command(
+            studies.ProbeModelConfig,
+            studies.probe,
+            "score frozen features in seconds",
+            "models:/up@champion shards/train shards/test",
+        ),
+        "episodes": Command(
+            studies.EpisodesConfig,
+            studies.episodes,
+            "score frozen features N-way K-shot",
+            "models:/up@champion shards/test --ways 5 --shots 1",
+        ),
     },
     "models": {
-        "predict": Command(models.PredictConfig, models.predict, "classify image files"),
+        "predict": Command(
+            models.PredictConfig, models.predict, "classify image files", "photo.jpg --model models:/photos@champion"
+        ),
         "models list": Command(models.ListConfig, models.list_models, "list what is registered"),
         "models export": Command(
-            export.ExportConfig, export.export_model, "write one for ONNX, timm, Hugging Face and others"
+            export.ExportConfig,
+            export.export_model,
+            "write one for ONNX, timm, Hugging Face and others",
+            "models:/photos@champion --output photos-onnx --format onnx",
         ),
-        "models rank": Command(studies.RankConfig, studies.rank, "find the one that suits some images"),
+        "models rank": Command(studies.RankConfig, studies.rank, "find the one that suits some images", "photos/train"),
         "models known": Command(models.KnownConfig, models.known, "list the authors' weights, which have names"),
-        "models pull": Command(models.PullConfig, models.pull, "copy a registered model to a folder"),
+        "models pull": Command(
+            models.PullConfig,
+            models.pull,
+            "copy a registered model to a folder",
+            "models:/photos@champion --output photos-model",
+        ),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -89,7 +185,11 @@ def _dispatch(args: list[str]) -> None:
     for length in (1, 2):
         name = " ".join(args[:length])
         if name in COMMANDS:
-            config = parse(COMMANDS[name].config, args[length:], prog=f"bit-ray {name}")
+            try:
+                config = parse(COMMANDS[name].config, args[length:], prog=f"bit-ray {name}")
+            except SystemExit:  # after the help
+                print(f"Example: {' '.join(['bit-ray', name, *COMMANDS[name].example.split()])}")
+                raise
             COMMANDS[name].run(config)
             return
     words = [arg for arg in args[:2] if not arg.startswith("-")]

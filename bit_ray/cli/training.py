@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ _NUM_WORST = 5
 
 def exit_status(main: Callable[[], object]) -> int:
     """Run ``main`` and return the process's exit status: 2 after a user's mistake, 130 after Ctrl-C, 143 after
-    SIGTERM, else 0.
+    SIGTERM, 141 if nobody reads the output any more, else 0.
 
     A user's mistake is one line on stderr, with the flag that is wrong; a bug of ours keeps its traceback.
     """
@@ -36,6 +37,11 @@ def exit_status(main: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered
+        return 141
     except Exception as error:
         wrapped_by_ray = type(error).__module__.startswith("ray.")
         cause = error if isinstance(error, BitRayError) else root_cause(error) if wrapped_by_ray else None
@@ -44,6 +50,13 @@ def exit_status(main: Callable[[], object]) -> int:
         print(f"error: {' '.join(str(as_typed(cause)).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether the output goes into a pipe that nobody reads any more, as after ``| head``."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def pretrain(config: PretrainConfig) -> None:

@@ -109,10 +109,25 @@ def test_every_command_explains_itself_without_pytorch_ray_and_mlflow(helps: dic
         assert f"bit-ray {name} " in helps[""]
         assert command.summary in helps[""]
         assert helps[name].startswith(f"usage: bit-ray {name}")
-        assert max(map(len, helps[name].splitlines())) <= 100
+        *lines, example = helps[name].splitlines()
+        assert max(map(len, lines)) <= 100
+        assert example.startswith(f"Example: bit-ray {name}")
         assert "None" not in helps[name]
         assert "``" not in helps[name]
         assert "STR" not in helps[name]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_can_be_typed(name: str) -> None:
+    parse(COMMANDS[name].config, COMMANDS[name].example.split(), prog=f"bit-ray {name}")
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    command = f"{sys.executable} -m bit_ray.cli.main pretrain --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: bit-ray pretrain")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
