@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 
 from bit_ray import store
@@ -17,7 +16,6 @@ from bit_ray.autotrain.look import Looked, look
 from bit_ray.autotrain.scan import PARTS, Part, source
 from bit_ray.autotrain.starts import Start, choose_start
 from bit_ray.claim import claimed_run
-from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.config import digest, to_dict
 from bit_ray.data.shards.manifest import Manifest, read_manifest
@@ -56,6 +54,8 @@ _VIEWS, _FINETUNE = 0.25, 0.7
 _STARTING_S = 30.0
 _BATCHES = (512, 256, 128, 64, 32)
 _LEAST_STEPS, _MOST_STEPS, _LEAST_PASSES = 100, 500, 5
+# Of HyperRule below 20,000 images.
+_RULE_STEPS, _RULE_RATE, _LARGEST_RATE = 500, 0.003, 0.01
 _MEMORY_SHARE = 0.5
 
 
@@ -107,6 +107,7 @@ class _Run:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.choices: list[str] = []
         self.shards = {part: store.join(self.folder.uri, "data", part) for part in PARTS}
+        self.start_file = store.join(self.folder.uri, "start.json")
 
     def say(self, choice: str) -> None:
         """Print a choice, and keep it for the record."""
@@ -125,9 +126,10 @@ class _Run:
             console.print(f"{config.name}: already finished")
             return store.read_record(FolderResult, self.folder.result)
         manifests = {part: self._write(part) for part in PARTS}
+        uri, size = self._earlier_start()
         start = choose_start(
-            config.init,
-            config.image_size,
+            uri,
+            size,
             self.shards["train"],
             manifests["train"],
             tracking_uri=self.uri,
@@ -137,6 +139,7 @@ class _Run:
             device=self.device,
             say=self.say,
         )
+        store.write_json(self.start_file, {"uri": start.uri, "size": start.size})
         spec = ModelSpec(
             model=start.classifier.spec.model,
             num_classes=len(self.scan.class_names),
@@ -191,6 +194,14 @@ class _Run:
                 )
         store.write_json(self.folder.settings, settings)
 
+    def _earlier_start(self) -> tuple[str, int]:
+        """Return weights and view: as an interrupted start chose them, as what time there was counted; else as set."""
+        if store.exists(self.start_file):
+            found = store.read_json(self.start_file)
+            if isinstance(found, dict) and isinstance(found.get("uri"), str) and isinstance(found.get("size"), int):
+                return found["uri"], found["size"]
+        return self.config.init, self.config.image_size
+
     def _write(self, part: Part) -> Manifest:
         with follow(f"write {part}") as progress:
             report: WriteReport = write_shards(
@@ -224,10 +235,7 @@ class _Run:
             return None
         settings, plan, why = chosen
         self.say(f"fine-tuning: {why}")
-        with cluster():
-            result = driver.train(
-                settings, plan, self.shards["train"], manifest, init=init, parent_run_id=tracked.run_id
-            )
+        result = driver.train(settings, plan, self.shards["train"], manifest, init=init, parent_run_id=tracked.run_id)
         return load_model(result.package_uri, device=self.device)
 
     def _choose(
@@ -316,34 +324,30 @@ def _plan(
 
     The learning rate keeps HyperRule's sum over the steps, up to 0.01.
     """
-    size = start.size
-    resize = round(size * (5 / 4 if size <= 128 else 16 / 15))
     settings = _finetune_config(config, shards=shards, init=init.parent)
-    network = start.classifier.spec.model
-    num_workers = max(1, torch.cuda.device_count()) if device == "cuda" else num_local_cores()
-    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available / num_workers
-    micro = max(1, int(_MEMORY_SHARE * available / bytes_per_image(network, size)))
+    num_workers, micro = num_local_cores(), 0
+    if device == "cuda":  # on CPUs the run splits its batches itself
+        num_workers = torch.cuda.device_count()
+        room = _MEMORY_SHARE * torch.cuda.mem_get_info()[0]
+        micro = max(1, int(room / bytes_per_image(start.classifier.spec.model, start.size)))
 
     def planned(batch: int, steps: int) -> tuple[FinetuneConfig, TrainPlan]:
-        rule = RuleOverrides(
-            regime="small",
-            resize=resize,
-            crop=size,
-            batch_size=batch,
-            num_steps=steps,
-            base_lr=min(0.01, 0.003 * _MOST_STEPS / steps),
-        )
-        runtime = Runtime(micro_batch_size=micro if batch > micro else 0, checkpoint_every_s=120)
-        ready = replace(settings, rule=rule, runtime=runtime)
+        rate = min(_LARGEST_RATE, _RULE_RATE * _RULE_STEPS / steps)
+        rule = RuleOverrides(regime="small", crop=start.size, batch_size=batch, num_steps=steps, base_lr=rate)
+        ready = replace(settings, rule=rule, runtime=Runtime(micro_batch_size=micro, checkpoint_every_s=120))
         return ready, finetune_plan(ready, manifest, init, manifest.num_examples)
 
+    begun = RunFolder.of(config.storage, settings.name)
+    if store.exists(begun.plan):  # by an earlier start, which had another time left
+        record = begun.record().plan
+        ready, plan = planned(record["global_batch_size"], record["schedule"]["num_steps"])
+        return ready, plan, f"as it was begun, {plan.schedule.num_steps:,} steps of {plan.global_batch_size} images"
     _, plan = planned(_BATCHES[-1], _LEAST_STEPS)
-    speed = measure_speed(plan, "auto", device, min(micro, _BATCHES[-1])).images_per_s * num_workers
+    speed = measure_speed(plan, "auto", device, micro or _BATCHES[-1]).images_per_s * num_workers
     images = int((seconds - _STARTING_S) * speed)
-    passes = images / manifest.num_examples
-    if passes < _LEAST_PASSES or images < _LEAST_STEPS * _BATCHES[-1]:
-        wanted = max(_LEAST_PASSES * manifest.num_examples, _LEAST_STEPS * _BATCHES[-1])
-        needed = (wanted / speed + _STARTING_S) / _FINETUNE
+    least = max(_LEAST_PASSES * manifest.num_examples, _LEAST_STEPS * _BATCHES[-1])
+    if images < least:
+        needed = (least / speed + _STARTING_S) / _FINETUNE
         return f"{as_duration(needed)} are needed for the shortest on this machine, and {as_duration(seconds)} are left"
     batch = next(size for size in _BATCHES if images // size >= _LEAST_STEPS)
     steps = min(_MOST_STEPS, images // batch)

@@ -12,13 +12,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import bit_ray
+from bit_ray import store
 from bit_ray.autotrain import train as way
 from bit_ray.autotrain.starts import invert
 from bit_ray.cli.main import main
+from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
+from bit_ray.run_folder import RunFolder, RunRecord
 from bit_ray.weights.package import ModelSpec, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -143,6 +146,28 @@ def test_fine_tuning_and_the_head_are_compared_on_the_validation_images(
     [below] = client.search_runs([experiment], f'tags.`mlflow.parentRunId` = "{record["run_id"]}"')
     assert below.info.run_name == f"{photos.name} fine-tuning"
     assert f"models:/{photos.name}@champion" in printed.out
+
+
+def test_an_interrupted_run_goes_on_with_what_it_had_chosen(photos, start, tmp_path, monkeypatch):
+    """Whatever time is left now, which decided the steps."""
+    plans = []
+
+    def interrupted(config, plan, shards, *arguments, **options):
+        plans.append(plan)
+        folder = RunFolder.of(config.storage, config.name)
+        store.write_json(folder.plan, to_dict(RunRecord(digest=plan.digest, shards=shards, plan=to_dict(plan))))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(way.driver, "train", interrupted)
+    for most, minutes in ((6, 10), (3, 10)):
+        monkeypatch.setattr(way, "_LEAST_STEPS", 2)
+        monkeypatch.setattr(way, "_MOST_STEPS", most)
+        monkeypatch.setattr(way, "_LEAST_PASSES", 1)
+        with pytest.raises(KeyboardInterrupt):
+            bit_ray.train(photos, name="digits", init=start, storage=str(tmp_path), minutes=minutes)
+    first, second = plans
+    assert first.schedule.num_steps == 6
+    assert second == first
 
 
 def test_without_the_time_for_fine_tuning_it_says_what_it_would_take(photos, start, tmp_path, capsys):
