@@ -51,23 +51,39 @@ def cluster() -> Iterator[Resources]:
     _make_token()
     with _token_wanted():
         with _loopback_only():
-            ray.init(
-                address="local",
-                # Training workers and readers share the cores: Ray's CPUs are slots, and each of the two kinds needs
-                # its own.
-                num_cpus=2 * num_local_cores() + 1,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=_private_folder(),
-            )
+            _start()
         _started_here = True
         try:
             yield _resources(local=True)
         finally:
             _started_here = False
             ray.shutdown()
+
+
+def _start() -> None:
+    """Start Ray on this machine.
+
+    Raises:
+        ConfigError: It did not start within Ray's time, as on a machine that is very busy.
+    """
+    try:
+        ray.init(
+            address="local",
+            # Training workers and readers share the cores: Ray's CPUs are slots, and each of the two kinds needs its
+            # own.
+            num_cpus=2 * num_local_cores() + 1,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=_private_folder(),
+        )
+    except Exception as error:  # Ray has no type for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise ConfigError(
+            "Ray did not start in time: this machine is too busy; start the command again later"
+        ) from None
 
 
 def quiet_ray_data() -> None:

@@ -204,3 +204,14 @@ def test_sockets_lie_where_their_paths_are_short_enough(monkeypatch: pytest.Monk
         monkeypatch.setenv("RAY_TMPDIR", f"{short}/{'long' * 10}")
         monkeypatch.setenv("TMPDIR", short)
         assert session._private_folder() == f"{short}/bit_ray-{os.getuid()}/ray"
+
+
+def test_a_start_that_times_out_on_a_busy_machine_is_one_line(monkeypatch) -> None:
+    def too_late(**settings: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", too_late)
+    with pytest.raises(ConfigError, match=r"^Ray did not start in time: this machine is too busy; "), session.cluster():
+        pass
