@@ -115,7 +115,14 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(job: Callable[..., tuple[i
     assert (status, err) == (0, "")
     shown = " ".join(out.replace("│", " ").split())
     assert re.search(r"model R152x4, 9\d\d,\d{3},\d{3} parameters", shown)
-    assert "4 workers x 1 micro-batches x 1024 images" in shown
+    # 936 million parameters leave this machine's memory little room for images.
+    split = re.search(r"4 workers x (\d+) micro-batches x (\d+) images", shown)
+    assert split is not None
+    assert int(split[1]) * int(split[2]) == 1024
+    memory = re.search(r"memory at most about ([\d.]+) GB for each of 4 workers, (\d+) images at a time", shown)
+    assert memory is not None
+    assert float(memory[1]) > 936e6 * 3 * 4 / 1e9
+    assert memory[2] == split[2]
     assert "512 lanes" in shown
     assert sorted(folder.rglob("*")) == before
 

@@ -248,7 +248,8 @@ def test_the_card_lies_beside_the_weights_and_describes_the_version(
     assert "| top-1 | 50.00% |" in card
     assert "Training shards: `data/x`." in card
     version = MlflowClient(tracking_uri=mlflow_server.uri).get_model_version_by_alias("carded", "best")
-    assert version.description == card
+    assert version.description.startswith(f"{SPEC.num_classes} classes, 50.0% top-1. Image classifier: ")
+    assert card.endswith(version.description)
     load_model(package)  # which a further file in its folder does not disturb
 
 
@@ -260,7 +261,7 @@ def test_somebody_elses_readme_is_left_as_it_is(
     assert (package / "README.md").read_text() == "# Mine\n"
     assert "is not a card of bit_ray" in caplog.text
     version = MlflowClient(tracking_uri=mlflow_server.uri).get_model_version_by_alias("readme", "best")
-    assert version.description.startswith(f"{MARK}\n# readme\n")
+    assert version.description.startswith(f"{SPEC.num_classes} classes. Image classifier: ")
 
 
 def test_a_model_of_several_labels_is_served_with_its_sigmoids(mlflow_server: MlflowServer, tmp_path: Path, tracking):
