@@ -8,6 +8,7 @@ of this process and all below it; Ray is started before, for both. Trials have t
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -49,17 +50,27 @@ class Config:
     """Finished trainings of a study that is started again."""
 
 
+SEEN: dict[tuple[int, float], float] = {}
+"""Processor seconds of each process, by its id and its start: those that have ended count as well."""
+
+
 def used() -> float:
     """Processor seconds of this process and all below it, so far."""
-    total = 0.0
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
         try:
             times = process.cpu_times()
-            total += times.user + times.system
+            SEEN[process.pid, process.create_time()] = times.user + times.system
         except psutil.NoSuchProcess:
             continue
-    return total
+    return sum(list(SEEN.values()))
+
+
+def keep_counting() -> None:
+    """Look at all processes twice a second, as some end meanwhile."""
+    while True:
+        used()
+        time.sleep(0.5)
 
 
 def timed(function: Callable[[], object]) -> tuple[float, float]:
@@ -86,6 +97,7 @@ def cells(config: Config, storage: str) -> list[Cell]:
 def main(config: Config) -> None:
     """Measure and print."""
     console.quiet = True
+    threading.Thread(target=keep_counting, daemon=True).start()
     with tempfile.TemporaryDirectory() as storage, cluster():
         wanted = cells(config, storage)
         rows = []
@@ -154,7 +166,7 @@ def many_finished(count: int) -> None:
         outcome = Outcome(
             kind="grid", config={"study": "weight-decay", "axes": [], "price": 0.0}, facts={}, cells=tuple(outcomes)
         )
-        reporting, _ = timed(lambda: render(grid_report(study, "weight-decay", outcome)))
+        reporting, _ = timed(lambda: render(grid_report(study, outcome)))
         grown = (psutil.Process().memory_info().rss - memory) / 1e6
     print(f"\n{count} finished trainings: {reading:.1f} s to read, {reporting:.1f} s to report, {grown:+.0f} MB.")
 
