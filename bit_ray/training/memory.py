@@ -14,7 +14,8 @@ from bit_ray.training.parts import count_parameters
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.shares import share_out
 
-# From the activations that a forward pass keeps to the peak of forward and backward: 0.75 to 1.32 was measured on a CPU.
+# From the activations that a forward pass keeps to what one more image takes at the peak: 0.75 to 1.32 was measured on
+# a CPU.
 _PEAK = 1.6
 # Of a worker process: the libraries, Ray, and the batches that are being decoded.
 _PROCESS_BYTES = 1_000_000_000
