@@ -65,9 +65,7 @@ def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
 
 def encode_turned(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode an image ``[H, W, 3] uint8`` that was turned: JPEG, quality 95, chroma in full resolution."""
-    encoded: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality=_TURNED_QUALITY, colorsubsampling="444", fastdct=False
-    )
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=_TURNED_QUALITY, colorsubsampling="444", fastdct=False)
     return encoded
 
 

@@ -114,8 +114,9 @@ def build_shard(
                 if bad and plan.on_bad == "error":
                     continue
                 if plan.upright and (stored := orientation(example.image)) > 1:
-                    pixels = turn(pixels, stored)
-                    example = replace(example, image=encode_turned(pixels))
+                    turned = encode_turned(turn(pixels, stored))
+                    example = replace(example, image=turned)
+                    pixels = decode_image(turned)
                     num_turned += 1
                 if plan.shorter_side is not None and (small := shrink(pixels, plan.shorter_side)) is not None:
                     example = replace(example, image=small)
