@@ -15,7 +15,7 @@ from bit_ray.data.shards.manifest import Manifest
 from bit_ray.errors import BitRayError, ModelError
 from bit_ray.evaluation.linear_head import LinearHead, clearly_better, fit_linear_head
 from bit_ray.inference.classifier import Classifier, load_model
-from bit_ray.inference.features import FeatureSet, read_features
+from bit_ray.inference.features import read_features
 from bit_ray.models.network import Network
 from bit_ray.tracking.registry import ListedModel, list_models
 from bit_ray.weights.known import known_weights
@@ -38,7 +38,6 @@ class Start:
     classifier: Classifier
     """The network as it sees the images; its own head is not used."""
     head: LinearHead
-    train: FeatureSet
     inverted: bool
     """Whether the first kernel is negated, so that the network sees each image as its negative."""
     seconds: float
@@ -100,7 +99,7 @@ def choose_start(
         found = read_features(classifier, shards, manifest)
         taken = time.monotonic() - began
         head = fit_linear_head(found.features, found.labels, manifest.num_classes, seed=seed)
-        return Start(uri, classifier, head, found, inverted, taken)
+        return Start(uri, classifier, head, inverted, taken)
 
     def seen_at(start: Classifier, size: int) -> Classifier:
         spec = replace(start.spec, resize_mode="square", resize_size=size, crop_size=size)

@@ -125,7 +125,7 @@ def predict_folder(
     remedy = "wait for it, stop it, or choose another output"
     with claimed(claim_of(output, kind), f"{output} is being written", field="output", remedy=remedy):
         classifier = model if isinstance(model, Classifier) else load_model(model, tracking_uri=tracking_uri)
-        convert = convert or opened.convert or classifier.spec.convert_images
+        convert = convert or opened.convert
         folder = store.absolute(output) if kind == "folder" else ""
         settings = _Settings(
             top_k=top_k, convert=convert, features=features, batch_size=batch_size, num_threads=1, folder=folder
