@@ -37,7 +37,7 @@ from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
-from bit_ray.tracking.server import tracking_uri
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.finetune import finetune
 from bit_ray.training.pretrain import pretrain

@@ -31,10 +31,10 @@ from bit_ray.models.zoo import create_model
 from bit_ray.progress import console, follow
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.run_folder import RunFolder, first_difference
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import Input, TrackedRun
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.training import driver
 from bit_ray.training.checkpoint.writer import write_directory
 from bit_ray.training.checks import check_registration

@@ -60,8 +60,11 @@ class ExportConfig:
 
 def export_model(config: ExportConfig) -> None:
     """Write a model for other programs, and print what it is and how it compares."""
+    from bit_ray.cli.first_look import look
+
+    look("export", config.model, config.shards, tracking=config.tracking, storage=config.storage)
     from bit_ray.inference.classifier import load_model
-    from bit_ray.tracking.server import tracking_uri
+    from bit_ray.tracking.address import tracking_uri
     from bit_ray.weights.folders import timm_name
     from bit_ray.weights.write import eps_effect, write_weights
 

@@ -1,5 +1,6 @@
 """``bit-ray predict`` and ``bit-ray models``: use, list and copy trained models."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,6 +85,10 @@ def predict(config: PredictConfig) -> None:
     for image in config.images:
         if is_folder(image):
             raise ConfigError(f"{image}: a folder; accepted: image files; for folders add --output FILE.csv")
+    if not any(os.path.exists(image) for image in config.images):
+        others = f", nor the {len(config.images) - 1} others" if len(config.images) > 1 else ""
+        raise DataError(f"{config.images[0]}: no such file{others}; accepted: image files; check the path")
+    _look(config)
     import torch
 
     from bit_ray.inference.classifier import load_model
@@ -115,12 +120,20 @@ def predict(config: PredictConfig) -> None:
         raise refused[0]
 
 
+def _look(config: PredictConfig) -> None:
+    from bit_ray.cli.first_look import look
+
+    look("predict with", config.model, tracking=config.tracking, storage=config.storage)
+
+
 def _predict_into_file(config: PredictConfig) -> None:
-    from bit_ray.inference.classifier import load_model
+    _look(config)
     from bit_ray.inference.outputs import check_output
-    from bit_ray.inference.predict import predict_folder
 
     check_output(config.output, config.features)  # before the model is fetched
+    from bit_ray.inference.classifier import load_model
+    from bit_ray.inference.predict import predict_folder
+
     model = load_model(
         config.model, tracking_uri=_registry_of(config), labels=config.labels, crop_size=config.crop_size
     )
@@ -186,9 +199,14 @@ def known(config: KnownConfig) -> None:
 
 def list_models(config: ListConfig) -> None:
     """Print the registered models."""
+    from bit_ray.tracking.address import registry_uri
+    from bit_ray.uris import shown
+
+    registry = registry_uri(_registry(config.tracking, config.storage))
+    console.print(f"Registry: {shown(registry)}")
     from bit_ray.tracking.registry import list_models
 
-    models = list_models(_registry(config.tracking, config.storage))
+    models = list_models(registry)
     if not models:
         console.print("no models yet; bit-ray pretrain and bit-ray finetune register what they train")
         return
@@ -209,6 +227,9 @@ def list_models(config: ListConfig) -> None:
 
 def pull(config: PullConfig) -> None:
     """Copy a registered model."""
+    from bit_ray.cli.first_look import look
+
+    look("pull", config.model, tracking=config.tracking, storage=config.storage)
     from bit_ray.tracking.registry import pull
 
     place = pull(config.model, config.output, _registry(config.tracking, config.storage))
@@ -218,6 +239,6 @@ def pull(config: PullConfig) -> None:
 
 def _registry(tracking: RegistryConfig, storage: str) -> str:
     """Return the URI of the registry."""
-    from bit_ray.tracking.server import tracking_uri
+    from bit_ray.tracking.address import tracking_uri
 
     return tracking_uri(tracking.uri, storage)

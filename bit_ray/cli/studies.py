@@ -82,6 +82,10 @@ class RankConfig:
 
 def fewshot(config: FewShotConfig) -> None:
     """Run the few-shot protocol, and print medians and spread."""
+    from bit_ray.cli.first_look import look
+
+    sets = (config.shards, config.test_shards)
+    look("fewshot", config.init, *sets, tracking=config.tracking, storage=config.storage)
     from bit_ray import store
     from bit_ray.evaluation.subsets import summarize
     from bit_ray.studies.few_shot import FROM_SCRATCH, fewshot_suite
@@ -100,6 +104,9 @@ def fewshot(config: FewShotConfig) -> None:
 
 def vtab(config: VtabConfig) -> None:
     """Run the tasks of VTAB-1k and print their scores next to published ones; a dry run prints what would be done."""
+    from bit_ray.cli.first_look import look
+
+    look("vtab", config.init, tracking=config.tracking, storage=config.storage)
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_scores import MEAN_COLUMNS, TASK_COLUMNS, mean_rows, task_rows
 
@@ -134,13 +141,17 @@ def _print_vtab_plan(config: VtabConfig) -> None:
 
 def probe(config: ProbeModelConfig) -> None:
     """Print the scores of both probes."""
+    from bit_ray.cli.first_look import look
+
+    sets = (config.shards, config.test_shards)
+    look("probe", config.model, *sets, tracking=config.tracking, storage=config.storage)
     import time
 
     from bit_ray.cluster.session import cluster
     from bit_ray.evaluation.probe import probe, probe_task
     from bit_ray.evaluation.subsets import summarize
     from bit_ray.inference.classifier import load_model
-    from bit_ray.tracking.server import tracking_uri
+    from bit_ray.tracking.address import tracking_uri
 
     task = probe_task(config)
     classifier = load_model(
@@ -160,12 +171,15 @@ def probe(config: ProbeModelConfig) -> None:
 
 def episodes(config: EpisodesConfig) -> None:
     """Print mean and interval over episodes."""
+    from bit_ray.cli.first_look import look
+
+    look("episodes of", config.model, config.shards, tracking=config.tracking, storage=config.storage)
     from bit_ray.cluster.session import cluster
     from bit_ray.data.shards.manifest import read_manifest
     from bit_ray.evaluation.frozen import episodes
     from bit_ray.inference.classifier import load_model
     from bit_ray.inference.features import cluster_features
-    from bit_ray.tracking.server import tracking_uri
+    from bit_ray.tracking.address import tracking_uri
 
     manifest = read_manifest(config.shards)
     classifier = load_model(
@@ -200,8 +214,8 @@ def rank(config: RankConfig) -> None:
     from bit_ray.data.shards.manifest import MANIFEST, read_manifest
     from bit_ray.data.shards.write import write_shards
     from bit_ray.evaluation.rank import rank_models
+    from bit_ray.tracking.address import tracking_uri
     from bit_ray.tracking.registry import list_models
-    from bit_ray.tracking.server import tracking_uri
 
     registry = tracking_uri(config.tracking.uri, config.storage)
     uris = list(config.models) or [f"models:/{m.name}/{m.version}" for m in list_models(registry)]

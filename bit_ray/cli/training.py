@@ -61,6 +61,9 @@ def _reader_is_gone() -> bool:
 
 def pretrain(config: PretrainConfig) -> None:
     """Pre-train, and print the result."""
+    from bit_ray.cli.first_look import look
+
+    look("pretrain", "", config.shards, tracking=config.tracking, storage=config.storage)
     from bit_ray.training.pretrain import pretrain
 
     _print_trained(config, pretrain(config))
@@ -68,6 +71,10 @@ def pretrain(config: PretrainConfig) -> None:
 
 def finetune(config: FinetuneConfig) -> None:
     """Fine-tune, and print the result."""
+    from bit_ray.cli.first_look import look
+
+    sets = (config.shards, config.test_shards)
+    look("finetune", config.init, *sets, tracking=config.tracking, storage=config.storage)
     from bit_ray.training.finetune import finetune
 
     _print_trained(config, finetune(config))
@@ -75,6 +82,9 @@ def finetune(config: FinetuneConfig) -> None:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate, and print the result."""
+    from bit_ray.cli.first_look import look
+
+    look("evaluate", config.model, config.shards, tracking=config.tracking, storage=config.storage)
     from bit_ray.evaluation.evaluate import evaluate, label_names
 
     result = evaluate(config)
@@ -131,8 +141,8 @@ def _print_trained(config: PretrainConfig | FinetuneConfig, trained: "Trained | 
 
 def print_where(uri: str, storage: str, run_id: str) -> None:
     """Print where a run's pictures are, and its page in MLflow: one line each, to be copied."""
+    from bit_ray.tracking.address import tracking_uri
     from bit_ray.tracking.runs import run_page
-    from bit_ray.tracking.server import tracking_uri
 
     page = run_page(tracking_uri(uri, storage), run_id)
     console.print(f"Pictures: {page.artifacts}/evaluation")

@@ -25,8 +25,8 @@ from bit_ray.inference.classifier import Classifier, ClassifierState, load_model
 from bit_ray.plots.confusion import confusion_figure
 from bit_ray.plots.predictions import prediction_figure
 from bit_ray.plots.reliability import reliability_figure
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import Input, TrackedRun
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.weights.package import ModelSpec
 
 

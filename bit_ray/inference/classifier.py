@@ -19,9 +19,9 @@ from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.fetch import fetch_package
 from bit_ray.weights.foreign import build_network, foreign_spec
-from bit_ray.weights.known import fetch_by_name
+from bit_ray.weights.location import foreign_path
 from bit_ray.weights.package import ModelSpec, load_package, read_spec
-from bit_ray.weights.read import SUFFIXES, is_foreign, read_weights
+from bit_ray.weights.read import read_weights
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """An image: a file's path, a file's bytes, a Pillow image in mode RGB, or an array ``[H, W, 3] uint8``."""
@@ -278,25 +278,6 @@ def load_model(
             raise ConfigError.of(name, given, remedy="leave it out")
     model, spec, digest = _load(os.fspath(uri), tracking_uri, cache)
     return Classifier(model.to(target), spec, digest)
-
-
-def foreign_path(uri: str) -> str:
-    """Return the local path of weights of another program, fetched if they have a name; empty for a saved model.
-
-    Raises:
-        ModelError: they are not on this machine, or cannot be fetched.
-    """
-    if uri.startswith("models:/"):
-        return ""
-    if (fetched := fetch_by_name(uri)) is not None:
-        return str(fetched)
-    if not store.is_local(uri):
-        if uri.endswith(SUFFIXES):
-            given = "weights of another program, not on this machine"
-            raise ModelError(f"{uri}: {given}; accepted: a local file; download it")
-        return ""
-    path = os.path.expanduser(uri.removeprefix("file://"))
-    return path if is_foreign(path) else ""
 
 
 def _load(uri: str, tracking_uri: str | None, cache: Path | None) -> tuple[Network, ModelSpec, str]:

@@ -26,8 +26,8 @@ from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.engine import Bar, Study, Trial
 from bit_ray.studies.transfer import top_1_on, transfer
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import TrackedRun
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan, transfer_plan
 

@@ -39,7 +39,7 @@ from bit_ray.tracking.runs import recorded_metrics
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.driver import train
 from bit_ray.training.initial_weights import InitialWeights
-from bit_ray.weights.package import DESCRIPTION_FILE
+from bit_ray.weights.location import DESCRIPTION_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from bit_ray.inference.features import check_single_label
 from bit_ray.recipes.embedded import EMBEDDED_MODEL, GLYPHS
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Part
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.finetune import check_start, finetune_plan
 from bit_ray.training.initial_weights import InitialWeights, read_init

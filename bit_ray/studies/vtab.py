@@ -34,8 +34,8 @@ from bit_ray.studies.vtab_scores import (
     task_rows,
 )
 from bit_ray.studies.vtab_shards import prepare_shards, training_images
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import TrackedRun
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import transfer_plan
 

@@ -9,7 +9,7 @@ from bit_ray.config import read_document
 from bit_ray.errors import ModelError
 from bit_ray.tracking.reference import ModelReference
 from bit_ray.weights.fetch import Digests, check_description, download_package, fetch_package
-from bit_ray.weights.package import DESCRIPTION_FILE
+from bit_ray.weights.location import DESCRIPTION_FILE
 
 
 def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:

@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray import store
-from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
-from bit_ray.tracking import server
+from bit_ray.tracking import address, server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download
 from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
 from bit_ray.uris import shown, shown_in
-from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, Weights, parse_description
+from bit_ray.weights.location import DESCRIPTION_FILE
+from bit_ray.weights.package import ModelSpec, Weights, parse_description
 
 # isort: split
 from mlflow import MlflowClient
@@ -37,7 +36,6 @@ from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
 
-DEFAULT_STORE = Path(DEFAULT_STORAGE, "mlflow.db")
 """The embedded tracking store if no tracking URI is set, relative to the current directory."""
 
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
@@ -98,7 +96,7 @@ def register(
         TrackingError: the server cannot be reached or refuses.
     """
     check_name(name, alias)
-    uri = server.tracking_uri(tracking_uri)
+    uri = address.tracking_uri(tracking_uri)
     package_uri = store.absolute(package_uri)
     check_package_uri(package_uri)
     if uri.startswith("http") and store.is_local(package_uri):
@@ -147,7 +145,7 @@ def registered_packages(tracking_uri: str, run_id: str) -> set[str]:
     Raises:
         TrackingError: The server cannot be reached or refuses.
     """
-    client = server.connect(server.tracking_uri(tracking_uri))
+    client = server.connect(address.tracking_uri(tracking_uri))
     try:
         versions = _all_pages(client.search_model_versions, f"tag.`bit_ray.run_id` = '{run_id}'")
     except MlflowException as error:
@@ -168,7 +166,7 @@ def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
     if match is None:
         raise ModelError(f"{uri}: accepted: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME; correct it")
     name, alias, number = match.groups()
-    client = server.connect(_registry_uri(tracking_uri))
+    client = server.connect(address.registry_uri(tracking_uri))
     version = _look_up(client, uri, name, alias, number)
     return read_reference(client, name, version)
 
@@ -192,7 +190,7 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
     Raises:
         TrackingError: the server cannot be reached or refuses.
     """
-    client = server.connect(_registry_uri(tracking_uri))
+    client = server.connect(address.registry_uri(tracking_uri))
     try:
         aliases: dict[tuple[str, str], list[str]] = {}
         for model in _all_pages(client.search_registered_models):
@@ -297,16 +295,6 @@ def _create_version(
         pages = json.dumps([{"name": name, "version": version.version}])
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": pages})
     return str(version.version)
-
-
-def _registry_uri(tracking_uri: str | None) -> str:
-    named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = server.tracking_uri(named or "", str(DEFAULT_STORE.parent))
-    if uri.startswith("sqlite:") and not server.sqlite_file(uri).exists():  # MLflow would make an empty one
-        given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORE} here"
-        accepted, remedy = "the registry's server or sqlite:///FILE", "set MLFLOW_TRACKING_URI to it"
-        raise TrackingError.of("tracking.uri", given, accepted, remedy)
-    return uri
 
 
 def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, number: str | None) -> str:

@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,51 +21,15 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from bit_ray.errors import BitRayError, TrackingError
+from bit_ray.tracking.address import DATABASE_PORTS, sqlite_file
 from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
-from bit_ray.uris import MASK, shown
+from bit_ray.uris import shown
 
 # The user need not read that the embedded store is created.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 PROBE_SECONDS = 5.0
-_ACCEPTED = "http(s)://HOST:PORT, sqlite:///FILE, postgresql://..., mysql://... or mssql://..."
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-def tracking_uri(uri: str, storage: str | None = None) -> str:
-    """Return the tracking URI to use: the given one, else ``$MLFLOW_TRACKING_URI``, else SQLite in ``storage``.
-
-    SQLite files get an absolute path, so that workers with another current directory use the same file.
-
-    Raises:
-        TrackingError: no URI and no local storage for the default, or a kind of URI that is not supported.
-    """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri:
-        folder = local_path(storage) if storage is not None else None
-        if folder is None:
-            given = f"empty, and the default, a SQLite file in the storage, needs a local folder, not {storage}"
-            raise TrackingError.of("tracking.uri", given, _ACCEPTED, "set it, or MLFLOW_TRACKING_URI")
-        return f"sqlite:///{folder / 'mlflow.db'}"
-    if f"://{MASK}@" in uri:
-        remedy = f"write them, or leave {MASK}@ out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise TrackingError.of("tracking.uri", f"{uri} has no user and password", _ACCEPTED, remedy)
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port  # parsed only here
-    except ValueError:
-        remedy = (
-            "write special characters of a password as %2F and the like, or set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
-        )
-        raise TrackingError.of("tracking.uri", f"{shown(uri)} is not a URI", _ACCEPTED, remedy) from None
-    kind = parts.scheme.split("+")[0]
-    if kind == "sqlite":
-        return f"sqlite:///{sqlite_file(uri)}"
-    if kind not in ("http", "https", *_PORTS):
-        raise TrackingError.of("tracking.uri", shown(uri), _ACCEPTED, "a folder of files cannot be used")
-    return uri.rstrip("/")
 
 
 def connect(uri: str) -> MlflowClient:
@@ -107,7 +70,7 @@ def probe(uri: str) -> None:
             # In a thread, because no timeout of a socket covers the look-up of a host name.
             _within(2 * PROBE_SECONDS, lambda: _probe_http(uri))
         else:
-            address = (parts.hostname or "localhost", parts.port or _PORTS[parts.scheme.split("+")[0]])
+            address = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[parts.scheme.split("+")[0]])
             _within(2 * PROBE_SECONDS, lambda: socket.create_connection(address, PROBE_SECONDS).close())
     except (OSError, MlflowException) as error:
         reason = _connection_reason(error)
@@ -142,11 +105,6 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
         given = f"{name!r} was deleted in {shown(client.tracking_uri)}"
         raise TrackingError.of("tracking.experiment", given, remedy=remedy)
     return str(experiment.experiment_id)
-
-
-def sqlite_file(uri: str) -> Path:
-    """Return the absolute path of the file of a ``sqlite:///FILE`` URI."""
-    return Path(uri.split(":///", 1)[1] if ":///" in uri else "").absolute()
 
 
 def one_line(error: BaseException) -> str:

@@ -24,10 +24,11 @@ from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
 from bit_ray.run_folder import TRAINING_FILE, RunFolder, RunRecord, first_difference
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register, registered_packages
 from bit_ray.tracking.runs import Input, TrackedRun
-from bit_ray.tracking.server import probe, tracking_uri
+from bit_ray.tracking.server import probe
 from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
 from bit_ray.training.checkpoint.state import CheckpointRecord
@@ -39,7 +40,8 @@ from bit_ray.training.plan import TrainPlan
 from bit_ray.training.reports import Listener
 from bit_ray.training.shares import share_out
 from bit_ray.training.worker import WorkerConfig
-from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec, parse_description
+from bit_ray.weights.location import DESCRIPTION_FILE
+from bit_ray.weights.package import ModelSpec, parse_description
 
 log = logging.getLogger(__name__)
 

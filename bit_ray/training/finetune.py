@@ -18,8 +18,8 @@ from bit_ray.evaluation.subsets import Subset, few_shot_subset, load_subset, sav
 from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import TrackedRun
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.checks import check_registration, check_settings, preflight
 from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from bit_ray.errors import ModelError
-from bit_ray.inference.classifier import foreign_path, load_model
+from bit_ray.inference.classifier import load_model
+from bit_ray.weights.location import foreign_path
 from bit_ray.weights.read import read_weights
 
 

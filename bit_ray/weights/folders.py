@@ -9,9 +9,9 @@ from typing import Any
 from bit_ray.errors import ModelError, brief
 from bit_ray.models.resnet import ResNetConfig
 from bit_ray.weights.class_names import class_names, in_order, read_text
+from bit_ray.weights.location import CONFIG_FILE
 from bit_ray.weights.package import ModelSpec
 
-CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 
 # Settings of Hugging Face's BitConfig that make another network of the same weights, with BiT's values.

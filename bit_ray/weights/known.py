@@ -104,21 +104,35 @@ def fetch_by_name(name: str) -> Path | None:
     Raises:
         ModelError: there is no such model, it cannot be fetched, or it is not what its server says it is.
     """
-    if name.startswith(_HUB):
-        return _from_hub(name)
-    if "://" in name or os.path.exists(name):
+    if not is_name(name):
         return None
-    if name.startswith("timm/"):
-        return _from_hub(name)
-    wanted = name.lower().replace("-", "_")
     names = {weights.name: weights for weights in known_weights()}
-    if wanted in names:
-        return _from_bucket(names[wanted])
+    weights = names.get(_plain(name))
+    return _from_bucket(weights) if weights else _from_hub(name)
+
+
+def is_name(name: str) -> bool:
+    """Return whether weights are meant by their name, not by their place.
+
+    Raises:
+        ModelError: there are no weights of this name.
+    """
+    if name.startswith(_HUB):
+        return True
+    if "://" in name or os.path.exists(name):
+        return False
+    wanted, names = _plain(name), [weights.name for weights in known_weights()]
+    if name.startswith("timm/") or wanted in names:
+        return True
     if wanted.startswith(("bit_s_", "bit_m_", "bit_l_")) and not set(name) & set("/."):
         near = difflib.get_close_matches(wanted, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ModelError(f"{brief(name)}: unknown weights; {hint}see bit-ray models known")
-    return None
+    return False
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def _from_bucket(weights: KnownWeights) -> Path:

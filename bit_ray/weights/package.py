@@ -23,8 +23,8 @@ from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import Network
 from bit_ray.models.zoo import model_config
 from bit_ray.store import file_sha256
+from bit_ray.weights.location import DESCRIPTION_FILE, check_folder
 
-DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 
 MAX_IMAGE_SIZE = 16384
@@ -175,8 +175,7 @@ def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
         ModelError: there is no such directory, no model in it, or a description that cannot be read.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise ModelError(f"{directory}: no such directory; accepted: a saved model; check the path")
+    check_folder(directory)
     path = directory / DESCRIPTION_FILE
     try:
         data = read_document(path)

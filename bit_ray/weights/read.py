@@ -24,14 +24,12 @@ from bit_ray.models.network import Network
 from bit_ray.models.zoo import model_config, model_name
 from bit_ray.store import file_sha256
 from bit_ray.weights.class_names import read_text
-from bit_ray.weights.folders import CONFIG_FILE, folder_spec
+from bit_ray.weights.folders import folder_spec
+from bit_ray.weights.location import PROGRAM_SUFFIXES, SUFFIXES, check_file
 from bit_ray.weights.naming import NAMINGS, NamingName, count_units, to_ours, weight_names
 from bit_ray.weights.npz import npz_architecture, npz_tensors, read_arrays, read_headers
-from bit_ray.weights.package import DESCRIPTION_FILE, ModelSpec
+from bit_ray.weights.package import ModelSpec
 from bit_ray.weights.state_dicts import read_tensors
-
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 
 SPEC_KEY = "bit_ray.spec"
 """Entry of a file's metadata that has our `ModelSpec` as JSON."""
@@ -64,14 +62,6 @@ class ForeignWeights:
     """Other information in the file or folder, as fields of `ModelSpec`."""
 
 
-def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a local path looks like weights that are not a saved model of ours."""
-    path = Path(path)
-    if path.is_dir():
-        return (path / CONFIG_FILE).is_file() and not (path / DESCRIPTION_FILE).is_file()
-    return path.suffix in (*SUFFIXES, ".onnx", ".pt2")  # the latter for the better error
-
-
 def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
     """Read the weights in a file or folder of any of the formats.
 
@@ -81,7 +71,7 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    if path.suffix in (".onnx", ".pt2"):
+    if path.suffix in PROGRAM_SUFFIXES:
         remedy = "use the model that it was made from"
         raise ModelError(f"{path}: an exported program; accepted: {', '.join(SUFFIXES)}; {remedy}")
     if path.suffix not in SUFFIXES:
@@ -89,8 +79,7 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
             f"{path}: {'unknown kind of file' if path.is_file() else 'no such file or folder'}; accepted: "
             f"{', '.join(SUFFIXES)}, or a folder with config.json; check the path"
         )
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; accepted: BiT weights; check the path")
+    check_file(path)
     if path.suffix == ".npz":
         return _read_npz(path)
     tensors, metadata = read_tensors(path)

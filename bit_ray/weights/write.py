@@ -18,7 +18,8 @@ from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import whole
 from bit_ray.models.network import Network
-from bit_ray.weights.folders import CONFIG_FILE, huggingface_files, timm_files
+from bit_ray.weights.folders import huggingface_files, timm_files
+from bit_ray.weights.location import CONFIG_FILE
 from bit_ray.weights.naming import NAMINGS, check_bit, is_kernel, to_theirs, weight_names
 from bit_ray.weights.npz import save_npz
 from bit_ray.weights.package import ModelSpec, save_package

@@ -24,7 +24,7 @@ from bit_ray.locks import scratch_directory
 from bit_ray.progress import console
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.uris import shown
-from bit_ray.weights.package import DESCRIPTION_FILE
+from bit_ray.weights.location import DESCRIPTION_FILE
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from fuzz.seeds import is_digest, network, spec
 from bit_ray import store
 from bit_ray.tracking.fetch import fetch
 from bit_ray.tracking.reference import parse_reference
-from bit_ray.weights.package import DESCRIPTION_FILE, WEIGHTS_FILE, save_package
+from bit_ray.weights.location import DESCRIPTION_FILE
+from bit_ray.weights.package import WEIGHTS_FILE, save_package
 
 
 class Kind:

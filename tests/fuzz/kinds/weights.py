@@ -19,7 +19,8 @@ from safetensors.torch import save
 from bit_ray.inference.classifier import Classifier
 from bit_ray.weights.folders import huggingface_files, timm_files
 from bit_ray.weights.foreign import build_network, foreign_spec
-from bit_ray.weights.package import DESCRIPTION_FILE, WEIGHTS_FILE, load_package, save_package
+from bit_ray.weights.location import DESCRIPTION_FILE
+from bit_ray.weights.package import WEIGHTS_FILE, load_package, save_package
 from bit_ray.weights.read import read_weights
 from bit_ray.weights.write import named_tensors
 

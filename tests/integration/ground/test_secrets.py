@@ -26,8 +26,8 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import DataError, TrackingError
+from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.server import tracking_uri
 from bit_ray.training.config import FinetuneConfig
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,7 @@ def test_the_subject_of_an_error_stays_before_the_flag() -> None:
 
 VTAB = ["vtab", "--name", "x", "--model", "R50x1"]
 FINETUNE = ["finetune", "--name", "x", "--shards", "data"]
+SHARDS = Path(__file__).parents[2] / "assets" / "shards_format_1"
 
 
 @pytest.mark.parametrize(
@@ -101,12 +103,6 @@ FINETUNE = ["finetune", "--name", "x", "--shards", "data"]
         ([*FINETUNE, "--rule.momentum", "1"], "--rule.momentum: 1.0; accepted: 0 to below 1; "),
         ([*FINETUNE, "--rule.regime", "tiny"], "--rule.regime: given 'tiny' (str); accepted: 'small' or 'medium' or "),
         ([*FINETUNE, "--runtime.max-failures", "-1"], "--runtime.max-failures: -1; accepted: a whole number of at "),
-        ([*FINETUNE, "--register.alias", "v1"], "--register.alias: 'v1'; accepted: letters, digits, _ and -, but not "),
-        (
-            [*FINETUNE, "--register.name", "a/b"],
-            "--register.name: 'a/b'; accepted: letters, digits, _ . - and spaces; ",
-        ),
-        (["finetune", "--name", "a:b", "--shards", "data"], "--name: 'a:b'; accepted: letters, digits, _ . - and "),
         (["replay", "--run", "x", "--step", "few"], "--step: given 'few' (str); accepted: a whole number"),
         (["pretrain", "--name", "x", "--shards", "d", "--recipe.epochs", "0"], "--recipe.epochs: 0.0; accepted: "),
         (["pretrain", "--name", "x", "--shards", "d", "--probe.shots", "0"], "--probe.shots: (0,); accepted: "),
@@ -123,6 +119,23 @@ def test_a_command_names_its_flag(arguments: list[str], error: str, capfd: pytes
     assert main(arguments) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: {error}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--name", "x", "--register.alias", "v1"], "--register.alias: 'v1'; accepted: letters, digits, _ and -, but "),
+        (["--name", "x", "--register.name", "a/b"], "--register.name: 'a/b'; accepted: letters, digits, _ . - and "),
+        (["--name", "a:b"], "--name: 'a:b'; accepted: letters, digits, _ . - and spaces; "),
+    ],
+)
+def test_a_name_that_cannot_be_registered_is_refused_before_anything_starts(
+    flags: list[str], error: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", "--shards", str(SHARDS), *flags]) == 2
+    out, err = capfd.readouterr()
+    assert (out.count("\n"), err.count("\n")) == (1, 1)
     assert err.startswith(f"error: {error}")
 
 

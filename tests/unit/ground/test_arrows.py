@@ -50,7 +50,6 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
 # What imports them, itself or by others, only when a function of it is called.
 MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cli.autotrain",
-    "bit_ray.cli.export",
     "bit_ray.cli.models",
     "bit_ray.cli.runs",
     "bit_ray.cli.shards",

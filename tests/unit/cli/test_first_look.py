@@ -1,0 +1,76 @@
+"""A path or a name that is wrong is said before PyTorch, Ray or MLflow is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bit_ray.data.shards.write import write_shards
+from bit_ray.data.sources.base import Example
+
+# Any import of what takes seconds ends the program with a traceback.
+PROGRAM = """
+import sys
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        assert name not in ("torch", "ray", "mlflow", "pandas"), f"{name} was imported"
+sys.meta_path.insert(0, Refused())
+from bit_ray.cli.main import main
+for line in sys.stdin:
+    print(main(line.split()), flush=True)
+"""
+
+WRONG = {
+    "finetune --name a --init absent --shards shards": "absent: no such directory; accepted: a saved model",
+    "finetune --name a --init absent.npz --shards shards": "absent.npz: no such file; accepted: BiT weights",
+    "finetune --name a --init bit_m_r50x --shards shards": "did you mean bit_m_r50x",
+    "finetune --name a --init models:/photos --shards shards": "mlflow.db: no such file",
+    "finetune --name a --init . --shards shards --test-shards absent": "absent: no such path",
+    "pretrain --name a --shards absent": "absent: no such path",
+    "evaluate --model absent --shards shards": "absent: no such directory",
+    "evaluate --model models:/photos --shards absent": "absent: no such path",
+    "fewshot --name a --init absent --shards shards --test-shards shards": "absent: no such directory",
+    "vtab --name a --init absent": "absent: no such directory",
+    "probe absent shards shards": "absent: no such directory",
+    "episodes absent shards": "absent: no such directory",
+    "predict absent.jpg --model models:/photos": "absent.jpg: no such file; accepted: image files",
+    "predict a.jpg b.jpg --model models:/photos": "a.jpg: no such file, nor the 1 others",
+    "predict . --output a.csv --model absent": "absent: no such directory",
+    "models list": "set the storage to the bit_ray_runs folder that has it",
+    "models pull models:/photos --output a": "mlflow.db: no such file",
+    "models export absent --output a.onnx --format onnx": "absent: no such directory",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, tuple[str, str]]:
+    """Command -> exit status and error, all of one process."""
+    folder: Path = tmp_path_factory.mktemp("first")
+    gray = b"P6 8 8 255\n" + bytes(192)
+    write_shards(
+        [Example(id=str(i), image=gray, labels=(i % 2,)) for i in range(4)],
+        str(folder / "shards"),
+        name="few",
+        class_names=("a", "b"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input="".join(f"{line}\n" for line in WRONG),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    statuses, errors = done.stdout.split(), done.stderr.splitlines()
+    assert done.returncode == 0, done.stderr
+    return dict(zip(WRONG, zip(statuses, errors, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_is_not_there_is_said_at_once(line: str, answers) -> None:
+    status, error = answers[line]
+    assert status == "2"
+    assert error.startswith("error: ")
+    assert WRONG[line] in error
