@@ -30,7 +30,7 @@ for node in range(nodes):
 sys.exit(max(abs(process.wait()) for process in started))
 """
 IP = """#!/bin/sh
-[ "$*" = "-4 -o address show dev fake0" ] && echo "2: fake0    inet 127.0.0.$((${SLURM_NODEID:-0} + 2))/8 scope host fake0"
+[ "$*" = "-4 -o address show dev fake0" ] && echo "2: fake0 inet 127.0.0.$((${SLURM_NODEID:-0} + 2))/8"
 """
 SCONTROL = """#!/bin/sh
 echo "$@" >>"{folder}/scontrol"

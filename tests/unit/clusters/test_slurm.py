@@ -1,5 +1,5 @@
-"""What the SLURM script does with its command, its nodes and signals. Ray is a program that writes down how it was called;
-`tests/integration/clusters` has all of it."""
+"""What the SLURM script does with its command, its nodes and signals. Ray is a program that writes down how it was
+called; `tests/integration/clusters` has all of it."""
 
 import re
 import shlex
