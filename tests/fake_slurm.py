@@ -1,5 +1,5 @@
-"""SLURM as a job script sees it, on this machine: `srun` runs a command once per node, `scontrol` writes down what it is
-asked. A node is what two machines differ in: its number, its address, its ports and its folder."""
+"""SLURM as a job script sees it, on this machine: `srun` runs a command once per node, `scontrol` writes down what it
+is asked. A node is what two machines differ in: its number, its address, its ports and its folder."""
 
 import contextlib
 import os
