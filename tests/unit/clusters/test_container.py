@@ -15,13 +15,14 @@ def problems(text: str) -> str:
     """What hadolint finds, and what it cannot know."""
     done = subprocess.run([HADOLINT, "--no-color", "-"], input=text, capture_output=True, text=True, check=False)
     found = [done.stdout + done.stderr]
-    users = re.findall(r"^USER (\S+)", text.split("\nFROM")[-1], re.MULTILINE)
+    last = text.split("\nFROM")[-1]
+    users = re.findall(r"^USER (\S+)", last, re.MULTILINE)
     if not users or not users[-1].isdigit() or users[-1] == "0":
         found.append("USER: runAsNonRoot wants a number, and not 0")
     if not re.search(r"^ARG BASE=\S+:\d+\.\d+-slim-\w+$", text, re.MULTILINE):
         found.append("BASE: a version of Python on a slim image of a named Debian")
-    if not re.search(r'"ray\[\S+\]==\$RAY_VERSION"', text):
-        found.append("ray: of one version")
+    if re.search(r"pip install (?!.*(--require-hashes|--no-index))", last):
+        found.append("packages: locked, by their hashes")
     if re.search(r"(?i)^(ENV|ARG) .*(token|secret|password|key)", text, re.MULTILINE):
         found.append("secrets stay in an image")
     return "".join(found)
@@ -42,7 +43,7 @@ def test_nothing_is_wrong_with_the_file() -> None:
         ("apt-get install -y", "apt-get install", "DL3014"),
         ("COPY bit_ray bit_ray", "ADD bit_ray bit_ray", "DL3020"),
         ("WORKDIR /src", "WORKDIR src", "DL3000"),
-        ("==$RAY_VERSION", "", "ray: of one version"),
+        (" --require-hashes", "", "packages: locked"),
         ("RAY_USAGE_STATS_ENABLED=0", "RAY_AUTH_TOKEN=abc", "secrets"),
         ('CMD ["bit-ray", "--help"]', "CMD bit-ray --help", "DL3025"),
         ("RUN useradd", "RUNN useradd", "missing whitespace"),
@@ -74,7 +75,7 @@ def test_what_is_copied_is_in_the_context_and_nothing_that_is_secret_or_large() 
         for source in line.split()[:-1]
         if (ROOT / source).is_file()
     ]
-    assert sorted(copied) == ["README.md", "pyproject.toml", "setup.py"]
+    assert sorted(copied) == ["README.md", "clusters/container/requirements.lock", "pyproject.toml", "setup.py"]
     package = ["bit_ray/cli/main.py", "bit_ray/data/images/_jpeg.c", "bit_ray/studies/report.html.jinja"]
     assert all((ROOT / path).is_file() and in_context(path) for path in [*copied, *package])
     left_out = [

@@ -200,8 +200,8 @@ def test_ray_knows_the_variables_and_the_image_has_that_ray(document: Document) 
     names = set(re.findall(r"\bRAY_\w+", yaml.safe_dump(document)))
     assert len(names) >= 3
     assert unknown_to_ray(names) == set()
-    containerfile = (ROOT / "clusters" / "container" / "Containerfile").read_text()
-    assert f"ARG RAY_VERSION={cluster_of(document)['rayVersion']}\n" in containerfile
+    lock = (ROOT / "clusters" / "container" / "requirements.lock").read_text()
+    assert f"\nray=={cluster_of(document)['rayVersion']} " in lock
 
 
 def test_only_rays_pods_and_the_operator_reach_ray() -> None:
