@@ -30,7 +30,7 @@ for node in range(nodes):
 sys.exit(max(abs(process.wait()) for process in started))
 """
 IP = """#!/bin/sh
-[ "$*" = "-4 -o address show dev fake0" ] && echo "2: fake0 inet 127.0.0.$((${SLURM_NODEID:-0} + 2))/8"
+[ "$*" = "-4 -o address show dev lo" ] && echo "1: lo inet 127.0.0.$((${SLURM_NODEID:-0} + 2))/8"
 """
 SCONTROL = """#!/bin/sh
 echo "$@" >>"{folder}/scontrol"
@@ -66,7 +66,7 @@ class FakeSlurm:
             "SLURM_JOB_ID": str(self.number),
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_CPUS_PER_TASK": "2",
-            "INTERFACE": "fake0",
+            "INTERFACE": "lo",
             "PORT": str(self.port),
             "JOIN_TIMEOUT": "120",
             **environment,

@@ -34,7 +34,7 @@ def test_a_run_saves_and_the_job_is_queued_again_when_its_time_is_up(slurm: Fake
         "--recipe.epochs 400 --recipe.decay-epochs 300 --recipe.warmup-steps 2 --recipe.crop-size 32 "
         "--recipe.global-batch-size 30 --runtime.num-workers 1 --runtime.log-every-steps 1"
     )
-    slurm.start(*command)
+    slurm.start(*command, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0")  # Ray would wait 20 s for its own actors
     slurm.until(lambda: re.search(r"small: step \d", slurm.log), seconds=280)
     slurm.warn()
     assert slurm.wait() == 143, slurm.log
