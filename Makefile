@@ -2,6 +2,7 @@
 # make test   sets everything up and runs all tests
 # make coverage  the same, with the share of the lines that ran
 # make lint   format, lint, types and import arrows, as in CI
+# make lock   writes what VENV has into clusters/container/requirements.lock, with hashes; make audit asks about it
 # make wheel  puts a wheel into dist/ that needs no compiler where it is installed: libjpeg-turbo is inside
 #
 # PYTHON is the interpreter the environment is made from, VENV where it goes; its path may have no space, as Ray would
@@ -17,7 +18,7 @@ export PIP_ROOT_USER_ACTION = ignore
 # What the environment is installed from: the C extension is built with it.
 SOURCES = pyproject.toml setup.py bit_ray/data/images/_jpeg.c bit_ray/data/images/_markers.h bit_ray/data/images/_resize.h
 
-.PHONY: run test coverage lint wheel
+.PHONY: run test coverage lint wheel lock lock-resolves audit
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -40,6 +41,23 @@ wheel: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist/built .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist dist/built/*.whl
 	rm -rf dist/built
+
+LOCK = clusters/container/requirements.lock
+
+# For every Python from 3.11 on and every platform, by markers; torch is PyPI's, with CUDA.
+lock: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pip freeze --exclude-editable >$(VENV)/freeze.txt
+	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --constraint $(VENV)/freeze.txt \
+	  --generate-hashes --no-header --no-annotate --quiet --output-file $(LOCK)
+
+# That the index has these versions with these hashes, and that they fit together. Nothing is installed.
+lock-resolves: $(VENV)/.installed-dev
+	$(VENV)/bin/uv pip install --dry-run --quiet --require-hashes --requirement $(LOCK) --target $(VENV)/none \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_31
+
+# Known vulnerabilities; it needs the network and is no part of CI.
+audit: $(VENV)/.installed-dev
+	$(VENV)/bin/uvx pip-audit --disable-pip --require-hashes --requirement $(LOCK)
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable .
