@@ -30,7 +30,7 @@ from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
 from bit_ray.run_folder import Attempt, AttemptRecord
 from bit_ray.training.goodput import Goodput, goodput, pays, with_report
-from bit_ray.training.messages import Sign, Wishes
+from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
 from bit_ray.training.reports import Listener
 from bit_ray.training.shares import share_out
 from bit_ray.training.worker import WorkerConfig, train_worker
@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_QUESTIONS = 1.0
 # For a cluster that does not grow.
 _SECONDS_TO_COUNT = 5.0
 _SECONDS_TO_START = 600.0
-_SECONDS_TO_BE_SILENT = 5.0  # signs of life come twice a second
+_SECONDS_TO_BE_SILENT = 5.0  # at least, and three signs of life
 
 
 class Attempts:
@@ -399,12 +399,13 @@ class _Trainer(TorchTrainer):
 
 def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:
     """Name the worker that the others wait for: one that is silent, else one behind, else one that does not compute."""
+    silence = max(_SECONDS_TO_BE_SILENT, 3 * seconds_between_signs(len(signs)))
 
     def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
         _, (sign, age) = item
-        return age < _SECONDS_TO_BE_SILENT, sign.step, sign.phase == "computing", -sign.since_s
+        return age < silence, sign.step, sign.phase == "computing", -sign.since_s
 
     rank, (sign, age) = min(signs.items(), key=order)
     seconds = sign.since_s + age
-    heard = f", not heard of for {age:.0f} s" if age >= _SECONDS_TO_BE_SILENT else ""
+    heard = f", not heard of for {age:.0f} s" if age >= silence else ""
     return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"
