@@ -1,5 +1,6 @@
 """``bit-ray plan``: what a pre-training on a cluster takes, without a cluster."""
 
+import math
 from typing import TYPE_CHECKING
 
 from bit_ray.planning.config import ClusterPlanConfig
@@ -23,8 +24,37 @@ def plan(config: ClusterPlanConfig) -> None:
     print_table(title, _rows(config, found))
     assumed = [(a.name, a.value.shown(a.unit, a.scale), a.source) for a in inputs.assumptions]
     print_table("From", assumed, ("what", "likely (interval)", "source"))
+    if config.run:
+        _record(config, found)
     for note in _notes(config, found):
         console.print(note)
+
+
+def _record(config: ClusterPlanConfig, found: "Forecast") -> None:
+    """Leave the plan in the folder of its run.
+
+    Raises:
+        ConfigError: The run has begun.
+    """
+    from bit_ray import store
+    from bit_ray.config import to_dict
+    from bit_ray.errors import ConfigError
+    from bit_ray.run_folder import PlannedTime, RunFolder
+
+    folder = RunFolder(store.absolute(config.run))
+    if store.exists(folder.plan):
+        raise ConfigError.of("run", f"{config.run} has begun", "the folder of a run to come", "choose another name")
+    if math.isinf(found.total_s.high):
+        given = "this plan may never end: failures cost more than is trained"
+        raise ConfigError.of("run", given, remedy="lower failures.checkpoint-every-s, or plan with fewer GPUs")
+    measured = "--calibrate" if config.calibrate else config.gpu
+    time = PlannedTime(
+        seconds=found.total_s.likely,
+        low=found.total_s.low,
+        high=found.total_s.high,
+        source=f"bit-ray plan, {measured}, {config.gpus:,} devices",
+    )
+    store.write_json(folder.planned_file, to_dict(time))
 
 
 def _rows(config: ClusterPlanConfig, found: "Forecast") -> list[tuple[str, str]]:
@@ -101,8 +131,12 @@ def _notes(config: ClusterPlanConfig, found: "Forecast") -> list[str]:
 
         if found.memory_bytes > 0.9e9 * GPUS[config.gpu].memory_gb:
             notes.append("The share of a GPU does not fit at once: set --runtime.micro-batch-size.")
+    if math.isinf(found.total_s.high):
+        notes.append("At one end failures cost more than is trained: checkpoint more often, or take fewer nodes.")
     if found.bound_by == "gradients":
-        notes.append("Gradients take longer than the backward pass: fewer GPUs or a faster network change little less.")
+        notes.append(
+            "Gradients take longer than the backward pass: take fewer GPUs, a larger batch or a faster network."
+        )
     if found.bound_by == "decoding":
         notes.append("Decoding is slower than training: write --seekable shards, or take nodes with more cores.")
     if found.bound_by == "reading" and found.cache_share < 1:

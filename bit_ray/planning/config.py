@@ -95,6 +95,8 @@ class ClusterPlanConfig:
     calibrate: bool = False
     """Measure for some seconds instead of assuming: the training step on this machine if no gpu is given, and reading
     and decoding if shards are."""
+    run: str = ""
+    """Folder of the run that is planned, STORAGE/NAME: when it ends it says how far it was from this plan."""
     price: float = 0.0
     """Of an hour of one GPU; 0: money is not counted."""
     prices: PriceConfig = field(default_factory=PriceConfig)

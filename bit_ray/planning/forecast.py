@@ -321,12 +321,7 @@ def forecast(config: ClusterPlanConfig, inputs: Inputs) -> Forecast:
         set_bytes=set_bytes,
         checkpoint_bytes=checkpoint_bytes,
         checkpoints=train_s.over(interval_s),
-        best_checkpoint_s=Range(
-            *(
-                best_interval(save, 1 / rate)
-                for save, rate in zip(save_s, (per_s.high, per_s.likely, per_s.low), strict=True)
-            )
-        ),
+        best_checkpoint_s=Range(*map(best_interval, save_s, inputs.mtbf_h.times(3600 / num_nodes))),
         memory_bytes=parameters * 12 + share * inputs.network.kept * 1e6 * costs.BYTES * 1.6,
         money=money,
     )

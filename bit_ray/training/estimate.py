@@ -109,13 +109,3 @@ def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most
     while not taken or (sum(taken) < _SECONDS and len(taken) < 20):
         taken.append(step(count))
     return taken, count
-
-
-def as_duration(seconds: float) -> str:
-    """Return seconds in the units a person would use, such as ``3 h 12 min``."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
