@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bit_ray.planning.config import ClusterPlanConfig
+from bit_ray.planning.ranges import Range
 from bit_ray.progress import console, print_table
 
 if TYPE_CHECKING:
@@ -47,40 +48,38 @@ def _record(config: ClusterPlanConfig, found: "Forecast") -> None:
     if math.isinf(found.total_s.high):
         given = "this plan may never end: failures cost more than is trained"
         raise ConfigError.of("run", given, remedy="lower failures.checkpoint-every-s, or plan with fewer GPUs")
-    measured = "--calibrate" if config.calibrate else config.gpu
+    measured = "--calibrate" if config.calibrate else f"--gpu {config.gpu}"
     time = PlannedTime(
         seconds=found.total_s.likely,
         low=found.total_s.low,
         high=found.total_s.high,
-        source=f"bit-ray plan, {measured}, {config.gpus:,} devices",
+        source=f"bit-ray plan {measured}",
     )
     store.write_json(folder.planned_file, to_dict(time))
 
 
 def _rows(config: ClusterPlanConfig, found: "Forecast") -> list[tuple[str, str]]:
     inputs, node, gpus = found.inputs, found.inputs.node, config.gpus
-    days = 1 / 86_400
+    flops = Range.exactly(inputs.network.flops(inputs.num_classes))
+    parameters = inputs.network.num_parameters(inputs.num_classes)
     rows = [
-        (
-            "network",
-            f"{inputs.network.flops(inputs.num_classes) / 1e9:,.1f} GFLOP per image, "
-            f"{inputs.network.num_parameters(inputs.num_classes) / 1e6:,.1f} million parameters",
-        ),
+        ("network", f"{flops.sized('FLOP')} per image, {parameters:,} parameters"),
         (
             "length",
-            f"{inputs.num_images:,} images x {inputs.epochs:g} epochs: {found.num_steps:,} steps of "
+            f"{inputs.num_images:,} images, {inputs.epochs:g} times: {found.num_steps:,} steps of "
             f"{inputs.batch_size:,}",
         ),
         ("nodes", f"{found.num_nodes:,} of {node.gpus} with {node.cores} cores"),
-        ("a device alone", f"{found.device_images_per_s.shown('images/s')}"),
-        ("all together", f"{found.images_per_s.shown('images/s')}, bound by {found.bound_by}"),
-        ("a step", found.step_s.shown("s") + f", of it gradients between nodes {found.gradients_s.shown('s')}"),
-        ("days, nothing failing", found.train_s.shown(scale=days)),
+        ("one device", found.device_images_per_s.shown("images/s")),
+        ("all of them", f"{found.images_per_s.shown('images/s')}, bound by {found.bound_by}"),
+        ("a step", found.step_s.lasting()),
+        ("its gradients", f"{found.gradients_s.lasting()} between nodes, most of it during the backward pass"),
+        ("no failures", found.train_s.lasting()),
         (
             "failures",
-            f"{found.failures.shown()} expected; with checkpoints they make it {found.slowdown.shown()} times as long",
+            f"{found.failures.shown()} expected; with checkpoints it takes {found.slowdown.shown()} times as long",
         ),
-        ("days", found.total_s.shown(scale=days)),
+        ("time", found.total_s.lasting()),
         ("device-hours", found.device_h.shown()),
         *((f"to pay: {name}", money.shown()) for name, money in found.money.items()),
         (
@@ -88,22 +87,13 @@ def _rows(config: ClusterPlanConfig, found: "Forecast") -> list[tuple[str, str]]
             f"{found.cores_per_device.shown('cores')} for each device, "
             f"{found.cores_per_device.times(min(node.gpus, gpus)).shown()} of a node's {node.cores}",
         ),
-        (
-            "reading",
-            f"{found.read_bytes_per_s.shown('GB/s', 1e-9)}, {found.requests_per_s.shown('requests/s')}; a node "
-            f"{found.read_bytes_per_s.times(8 / found.num_nodes).shown('Gbit/s', 1e-9)}",
-        ),
-        (
-            "in the whole run",
-            f"{found.fetched_bytes.shown('TB', 1e-12)} in {found.requests.shown('million requests', 1e-6)}; of a later "
-            f"epoch {found.cache_share:.0%} is on its node",
-        ),
-        ("shard set", f"{found.set_bytes.shown('TB', 1e-12)} in {inputs.num_shards:,} shards"),
-        (
-            "checkpoints",
-            f"{found.checkpoints.shown()} of {found.checkpoint_bytes / 1e9:.3g} GB; an interval of "
-            f"{found.best_checkpoint_s.shown('s')} would cost least",
-        ),
+        ("reading", f"{found.read_bytes_per_s.sized('B/s')}, {found.requests_per_s.shown('requests/s')}"),
+        ("by each node", found.read_bytes_per_s.times(8 / found.num_nodes).sized("bit/s")),
+        ("read in all", f"{found.fetched_bytes.sized('B')}, {found.requests.shown('requests')}"),
+        ("cache", f"{found.cache_share:.0%} of a later epoch is on its node"),
+        ("shard set", f"{found.set_bytes.sized('B')} in {inputs.num_shards:,} shards"),
+        ("checkpoints", f"{found.checkpoints.shown()} of {Range.exactly(found.checkpoint_bytes).sized('B')}"),
+        ("best interval", f"{found.best_checkpoint_s.lasting()} between checkpoints would cost least"),
     ]
     if config.gpu:
         from bit_ray.planning.costs import GPUS
@@ -111,8 +101,8 @@ def _rows(config: ClusterPlanConfig, found: "Forecast") -> list[tuple[str, str]]
         rows.append(
             (
                 "memory",
-                f"{found.memory_bytes / 1e9:,.0f} GB with {-(-inputs.batch_size // gpus):,} images at a time, "
-                f"of {GPUS[config.gpu].memory_gb:g} GB",
+                f"{found.memory_bytes / 1e9:,.0f} of {GPUS[config.gpu].memory_gb:g} GB with "
+                f"{-(-inputs.batch_size // gpus):,} images at a time",
             )
         )
     return rows

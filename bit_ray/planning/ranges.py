@@ -3,6 +3,9 @@
 import math
 from typing import NamedTuple
 
+_PREFIXES = {1.0: "", 1e3: "k", 1e6: "M", 1e9: "G", 1e12: "T", 1e15: "P"}
+_TIMES = {1e-3: "ms", 1.0: "s", 60.0: "min", 3600.0: "hours", 86_400.0: "days"}
+
 
 class Range(NamedTuple):
     """A number that is not known exactly: the least and the most it may be, and what is likely."""
@@ -40,6 +43,16 @@ class Range(NamedTuple):
         """The larger of the two, end by end."""
         o = as_range(other)
         return Range(max(self.low, o.low), max(self.likely, o.likely), max(self.high, o.high))
+
+    def sized(self, unit: str) -> str:
+        """As a person reads an amount that may be of any size: ``1,319 TB (1,199 to 1,439)``."""
+        size = max((size for size in _PREFIXES if size <= self.likely), default=1.0)
+        return self.shown(_PREFIXES[size] + unit, 1 / size)
+
+    def lasting(self) -> str:
+        """As a person reads seconds: ``2.50 days (1.25 to 5.21)``."""
+        size = max((size for size in _TIMES if 2 * size <= self.likely), default=1e-3)
+        return self.shown(_TIMES[size], 1 / size)
 
     def shown(self, unit: str = "", scale: float = 1.0) -> str:
         """As a person reads it: three digits, and the interval unless the number is known exactly."""
