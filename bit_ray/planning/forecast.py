@@ -13,6 +13,7 @@ from bit_ray.planning.config import ClusterPlanConfig, NodeConfig
 from bit_ray.planning.costs import GPUS, NETWORKS, NetworkCosts
 from bit_ray.planning.failures import best_interval, slowdown
 from bit_ray.planning.ranges import Range, as_range
+from bit_ray.recipes.schedules import epochs_to_steps
 from bit_ray.recipes.upstream import RECIPES
 
 _DAY_S = 86_400.0
@@ -222,8 +223,8 @@ def forecast(config: ClusterPlanConfig, inputs: Inputs) -> Forecast:
     """Work out what the training takes."""
     node, gpus = inputs.node, config.gpus
     num_nodes = math.ceil(gpus / node.gpus)
-    images_in_all = float(int(inputs.epochs * inputs.num_images / inputs.batch_size) * inputs.batch_size)
-    num_steps = round(images_in_all / inputs.batch_size)
+    num_steps = epochs_to_steps(inputs.epochs, inputs.num_images, inputs.batch_size)
+    images_in_all = float(num_steps * inputs.batch_size)
     parameters = inputs.network.num_parameters(inputs.num_classes)
 
     # A step waits for the GPU with most images, and for its gradients; both in seconds.

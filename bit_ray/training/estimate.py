@@ -102,9 +102,12 @@ def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most
     if device == "cuda":
         count = most
         step(count)
-    elif count < most:
-        grown = int(count * _SECONDS / 2 / step(count))
-        count = min(most, max(count, grown // 2 * 2))
+    else:
+        seconds = step(count)
+        # Again and again: for a small network a pass of few images takes nearly as long as one of many.
+        while count < most and (grown := count * _SECONDS / 2 / seconds) >= 1.5 * count:
+            count = min(most, int(grown) // 2 * 2)
+            seconds = step(count)
     taken: list[float] = []
     while not taken or (sum(taken) < _SECONDS and len(taken) < 20):
         taken.append(step(count))

@@ -115,7 +115,7 @@ def test_every_interval_is_one_and_more_costs_more(given_: dict[str, object]) ->
     assert more_images.total_s.likely > found.total_s.likely
     assert more_images.money["devices"].likely > found.money["devices"].likely
     assert more_images.fetched_bytes.likely > found.fetched_bytes.likely
-    assert more_images.num_steps >= 2 * found.num_steps
+    assert abs(more_images.num_steps - 2 * found.num_steps) <= 1
     many = plan(**{**given_, "failures": {"mtbf_hours": 300.0}})
     few = plan(**{**given_, "failures": {"mtbf_hours": 30_000.0}})
     assert few.total_s.likely < many.total_s.likely
