@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def plan(config: ClusterPlanConfig) -> None:
     """Print the forecast, and every number that it stands on."""
-    from bit_ray.planning.forecast import forecast, inputs_of
+    from bit_ray.planning.forecast import forecast
+    from bit_ray.planning.inputs import inputs_of
 
     inputs = inputs_of(config)
     if config.calibrate:

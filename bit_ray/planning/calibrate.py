@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bit_ray.planning.config import ClusterPlanConfig
-from bit_ray.planning.forecast import Assumption, Inputs
+from bit_ray.planning.inputs import Assumption, Inputs
 from bit_ray.planning.ranges import Range
 
 if TYPE_CHECKING:

@@ -142,8 +142,9 @@ def as_duration(seconds: float) -> str:
 def compared(planned: PlannedTime, taken_s: float) -> str:
     """Return one line on how long a run was expected to take and took."""
     error = taken_s / planned.seconds - 1
-    interval = f"{as_duration(planned.low)} to {as_duration(planned.high)}"
-    return (
-        f"planned {as_duration(planned.seconds)} ({interval}; from {planned.source}), took {as_duration(taken_s)} "
-        f"({error:+.0%})"
+    # Minutes would hide the error of a run of few.
+    likely, low, high, taken = (
+        f"{seconds:.0f} s" if taken_s < 600 else as_duration(seconds)
+        for seconds in (planned.seconds, planned.low, planned.high, taken_s)
     )
+    return f"planned {likely} ({low} to {high}; from {planned.source}), took {taken} ({error:+.0%})"

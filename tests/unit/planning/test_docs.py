@@ -5,7 +5,8 @@ import pytest
 
 from bit_ray.planning.config import ClusterPlanConfig
 from bit_ray.planning.costs import NETWORKS
-from bit_ray.planning.forecast import forecast, inputs_of
+from bit_ray.planning.forecast import forecast
+from bit_ray.planning.inputs import inputs_of
 
 PAGE = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
 ROWS = re.findall(r"^\| (R\S+) \| (.+) \|$", PAGE, re.MULTILINE)

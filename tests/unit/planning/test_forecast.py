@@ -9,7 +9,8 @@ from bit_ray.config import from_dict
 from bit_ray.errors import ConfigError
 from bit_ray.planning.config import ClusterPlanConfig
 from bit_ray.planning.costs import GPUS, NETWORKS, seconds_per_image
-from bit_ray.planning.forecast import Forecast, forecast, inputs_of
+from bit_ray.planning.forecast import Forecast, forecast
+from bit_ray.planning.inputs import inputs_of
 from bit_ray.planning.ranges import Range
 
 # timm, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv: network, side of the image, images/s in training.

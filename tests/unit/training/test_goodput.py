@@ -65,6 +65,8 @@ def test_planned_and_taken_are_compared_in_one_line():
     assert compared(planned, 3780.0) == (
         "planned 60 min (55 min to 65 min; from its first 40 steps), took 63 min (+5%)"
     )
+    short = PlannedTime(seconds=100.0, low=90.0, high=110.0, source="a plan")
+    assert compared(short, 89.0) == "planned 100 s (90 s to 110 s; from a plan), took 89 s (-11%)"
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan"), 10.0])
