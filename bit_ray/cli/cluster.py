@@ -16,6 +16,8 @@ def plan(config: ClusterPlanConfig) -> None:
     from bit_ray.planning.forecast import forecast
     from bit_ray.planning.inputs import inputs_of
 
+    if config.run:
+        _check_run(config.run)
     inputs = inputs_of(config)
     if config.calibrate:
         from bit_ray.planning.calibrate import calibrated
@@ -32,31 +34,41 @@ def plan(config: ClusterPlanConfig) -> None:
         console.print(note)
 
 
+def _check_run(run: str) -> None:
+    """Refuse a run that has begun, before anything is measured.
+
+    Raises:
+        ConfigError: It has.
+    """
+    from bit_ray import store
+    from bit_ray.errors import ConfigError
+    from bit_ray.run_folder import RunFolder
+
+    if store.exists(RunFolder(store.absolute(run)).plan):
+        raise ConfigError.of("run", f"{run} has begun", "the folder of a run to come", "choose another name")
+
+
 def _record(config: ClusterPlanConfig, found: "Forecast") -> None:
     """Leave the plan in the folder of its run.
 
     Raises:
-        ConfigError: The run has begun.
+        ConfigError: It may never end.
     """
     from bit_ray import store
     from bit_ray.config import to_dict
     from bit_ray.errors import ConfigError
     from bit_ray.run_folder import PlannedTime, RunFolder
 
-    folder = RunFolder(store.absolute(config.run))
-    if store.exists(folder.plan):
-        raise ConfigError.of("run", f"{config.run} has begun", "the folder of a run to come", "choose another name")
     if math.isinf(found.total_s.high):
         given = "this plan may never end: failures cost more than is trained"
         raise ConfigError.of("run", given, remedy="lower failures.checkpoint-every-s, or plan with fewer GPUs")
-    measured = "--calibrate" if config.calibrate else f"--gpu {config.gpu}"
     time = PlannedTime(
         seconds=found.total_s.likely,
         low=found.total_s.low,
         high=found.total_s.high,
-        source=f"bit-ray plan {measured}",
+        source="bit-ray plan " + ("--calibrate" if config.calibrate else f"--gpu {config.gpu}"),
     )
-    store.write_json(folder.planned_file, to_dict(time))
+    store.write_json(RunFolder(store.absolute(config.run)).planned_file, to_dict(time))
 
 
 def _rows(config: ClusterPlanConfig, found: "Forecast") -> list[tuple[str, str]]:

@@ -62,10 +62,10 @@ def one_line(caught):
     return str(caught.value)
 
 
-def test_a_run_records_how_far_it_was_from_its_plan(reference):
+def test_a_run_records_how_far_it_was_from_its_plan(reference, folder):
     config, trained = reference
     spent = goodput(RunFolder.of(config.storage, config.name).attempts())
-    metrics = MlflowClient(config.tracking.uri).get_run(trained.result.run_id).data.metrics
+    metrics = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(trained.result.run_id).data.metrics
     assert metrics["run/planned_s"] == 100
     assert metrics["run/plan_error"] == pytest.approx((spent.wall_s - spent.waited_s) / 100 - 1)
 
