@@ -1,5 +1,6 @@
 """The folder of a run or a study, ``STORAGE/NAME``: the names of its files, and the content of the small ones."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 from bit_ray import store
 from bit_ray.config import to_dict
-from bit_ray.errors import ModelError
+from bit_ray.errors import ConfigError, ModelError
 
 TRAINING_FILE = "training.json"
 """The file of a checkpoint with which it is complete: its position and its plan."""
@@ -87,6 +88,24 @@ class AttemptRecord:
     attempts: tuple[Attempt, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedTime:
+    """The content of a run's ``planned.json``: how long it was expected to take, before most of it was done."""
+
+    seconds: float
+    """Without time in which there was no room."""
+    low: float
+    """Least seconds that were expected."""
+    high: float
+    """Most seconds that were expected."""
+    source: str
+    """What it was worked out from."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.seconds <= self.high < math.inf:
+            raise ConfigError.of("seconds", self.seconds, "above 0, between low and high")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run or study."""
@@ -133,6 +152,11 @@ class RunFolder:
     def attempts_file(self) -> str:
         """URI of the record of its worker groups, an `AttemptRecord`."""
         return store.join(self.uri, "attempts.json")
+
+    @property
+    def planned_file(self) -> str:
+        """URI of how long it was expected to take, a `PlannedTime`."""
+        return store.join(self.uri, "planned.json")
 
     def stacks(self, attempt: int) -> str:
         """URI of where the workers of an attempt were when they made no step."""
@@ -213,6 +237,14 @@ class RunFolder:
         if not store.exists(self.attempts_file):
             return ()
         return store.read_record(AttemptRecord, self.attempts_file).attempts
+
+    def planned(self) -> PlannedTime | None:
+        """Return how long the run was expected to take; None if that was never said.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        return store.read_record(PlannedTime, self.planned_file) if store.exists(self.planned_file) else None
 
     def record_start(self, start: Start) -> None:
         """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""

@@ -39,8 +39,9 @@ from bit_ray.training import driver
 from bit_ray.training.checkpoint.writer import write_directory
 from bit_ray.training.checks import check_registration
 from bit_ray.training.config import FinetuneConfig, Runtime
-from bit_ray.training.estimate import as_duration, measure_speed
+from bit_ray.training.estimate import measure_speed
 from bit_ray.training.finetune import finetune_plan
+from bit_ray.training.goodput import as_duration
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.memory import bytes_per_image
 from bit_ray.training.plan import TrainPlan

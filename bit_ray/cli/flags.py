@@ -52,7 +52,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
     path = _take(args, "--config", prog) if _is_run(cls) else None
     if path is not None:
         settings = _merged(settings, read_mapping(path))
-    if "recipe" in settings and (name := _take(args, "--recipe", prog)) is not None:
+    if _has_recipe(settings) and (name := _take(args, "--recipe", prog)) is not None:
         if name not in RECIPES:
             raise ConfigError(f"--recipe: {name}; accepted: {', '.join(RECIPES)}; choose one")
         settings["recipe"] = to_dict(RECIPES[name]())
@@ -74,6 +74,11 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
 def _fields(cls: Any) -> list["dataclasses.Field[Any]"]:
     """Return the fields that can be set."""
     return [field for field in dataclasses.fields(cls) if field.init]
+
+
+def _has_recipe(settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe, with all its settings, is part of the config."""
+    return isinstance(settings.get("recipe"), Mapping)
 
 
 def _is_run(cls: type) -> bool:
@@ -150,7 +155,7 @@ def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) ->
             leaves.append((name, _leaf(field, kind, docs.get(name, ""), default_hint(settings[name])), _UNSET))
         else:
             required.append((name, _leaf(field, kind, docs.get(name, ""), "(required)"), _UNSET))
-    if top and "recipe" in settings:
+    if top and _has_recipe(settings):
         leaves.insert(0, ("recipe_name", _shown_only("recipe", f"{{{','.join(RECIPES)}}}", _RECIPE_HELP), _UNSET))
     if top and _is_run(cls):
         leaves.insert(0, ("config_file", _shown_only("config", "FILE", _CONFIG_HELP), _UNSET))

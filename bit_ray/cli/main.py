@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli import autotrain, export, models, runs, shards, studies, sweeps, training
+from bit_ray.cli import autotrain, cluster, export, models, runs, shards, studies, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.planning.config import ClusterPlanConfig
 from bit_ray.studies.config import DiagnoseConfig, FewShotConfig
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.vtab_config import VtabConfig
@@ -94,6 +95,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             StatusConfig, runs.status, "show where runs stand, and what their attempts cost", "photos"
         ),
         "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning", "up"),
+    },
+    "cluster": {
+        "plan": Command(
+            ClusterPlanConfig,
+            cluster.plan,
+            "estimate days, money and network of a pre-training",
+            "--model R152x4 --images 300e6 --epochs 40 --gpus 256 --gpu h100 --price 2.5",
+        ),
     },
     "studies": {
         "fewshot": Command(

@@ -11,26 +11,35 @@ import ray
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, placement_group
 
+# Ray takes longer for each group the more are waiting: 500 stand after seconds, 2,000 after more than a minute
+# (benchmarks/control_plane.py).
+_MOST_GROUPS = 256
+
 
 class Seats:
     """Placement groups of one worker each: an autoscaler sees them as demand, and those that stand say how many fit.
 
-    They hold what they got until `release`.
+    For more than 256 workers each group is of several, and their number is known to within one group. They hold what
+    they got until `release`.
     """
 
     def __init__(self, bundle: Mapping[str, float], number: int) -> None:
         """Ask for room for a number of workers, each of which takes ``bundle``."""
-        self._groups = [placement_group([dict(bundle)]) for _ in range(number)]
+        size = max(1, -(-number // _MOST_GROUPS))
+        sizes = [min(size, number - start) for start in range(0, number, size)]
+        self._groups = [(placement_group([dict(bundle)] * workers), workers) for workers in sizes]
 
     def ready(self) -> int:
         """How many workers there is room for now."""
         # `wait(0)` of a group is sometimes False for one that stands.
         states = ray.util.placement_group_table()
-        return sum(states.get(group.id.hex(), {}).get("state") == "CREATED" for group in self._groups)
+        return sum(
+            workers for group, workers in self._groups if states.get(group.id.hex(), {}).get("state") == "CREATED"
+        )
 
     def release(self) -> None:
         """Give the room back, and withdraw the demand."""
-        for group in self._groups:
+        for group, _ in self._groups:
             ray.util.remove_placement_group(group)
         self._groups = []
 

@@ -26,7 +26,8 @@ from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.config import Runtime
-from bit_ray.training.estimate import as_duration, measure_speed
+from bit_ray.training.estimate import measure_speed
+from bit_ray.training.goodput import as_duration
 
 Kind = Literal["grid", "sweep", "compare"]
 OUTCOME_FILE = "study.json"

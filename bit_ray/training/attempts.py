@@ -29,8 +29,8 @@ from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
 from bit_ray.run_folder import Attempt, AttemptRecord
-from bit_ray.training.goodput import Goodput, goodput, pays, with_report
-from bit_ray.training.messages import Sign, Wishes
+from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
+from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
 from bit_ray.training.reports import Listener
 from bit_ray.training.shares import share_out
 from bit_ray.training.worker import WorkerConfig, train_worker
@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_QUESTIONS = 1.0
 # For a cluster that does not grow.
 _SECONDS_TO_COUNT = 5.0
 _SECONDS_TO_START = 600.0
-_SECONDS_TO_BE_SILENT = 5.0  # signs of life come twice a second
+_SECONDS_TO_BE_SILENT = 5.0  # at least, and three signs of life
 
 
 class Attempts:
@@ -67,6 +67,7 @@ class Attempts:
         self._signals: list[int] = []
         self._done = list(self._folder.attempts())
         self._now: Attempt | None = None
+        self._planned = store.exists(self._folder.planned_file)
 
     def run(self) -> Goodput:
         """Train to the last step; return where the time went.
@@ -107,7 +108,7 @@ class Attempts:
         fit = _Fit(replace(self._worker, attempt=attempt.number, first_step=first_step), self._trainer(num_workers))
         fit.start()
         try:
-            first_seen, asked, seen = self._watch(fit, attempt)
+            first_seen, asked, seen = self._watch(fit, attempt, began)
             self._listener.settle()
         finally:
             attempt = self._account(attempt, self._furthest)
@@ -183,8 +184,13 @@ class Attempts:
             ),
         )
 
-    def _watch(self, fit: "_Fit", attempt: Attempt) -> tuple[float, str, int]:
+    def _watch(self, fit: "_Fit", attempt: Attempt, began: float) -> tuple[float, str, int]:
         """Wait for the group's end, and ask it to leave where that is better.
+
+        Args:
+            fit: The group.
+            attempt: What is known of it.
+            began: When it began, by the monotonic clock.
 
         Returns:
             When the first step began (0 for never), why it was asked to leave, and the furthest step that was seen.
@@ -234,9 +240,21 @@ class Attempts:
                 )
                 if asked:
                     self._messages.wish(number, Wishes(leave=asked))
+                self._plan_time(attempt, now - began)
         finally:
             growth.end()
         return first_seen, asked, seen
+
+    def _plan_time(self, attempt: Attempt, wall_s: float) -> None:
+        """Record once how long the run will take: from the first steps of its first attempt, unless a plan was made."""
+        if attempt.number > 1 or self._planned:
+            return
+        steps = self._worker.plan.schedule.num_steps
+        planned = planned_time(self._listener.times_of(1), steps, wall_s - attempt.waited_s)
+        if planned is not None:
+            self._planned = True
+            store.write_json(self._folder.planned_file, to_dict(planned))
+            console.print(f"{self._name}: will take {as_duration(planned.seconds)}, by {planned.source}")
 
     def _leaving_node(self, signs: dict[int, tuple[Sign, float]]) -> str:
         leaving = nodes_leaving()
@@ -399,12 +417,13 @@ class _Trainer(TorchTrainer):
 
 def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:
     """Name the worker that the others wait for: one that is silent, else one behind, else one that does not compute."""
+    silence = max(_SECONDS_TO_BE_SILENT, 3 * seconds_between_signs(len(signs)))
 
     def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
         _, (sign, age) = item
-        return age < _SECONDS_TO_BE_SILENT, sign.step, sign.phase == "computing", -sign.since_s
+        return age < silence, sign.step, sign.phase == "computing", -sign.since_s
 
     rank, (sign, age) = min(signs.items(), key=order)
     seconds = sign.since_s + age
-    heard = f", not heard of for {age:.0f} s" if age >= _SECONDS_TO_BE_SILENT else ""
+    heard = f", not heard of for {age:.0f} s" if age >= silence else ""
     return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"

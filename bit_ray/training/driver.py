@@ -33,6 +33,7 @@ from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
 from bit_ray.training.checkpoint.state import CheckpointRecord
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
+from bit_ray.training.goodput import Goodput, compared
 from bit_ray.training.initial_weights import InitialWeights
 from bit_ray.training.memory import with_room
 from bit_ray.training.messages import Messages
@@ -230,6 +231,7 @@ def _fit(
     if spent.num_attempts:
         console.print(f"{name}: {spent}")
         run.log_metrics(spent.metrics(), step=worker.plan.schedule.num_steps)
+        _compare_with_plan(name, folder, spent, run, worker.plan.schedule.num_steps)
     if probes is not None:
         probes.finish()
     if listener.history:
@@ -249,6 +251,20 @@ def _fit(
         plan_digest=worker.plan.digest,
         metrics=record.metrics,
     )
+
+
+def _compare_with_plan(name: str, folder: RunFolder, spent: Goodput, run: TrackedRun, step: int) -> None:
+    """Print and record how far the time that the run took is from what was planned."""
+    try:
+        planned = folder.planned()
+    except BitRayError as error:  # the run is done all the same
+        log.warning("%s: %s", name, error)
+        return
+    if planned is None:  # too short a run
+        return
+    taken_s = spent.wall_s - spent.waited_s
+    console.print(f"{name}: {compared(planned, taken_s)}")
+    run.log_metrics({"run/planned_s": planned.seconds, "run/plan_error": taken_s / planned.seconds - 1}, step=step)
 
 
 def _delete_older(folder: RunFolder, keep: int, run: TrackedRun) -> None:

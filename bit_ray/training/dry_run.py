@@ -9,7 +9,8 @@ from bit_ray.errors import root_cause
 from bit_ray.models.zoo import PUBLISHED
 from bit_ray.recipes.hyperrule import HyperRule
 from bit_ray.training.config import Runtime
-from bit_ray.training.estimate import Speed, as_duration, measure_speed
+from bit_ray.training.estimate import Speed, measure_speed
+from bit_ray.training.goodput import as_duration
 from bit_ray.training.memory import total_memory, worker_memory
 from bit_ray.training.parts import count_parameters
 from bit_ray.training.plan import TrainPlan

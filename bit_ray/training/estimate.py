@@ -28,6 +28,10 @@ class Speed:
     """Images per second of forward pass, backward pass and update."""
     how: str
     """How it was found."""
+    slowest: float
+    """Images per second of the slowest step that was measured."""
+    fastest: float
+    """Images per second of the fastest one."""
 
 
 def multiply_adds(model: str, crop_size: int) -> float:
@@ -64,7 +68,7 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
     state = torch.get_rng_state()
     try:
         with worker_threads(device):
-            images_per_s, count = _measure(
+            taken, count = _measure(
                 replace(plan, model=model, norm_batch=norm_batch), crop, precision, device, micro_batch_size
             )
     except torch.OutOfMemoryError:
@@ -74,11 +78,14 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
     finally:
         torch.set_rng_state(state)
     where = "one CPU thread" if device == "cpu" else torch.cuda.get_device_name()
-    return Speed(images_per_s * scale, f"measured with {count} images a pass on {where}{how}")
+    median, slowest, fastest = (
+        count / seconds * scale for seconds in (statistics.median(taken), max(taken), min(taken))
+    )
+    return Speed(median, f"measured with {count} images a pass on {where}{how}", slowest, fastest)
 
 
-def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most: int) -> tuple[float, int]:
-    """Images per second, and the number of images per pass."""
+def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most: int) -> tuple[list[float], int]:
+    """Seconds of some steps, and the number of images per step, all in one pass."""
     learner = Learner(plan, torch.device(device), precision=precision)
 
     def step(count: int) -> float:
@@ -95,20 +102,13 @@ def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most
     if device == "cuda":
         count = most
         step(count)
-    elif count < most:
-        grown = int(count * _SECONDS / 2 / step(count))
-        count = min(most, max(count, grown // 2 * 2))
+    else:
+        seconds = step(count)
+        # Again and again: for a small network a pass of few images takes nearly as long as one of many.
+        while count < most and (grown := count * _SECONDS / 2 / seconds) >= 1.5 * count:
+            count = min(most, int(grown) // 2 * 2)
+            seconds = step(count)
     taken: list[float] = []
     while not taken or (sum(taken) < _SECONDS and len(taken) < 20):
         taken.append(step(count))
-    return count / statistics.median(taken), count
-
-
-def as_duration(seconds: float) -> str:
-    """Return seconds in the units a person would use, such as ``3 h 12 min``."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
+    return taken, count

@@ -2,8 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from bit_ray.run_folder import Attempt
+from bit_ray.run_folder import Attempt, PlannedTime
+
+# A plan is made from the first steps: after this share of them or so many seconds, whatever comes first.
+_PLAN_SHARE, _PLAN_SECONDS = 0.05, 60.0
+
+
+class StepTime(NamedTuple):
+    """How long the steps of one report took."""
+
+    step: int
+    """Steps taken by the run so far."""
+    num_steps: int
+    """Of these, those since the last report."""
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,26 @@ def with_report(attempt: Attempt, furthest: int, step: int, num_steps: int, seco
     )
 
 
+def planned_time(times: Sequence[StepTime], num_steps: int, elapsed_s: float) -> PlannedTime | None:
+    """Return how long a run will take, from its first reports; None while they are too few.
+
+    The first report is left out: its steps wait for the first data.
+
+    Args:
+        times: The reports so far of its first attempt.
+        num_steps: Of the whole run.
+        elapsed_s: Seconds that it has taken so far, those of its start too.
+    """
+    later = [time for time in times[1:] if time.num_steps]
+    steps, seconds = sum(time.num_steps for time in later), sum(time.seconds for time in later)
+    if seconds <= 0 or (steps < _PLAN_SHARE * num_steps and seconds < _PLAN_SECONDS):
+        return None
+    left = num_steps - later[-1].step
+    each = [time.seconds / time.num_steps for time in later]
+    likely, low, high = (elapsed_s + left * per_step for per_step in (seconds / steps, min(each), max(each)))
+    return PlannedTime(seconds=likely, low=low, high=high, source=f"its first {later[-1].step:,} steps")
+
+
 def pays(num_workers: int, more: int, steps_left: int, seconds_per_step: float, seconds_of_a_start: float) -> bool:
     """Whether more workers save at least twice what their start costs.
 
@@ -93,3 +127,24 @@ def pays(num_workers: int, more: int, steps_left: int, seconds_per_step: float, 
     """
     saved = steps_left * seconds_per_step * more / (num_workers + more)
     return saved >= 2 * seconds_of_a_start
+
+
+def as_duration(seconds: float) -> str:
+    """Return seconds in the units a person would use, such as ``3 h 12 min``."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def compared(planned: PlannedTime, taken_s: float) -> str:
+    """Return one line on how long a run was expected to take and took."""
+    error = taken_s / planned.seconds - 1
+    # Minutes would hide the error of a run of few.
+    likely, low, high, taken = (
+        f"{seconds:.0f} s" if taken_s < 600 else as_duration(seconds)
+        for seconds in (planned.seconds, planned.low, planned.high, taken_s)
+    )
+    return f"planned {likely} ({low} to {high}; from {planned.source}), took {taken} ({error:+.0%})"

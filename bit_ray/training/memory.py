@@ -60,7 +60,6 @@ def total_memory() -> int:
     return total
 
 
-@cache
 def bytes_per_image(model: str, crop_size: int) -> int:
     """Bytes that one more image of a micro-batch takes at most, about, in float32.
 
@@ -68,8 +67,19 @@ def bytes_per_image(model: str, crop_size: int) -> int:
         model: Name of the network.
         crop_size: Side of the view, pixels.
     """
+    return int(_PEAK * _BYTES * kept_elements(model, crop_size))
+
+
+@cache
+def kept_elements(model: str, crop_size: int) -> float:
+    """Activations that the backward pass needs of one more image.
+
+    Args:
+        model: Name of the network.
+        crop_size: Side of the view, pixels.
+    """
     one, three = (_kept(model, crop_size, count) for count in (1, 3))
-    return int(_PEAK * (three - one) / 2)
+    return (three - one) / 2 / _BYTES
 
 
 def _fixed(plan: TrainPlan) -> int:

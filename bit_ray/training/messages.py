@@ -16,6 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Phase = Literal["starting", "waiting for data", "computing", "saving", "done"]
 _SECONDS_BETWEEN_SIGNS = 0.5
+# What the one actor takes without a queue, a third of what it can on one busy core (benchmarks/control_plane.py).
+_SIGNS_PER_SECOND = 400
+
+
+def seconds_between_signs(num_workers: int) -> float:
+    """Return how often each of so many workers gives a sign of life."""
+    return max(_SECONDS_BETWEEN_SIGNS, num_workers / _SIGNS_PER_SECOND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +125,19 @@ class _Messages:
 
 
 class SignsOfLife(threading.Thread):
-    """A worker's side: shows twice a second where the training is, and hears what the driver wishes.
+    """A worker's side: shows every `seconds_between_signs` where the training is, and hears what the driver wishes.
 
     The training only sets attributes, so a step does not become slower, and a worker that hangs still shows where.
     """
 
-    def __init__(self, messages: Messages, attempt: int, rank: int, step: int) -> None:
+    def __init__(self, messages: Messages, attempt: int, rank: int, num_workers: int, step: int) -> None:
         super().__init__(name="signs", daemon=True)
         context = ray.get_runtime_context()
         self.leave = ""
         """Why the driver wants the workers to leave; empty: it does not."""
         self._messages, self._attempt = messages, attempt
+        self._seconds = seconds_between_signs(num_workers)
+        self._next = time.monotonic() + self._seconds * rank / num_workers  # not all at once
         self._sign = Sign(
             rank=rank,
             node_id=context.get_node_id(),
@@ -150,6 +159,9 @@ class SignsOfLife(threading.Thread):
         stack, answer = "", None
         while not self._ended.wait(_SECONDS_BETWEEN_SIGNS):
             if answer is None:
+                if time.monotonic() < self._next:
+                    continue
+                self._next = time.monotonic() + self._seconds - _SECONDS_BETWEEN_SIGNS
                 step, phase, since = self._at
                 sign = replace(self._sign, step=step, phase=phase, since_s=time.monotonic() - since)
                 answer, stack = self._messages.show(self._attempt, sign, stack), ""

@@ -2,28 +2,19 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
 from bit_ray.recipes.schedules import Schedule
+from bit_ray.training.goodput import StepTime
 from bit_ray.training.messages import Messages
 
 if TYPE_CHECKING:
     from bit_ray.tracking.runs import TrackedRun
 
 _SECONDS_BETWEEN_LOOKS = 0.25
-
-
-class StepTime(NamedTuple):
-    """How long the steps of one report took."""
-
-    step: int
-    """Steps taken by the run so far."""
-    num_steps: int
-    """Of these, those since the last report."""
-    seconds: float
 
 
 class Listener(threading.Thread):

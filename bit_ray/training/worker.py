@@ -61,9 +61,10 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     """Train from the given checkpoint until the plan's last step, or until the driver wants the workers to leave."""
     worker = config["worker"]
     context = ray.train.get_context()
-    signs = SignsOfLife(worker.messages, worker.attempt, context.get_world_rank(), worker.first_step)
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    signs = SignsOfLife(worker.messages, worker.attempt, rank, num_workers, worker.first_step)
     group = ray.util.get_current_placement_group()
-    if context.get_world_rank() == 0 and group is not None:
+    if rank == 0 and group is not None:
         store.write_bytes(worker.folder.group, group.id.hex().encode())
     signs.start()
     try:

@@ -4,6 +4,7 @@ One process at a time writes a set; `bit_ray.claim` says what an object store ca
 same plan that write at once write the same bytes, unless they read an iterator.
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from bit_ray.errors import BitRayError, DataError, StoreError
 
 LOCK = "_writing.lock"
 _SAVE_SECONDS = 2.0
+# Of the time, that saving may take: the record of 120,000 shards has 90 MB.
+_SAVE_SHARE = 0.05
 _KEPT = "finished shards are kept: run the same command again to continue"
 
 
@@ -48,7 +51,7 @@ def alone(output: str) -> Iterator[None]:
 
 
 class Writing:
-    """A set that is being written: its plan, and the results by shard index, saved every two seconds.
+    """A set that is being written: its plan, and the results by shard index, saved every two seconds or more.
 
     What is lost with the last seconds is written again, with the same bytes.
     """
@@ -63,6 +66,7 @@ class Writing:
         self.plan = plan
         self.done: dict[int, ShardResult] = {}
         self._started: set[int] = set()
+        self._texts: dict[int, str] = {}  # of results, so that a save of many does not make all of them again
         self._place = store.join(output, WRITING)
         names = [name for name in store.list_files(output) if name != LOCK]
         self._fresh = WRITING not in names
@@ -102,14 +106,19 @@ class Writing:
     def add(self, result: ShardResult) -> None:
         """Take in the result of one shard."""
         self.done[result.index] = result
-        if time.monotonic() - self._saved > _SAVE_SECONDS:
+        if time.monotonic() - self._saved > max(_SAVE_SECONDS, self._save_took / _SAVE_SHARE):
             self.save()
 
     def save(self) -> None:
         """Write ``_writing.json``."""
-        results = [asdict(result) for _, result in sorted(self.done.items())]
-        store.write_json(self._place, {"plan": self.plan, "done": results})
+        began = time.monotonic()
+        for index in self.done.keys() - self._texts.keys():
+            self._texts[index] = json.dumps(asdict(self.done[index]), ensure_ascii=False)
+        done = ",\n".join(self._texts[index] for index in sorted(self.done))
+        plan = json.dumps(self.plan, ensure_ascii=False)
+        store.write_bytes(self._place, f'{{"plan": {plan},\n"done": [{done}]}}\n'.encode())
         self._saved = time.monotonic()
+        self._save_took = self._saved - began
 
     def check_shards(self) -> None:
         """Make sure that all shards are there before the manifest says so.

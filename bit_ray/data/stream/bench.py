@@ -76,10 +76,10 @@ def bench_shards(
     threads = num_threads or num_local_cores()
     view = TrainView(crop="inception", crop_size=crop_size)
     with scratch_directory() as directory:
-        images, num_bytes, elapsed, sample = _read(
+        images, num_bytes, elapsed, sample = measure_reading(
             uri, manifest, CacheConfig(directory=f"{directory}/a"), seconds, seed
         )
-        paths, num_bad, wall, cpu = _decode(sample, view, manifest.convert_images, seconds, seed)
+        paths, num_bad, wall, cpu = measure_decoding(sample, view, manifest.convert_images, seconds, seed)
         spec = StreamSpec(
             shards=uri,
             manifest_digest=manifest.digest,
@@ -110,7 +110,7 @@ def bench_shards(
     )
 
 
-def _read(
+def measure_reading(
     uri: str, manifest: Manifest, cache: CacheConfig, seconds: float, seed: int
 ) -> tuple[int, int, float, list[tuple[str, bytes]]]:
     """Read random row groups: images, bytes and seconds, and a sample of (id, encoded image)."""
@@ -152,7 +152,7 @@ def _contents(rows: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
                 yield row["id"], os.pread(file.fileno(), row["length"], row["offset"])
 
 
-def _decode(
+def measure_decoding(
     sample: list[tuple[str, bytes]], view: TrainView, convert: bool, seconds: float, seed: int
 ) -> tuple[Counter[str], int, float, float]:
     """Decode the sample repeatedly in one thread: paths, bad images, seconds and CPU seconds."""

@@ -20,16 +20,19 @@ from ray.cluster_utils import Cluster
 from servers import kill_ray_processes
 
 import bit_ray
+from bit_ray import store
+from bit_ray.config import to_dict
 from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.recipes.hyperrule import RuleOverrides
-from bit_ray.run_folder import RunFolder
+from bit_ray.run_folder import PlannedTime, RunFolder
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import FinetuneConfig, RegisterAs, Runtime
 from bit_ray.training.driver import _delete_older
 from bit_ray.training.finetune import finetune
+from bit_ray.training.goodput import goodput
 from bit_ray.training.learner import build_model
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 from bit_ray.weights.package import load_package
@@ -42,6 +45,9 @@ NUM_STEPS = 60
 def reference(folder, shards, ray_local):
     """A short run of one worker and one micro-batch."""
     config = run_config(folder, "reference", shards, 3)
+    # As bit-ray plan --run leaves it.
+    planned = PlannedTime(seconds=100.0, low=50.0, high=150.0, source="a plan")
+    store.write_json(RunFolder.of(config.storage, config.name).planned_file, to_dict(planned))
     return config, pretrain(config)
 
 
@@ -54,6 +60,14 @@ def undisturbed(folder, shards, ray_local):
 def one_line(caught):
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_run_records_how_far_it_was_from_its_plan(reference, folder):
+    config, trained = reference
+    spent = goodput(RunFolder.of(config.storage, config.name).attempts())
+    metrics = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(trained.result.run_id).data.metrics
+    assert metrics["run/planned_s"] == 100
+    assert metrics["run/plan_error"] == pytest.approx((spent.wall_s - spent.waited_s) / 100 - 1)
 
 
 def test_a_run_leaves_a_registered_model_with_its_identity(reference, folder, shards):

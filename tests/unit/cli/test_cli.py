@@ -59,6 +59,8 @@ FLAGS = {
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
     "--train --norm-batch --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* "
     "--tracking.* --register.*",
+    "plan": "--gpus --gpu --recipe --model --images --epochs --batch-size --num-classes --crop-size --shards "
+    "--seekable --calibrate --run --price --prices.* --node.* --failures.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
     "sweep": "COMMAND --name --config --set --space --val-shards --val-share --stop-early --fewer --trials --search "

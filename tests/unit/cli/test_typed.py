@@ -159,6 +159,7 @@ def test_every_command_names_a_flag_in_what_it_raises_while_it_runs(
     arguments = [word for name, flag in needed.items() for word in (*flag, given.get(name, "1"))]
     extra = {
         "shards ids": ["data", "--step", "1", "--global-batch-size", "8"],
+        "plan": ["--gpu", "h100"],
         "vtab": ["--model", "R50x1"],
         "sweep": ["--space", "recipe.epochs=1,2"],
     }.get(name, [])

@@ -49,6 +49,8 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
 
 # What imports them, itself or by others, only when a function of it is called.
 MAY_IMPORT_THEM_WHEN_CALLED = {
+    "bit_ray.cli.cluster",
+    "bit_ray.planning.calibrate",
     "bit_ray.cli.autotrain",
     "bit_ray.cli.models",
     "bit_ray.cli.runs",

@@ -197,6 +197,11 @@ DOCUMENTS = {
         as_file("attempts.json", lambda folder: RunFolder(str(folder)).attempts()),
         lambda attempts: goodput(attempts).num_attempts == len(attempts),
     ),
+    "planned.json": Document(
+        {"seconds": 60.0, "low": 50.0, "high": 80.0, "source": "its first 40 steps"},
+        as_file("planned.json", lambda folder: RunFolder(str(folder)).planned()),
+        lambda planned: 0 < planned.low <= planned.high,
+    ),
     "training.json": Document(
         TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Position)
     ),

@@ -1,6 +1,9 @@
+import os
+
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from bit_ray.training import agreement as module
 from bit_ray.training.agreement import Agreement
 
 ANSWERS = {  # by rank: its answers at each step
@@ -27,3 +30,22 @@ def test_all_workers_know_at_the_same_step_what_any_of_them_wanted(tmp_path):
 
 def test_a_single_worker_knows_at_once():
     assert Agreement(1).exchange(True, False) == (True, False)
+
+
+def ask_until_known(rank, rendezvous, folder):
+    module._WORKERS_PER_STEP, module._MANY_WORKERS = 1, 3  # as of a thousand workers
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
+    agreement = Agreement(3)
+    assert os.environ["TORCH_GLOO_LAZY_INIT"] == "1"
+    # Rank 2 wants something from step 1 on, and keeps asking.
+    known = [agreement.exchange(rank == 2 and step >= 1, False)[0] for step in range(8)]
+    agreement.finish()
+    (folder / str(rank)).write_text(repr(known))
+    dist.destroy_process_group()
+
+
+def test_many_workers_have_some_steps_for_an_exchange_and_know_at_the_same_step(tmp_path):
+    mp.spawn(ask_until_known, args=(tmp_path / "rendezvous", tmp_path), nprocs=3)
+    # Sent at steps 0, 3 and 6, known three steps later: rank 2's wish of step 1 is sent at 3.
+    expected = [False, False, False, False, False, False, True, False]
+    assert {(tmp_path / str(rank)).read_text() for rank in range(3)} == {repr(expected)}

@@ -10,7 +10,8 @@ from bit_ray.data.images.views import TrainView
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training import estimate
 from bit_ray.training.device import to_channels_last
-from bit_ray.training.estimate import as_duration, measure_speed, multiply_adds
+from bit_ray.training.estimate import measure_speed, multiply_adds
+from bit_ray.training.goodput import as_duration
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan

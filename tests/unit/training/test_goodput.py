@@ -1,7 +1,8 @@
 import pytest
 
-from bit_ray.run_folder import Attempt
-from bit_ray.training.goodput import goodput, pays, with_report
+from bit_ray.errors import ConfigError
+from bit_ray.run_folder import Attempt, PlannedTime
+from bit_ray.training.goodput import StepTime, compared, goodput, pays, planned_time, with_report
 
 
 def attempt(**values):
@@ -44,3 +45,31 @@ def test_growth_must_save_twice_what_a_start_costs():
     # From 8 to 9 workers only a ninth is saved.
     assert not pays(8, 1, 1000, 1.0, 60.0)
     assert pays(8, 1, 1000, 1.0, 55.0)
+
+
+def test_the_time_of_a_run_is_planned_from_its_first_steps_without_the_first_report():
+    # 1,000 steps, 20 a report; the first report took 30 s, later steps 0.5 s each, one report 0.6 s.
+    times = [StepTime(20, 20, 30.0), StepTime(40, 20, 10.0), StepTime(60, 20, 12.0), StepTime(80, 20, 8.0)]
+    assert planned_time(times[:1], 1000, 45.0) is None
+    assert planned_time(times[:3], 1000, 70.0) is None  # 40 steps of 50
+    planned = planned_time(times, 1000, 80.0)
+    assert planned is not None
+    assert (planned.seconds, planned.low, planned.high) == pytest.approx((80 + 460, 80 + 368, 80 + 552))
+    assert planned.source == "its first 80 steps"
+    # Of a long run after a minute.
+    assert planned_time([times[0], StepTime(40, 20, 61.0)], 10**6, 95.0) is not None
+
+
+def test_planned_and_taken_are_compared_in_one_line():
+    planned = PlannedTime(seconds=3600.0, low=3300.0, high=3900.0, source="its first 40 steps")
+    assert compared(planned, 3780.0) == (
+        "planned 60 min (55 min to 65 min; from its first 40 steps), took 63 min (+5%)"
+    )
+    short = PlannedTime(seconds=100.0, low=90.0, high=110.0, source="a plan")
+    assert compared(short, 89.0) == "planned 100 s (90 s to 110 s; from a plan), took 89 s (-11%)"
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan"), 10.0])
+def test_a_record_of_a_time_that_cannot_be_is_refused(seconds):
+    with pytest.raises(ConfigError):
+        PlannedTime(seconds=seconds, low=1.0, high=5.0, source="")
