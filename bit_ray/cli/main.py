@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli import autotrain, export, models, runs, shards, studies, sweeps, training
+from bit_ray.cli import autotrain, cluster, export, models, runs, shards, studies, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.studies.config import DiagnoseConfig, FewShotConfig
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.vtab_config import VtabConfig
+from bit_ray.submission.config import PreflightConfig, SubmitConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig, StatusConfig
 
 T = TypeVar("T")
@@ -166,6 +167,20 @@ GROUPS: dict[str, dict[str, Command]] = {
             "models:/photos@champion --output photos-model",
         ),
     },
+}
+GROUPS["cluster"] = {
+    "submit": Command(
+        SubmitConfig,
+        cluster.submit,
+        "run a job on a Ray cluster with this machine's code, and follow it",
+        "jobs/pretrain_jft.py --address http://HEAD:8265 -- --name up --shards s3://BUCKET/jft --storage s3://BUCKET/runs",
+    ),
+    "preflight": Command(
+        PreflightConfig,
+        cluster.preflight,
+        "look in seconds whether a job would run there",
+        "pretrain --address http://HEAD:8265 -- --name up --shards s3://BUCKET/jft --storage s3://BUCKET/runs",
+    ),
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 

@@ -13,9 +13,11 @@ import torch.distributed as dist
 
 from bit_ray import store
 from bit_ray.cluster.slots import num_local_cores
+from bit_ray.data.images.decode_view import DECODER
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.run_folder import RunFolder, Start
+from bit_ray.tracking.identity import check_code, code_digest
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
 from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
@@ -61,6 +63,9 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     """Train from the given checkpoint until the plan's last step, or until the driver wants the workers to leave."""
     worker = config["worker"]
     context = ray.train.get_context()
+    name = f"worker {context.get_world_rank()} on {ray.util.get_node_ip_address()}"
+    check_code(name)
+    print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", flush=True)
     signs = SignsOfLife(worker.messages, worker.attempt, context.get_world_rank(), worker.first_step)
     group = ray.util.get_current_placement_group()
     if context.get_world_rank() == 0 and group is not None:

@@ -82,6 +82,8 @@ FLAGS = {
     "--tracking.*",
     "models list": "--storage --tracking.*",
     "runs status": "RUN --storage",
+    "submit": "JOB SETTING --address --no-preflight --no-wait --env",
+    "preflight": "JOB SETTING --address",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }

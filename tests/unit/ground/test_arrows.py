@@ -33,6 +33,8 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.tracking.runs",
     "bit_ray.tracking.sending",
     "bit_ray.tracking.server",
+    *(f"bit_ray.submission.{name}" for name in ("all_reduce", "first_step", "follow", "nodes", "preflight", "server")),
+    "bit_ray.submission.submit",
     "bit_ray.training.dry_run",
     "bit_ray.training.checkpoint.probes",
     "bit_ray.training.finetune",
@@ -50,6 +52,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
 # What imports them, itself or by others, only when a function of it is called.
 MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cli.autotrain",
+    "bit_ray.cli.cluster",
     "bit_ray.cli.export",
     "bit_ray.cli.models",
     "bit_ray.cli.runs",
