@@ -24,7 +24,7 @@ def check_secrets(config: Any) -> None:
     for name, value in _leaves(to_dict(config)):
         if (masked := shown(value)) != value:
             remedy = (
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the cluster's processes start, or name a "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the cluster starts, or name a "
                 "store that a role of the machine opens"
             )
             accepted = "nothing secret, as everyone on the cluster can read the command"
