@@ -113,6 +113,8 @@ def _run_job_of(path: Path) -> tuple[type[Any], dict[str, Any]]:
         names = runpy.run_path(str(path), run_name="job")  # not __main__: the call itself is not reached
         names["run_job"] = lambda function, cls, **defaults: found.append((cls, defaults))
         eval(compile(ast.Expression(calls[0]), str(path), "eval"), names)
+    except Exception as error:  # of the user's own code
+        raise ConfigError.of("job", f"{path}: {type(error).__name__}: {error}", accepted, "correct the file") from None
     finally:
         sys.path.pop(0)
     return found[0]

@@ -23,25 +23,12 @@ class PreflightConfig:
     """After --: the settings of the job, as it takes them itself."""
     address: str = ""
     """http(s)://HEAD:8265 of the cluster; empty: $RAY_API_SERVER_ADDRESS."""
-
-    def __post_init__(self) -> None:
-        if self.address:
-            check_address(self.address)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitConfig(PreflightConfig):
-    """Run a job on a Ray cluster with the code of this machine; what follows -- are the job's own settings."""
-
-    preflight: bool = True
-    """Look first whether it would run."""
-    wait: bool = True
-    """Follow the job's log, and exit as the job does."""
     env: tuple[str, ...] = ()
     """NAME=VALUE, environment variables of the job and its workers. Everyone on the cluster can read them."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if self.address:
+            check_address(self.address)
         for item in self.env:
             name, equals, value = item.partition("=")
             if not equals or not _VARIABLE.fullmatch(name):
@@ -55,6 +42,16 @@ class SubmitConfig(PreflightConfig):
     def variables(self) -> dict[str, str]:
         """The environment variables by name."""
         return dict(item.split("=", 1) for item in self.env)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig(PreflightConfig):
+    """Run a job on a Ray cluster with the code of this machine; what follows -- are the job's own settings."""
+
+    preflight: bool = True
+    """Look first whether it would run."""
+    wait: bool = True
+    """Follow the job's log, and exit as the job does."""
 
 
 def check_address(address: str) -> None:

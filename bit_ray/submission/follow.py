@@ -6,11 +6,10 @@ import sys
 import time
 
 import aiohttp
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.job_submission import JobDetails, JobStatus
 
 from bit_ray.progress import console
-from bit_ray.submission.server import JobServer, UnreachableError
+from bit_ray.submission.server import JobServer, UnreachableError, token_header
 
 STOPPED_STATUS = 143
 """Exit status of a job that was stopped: Ray ends it with SIGTERM, and does not record with what it ended."""
@@ -65,7 +64,7 @@ class Follower:
         seen = 0
         try:
             async with (
-                aiohttp.ClientSession(headers=get_auth_headers_if_auth_enabled({})) as session,
+                aiohttp.ClientSession(headers=token_header()) as session,
                 session.ws_connect(address, max_msg_size=0) as socket,
             ):
                 while True:

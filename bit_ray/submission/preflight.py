@@ -197,7 +197,7 @@ def _differences(nodes: Sequence[Node]) -> Iterator[Finding]:
         }
         if others:
             some = ", ".join(f"{value} on {address}" for address, value in list(others.items())[:_NUM_NAMED])
-            yield Finding(name, "warning", f"{some}; {expected} on {origin}: results may differ in the last bits")
+            yield Finding(name, "warning", f"{some}; {expected} on {origin}")
     plain = [node.address for node in nodes if node.machine.decoder == "plain"]
     if plain:
         text = (
@@ -271,7 +271,9 @@ def _room(training: _Training, workers: Workers, nodes: Sequence[Node]) -> Itera
 
 def _all_reduce(plan: TrainPlan, nodes: Sequence[Node], workers: Workers) -> Finding:
     if len(nodes) < 2 or workers.most < 2:
-        return Finding("all-reduce", "ok", "not needed: one node trains")
+        return Finding(
+            "all-reduce", "ok", f"not needed: {len(nodes)} nodes can train now, {workers.most} workers at most"
+        )
     try:
         speed = bandwidth(nodes, use_gpu=workers.use_gpu)
     except BitRayError as error:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import requests
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from bit_ray.errors import BitRayError, ConfigError
@@ -38,6 +39,7 @@ class JobServer(JobSubmissionClient):
         Raises:
             ConfigError: It does not answer, is none, or refuses the token.
         """
+        token_header()
         # Ray's client lets the environment override what it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.given = address
         super().__init__(address)
@@ -56,7 +58,7 @@ class JobServer(JobSubmissionClient):
             ConfigError: The answer is not that of a job server, or a refusal.
         """
         rest.setdefault("timeout", (_CONNECT_S, _ANSWER_S))
-        sent = get_auth_headers_if_auth_enabled({})
+        sent = token_header()
         try:
             json = rest.pop("json_data", None)
             reply = requests.request(
@@ -85,6 +87,19 @@ class JobServer(JobSubmissionClient):
     def _raise_error(self, r: requests.Response) -> None:
         text = (r.text.strip().splitlines() or ["no reason"])[-1]
         raise ConfigError.of("address", f"{self.given}: {text[:300]} (HTTP {r.status_code})", remedy="correct the job")
+
+
+def token_header() -> dict[str, str]:
+    """Return the HTTP header with the cluster's token; empty where the environment asks for none.
+
+    Raises:
+        ConfigError: It asks for one, and there is none that can be read.
+    """
+    try:
+        return dict(get_auth_headers_if_auth_enabled({}))
+    except AuthenticationError as error:
+        reason = str(error).partition(". ")[0]
+        raise ConfigError.of("RAY_AUTH_MODE", f"token, but {reason}", _TOKEN, "set one of them") from None
 
 
 def _reason(error: requests.RequestException) -> str:

@@ -59,7 +59,7 @@ def submit_preflight(config: PreflightConfig, settings: Any) -> int:
     """Run the preflight of a job as a job of its own; return its exit status. See `submit`."""
     server, extension = _reach(config, settings)
     with staged(config.job, config.settings, extension=extension) as upload:
-        return _preflight(server, upload, {})
+        return _preflight(server, upload, config.variables)
 
 
 def _reach(config: PreflightConfig, settings: Any) -> tuple[JobServer, bool]:

@@ -83,7 +83,7 @@ FLAGS = {
     "models list": "--storage --tracking.*",
     "runs status": "RUN --storage",
     "submit": "JOB SETTING --address --no-preflight --no-wait --env",
-    "preflight": "JOB SETTING --address",
+    "preflight": "JOB SETTING --address --env",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }
