@@ -36,21 +36,27 @@ class Follower:
             BitRayError: The server has not answered for ten minutes, or refuses.
         """
         pause, answered_at, lost = _FIRST_PAUSE_S, time.monotonic(), False
+        ended: JobDetails | None = None
         while True:
             before = self._printed
             try:
                 details = self._server.get_job_info(self._job)
+                answered_at = time.monotonic() if ended is None else answered_at
                 if details.status.is_terminal():
+                    ended = details
                     self._show(self._server.get_job_logs(self._job), from_start=True)
                     return self._status(details)
-                answered_at = time.monotonic()
                 if lost:
                     print(f"bit-ray: connected again to {self._server.given}", file=sys.stderr)
                     lost = False
                 if details.status == JobStatus.RUNNING:
                     asyncio.run(self._tail())
             except UnreachableError as error:
-                if time.monotonic() - answered_at > _GIVE_UP_S:
+                silent_s = time.monotonic() - answered_at
+                if ended is not None and silent_s > _SILENT_S:  # the node of its driver may be gone
+                    print(f"bit-ray: the end of the log cannot be read: {error}", file=sys.stderr)
+                    return self._status(ended)
+                if silent_s > _GIVE_UP_S:
                     raise
                 if not lost:
                     print(f"bit-ray: {error}; the job goes on, trying again", file=sys.stderr)
