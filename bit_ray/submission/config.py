@@ -19,7 +19,7 @@ class PreflightConfig:
     job: str = field(metadata={"positional": "JOB"})
     """A file that calls run_job, such as jobs/pretrain_jft.py, or the name of a command, such as pretrain or "study
     run"."""
-    settings: tuple[str, ...] = field(default=(), metadata={"positional": "SETTING"})
+    settings: tuple[str, ...] = field(default=(), metadata={"positional": "ARGS"})
     """After --: the settings of the job, as it takes them itself."""
     address: str = ""
     """http(s)://HEAD:8265 of the cluster; empty: $RAY_API_SERVER_ADDRESS."""

@@ -82,8 +82,8 @@ FLAGS = {
     "--tracking.*",
     "models list": "--storage --tracking.*",
     "runs status": "RUN --storage",
-    "submit": "JOB SETTING --address --no-preflight --no-wait --env",
-    "preflight": "JOB SETTING --address --env",
+    "submit": "JOB ARGS --address --no-preflight --no-wait --env",
+    "preflight": "JOB ARGS --address --env",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }
