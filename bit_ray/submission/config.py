@@ -46,7 +46,7 @@ class PreflightConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig(PreflightConfig):
-    """Run a job on a Ray cluster with the code of this machine; what follows -- are the job's own settings."""
+    """Run a job on a Ray cluster with this machine's code; what follows -- are the job's own settings."""
 
     preflight: bool = True
     """Look first whether it would run."""
