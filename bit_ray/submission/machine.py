@@ -4,8 +4,10 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from bit_ray.data.images.decode_view import DECODER
 from bit_ray.tracking.identity import code_digest
+
+CLIENT = "BIT_RAY_CLIENT"
+"""Environment variable: the `Machine` that a preflight was submitted from, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class Machine:
     @classmethod
     def here(cls) -> "Machine":
         """Look at this machine."""
+        from bit_ray.data.images.decode_view import DECODER  # and with it PyTorch, which takes seconds
+
         return cls(
             python=platform.python_version(),
             ray=_version("ray"),

@@ -21,7 +21,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.errors import BitRayError, ConfigError, DataError
 from bit_ray.submission.all_reduce import bandwidth
 from bit_ray.submission.first_step import FirstStep, first_step
-from bit_ray.submission.machine import Machine
+from bit_ray.submission.machine import CLIENT, Machine
 from bit_ray.submission.nodes import Node, Wanted, look_at_nodes, small_file
 from bit_ray.submission.refusals import local_places
 from bit_ray.tracking.server import probe, tracking_uri
@@ -36,8 +36,6 @@ from bit_ray.training.pretrain import pretrain_plan
 from bit_ray.training.shares import share_out
 from bit_ray.uris import shown
 
-CLIENT = "BIT_RAY_CLIENT"
-"""Environment variable: the `Machine` that a preflight was submitted from, as JSON."""
 _LEAST_SHARED_MEMORY = 2**30
 _NUM_NAMED = 3
 

@@ -1,6 +1,7 @@
 """From a job's name and settings to a job that runs on a cluster, and its exit status here."""
 
 import json
+import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -14,8 +15,7 @@ from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.progress import console
 from bit_ray.submission.config import PreflightConfig, SubmitConfig, server_address
 from bit_ray.submission.follow import Follower
-from bit_ray.submission.machine import Machine, release
-from bit_ray.submission.preflight import CLIENT
+from bit_ray.submission.machine import CLIENT, Machine, release
 from bit_ray.submission.refusals import check_places, check_secrets
 from bit_ray.submission.server import JobServer
 from bit_ray.submission.stage import Staged, staged
@@ -74,7 +74,7 @@ def _reach(config: PreflightConfig, settings: Any) -> tuple[JobServer, bool]:
         raise ConfigError.of("address", f"{server.given} runs Ray {ray_version}", "2.60 or newer", "use another image")
     if release(ray_version) != release(ray.__version__):
         console.print(f"warning: Ray {ray_version} on the cluster, {ray.__version__} here")
-    here = Machine.here().python
+    here = platform.python_version()
     extension = release(python) in ((), release(here))
     if not extension:
         console.print(
