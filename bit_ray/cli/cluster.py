@@ -1,8 +1,8 @@
 """``bit-ray submit`` and ``bit-ray preflight``: a job with its settings, on a cluster."""
 
 import ast
+import importlib.util
 import os
-import runpy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,9 +110,14 @@ def _run_job_of(path: Path) -> tuple[type[Any], dict[str, Any]]:
     found: list[tuple[type[Any], dict[str, Any]]] = []
     sys.path.insert(0, str(path.absolute().parent))
     try:
-        names = runpy.run_path(str(path), run_name="job")  # not __main__: the call itself is not reached
-        names["run_job"] = lambda function, cls, **defaults: found.append((cls, defaults))
-        eval(compile(ast.Expression(calls[0]), str(path), "eval"), names)
+        spec = importlib.util.spec_from_file_location("bit_ray_job", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # its config's texts are found by it
+        spec.loader.exec_module(module)  # its name is not __main__: the call itself is not reached
+        module.run_job = lambda function, cls, **defaults: found.append((cls, defaults))  # type: ignore[attr-defined]
+        eval(compile(ast.Expression(calls[0]), str(path), "eval"), module.__dict__)
     except Exception as error:  # of the user's own code
         raise ConfigError.of("job", f"{path}: {type(error).__name__}: {error}", accepted, "correct the file") from None
     finally:

@@ -17,6 +17,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _GIVE_UP_S = 600.0
 # After so long without a line the connection counts as dropped, as a middlebox may have forgotten it without a word.
 _SILENT_S = 60.0
+_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.1)
 _OF_RAY = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) |\((\w+ )?pid=")
 
 
@@ -71,7 +72,8 @@ class Follower:
         try:
             async with (
                 aiohttp.ClientSession(headers=token_header()) as session,
-                session.ws_connect(address, max_msg_size=0) as socket,
+                # Ray's server does not answer when a connection is closed.
+                session.ws_connect(address, max_msg_size=0, timeout=_CLOSE) as socket,
             ):
                 while True:
                     message = await asyncio.wait_for(socket.receive(), _SILENT_S)

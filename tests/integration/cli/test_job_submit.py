@@ -114,7 +114,7 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_is_too_small_fails_it(
     assert "+src." in model.spec.provenance["code_revision"]
 
 
-PLANTED = {"HF_TOKEN": "PLANTED-token", "MLFLOW_TRACKING_PASSWORD": "PLANTED-password", "MY_KEY": "PLANTED-key"}
+SOWN = {"HF_TOKEN": "SOWN-token", "MLFLOW_TRACKING_PASSWORD": "SOWN-password", "MY_KEY": "SOWN-key"}
 COUNT_JOB = """
 import signal
 import sys
@@ -194,19 +194,19 @@ def test_bit_ray_submit_looks_first_and_trains_with_this_code_and_leaves_no_secr
     tracking_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     places = ["--shards", s3.uri("shards"), "--storage", s3.uri("runs"), "--tracking.uri", tracking_uri]
     before = {job.submission_id for job in client(cluster).list_jobs()}
-    settings = ["--name", "sent", *places, *SMALL, "--recipe.global-batch-size", "12", "--recipe.epochs", "1"]
-    process = started({**cluster, **PLANTED}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings)
+    settings = ["--name", "sent", *places, *SMALL, "--recipe.global-batch-size", "12"]
+    process = started({**cluster, **SOWN}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings)
     out, commands = "", ""
     assert process.stdout is not None
     for line in process.stdout:
         out += line
-        if "Preflight:" in line or "step 12/12" in line:
+        if "Preflight:" in line or "step 25/25" in line:
             commands += str([found.info["cmdline"] for found in psutil.process_iter(["cmdline"])])
     assert process.wait() == 0, out
     for check in ("settings", "storage", "tracker", "workers", "lanes", "disk", "all-reduce", "first step", "CPUs"):
         assert re.search(rf"^(ok|warning) +{check} ", out, re.MULTILINE), out
     assert "GB/s between 2 nodes by gloo" in out
-    assert "sent: step 12/12" in out
+    assert "sent: step 25/25" in out
     # Both workers have the code and the compiled decoder of this machine, which `ray job submit` leaves behind.
     workers = set(re.findall(r"worker (\d) on 127\.0\.0\.\d: bit_ray (\w+), compiled decoder", out))
     assert workers == {("0", code_digest()), ("1", code_digest())}
@@ -217,18 +217,19 @@ def test_bit_ray_submit_looks_first_and_trains_with_this_code_and_leaves_no_secr
     # Nothing of this machine's secrets has reached the cluster.
     record = json.dumps([str(job) for job in client(cluster).list_jobs()])
     assert "bit_ray.cli.main" in commands
-    assert "PLANTED" not in out + record + commands
+    assert "SOWN" not in out + record + commands
     logs = [path for path in Path(cluster["CLUSTER_DIR"]).rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(logs) > 50
-    assert [path for path in (*logs, tmp_path / "mlflow.db") if b"PLANTED" in path.read_bytes()] == []
+    assert [path for path in (*logs, tmp_path / "mlflow.db") if b"SOWN" in path.read_bytes()] == []
     objects = [s3.client.get_object(Bucket=s3.bucket, Key=key)["Body"].read() for key in s3.keys()]  # noqa: SIM118
-    assert not any(b"PLANTED" in data for data in objects)
+    assert not any(b"SOWN" in data for data in objects)
 
 
 def test_preflight_names_each_thing_that_would_fail(cluster: dict[str, str], s3: Bucket) -> None:
     write_shards(GlyphSource("s", examples_per_class=3), s3.uri("shards"), name="glyphs", row_group_size=8)
     settings = ["--name", "a", "--shards", s3.uri("shards"), "--storage", "s3://no-such-bucket-here/runs"]
-    settings += ["--tracking.uri", "http://127.0.0.1:9", *SMALL, "--runtime.num-workers", "9"]
+    settings += ["--tracking.uri", "http://127.0.0.1:9", *SMALL, "--recipe.global-batch-size", "12"]
+    settings += ["--runtime.num-workers", "9"]
     process = started(cluster, "preflight", "pretrain", "--", *settings)
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 2, out
@@ -262,7 +263,7 @@ def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the
         proxy.cut(down=False)
         out += read_until(process, lambda text: "number 60 " in text)
         proxy.cut(down=True)
-        time.sleep(1)
+        time.sleep(3)
         proxy.cut(down=False)
         out += process.communicate(timeout=100)[0]
     finally:

@@ -192,3 +192,5 @@ def test_the_settings_of_a_job_are_those_of_its_own_config() -> None:
     assert isinstance(settings, PretrainConfig)
     assert settings.model == "R152x4"
     assert settings.shuffle.num_lanes == 512
+    quickstart = SubmitConfig(job=str(ROOT / "jobs" / "quickstart.py"), settings=("--shots", "1", "--model", "R50x1"))
+    assert type(job_settings(quickstart)).__name__ == "QuickstartConfig"
