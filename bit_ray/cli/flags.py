@@ -48,6 +48,8 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
     """
     command.set(cls)
     args = list(args)
+    if "--" in args and not args[0].startswith("-"):  # positionals are read in one place, and what follows -- is some
+        args = [*args[1 : args.index("--")], "--", args[0], *args[args.index("--") + 1 :]]
     settings = _merged(_defaults(cls), {name: _plain(value) for name, value in defaults.items()})
     path = _take(args, "--config", prog) if _is_run(cls) else None
     if path is not None:

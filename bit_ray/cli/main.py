@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli import autotrain, cluster, export, models, runs, shards, studies, sweeps, training
+from bit_ray.cli import autotrain, export, models, planning, runs, shards, studies, submission, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
@@ -18,6 +18,7 @@ from bit_ray.planning.config import ClusterPlanConfig
 from bit_ray.studies.config import DiagnoseConfig, FewShotConfig
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.vtab_config import VtabConfig
+from bit_ray.submission.config import PreflightConfig, SubmitConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig, StatusConfig
 
 T = TypeVar("T")
@@ -96,14 +97,6 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning", "up"),
     },
-    "cluster": {
-        "plan": Command(
-            ClusterPlanConfig,
-            cluster.plan,
-            "estimate days, money and network of a pre-training",
-            "--model R152x4 --images 300e6 --epochs 40 --gpus 256 --gpu h100 --price 2.5",
-        ),
-    },
     "studies": {
         "fewshot": Command(
             FewShotConfig,
@@ -153,6 +146,26 @@ GROUPS: dict[str, dict[str, Command]] = {
             studies.episodes,
             "score frozen features N-way K-shot",
             "models:/up@champion shards/test --ways 5 --shots 1",
+        ),
+    },
+    "cluster": {
+        "plan": Command(
+            ClusterPlanConfig,
+            planning.plan,
+            "estimate days, money and network of a pre-training",
+            "--model R152x4 --images 300e6 --epochs 40 --gpus 256 --gpu h100 --price 2.5",
+        ),
+        "submit": Command(
+            SubmitConfig,
+            submission.submit,
+            "run a job on a Ray cluster with this machine's code, and follow it",
+            "jobs/pretrain_jft.py --address http://HEAD:8265 -- --name up --shards s3://BUCKET/jft --storage s3://BUCKET/runs",
+        ),
+        "preflight": Command(
+            PreflightConfig,
+            submission.preflight,
+            "look in seconds whether a job would run there",
+            "pretrain --address http://HEAD:8265 -- --name up --shards s3://BUCKET/jft --storage s3://BUCKET/runs",
         ),
     },
     "models": {

@@ -85,10 +85,10 @@ def predict(config: PredictConfig) -> None:
     for image in config.images:
         if is_folder(image):
             raise ConfigError(f"{image}: a folder; accepted: image files; for folders add --output FILE.csv")
+    _look(config)
     if not any(os.path.exists(image) for image in config.images):
         others = f", nor the {len(config.images) - 1} others" if len(config.images) > 1 else ""
         raise DataError(f"{config.images[0]}: no such file{others}; accepted: image files; check the path")
-    _look(config)
     import torch
 
     from bit_ray.inference.classifier import load_model

@@ -13,6 +13,7 @@ from bit_ray.cli.typed import as_typed, command
 from bit_ray.errors import BitRayError, StoppedError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.progress import console, print_table
+from bit_ray.tracking.identity import check_code
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def exit_status(main: Callable[[], object]) -> int:
     _quieten()
     command.set(None)  # until `main` has parsed its flags
     try:
+        check_code("this process")
         main()
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)

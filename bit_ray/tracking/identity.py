@@ -1,11 +1,16 @@
 """Which code is running: one line of the identity that every checkpoint, run and registry version carries."""
 
 import hashlib
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
 
 import bit_ray
+from bit_ray.errors import ConfigError
+
+SUBMITTED_CODE = "BIT_RAY_CODE"
+"""Environment variable of a submitted job: the `code_digest` of the machine that it was submitted from."""
 
 
 @cache
@@ -21,10 +26,35 @@ def code_revision() -> str:
         commit = _git(package, "rev-parse", "HEAD")
         return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
     except (OSError, subprocess.SubprocessError):
-        digest = hashlib.sha256()
-        for path in sorted(package.rglob("*.py")):
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-        return f"{bit_ray.__version__}+src.{digest.hexdigest()[:12]}"
+        return f"{bit_ray.__version__}+src.{code_digest()}"
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the package's source files, 12 hexadecimal digits."""
+    package = Path(bit_ray.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def check_code(where: str) -> None:
+    """Refuse to run other code than the one that a job was submitted with.
+
+    Args:
+        where: This process, for the message.
+
+    Raises:
+        ConfigError: It is other code. Nothing is known of a job that `bit-ray submit` did not submit.
+    """
+    submitted = os.environ.get(SUBMITTED_CODE, "")
+    if submitted and submitted != code_digest():
+        place = Path(bit_ray.__file__).parent
+        raise ConfigError(
+            f"{where}: runs bit_ray with the source digest {code_digest()}, from {place}; accepted: {submitted}, which "
+            "was submitted; remove the other bit_ray from PYTHONPATH on this node, and submit again"
+        )
 
 
 def _git(directory: Path, *arguments: str) -> str:

@@ -13,9 +13,11 @@ import torch.distributed as dist
 
 from bit_ray import store
 from bit_ray.cluster.slots import num_local_cores
+from bit_ray.data.images.decode_view import DECODER
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
 from bit_ray.errors import ModelError
 from bit_ray.run_folder import RunFolder, Start
+from bit_ray.tracking.identity import check_code, code_digest
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
 from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
@@ -62,6 +64,9 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     worker = config["worker"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
+    name = f"worker {rank} on {ray.util.get_node_ip_address()}"
+    check_code(name)
+    print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", flush=True)
     signs = SignsOfLife(worker.messages, worker.attempt, rank, num_workers, worker.first_step)
     group = ray.util.get_current_placement_group()
     if rank == 0 and group is not None:

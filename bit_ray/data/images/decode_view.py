@@ -21,6 +21,8 @@ except ImportError:  # no compiler or no libjpeg-turbo when this was installed
     FAST_PATH = False
 else:
     FAST_PATH = True
+DECODER = "compiled" if FAST_PATH else "plain"
+"""Name of what decodes photographs here."""
 
 DecodePath = Literal["partial", "indexed", "full"]
 """How a view was decoded: rows down to the last of its box; restart intervals under its box; or whole."""

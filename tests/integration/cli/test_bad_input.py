@@ -270,7 +270,7 @@ def test_a_bad_image(
 
 
 def test_no_such_image(model: str, refused: Callable[..., str]) -> None:
-    assert "No such file" in refused("predict", "nowhere.png", "--model", model)
+    assert "nowhere.png: no such file" in refused("predict", "nowhere.png", "--model", model)
 
 
 # Settings and models

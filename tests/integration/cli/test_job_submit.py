@@ -1,23 +1,32 @@
-"""A job on a cluster that was started separately: a head and a second raylet, token authentication, shards on S3."""
+"""Jobs on a cluster that was started separately: a head and a second raylet, token authentication, shards on S3."""
 
+import json
 import os
+import pty
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from s3_server import Bucket, free_ports
+from proxy import Proxy
+from ray.job_submission import JobSubmissionClient
+from s3_server import READ_ONLY_KEY, Bucket, S3Server, free_ports
 
 import bit_ray
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.errors import DataError
+from bit_ray.submission.nodes import small_file
+from bit_ray.tracking.identity import code_digest
 
 pytestmark = pytest.mark.cluster
 
@@ -28,12 +37,13 @@ SMALL = shlex.split(
 )
 
 
-@pytest.fixture
-def cluster(s3: Bucket) -> Iterator[dict[str, str]]:
-    """The environment in which `ray job submit` reaches the cluster, whose processes know the S3 server."""
+@pytest.fixture(scope="module")
+def cluster(s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """The environment in which a job is submitted to the cluster, whose processes know the S3 server."""
     folder = Path(tempfile.mkdtemp(prefix="brc-"))  # short, as sockets lie in it
     environment = {
         **os.environ,
+        **Bucket(s3_server.endpoint, "", None, s3_server).environment,
         "CLUSTER_DIR": str(folder),
         "CLUSTER_PORT": str(free_ports(1)[0]),
         "CLUSTER_CPUS": "2",
@@ -86,6 +96,8 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_is_too_small_fails_it(
     done = submit(cluster, "--name", "small", *places, *SMALL, "--recipe.global-batch-size", "12")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "small: step 25/25" in done.stdout
+    # What was sent is small, and without the C extension, which git ignores.
+    assert len(re.findall(r"worker \d on 127\.0\.0\.\d: bit_ray \w+, plain decoder", done.stdout)) == 2
     assert "models:/small@champion, version 1" in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 1000, "lines that Ray writes about every report"
     for node in (0, 1):  # each raylet keeps the logs of its own workers
@@ -100,3 +112,206 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_is_too_small_fails_it(
     assert model.spec.provenance["run_id"] in done.stdout
     # The code that came with the job is what ran: outside this git work tree the revision is a digest of the files.
     assert "+src." in model.spec.provenance["code_revision"]
+
+
+SOWN = {"HF_TOKEN": "SOWN-token", "MLFLOW_TRACKING_PASSWORD": "SOWN-password", "MY_KEY": "SOWN-key"}
+COUNT_JOB = """
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bit_ray.cli.main import run_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig:
+    \"\"\"Count.\"\"\"
+
+    to: int
+    saved: str = ""
+    status: int = 0
+
+
+def count(config):
+    def save(*_):
+        time.sleep(4)  # longer than Ray's default of 3 s
+        Path(config.saved).write_text("saved")
+        sys.exit(config.status)
+
+    signal.signal(signal.SIGTERM, save)
+    for number in range(config.to):
+        print(f"number {number} é", flush=True)
+        time.sleep(0.05)
+    sys.exit(config.status)
+
+
+if __name__ == "__main__":
+    run_job(count, CountConfig)
+"""
+
+
+@pytest.fixture(scope="module")
+def count_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("project") / "count.py"
+    path.write_text(COUNT_JOB)
+    return path
+
+
+def bit_ray_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "bit_ray.cli.main", *arguments]
+
+
+def started(environment: dict[str, str], *arguments: str, **options: object) -> "subprocess.Popen[str]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+    environment = {**environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(bit_ray_command(*arguments), env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def read_until(process: "subprocess.Popen[str]", wanted: Callable[[str], bool]) -> str:
+    assert process.stdout is not None
+    text = ""
+    while not wanted(text):
+        line = process.stdout.readline()
+        assert line, text
+        text += line
+    return text
+
+
+def client(environment: dict[str, str]) -> JobSubmissionClient:
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    return JobSubmissionClient(environment["RAY_API_SERVER_ADDRESS"], headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.mark.timeout(600)
+def test_bit_ray_submit_looks_first_and_trains_with_this_code_and_leaves_no_secret(
+    cluster: dict[str, str], s3: Bucket, tmp_path: Path
+) -> None:
+    write_shards(
+        GlyphSource("s", examples_per_class=3), s3.uri("shards"), name="glyphs", row_group_size=8, shard_examples=40
+    )
+    tracking_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    places = ["--shards", s3.uri("shards"), "--storage", s3.uri("runs"), "--tracking.uri", tracking_uri]
+    before = {job.submission_id for job in client(cluster).list_jobs()}
+    settings = ["--name", "sent", *places, *SMALL, "--recipe.global-batch-size", "12"]
+    process = started({**cluster, **SOWN}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings)
+    out, commands = "", ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        out += line
+        if "Preflight:" in line or "step 25/25" in line:
+            commands += str([found.info["cmdline"] for found in psutil.process_iter(["cmdline"])])
+    assert process.wait() == 0, out
+    for check in ("settings", "storage", "tracker", "workers", "lanes", "disk", "all-reduce", "first step", "CPUs"):
+        assert re.search(rf"^(ok|warning) +{check} ", out, re.MULTILINE), out
+    assert "GB/s between 2 nodes by gloo" in out
+    assert "sent: step 25/25" in out
+    # Both workers have the code and the compiled decoder of this machine, which `ray job submit` leaves behind.
+    workers = set(re.findall(r"worker (\d) on 127\.0\.0\.\d: bit_ray (\w+), compiled decoder", out))
+    assert workers == {("0", code_digest()), ("1", code_digest())}
+    # The preflight has left nothing behind.
+    assert not [key for key in s3.keys() if "preflight" in key]  # noqa: SIM118
+    [job] = [job for job in client(cluster).list_jobs() if job.submission_id not in {*before, None}]
+    assert f"ray job stop --address {cluster['RAY_API_SERVER_ADDRESS']} {job.submission_id}" in out
+    # Nothing of this machine's secrets has reached the cluster.
+    record = json.dumps([str(job) for job in client(cluster).list_jobs()])
+    assert "bit_ray.cli.main" in commands
+    assert "SOWN" not in out + record + commands
+    logs = [path for path in Path(cluster["CLUSTER_DIR"]).rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(logs) > 50
+    assert [path for path in (*logs, tmp_path / "mlflow.db") if b"SOWN" in path.read_bytes()] == []
+    objects = [s3.client.get_object(Bucket=s3.bucket, Key=key)["Body"].read() for key in s3.keys()]  # noqa: SIM118
+    assert not any(b"SOWN" in data for data in objects)
+
+
+def test_preflight_names_each_thing_that_would_fail(cluster: dict[str, str], s3: Bucket) -> None:
+    write_shards(GlyphSource("s", examples_per_class=3), s3.uri("shards"), name="glyphs", row_group_size=8)
+    settings = ["--name", "a", "--shards", s3.uri("shards"), "--storage", "s3://no-such-bucket-here/runs"]
+    settings += ["--tracking.uri", "http://127.0.0.1:9", *SMALL, "--recipe.global-batch-size", "12"]
+    settings += ["--runtime.num-workers", "9"]
+    process = started(cluster, "preflight", "pretrain", "--", *settings)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 2, out
+    failures = dict(re.findall(r"^failed +(\S+) +(.*)$", out, re.MULTILINE))
+    assert set(failures) == {"storage", "tracker", "workers"}, out
+    assert "no-such-bucket-here" in failures["storage"]
+    assert "http://127.0.0.1:9: cannot be reached (connection refused)" in failures["tracker"]
+    assert failures["workers"] == (
+        "--runtime.num-workers: 9, but the cluster has 4 CPUs and no autoscaler that adds any; accepted: at most 4; "
+        "lower it, or add nodes"
+    )
+    assert out.splitlines()[-1].startswith("error: preflight: 3 of ")
+    assert "Traceback" not in out
+
+
+def test_a_bucket_that_may_only_be_read_is_refused(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READ_ONLY_KEY)
+    with pytest.raises(DataError, match="refused"), small_file(s3.uri("runs")):
+        pass
+
+
+def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the_jobs(
+    cluster: dict[str, str], count_job: Path
+) -> None:
+    proxy = Proxy(int(cluster["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]))
+    address = f"http://127.0.0.1:{proxy.port}"
+    arguments = ["submit", str(count_job), "--no-preflight", "--address", address, "--", "--to", "160", "--status", "7"]
+    process = started(cluster, *arguments)
+    try:
+        out = read_until(process, lambda text: "number 20 " in text)
+        proxy.cut(down=False)
+        out += read_until(process, lambda text: "number 60 " in text)
+        proxy.cut(down=True)
+        time.sleep(3)
+        proxy.cut(down=False)
+        out += process.communicate(timeout=100)[0]
+    finally:
+        process.kill()
+        proxy.close()
+    assert process.returncode == 7, out
+    assert re.findall(r"number (\d+) é", out) == [str(number) for number in range(160)]
+    assert proxy.num_cut >= 4
+    assert "the job goes on, trying again" in out
+
+
+def test_ctrl_c_asks_and_a_stopped_job_has_time_to_save_and_does_not_count_as_done(
+    cluster: dict[str, str], count_job: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    arguments = ["submit", str(count_job), "--no-preflight", "--", "--to", "9999", "--saved", str(saved)]
+    ours, theirs = pty.openpty()
+    process = started(cluster, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+
+    def read(mark: str) -> str:
+        text = ""
+        while mark not in text:
+            text += os.read(ours, 65536).decode(errors="replace")
+        return text
+
+    try:
+        read("number 3 ")
+        process.send_signal(signal.SIGINT)
+        read("Stop it? [y/N]")
+        os.write(ours, b"y\n")
+        assert re.search(r"raysubmit_\w+ was stopped", read(" was stopped"))
+        assert process.wait(timeout=60) == 143
+    finally:
+        process.kill()
+        os.close(ours)
+    assert saved.read_text() == "saved"
+
+
+def test_ctrl_c_leaves_the_job_where_nobody_can_answer(cluster: dict[str, str], count_job: Path) -> None:
+    process = started(cluster, "submit", str(count_job), "--no-preflight", "--", "--to", "9999", "--saved", "/dev/null")
+    try:
+        read_until(process, lambda text: "number 3 " in text)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    [job] = re.findall(r"Stop: +ray job stop --address \S+ (raysubmit_\w+)", out)
+    assert client(cluster).get_job_status(job) == "RUNNING"
+    client(cluster).stop_job(job)

@@ -84,6 +84,8 @@ FLAGS = {
     "--tracking.*",
     "models list": "--storage --tracking.*",
     "runs status": "RUN --storage",
+    "submit": "JOB ARGS --address --no-preflight --no-wait --env",
+    "preflight": "JOB ARGS --address --env",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }
