@@ -87,6 +87,28 @@ class AttemptRecord:
     attempts: tuple[Attempt, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A batch that a run does not train on, because its step was out of the ordinary."""
+
+    step: int
+    """0-based."""
+    why: str
+    """What was seen, in words."""
+    went_back: bool = False
+    """Whether it had been applied, so that the run went back behind it."""
+    images: tuple[str, ...] = ()
+    """Ids of its images in slot order; empty if they could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutRecord:
+    """The content of a run's ``left_out.json``."""
+
+    batches: tuple[LeftOut, ...]
+    """By step."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run or study."""
@@ -133,6 +155,11 @@ class RunFolder:
     def attempts_file(self) -> str:
         """URI of the record of its worker groups, an `AttemptRecord`."""
         return store.join(self.uri, "attempts.json")
+
+    @property
+    def left_out_file(self) -> str:
+        """URI of the record of the batches that it does not train on, a `LeftOutRecord`."""
+        return store.join(self.uri, "left_out.json")
 
     def stacks(self, attempt: int) -> str:
         """URI of where the workers of an attempt were when they made no step."""
@@ -213,6 +240,22 @@ class RunFolder:
         if not store.exists(self.attempts_file):
             return ()
         return store.read_record(AttemptRecord, self.attempts_file).attempts
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Return the batches that it does not train on, by step.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        if not store.exists(self.left_out_file):
+            return ()
+        return store.read_record(LeftOutRecord, self.left_out_file).batches
+
+    def leave_out(self, entry: LeftOut) -> None:
+        """Record that it does not train on a batch."""
+        known = {known.step: known for known in self.left_out()} | {entry.step: entry}
+        batches = tuple(known[step] for step in sorted(known))
+        store.write_json(self.left_out_file, to_dict(LeftOutRecord(batches=batches)))
 
     def record_start(self, start: Start) -> None:
         """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""

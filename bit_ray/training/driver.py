@@ -23,7 +23,7 @@ from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
-from bit_ray.run_folder import TRAINING_FILE, RunFolder, RunRecord, first_difference
+from bit_ray.run_folder import TRAINING_FILE, LeftOut, LeftOutRecord, RunFolder, RunRecord, first_difference
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register, registered_packages
 from bit_ray.tracking.runs import Input, TrackedRun
@@ -212,7 +212,20 @@ def _fit(
         except BitRayError as error:  # the next checkpoint tries again
             log.warning("%s: %s; training continues", name, error)
 
-    listener = Listener(worker.messages, run, TrainingProgress(name), worker.plan.schedule, on_checkpoint)
+    def on_left_out(entry: LeftOut) -> None:
+        console.print(
+            f"{name}: step {entry.step} is left out: {entry.why}; its {len(entry.images) or ''} images: "
+            f"bit-ray shards ids {worker.shards} --run {folder.uri} --step {entry.step}"
+        )
+        record_left_out()
+
+    def record_left_out() -> None:
+        if batches := folder.left_out():
+            run.log_text(json.dumps(to_dict(LeftOutRecord(batches=batches)), indent=1), "left_out.json")
+            run.set_tags({"bit_ray.left_out": " ".join(str(batch.step) for batch in batches)})
+
+    progress = TrainingProgress(name)
+    listener = Listener(worker.messages, run, progress, worker.plan.schedule, on_checkpoint, on_left_out)
     storage = store.absolute(config.storage)
     attempts = Attempts(name, worker, workers, storage, listener, run.furthest_step)
     listener.start()
