@@ -109,6 +109,15 @@ class LeftOutRecord:
     """By step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BestCheckpoint:
+    """The content of a run's ``best.json``: its best checkpoint so far, by a score of the probes."""
+
+    metric: str
+    step: int
+    value: float
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run or study."""
@@ -155,6 +164,11 @@ class RunFolder:
     def attempts_file(self) -> str:
         """URI of the record of its worker groups, an `AttemptRecord`."""
         return store.join(self.uri, "attempts.json")
+
+    @property
+    def best(self) -> str:
+        """URI of the record of the best checkpoint, a `BestCheckpoint`."""
+        return store.join(self.uri, "best.json")
 
     @property
     def left_out_file(self) -> str:

@@ -182,6 +182,9 @@ class PretrainConfig:
     """How far apart examples are mixed."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
+    keep_best: str = ""
+    """Score of the probes, such as ridge_10_shot or knn_10_shot, by which the best checkpoint is kept besides the
+    newest; empty: none is."""
     runtime: Runtime = field(default_factory=Runtime)
     """How the plan is carried out; none of it changes what is learned."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -193,6 +196,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name)
+        scores = [f"{kind}_{shots}_shot" for kind in ("ridge", "knn") for shots in self.probe.shots]
+        if self.keep_best and self.keep_best not in scores:
+            raise ConfigError.of("keep_best", self.keep_best, ", ".join(scores), "choose one, or change probe.shots")
+        if self.keep_best and not self.probe.shards:
+            given = f"{self.keep_best}, but probe.shards is empty"
+            raise ConfigError.of("keep_best", given, "a score of the probes", "give probe.shards, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,15 @@ from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
 from bit_ray.run_folder import TRAINING_FILE, LeftOut, LeftOutRecord, RunFolder, RunRecord, first_difference
 from bit_ray.tracking.identity import code_revision
-from bit_ray.tracking.registry import RegisteredModel, register, registered_packages
+from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.tracking.server import probe, tracking_uri
 from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
+from bit_ray.training.checkpoint.retention import Retention
 from bit_ray.training.checkpoint.state import CheckpointRecord
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
+from bit_ray.training.healing import STEPS_BACK
 from bit_ray.training.initial_weights import InitialWeights
 from bit_ray.training.memory import with_room
 from bit_ray.training.messages import Messages
@@ -179,12 +181,23 @@ def train(
                 messages=Messages(),
                 milestones=milestones,
             )
+            retention = Retention(
+                folder,
+                runtime.num_checkpoints_to_keep,
+                run,
+                best_by=f"probe/{config.keep_best}" if isinstance(config, PretrainConfig) and config.keep_best else "",
+                steps_back=STEPS_BACK if runtime.heal else 0,
+            )
             with ExitStack() as background:
                 probes = None
                 if probe_task is not None:
-                    probes = CheckpointProbes(probe_task, run, name, resources, workers.most)
+                    probes = CheckpointProbes(probe_task, run, name, resources, workers.most, retention.scored)
                     background.callback(probes.cancel)  # nothing is left of it unless the training failed
-                result = _fit(worker, config, workers, run, probes)
+                result = _fit(worker, config, workers, run, probes, retention)
+            if (best := retention.best()) is not None:
+                best_uri = folder.checkpoint(best.step)
+                console.print(f"{name}: best by {best.metric}: step {best.step}, {best.value:.1%}: {best_uri}")
+                run.set_tags({"bit_ray.best_checkpoint": best_uri})
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
@@ -199,16 +212,19 @@ def _fit(
     workers: Workers,
     run: TrackedRun,
     probes: CheckpointProbes | None,
+    retention: Retention,
 ) -> TrainResult:
     name, folder = config.name, worker.folder
-    keep = worker.runtime.num_checkpoints_to_keep
 
     def on_checkpoint(step: int) -> None:
         if probes is not None:
             probes.offer(step, folder.checkpoint(step))
+        tidy()
+
+    def tidy() -> None:
         try:
             attempts.write()
-            _delete_older(folder, keep, run)
+            retention.delete_others(probes.needed if probes is not None else ())
         except BitRayError as error:  # the next checkpoint tries again
             log.warning("%s: %s; training continues", name, error)
 
@@ -243,6 +259,7 @@ def _fit(
         run.log_metrics(spent.metrics(), step=worker.plan.schedule.num_steps)
     if probes is not None:
         probes.finish()
+        tidy()
     if listener.history:
         steps, losses, rates = zip(
             *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
@@ -260,16 +277,6 @@ def _fit(
         plan_digest=worker.plan.digest,
         metrics=record.metrics,
     )
-
-
-def _delete_older(folder: RunFolder, keep: int, run: TrackedRun) -> None:
-    """Delete all but the newest checkpoints, except those that a registered version refers to."""
-    older = folder.checkpoints(TRAINING_FILE)[:-keep]
-    if older:
-        registered = registered_packages(run.tracking_uri, run.run_id)
-        for step in older:
-            if folder.checkpoint(step) not in registered:
-                folder.delete_checkpoint(step)
 
 
 def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:

@@ -1,11 +1,11 @@
 """Which steps are out of the ordinary, and which batch is to blame. No PyTorch, no Ray.
 
-**The rule.** A step is judged by its loss and the norm of its gradient, both of the whole batch, before it is applied.
-It is out of the ordinary if one of them is not finite. So it is if one of them is above ``median * (largest / median)
-** 2`` of the last 128 steps that were kept, and the loss above 1.5 times or the norm above 3 times their median. In
-logarithms: more than twice as far above the median as any of them. That needs neither a scale nor a shape: MixUp, whose
-loss is far above the others in some steps, widens the band by itself. (OLMo 2 leaves out steps beyond 6 standard
-deviations of as many steps, arXiv 2501.00656.) Before there are 128 steps, only what is not finite counts.
+**The rule.** A step is judged before it is applied, by the loss of the whole batch and the norm of its gradient. It is
+out of the ordinary if one of them is not finite, or if the loss is more than twice as far above the median of the last
+128 steps that were kept as any of these, and above 1.5 times the median, and above 0.5. That needs no scale and no
+shape: MixUp, whose loss is far above the others in some steps, widens the band by itself. Where a loss of almost 0 is
+usual, one image makes a large factor; therefore the 0.5. Before 32 steps, only what is not finite counts. (OLMo 2
+leaves out steps beyond 6 standard deviations of the last 128, arXiv 2501.00656.)
 
 **What is left out.** A step out of the ordinary is not applied. If one of the next two is ordinary again, its own batch
 was to blame, and the weights never saw it. If three in a row are out, not their batches are to blame but the weights:
@@ -19,11 +19,10 @@ from collections.abc import Iterable
 from bit_ray.errors import ModelError
 from bit_ray.run_folder import LeftOut
 
-_WINDOW = 128
-_REACH = 2.0
-_LEAST_RATIOS = (1.5, 3.0)
+_WINDOW, _FEWEST = 128, 32
+_REACH, _LEAST_RATIO, _LEAST = 2.0, 1.5, 0.5
 _IN_A_ROW = 3
-_LARGEST = 3.4e38  # of float32: infinity and NaN are not at most this
+_LARGEST = 3.4e38  # of float32; infinity and NaN are above it
 STEPS_BACK = 100
 """Least steps from the checkpoint to go back to until the batch to blame, as in PaLM (arXiv 2204.02311, §5.1)."""
 
@@ -66,33 +65,29 @@ class Healer:
         self.allowed = allowed
         self.left_out = {entry.step: entry for entry in left_out}
         """By step; these are not computed again."""
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._undecided: list[LeftOut] = []
         self._news: list[LeftOut] = []
-        self._bounds = (_LARGEST, _LARGEST)
+        self.bound = _LARGEST
+        """Largest ordinary loss of the next step; what is not finite is above any."""
 
     @property
-    def recent(self) -> tuple[tuple[float, float], ...]:
-        """Loss and gradient norm of the last steps that were kept: the rule's only memory."""
+    def recent(self) -> tuple[float, ...]:
+        """Losses of the last steps that were kept: the rule's only memory."""
         return tuple(self._recent)
 
-    def remember(self, recent: Iterable[tuple[float, float]]) -> None:
+    def remember(self, recent: Iterable[float]) -> None:
         """Go on from what `recent` was."""
         self._recent.extend(recent)
-        self._bounds = self._bounds_now()
+        self.bound = self._bound_now()
 
     @property
     def undecided(self) -> bool:
         """Whether the last steps were not applied, and it is not known yet whether their batches are to blame."""
         return bool(self._undecided)
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Largest ordinary loss and gradient norm of the next step; what is not finite is above any."""
-        return self._bounds
-
     def judge(self, step: int, loss: float, norm: float, *, kept: bool) -> None:
-        """Note what came of a step; ``kept``: it was within `bounds`, and was applied.
+        """Note what came of a step; ``kept``: it was ordinary, and was applied.
 
         Raises:
             GoBackError: The weights are broken.
@@ -100,8 +95,7 @@ class Healer:
         """
         if kept:
             self.decide()
-            self._recent.append((loss, norm))
-            self._bounds = self._bounds_now()
+            self.remember([loss])
             return
         self._undecided.append(LeftOut(step=step, why=self._why(loss, norm)))
         first, broken = self._undecided[0], len(self._undecided) == _IN_A_ROW
@@ -126,12 +120,12 @@ class Healer:
         """Return how many of the steps from ``first`` to before ``stop`` are not left out."""
         return stop - first - sum(first <= step < stop for step in self.left_out)
 
-    def _bounds_now(self) -> tuple[float, float]:
-        if not self.allowed or len(self._recent) < _WINDOW:
-            return _LARGEST, _LARGEST
-        columns = zip(*self._recent, strict=True)
-        loss, norm = (_bound(values, ratio) for values, ratio in zip(columns, _LEAST_RATIOS, strict=True))
-        return loss, norm
+    def _bound_now(self) -> float:
+        if not self.allowed or len(self._recent) < _FEWEST:
+            return _LARGEST
+        losses = sorted(self._recent)
+        median = losses[len(losses) // 2]
+        return min(_LARGEST, max(median + _REACH * (losses[-1] - median), _LEAST_RATIO * median, _LEAST))
 
     def _last_applied(self, step: int) -> int:
         step -= 1
@@ -140,12 +134,9 @@ class Healer:
         return step
 
     def _why(self, loss: float, norm: float) -> str:
-        for name, value, bound in zip(("loss", "gradient norm"), (loss, norm), self._bounds, strict=True):
-            if not math.isfinite(value):
-                return f"the {name} was not finite"
-            if value > bound:
-                return f"the {name} was {value:.3g}, where at most {bound:.3g} is ordinary"
-        return "the loss or its gradient was out of the ordinary"
+        if math.isfinite(loss) and math.isfinite(norm):
+            return f"the loss was {loss:.3g}, where at most {self.bound:.3g} is ordinary"
+        return f"the {'gradient' if math.isfinite(loss) else 'loss'} was not finite"
 
     def _diverged(self, entry: LeftOut) -> DivergedError:
         steps = ", ".join(map(str, sorted(self.left_out))) or "none"
@@ -153,13 +144,6 @@ class Healer:
             entry.step,
             f"{entry.why}, and no other batch may be left out (runtime.heal {self.allowed}; left out: {steps})",
         )
-
-
-def _bound(values: Iterable[float], least_ratio: float) -> float:
-    """Largest ordinary value after these; see the rule above."""
-    logs = sorted(math.log(max(value, 1e-30)) for value in values)
-    median = logs[len(logs) // 2]
-    return min(_LARGEST, math.exp(min(88.0, median + max(_REACH * (logs[-1] - median), math.log(least_ratio)))))
 
 
 def step_to_go_back_to(checkpoints: Iterable[int], blamed: int) -> int:

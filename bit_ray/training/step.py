@@ -110,8 +110,7 @@ class TrainStep:
         # The fused update does not change the weights if this flag is set, and the host does not wait for the flag.
         kept = torch.isfinite(norm)
         if healer is not None:
-            largest_loss, largest_norm = healer.bounds
-            kept = (seen[0] <= largest_loss) & (seen[1] <= largest_norm)
+            kept = (seen[0] <= healer.bound) & torch.isfinite(seen[1])
             total = torch.where(kept, total, 0.0)
         self.optimizer.found_inf = (~kept).float()  # type: ignore[attr-defined]
         self.optimizer.step()

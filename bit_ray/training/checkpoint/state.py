@@ -41,8 +41,8 @@ class Position:
     """Seconds spent in training so far, over all starts."""
     bad_images: tuple[BadExample, ...] = ()
     """Images that could not be read so far."""
-    recent: tuple[tuple[float, float], ...] = ()
-    """What a `bit_ray.training.healing.Healer` remembers of the steps before, so that it judges the next ones alike."""
+    recent: tuple[float, ...] = ()
+    """Losses of the last steps, by which a `bit_ray.training.healing.Healer` judges the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)

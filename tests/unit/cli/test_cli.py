@@ -55,7 +55,8 @@ FLAGS = {
     "train": "FOLDER --name --config --minutes --init --method --image-size --no-random-flip --val-share --test-share "
     "--drop-duplicates --seed --storage --dry-run --tracking.* --register.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
-    "--clip-norm --head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
+    "--clip-norm --head-bias --keep-best --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* "
+    "--register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
     "--train --norm-batch --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* "
     "--tracking.* --register.*",
