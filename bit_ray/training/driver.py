@@ -230,15 +230,12 @@ def _fit(
 
     def on_left_out(entry: LeftOut) -> None:
         console.print(
-            f"{name}: step {entry.step} is left out: {entry.why}; its {len(entry.images) or ''} images: "
+            f"{name}: step {entry.step} is left out: {entry.why}; its images: "
             f"bit-ray shards ids {worker.shards} --run {folder.uri} --step {entry.step}"
         )
-        record_left_out()
-
-    def record_left_out() -> None:
-        if batches := folder.left_out():
-            run.log_text(json.dumps(to_dict(LeftOutRecord(batches=batches)), indent=1), "left_out.json")
-            run.set_tags({"bit_ray.left_out": " ".join(str(batch.step) for batch in batches)})
+        record = LeftOutRecord(batches=folder.left_out())
+        run.log_text(json.dumps(to_dict(record), indent=1), "left_out.json")
+        run.set_tags({"bit_ray.left_out": " ".join(str(batch.step) for batch in record.batches)})
 
     progress = TrainingProgress(name)
     listener = Listener(worker.messages, run, progress, worker.plan.schedule, on_checkpoint, on_left_out)
