@@ -98,12 +98,17 @@ class Healer:
             self.remember([loss])
             return
         self._undecided.append(LeftOut(step=step, why=self._why(loss, norm)))
-        first, broken = self._undecided[0], len(self._undecided) == _IN_A_ROW
-        blamed = self._last_applied(first.step)
-        if (broken and blamed < 0) or (not broken and len(self.left_out) + len(self._undecided) > self.allowed):
-            raise self._diverged(first)
-        if broken:
+        first = self._undecided[0]
+        if len(self._undecided) == _IN_A_ROW:
+            blamed = self._last_applied(first.step)
+            if blamed < 0:
+                raise DivergedError(first.step, f"{first.why}, and no step was applied before it")
             raise GoBackError(LeftOut(step=blamed, why=f"after it, {first.why}", went_back=True))
+        steps = [*sorted(self.left_out), *(entry.step for entry in self._undecided)]
+        if len(steps) > self.allowed:
+            listed = ", ".join(map(str, steps))
+            problem = f"{first.why}; steps {listed} would have to be left out, but runtime.heal is {self.allowed}"
+            raise DivergedError(first.step, problem)
 
     def decide(self) -> None:
         """Blame the batches of the last steps for not having been applied."""
@@ -137,13 +142,6 @@ class Healer:
         if math.isfinite(loss) and math.isfinite(norm):
             return f"the loss was {loss:.3g}, where at most {self.bound:.3g} is ordinary"
         return f"the {'gradient' if math.isfinite(loss) else 'loss'} was not finite"
-
-    def _diverged(self, entry: LeftOut) -> DivergedError:
-        steps = ", ".join(map(str, sorted(self.left_out))) or "none"
-        return DivergedError(
-            entry.step,
-            f"{entry.why}, and no other batch may be left out (runtime.heal {self.allowed}; left out: {steps})",
-        )
 
 
 def step_to_go_back_to(checkpoints: Iterable[int], blamed: int) -> int:
