@@ -106,6 +106,37 @@ class PlannedTime:
             raise ConfigError.of("seconds", self.seconds, "above 0, between low and high")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A batch that a run does not train on, because its step was out of the ordinary."""
+
+    step: int
+    """0-based."""
+    why: str
+    """What was seen, in words."""
+    went_back: bool = False
+    """Whether it had been applied, so that the run went back behind it."""
+    images: tuple[str, ...] = ()
+    """Ids of its images in slot order; empty if they could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutRecord:
+    """The content of a run's ``left_out.json``."""
+
+    batches: tuple[LeftOut, ...]
+    """By step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestCheckpoint:
+    """The content of a run's ``best.json``: its best checkpoint so far, by a score of the probes."""
+
+    metric: str
+    step: int
+    value: float
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run or study."""
@@ -157,6 +188,16 @@ class RunFolder:
     def planned_file(self) -> str:
         """URI of how long it was expected to take, a `PlannedTime`."""
         return store.join(self.uri, "planned.json")
+
+    @property
+    def best(self) -> str:
+        """URI of the record of the best checkpoint, a `BestCheckpoint`."""
+        return store.join(self.uri, "best.json")
+
+    @property
+    def left_out_file(self) -> str:
+        """URI of the record of the batches that it does not train on, a `LeftOutRecord`."""
+        return store.join(self.uri, "left_out.json")
 
     def stacks(self, attempt: int) -> str:
         """URI of where the workers of an attempt were when they made no step."""
@@ -245,6 +286,22 @@ class RunFolder:
             DataError: The record is damaged.
         """
         return store.read_record(PlannedTime, self.planned_file) if store.exists(self.planned_file) else None
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Return the batches that it does not train on, by step.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        if not store.exists(self.left_out_file):
+            return ()
+        return store.read_record(LeftOutRecord, self.left_out_file).batches
+
+    def leave_out(self, entry: LeftOut) -> None:
+        """Record that it does not train on a batch."""
+        known = {known.step: known for known in self.left_out()} | {entry.step: entry}
+        batches = tuple(known[step] for step in sorted(known))
+        store.write_json(self.left_out_file, to_dict(LeftOutRecord(batches=batches)))
 
     def record_start(self, start: Start) -> None:
         """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""

@@ -30,6 +30,9 @@ def status(config: StatusConfig) -> None:
             header = ("attempt", "workers", "steps", "lost", "starting s", "all s", "ended", "why it began")
             print_table("Attempts", [_attempt(attempt) for attempt in found.attempts], header)
             console.print(str(goodput(found.attempts)))
+        if found.left_out:
+            batches = [(f"{batch.step:,}", f"{len(batch.images):,}", batch.why) for batch in found.left_out]
+            print_table("Left out", batches, ("step", "images", "why"))
         return
     all_runs, damaged = run_statuses(config.storage)
     rows: list[tuple[str, ...]] = [

@@ -32,10 +32,10 @@ from bit_ray.studies.transfer import read_examples
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, Position, fetched, load_checkpoint, save_checkpoint
 from bit_ray.training.checkpoint.writer import write_directory
 from bit_ray.training.device import normalize
+from bit_ray.training.healing import NonFiniteError
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import NonFiniteError
 from bit_ray.weights.package import ModelSpec
 
 _MEASURED_FILE = "measured.json"

@@ -28,8 +28,10 @@ from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
-from bit_ray.run_folder import Attempt, AttemptRecord
+from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord, LeftOut
+from bit_ray.tracking.registry import registered_packages
 from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
+from bit_ray.training.healing import step_to_go_back_to
 from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
 from bit_ray.training.reports import Listener
 from bit_ray.training.shares import share_out
@@ -105,7 +107,9 @@ class Attempts:
         self._now = attempt
         self.write()
         nodes = nodes_alive()
-        fit = _Fit(replace(self._worker, attempt=attempt.number, first_step=first_step), self._trainer(num_workers))
+        left_out = self._folder.left_out()
+        worker = replace(self._worker, attempt=attempt.number, first_step=first_step, left_out=left_out)
+        fit = _Fit(worker, self._trainer(num_workers))
         fit.start()
         try:
             first_seen, asked, seen = self._watch(fit, attempt, began)
@@ -129,9 +133,10 @@ class Attempts:
         self.write()
         if self._signals and ended != "finished":
             raise StoppedError(self._signals[0], f"{self._name}: saved after step {saved:,}; start it again to go on")
+        blamed, self._listener.go_back = self._listener.go_back, None
         if fit.error is not None:
             return self._judge(fit.error, nodes)
-        return asked
+        return asked if blamed is None else self._go_back(blamed)
 
     def _room(self, why: str) -> int:
         """Wait until there is room for the least number of workers; return how many there is room for."""
@@ -289,6 +294,30 @@ class Attempts:
         why = "a node was lost" if lost else "a worker failed"
         console.print(f"{self._name}: workers failed; starting them again from the last checkpoint ({why})")
         return why
+
+    def _go_back(self, blamed: LeftOut) -> str:
+        """Delete the checkpoints that a batch has been learned into, or may have been; return why.
+
+        Raises:
+            ModelError: A registered version refers to one of them.
+        """
+        kept = self._folder.checkpoints(TRAINING_FILE)
+        back_to = step_to_go_back_to(kept, blamed.step)
+        tracked = self._listener.tracked
+        registered = registered_packages(tracked.tracking_uri, tracked.run_id)
+        later = [step for step in kept if step > back_to]
+        for step in later:
+            if self._folder.checkpoint(step) in registered:
+                raise ModelError(
+                    f"{self._name}: step {blamed.step} broke the weights ({blamed.why}), but a registered version "
+                    f"refers to {self._folder.checkpoint(step)}, behind which the run would go back; delete that "
+                    "version, and start the run again"
+                )
+        for step in reversed(later):  # killed in between, the workers find the same again
+            self._folder.delete_checkpoint(step)
+        self._folder.leave_out(blamed)
+        self._listener.on_left_out(blamed)
+        return f"going back to leave out step {blamed.step}"
 
     def _account(self, attempt: Attempt, furthest: int) -> Attempt:
         """Return the attempt with the seconds of its reports."""

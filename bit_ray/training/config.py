@@ -54,7 +54,7 @@ def check_train(train: str, init: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How a plan is carried out; none of it changes what is learned, up to rounding."""
+    """How a plan is carried out; none of it changes what is learned, up to rounding and what ``heal`` leaves out."""
 
     num_workers: int | str = 0
     """Training workers: a number, or MIN:MAX to follow a cluster that grows and shrinks; 0: one per GPU of the cluster,
@@ -77,6 +77,9 @@ class Runtime:
     """Where a node keeps what it has read from a remote shard set."""
     max_bad_images: float = 0.001
     """Images that the run may leave out because they cannot be read: a share of the set below 1, a number from 1 on."""
+    heal: int = 0
+    """Batches that the run may leave out because their loss or gradient is not finite or far out of the ordinary, or
+    has broken the weights, in which case it goes back to an earlier checkpoint. 0: what is not finite ends the run."""
     log_every_steps: int = 20
     """Steps between two lines of metrics."""
     checkpoint_every_steps: int = 1000
@@ -105,6 +108,7 @@ class Runtime:
             ("micro_batch_size", 0),
             ("num_readers", 1),
             ("num_decode_threads", 0),
+            ("heal", 0),
             ("log_every_steps", 1),
             ("checkpoint_every_steps", 1),
             ("num_checkpoints_to_keep", 1),
@@ -178,6 +182,9 @@ class PretrainConfig:
     """How far apart examples are mixed."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
+    keep_best: str = ""
+    """Score of the probes, such as ridge_10_shot or knn_10_shot, by which the best checkpoint is kept besides the
+    newest; empty: none is."""
     runtime: Runtime = field(default_factory=Runtime)
     """How the plan is carried out; none of it changes what is learned."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -189,6 +196,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name)
+        scores = [f"{kind}_{shots}_shot" for kind in ("ridge", "knn") for shots in self.probe.shots]
+        if self.keep_best and self.keep_best not in scores:
+            raise ConfigError.of("keep_best", self.keep_best, ", ".join(scores), "choose one, or change probe.shots")
+        if self.keep_best and not self.probe.shards:
+            given = f"{self.keep_best}, but probe.shards is empty"
+            raise ConfigError.of("keep_best", given, "a score of the probes", "give probe.shards, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

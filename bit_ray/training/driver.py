@@ -23,17 +23,19 @@ from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
-from bit_ray.run_folder import TRAINING_FILE, RunFolder, RunRecord, first_difference
+from bit_ray.run_folder import TRAINING_FILE, LeftOut, LeftOutRecord, RunFolder, RunRecord, first_difference
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
-from bit_ray.tracking.registry import RegisteredModel, register, registered_packages
+from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.tracking.server import probe
 from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
+from bit_ray.training.checkpoint.retention import Retention
 from bit_ray.training.checkpoint.state import CheckpointRecord
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.goodput import Goodput, compared
+from bit_ray.training.healing import STEPS_BACK
 from bit_ray.training.initial_weights import InitialWeights
 from bit_ray.training.memory import with_room
 from bit_ray.training.messages import Messages
@@ -182,12 +184,23 @@ def train(
                 messages=Messages(),
                 milestones=milestones,
             )
+            retention = Retention(
+                folder,
+                runtime.num_checkpoints_to_keep,
+                run,
+                best_by=f"probe/{config.keep_best}" if isinstance(config, PretrainConfig) and config.keep_best else "",
+                steps_back=STEPS_BACK if runtime.heal else 0,
+            )
             with ExitStack() as background:
                 probes = None
                 if probe_task is not None:
-                    probes = CheckpointProbes(probe_task, run, name, resources, workers.most)
+                    probes = CheckpointProbes(probe_task, run, name, resources, workers.most, retention.scored)
                     background.callback(probes.cancel)  # nothing is left of it unless the training failed
-                result = _fit(worker, config, workers, run, probes)
+                result = _fit(worker, config, workers, run, probes, retention)
+            if (best := retention.best()) is not None:
+                best_uri = folder.checkpoint(best.step)
+                console.print(f"{name}: best by {best.metric}: step {best.step}, {best.value:.1%}: {best_uri}")
+                run.set_tags({"bit_ray.best_checkpoint": best_uri})
             if test is not None:
                 scores = {f"test/{key}": value for key, value in test(result, run, resources).items()}
                 result = replace(result, metrics={**result.metrics, **scores})
@@ -202,20 +215,33 @@ def _fit(
     workers: Workers,
     run: TrackedRun,
     probes: CheckpointProbes | None,
+    retention: Retention,
 ) -> TrainResult:
     name, folder = config.name, worker.folder
-    keep = worker.runtime.num_checkpoints_to_keep
 
     def on_checkpoint(step: int) -> None:
         if probes is not None:
             probes.offer(step, folder.checkpoint(step))
+        tidy()
+
+    def tidy() -> None:
         try:
             attempts.write()
-            _delete_older(folder, keep, run)
+            retention.delete_others(probes.needed if probes is not None else ())
         except BitRayError as error:  # the next checkpoint tries again
             log.warning("%s: %s; training continues", name, error)
 
-    listener = Listener(worker.messages, run, TrainingProgress(name), worker.plan.schedule, on_checkpoint)
+    def on_left_out(entry: LeftOut) -> None:
+        console.print(
+            f"{name}: step {entry.step} is left out: {entry.why}; its images: "
+            f"bit-ray shards ids {worker.shards} --run {folder.uri} --step {entry.step}"
+        )
+        record = LeftOutRecord(batches=folder.left_out())
+        run.log_text(json.dumps(to_dict(record), indent=1), "left_out.json")
+        run.set_tags({"bit_ray.left_out": " ".join(str(batch.step) for batch in record.batches)})
+
+    progress = TrainingProgress(name)
+    listener = Listener(worker.messages, run, progress, worker.plan.schedule, on_checkpoint, on_left_out)
     storage = store.absolute(config.storage)
     attempts = Attempts(name, worker, workers, storage, listener, run.furthest_step)
     listener.start()
@@ -234,6 +260,7 @@ def _fit(
         _compare_with_plan(name, folder, spent, run, worker.plan.schedule.num_steps)
     if probes is not None:
         probes.finish()
+        tidy()
     if listener.history:
         steps, losses, rates = zip(
             *((m["step"], m["train/loss"], m["train/lr"]) for m in listener.history), strict=True
@@ -265,16 +292,6 @@ def _compare_with_plan(name: str, folder: RunFolder, spent: Goodput, run: Tracke
     taken_s = spent.wall_s - spent.waited_s
     console.print(f"{name}: {compared(planned, taken_s)}")
     run.log_metrics({"run/planned_s": planned.seconds, "run/plan_error": taken_s / planned.seconds - 1}, step=step)
-
-
-def _delete_older(folder: RunFolder, keep: int, run: TrackedRun) -> None:
-    """Delete all but the newest checkpoints, except those that a registered version refers to."""
-    older = folder.checkpoints(TRAINING_FILE)[:-keep]
-    if older:
-        registered = registered_packages(run.tracking_uri, run.run_id)
-        for step in older:
-            if folder.checkpoint(step) not in registered:
-                folder.delete_checkpoint(step)
 
 
 def _probed(probes: CheckpointProbes) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ from bit_ray.data.images.resize import eval_view, train_view
 from bit_ray.data.images.views import example_keys, uniforms
 from bit_ray.data.stream.order import Order
 from bit_ray.models.network import Network
+from bit_ray.training.healing import Healer
 from bit_ray.training.learner import Learner
 from bit_ray.training.parts import merge_adapters
 from bit_ray.training.plan import TrainPlan
@@ -55,6 +56,7 @@ def fit(
     micro_batch_size: int = 0,
     on_step: Callable[[int, float], None] | None = None,
     watch: Watch | None = None,
+    healer: Healer | None = None,
 ) -> Network:
     """Train to the last step of a plan.
 
@@ -66,15 +68,19 @@ def fit(
         micro_batch_size: Examples per forward and backward pass; 0: the whole batch.
         on_step: Called with the step's number and loss.
         watch: Measures it, and may continue an earlier process.
+        healer: Leaves out steps that are out of the ordinary; the loss of such a step is 0.
 
     Returns:
         The trained network, in evaluation mode.
 
     Raises:
-        NonFiniteError: The loss or its gradient is not finite.
+        DivergedError: The loss or its gradient is not finite, or the healer may not leave out another batch.
+        GoBackError: The healer has found the weights to be broken.
     """
     assert plan.num_examples == len(examples.ids) == len(examples.labels)
-    learner = Learner(plan, torch.device(device), init_weights=init_weights, micro_batch_size=micro_batch_size)
+    learner = Learner(
+        plan, torch.device(device), init_weights=init_weights, micro_batch_size=micro_batch_size, healer=healer
+    )
     order = Order(
         shard_sizes=(plan.num_examples,),
         row_group_size=1,  # nothing is read in groups here: a full shuffle
@@ -109,5 +115,7 @@ def fit(
         if watch is not None:
             watch.after(learner, step, loss)
     learner.check()
+    if healer is not None:
+        healer.decide()
     merge_adapters(learner.model)
     return learner.model.eval()

@@ -15,6 +15,7 @@ from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import Precision
 from bit_ray.training.device import resolve_precision, to_channels_last
+from bit_ray.training.healing import Healer
 from bit_ray.training.optimizer import build_optimizer, initial_weights
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
@@ -33,6 +34,7 @@ class Learner:
         micro_batch_size: Examples per forward and backward pass; 0: the worker's whole share.
         rank: Number of this worker.
         num_workers: Workers that share the global batch.
+        healer: Leaves out steps that are out of the ordinary. None: one that is not finite is an error.
 
     Raises:
         ConfigError: The precision or the sizes are not possible.
@@ -48,6 +50,7 @@ class Learner:
         micro_batch_size: int = 0,
         rank: int = 0,
         num_workers: int = 1,
+        healer: Healer | None = None,
     ) -> None:
         self.plan, self.device = plan, device
         self.slots = plan_slots(plan, num_workers)[rank]
@@ -63,7 +66,13 @@ class Learner:
         self.model.train()
         self.optimizer = build_optimizer(self.model, plan)
         self._step = TrainStep(
-            self.model, self.optimizer, plan, dtype=self.dtype, num_workers=num_workers, first_slot=self.slots.start
+            self.model,
+            self.optimizer,
+            plan,
+            dtype=self.dtype,
+            num_workers=num_workers,
+            first_slot=self.slots.start,
+            healer=healer,
         )
 
     def wrap(self, *, distributed: bool, compile: bool = False) -> None:
@@ -94,15 +103,17 @@ class Learner:
             This worker's share of the loss, and the norm of the global gradient; see `TrainStep`.
 
         Raises:
-            NonFiniteError: The step before this one had no finite gradient.
+            DivergedError: The step before this one had no finite gradient, or may not be left out.
+            GoBackError: It has shown that the weights are broken.
         """
         return self._step(step, micro_batches(images, targets, self._micro), -(-len(images) // self._micro))
 
     def check(self) -> None:
-        """Wait for the last step and make sure that it was finite.
+        """Wait for the last step and make sure that it was applied; see `TrainStep.check`.
 
         Raises:
-            NonFiniteError: It was not.
+            DivergedError: It was not.
+            GoBackError: It has shown that the weights are broken.
         """
         self._step.check()
 

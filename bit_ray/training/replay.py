@@ -30,7 +30,7 @@ class Replayed:
     start_step: int
     """Step of the checkpoint that the replay started from; 0 is the fresh network."""
     losses: dict[int, float]
-    """Mean loss of each step that was trained again."""
+    """Mean loss of each step that was trained again; the run's left-out steps are not."""
     first_step: int
     """First step of the recorded mean."""
     last_step: int
@@ -62,6 +62,7 @@ def replay(config: ReplayConfig) -> Replayed:
     folder = RunFolder(config.run)
     start, checkpoint = _checkpoint_before(folder, begin, plan)
 
+    left_out = {batch.step for batch in folder.left_out()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = precision_of(folder, begin, device)
     learner = Learner(plan, device, precision=precision, micro_batch_size=config.micro_batch_size)
@@ -83,6 +84,8 @@ def replay(config: ReplayConfig) -> Replayed:
     losses = {}
     with cluster(), worker_threads(device.type):
         for batch in batches(spec, num_threads=num_local_cores()):
+            if batch.step in left_out:
+                continue
             loss, _ = learner.step(batch.step, batch.images, learner.targets(batch.rows))
             losses[batch.step] = loss.item()
     return Replayed(
@@ -92,7 +95,7 @@ def replay(config: ReplayConfig) -> Replayed:
         last_step=stop - 1,
         recorded=dict(history)[stop],
         # Summed in float32, as in the run.
-        replayed=float(np.sum([np.float32(losses[step]) for step in range(begin, stop)]) / np.float32(stop - begin)),
+        replayed=float(np.mean([losses[step] for step in range(begin, stop) if step in losses], dtype=np.float32)),
     )
 
 

@@ -8,6 +8,7 @@ from bit_ray.data.stream.requests import BadExample
 from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
 from bit_ray.recipes.schedules import Schedule
+from bit_ray.run_folder import LeftOut
 from bit_ray.training.goodput import StepTime
 from bit_ray.training.messages import Messages
 
@@ -27,13 +28,16 @@ class Listener(threading.Thread):
         progress: TrainingProgress,
         schedule: Schedule,
         on_checkpoint: Callable[[int], None],
+        on_left_out: Callable[[LeftOut], None],
     ):
-        """``on_checkpoint`` gets the step of each complete checkpoint, once."""
+        """``on_checkpoint`` gets the step of each complete checkpoint, once; ``on_left_out`` what is not trained on."""
         super().__init__(name="reports", daemon=True)
         self.messages, self.tracked, self.progress, self.on_checkpoint = messages, run, progress, on_checkpoint
-        self.schedule = schedule
+        self.on_left_out, self.schedule = on_left_out, schedule
         self.history: list[dict[str, Any]] = []
         self.bad_images: list[BadExample] = []
+        self.go_back: LeftOut | None = None
+        """The batch to go back behind, which the workers have left for."""
         self._times: dict[int, list[StepTime]] = {}
         self._last_checkpoint = -1
         self._rounds = threading.Condition()
@@ -70,6 +74,13 @@ class Listener(threading.Thread):
                 self._last_checkpoint = report["checkpoint"]
                 self._show_trend(report["checkpoint"])
                 self.on_checkpoint(report["checkpoint"])
+            return
+        if "left_out" in report:
+            entry: LeftOut = report["left_out"]
+            if entry.went_back:
+                self.go_back = entry
+            else:
+                self.on_left_out(entry)
             return
         self.bad_images += report.pop("bad_images")
         self._times.setdefault(report.pop("attempt"), []).append(

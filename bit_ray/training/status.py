@@ -6,7 +6,7 @@ from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, holder
 from bit_ray.config import from_dict
 from bit_ray.errors import BitRayError, ConfigError, ModelError
-from bit_ray.run_folder import Attempt, RunFolder
+from bit_ray.run_folder import Attempt, LeftOut, RunFolder
 from bit_ray.training.goodput import goodput
 
 
@@ -26,6 +26,8 @@ class RunStatus:
     """The process that carries it out, in words; empty if there is none."""
     attempts: tuple[Attempt, ...]
     """As of its newest checkpoint, while it runs."""
+    left_out: tuple[LeftOut, ...]
+    """Batches that it does not train on."""
 
     @property
     def state(self) -> str:
@@ -55,6 +57,7 @@ def run_status(storage: str, name: str) -> RunStatus:
         finished=store.exists(folder.result),
         holder=holder(store.join(folder.uri, CLAIM_FILE)),
         attempts=folder.attempts(),
+        left_out=folder.left_out(),
     )
 
 

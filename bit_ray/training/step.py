@@ -10,25 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from bit_ray.errors import ModelError
 from bit_ray.models.batch_norm import update_running
 from bit_ray.training.device import normalize
+from bit_ray.training.healing import Healer, NonFiniteError
 from bit_ray.training.objectives.classify import Classification
 from bit_ray.training.optimizer import pull_to_initial
 from bit_ray.training.plan import TrainPlan
-
-
-class NonFiniteError(ModelError):
-    """A step whose gradient is not finite; the weights are those before it."""
-
-    def __init__(self, step: int):
-        super().__init__(
-            f"step {step}: the loss or its gradient is not finite; the weights are those before this step; "
-            "lower the learning rate, set clip_norm, or look at the images of this step"
-        )
-        self.step = step
 
 
 class TrainStep:
@@ -41,6 +31,7 @@ class TrainStep:
         dtype: From `resolve_precision`.
         num_workers: Workers that share the global batch.
         first_slot: First slot of this worker's share of the batch; decides dropout's masks.
+        healer: Leaves out steps that are out of the ordinary. None: one that is not finite is an error.
     """
 
     def __init__(
@@ -52,6 +43,7 @@ class TrainStep:
         dtype: torch.dtype = torch.float32,
         num_workers: int = 1,
         first_slot: int = 0,
+        healer: Healer | None = None,
     ):
         self.model, self.optimizer, self.plan, self.dtype = model, optimizer, plan, dtype
         self.num_workers = num_workers
@@ -65,6 +57,7 @@ class TrainStep:
         self.objective = Classification(
             loss=plan.loss, num_classes=plan.num_classes, mixup_alpha=plan.mixup_alpha, seed=plan.seed
         )
+        self.healer = healer
         self._unchecked: tuple[int, torch.Tensor] | None = None
 
     def __call__(
@@ -79,12 +72,16 @@ class TrainStep:
 
         Returns:
             The worker's share of the global mean loss (the shares add up to it), and the norm of the global gradient:
-            two scalars on the device, not waited for.
+            two scalars on the device, not waited for. The loss of a step that is left out is 0.
 
         Raises:
-            NonFiniteError: The step before this one had no finite gradient; see `check`.
+            DivergedError: The step before this one had no finite gradient; see `check`.
+            GoBackError: It has shown that the weights are broken.
         """
-        plan = self.plan
+        plan, healer = self.plan, self.healer
+        if healer is not None and step in healer.left_out:
+            self.check()
+            return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         slot = self.first_slot
@@ -104,16 +101,22 @@ class TrainStep:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, plan.clip_norm, norm, foreach=True)
         if plan.decay_to_init:
             pull_to_initial(self.optimizer)
+        seen = torch.stack([total, norm / self.num_workers])
+        if healer is not None and self.num_workers > 1:
+            dist.all_reduce(seen)  # so that all workers judge the same numbers
         self.check()
         for group in self.optimizer.param_groups:
             group["lr"] = plan.schedule.lr_at(step)
         # The fused update does not change the weights if this flag is set, and the host does not wait for the flag.
-        finite = torch.isfinite(norm)
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        kept = torch.isfinite(norm)
+        if healer is not None:
+            kept = (seen[0] <= healer.bound) & torch.isfinite(seen[1])
+            total = torch.where(kept, total, 0.0)
+        self.optimizer.found_inf = (~kept).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self._num_groups:
-            update_running(self.model, self._num_groups, finite)
-        self._unchecked = (step, norm)
+            update_running(self.model, self._num_groups, kept)
+        self._unchecked = (step, torch.cat([seen, kept[None]]))
         return total, norm
 
     def _network(self, step: int, slot: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -132,17 +135,22 @@ class TrainStep:
         return network
 
     def check(self) -> None:
-        """Wait for the last step and make sure that it was finite.
+        """Wait for the last step and make sure that it was applied, or that it may be left out.
 
         The next step calls it just before its own update, when the result has long arrived; call it after the last
         step. Every worker has the same summed gradient, so all of them raise together.
 
         Raises:
             NonFiniteError: The gradient of the last step was not finite; the weights are those before that step.
+            DivergedError: The healer may not leave it out.
+            GoBackError: The healer has found the weights to be broken.
         """
         if self._unchecked is not None:
-            (step, norm), self._unchecked = self._unchecked, None
-            if not torch.isfinite(norm):
+            (step, seen), self._unchecked = self._unchecked, None
+            loss, norm, kept = seen.tolist()
+            if self.healer is not None:
+                self.healer.judge(step, loss, norm, kept=bool(kept))
+            elif not kept:
                 raise NonFiniteError(step)
 
 

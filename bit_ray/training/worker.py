@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch.distributed as dist
 from bit_ray import store
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.decode_view import DECODER
+from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
-from bit_ray.errors import ModelError
-from bit_ray.run_folder import RunFolder, Start
+from bit_ray.data.stream.history import StreamPlan, uses_in_step
+from bit_ray.errors import BitRayError, ModelError
+from bit_ray.run_folder import LeftOut, RunFolder, Start
 from bit_ray.tracking.identity import check_code, code_digest
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
@@ -24,6 +26,7 @@ from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint
 from bit_ray.training.checkpoint.writer import CheckpointWriter, write_directory
 from bit_ray.training.config import Runtime
 from bit_ray.training.device import keep_freed_memory
+from bit_ray.training.healing import DivergedError, GoBackError, Healer, NonFiniteError
 from bit_ray.training.learner import Learner
 from bit_ray.training.messages import Messages, SignsOfLife
 from bit_ray.training.optimizer import kernel_norm
@@ -31,7 +34,6 @@ from bit_ray.training.parts import merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
 from bit_ray.training.shares import share_out
-from bit_ray.training.step import NonFiniteError
 from bit_ray.weights.package import ModelSpec, save_package
 
 
@@ -55,6 +57,8 @@ class WorkerConfig:
     """Number of this group of workers."""
     first_step: int = 0
     """Steps of the checkpoint to continue from; 0: begin."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Batches that the run does not train on."""
     milestones: tuple[int, ...] = ()
     """Steps after which the weights are also written into the folder, for a study to measure."""
 
@@ -87,6 +91,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
         torch.backends.cudnn.benchmark = True
     else:
         keep_freed_memory()
+    healer = Healer(runtime.heal, worker.left_out) if runtime.heal or worker.left_out else None
     # Rank 0 has the weights; the others get them from it.
     needs_init = worker.init_weights is not None and rank == 0
     learner = Learner(
@@ -97,11 +102,14 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
         micro_batch_size=runtime.micro_batch_size,
         rank=rank,
         num_workers=num_workers,
+        healer=healer,
     )
     position = Position()
     if worker.first_step:
         with fetched(worker.folder.checkpoint(worker.first_step)) as directory:
             position = load_checkpoint(directory, learner.model, learner.optimizer, plan)
+    if healer is not None:
+        healer.remember(position.recent)
     agreement = Agreement(num_workers)
     learner.wrap(distributed=num_workers > 1, compile=runtime.compile)
     if rank == 0:
@@ -137,10 +145,12 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             next_step=next_step,
             train_s=position.train_s + time.perf_counter() - started,
             bad_images=quarantine.known,
+            recent=healer.recent if healer is not None else (),
         )
 
     started = mark = saved_at = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
+    owed_log = owed_save = False
     wait_from = started
     signs.at(position.next_step, "waiting for data")
     for step, images, rows, _, bad in batches(
@@ -162,16 +172,32 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             writer.check()
             overdue = rank == 0 and 0 < runtime.checkpoint_every_s <= time.perf_counter() - saved_at
             leave, save = agreement.exchange(bool(signs.leave), overdue)
-            save = save or leave or last or done % runtime.checkpoint_every_steps == 0
+            save = owed_save or save or leave or last or done % runtime.checkpoint_every_steps == 0
             is_milestone = done in worker.milestones
-            log = save or is_milestone or done % runtime.log_every_steps == 0
+            log = owed_log or save or is_milestone or done % runtime.log_every_steps == 0
             if log:
                 learner.check()
                 # Overflowed weights make the next step fail, and must not be saved in a checkpoint before that.
                 weight_norm = kernel_norm(learner.optimizer)
-                if not math.isfinite(weight_norm):
+                broken = not math.isfinite(weight_norm)
+                waits = False
+                if healer is not None:
+                    if last or is_milestone:
+                        healer.decide()
+                    else:  # whether a checkpoint would be sound is known at the next step that is applied
+                        waits = broken or healer.undecided or step in healer.left_out
+                if broken and not waits:
                     raise NonFiniteError(done)
-        except NonFiniteError as error:
+                owed_log, owed_save = waits, waits and save
+                if waits:
+                    log = save = leave = False
+        except GoBackError as error:
+            agreement.finish()
+            if rank == 0:
+                writer.finish()
+                ray.get(worker.messages.send({"left_out": _with_images(error.blamed, worker)}))
+            return  # the driver starts the next attempt behind it
+        except DivergedError as error:
             place = worker.folder.nonfinite(error.step)
             if rank == 0:
                 write = partial(
@@ -189,15 +215,21 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                 f"{error} with bit-ray shards ids {worker.shards} --run {worker.folder.uri} --step {error.step}; "
                 f"checkpoint: {place}"
             ) from None
+        for entry in healer.take_news() if healer is not None else ():
+            if rank == 0:
+                entry = _with_images(entry, worker)
+                worker.folder.leave_out(entry)
+                worker.messages.send({"left_out": entry})
         if log:
             quarantine.share(device)
             if num_workers > 1:
                 dist.all_reduce(loss_since)
             elapsed = time.perf_counter() - mark
+            num_kept = healer.num_kept(done - steps_since, done) if healer is not None else steps_since
             metrics: dict[str, Any] = {
                 "step": done,
                 "num_steps": plan.schedule.num_steps,
-                "train/loss": loss_since.item() / steps_since,
+                "train/loss": loss_since.item() / max(1, num_kept),
                 "train/lr": plan.schedule.lr_at(step),
                 "train/grad_norm": grad_norm.item(),
                 "train/weight_norm": weight_norm,
@@ -232,6 +264,17 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     if rank == 0:
         writer.finish()
         ray.get(worker.messages.send({"checkpoint": done}))  # arrives after all others
+
+
+def _with_images(entry: LeftOut, worker: WorkerConfig) -> LeftOut:
+    """Return the entry with the ids of its images, if all of them can be read."""
+    plan = worker.plan
+    stream = StreamPlan(seed=plan.seed, global_batch_size=plan.global_batch_size, view={}, shuffle=plan.shuffle)
+    try:
+        uses = uses_in_step(worker.shards, read_manifest(worker.shards), stream, entry.step)
+    except BitRayError:
+        return entry  # the run need not end for it; `bit-ray shards ids` says them later
+    return replace(entry, images=tuple(use.id for use in uses))
 
 
 def _data_metrics(counts: StreamCounts, num_bad: int) -> dict[str, float]:

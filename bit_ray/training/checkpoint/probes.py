@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import ray
 import torch
@@ -49,7 +50,15 @@ def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
 class CheckpointProbes(threading.Thread):
     """Scores checkpoints as they arrive, in a background thread of the driver."""
 
-    def __init__(self, task: ProbeTask, run: TrackedRun, name: str, resources: Resources, num_workers: int):
+    def __init__(
+        self,
+        task: ProbeTask,
+        run: TrackedRun,
+        name: str,
+        resources: Resources,
+        num_workers: int,
+        on_scores: Callable[[int, dict[str, float]], None] = lambda step, scores: None,
+    ):
         """Start; ``num_workers`` workers train, with a GPU each if there are GPUs."""
         super().__init__(name="probes", daemon=True)
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -57,7 +66,7 @@ class CheckpointProbes(threading.Thread):
         self.num_passed_over = 0
         """Checkpoints that were not probed, because there was a newer one or they were deleted."""
         self.task = task
-        self._tracked, self._title = run, name
+        self._tracked, self._title, self._on_scores = run, name, on_scores
         self._prober = ray.remote(
             num_cpus=task.config.num_cpus,
             # A GPU only if one is free.
@@ -69,7 +78,14 @@ class CheckpointProbes(threading.Thread):
         self._newest: tuple[int, str] | None = None
         self._finished = self._cancelled = False
         self._running: ray.ObjectRef | None = None
+        self._step = -1
         self.start()
+
+    @property
+    def needed(self) -> set[int]:
+        """Steps of the checkpoints that are being probed, or will be."""
+        with self._changed:
+            return {self._step} | ({self._newest[0]} if self._newest is not None else set())
 
     def offer(self, step: int, uri: str) -> None:
         """Hand over a complete checkpoint; returns at once."""
@@ -103,6 +119,7 @@ class CheckpointProbes(threading.Thread):
                 if self._newest is None:
                     return
                 (step, uri), self._newest = self._newest, None
+                self._step = step
                 self._running = self._prober.probe.remote(uri)
             try:
                 found = ray.get(self._running)
@@ -119,6 +136,10 @@ class CheckpointProbes(threading.Thread):
             scores, seconds = found
             metrics = probe_metrics(scores)
             self.history.append((step, metrics))
+            try:
+                self._on_scores(step, metrics)
+            except BitRayError as error:
+                log.warning("%s: %s; training continues", self._title, error)
             self._tracked.log_metrics({**metrics, "probe/seconds": seconds}, step=step)
             last = max(score.k for score in scores)
             ridge, knn = (metrics[f"probe/{kind}_{last}_shot"] for kind in ("ridge", "knn"))

@@ -41,6 +41,8 @@ class Position:
     """Seconds spent in training so far, over all starts."""
     bad_images: tuple[BadExample, ...] = ()
     """Images that could not be read so far."""
+    recent: tuple[float, ...] = ()
+    """Losses of the last steps, by which a `bit_ray.training.healing.Healer` judges the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)

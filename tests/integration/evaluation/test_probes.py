@@ -1,6 +1,7 @@
 import re
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -279,12 +280,14 @@ def test_checkpoints_are_probed_while_training_goes_on(digits, glyphs, tmp_path)
     shards, test_shards, _ = digits
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(5,), num_subsets=2)
     config = run_config(tmp_path, "probed", glyphs, 30, probe, checkpoint_every_steps=10, num_checkpoints_to_keep=5)
-    result = pretrain(config).result
+    result = pretrain(replace(config, keep_best="ridge_5_shot")).result
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     found = {m.step: m.value for m in client.get_metric_history(result.run_id, "probe/ridge_5_shot")}
     assert 30 in found  # the last one always
     assert set(found) <= {10, 20, 30}
     run = client.get_run(result.run_id)
+    best = max(sorted(found), key=found.get)
+    assert run.data.tags["bit_ray.best_checkpoint"] == str(tmp_path / "probed" / f"step-{best:08d}")
     assert run.data.params["probe.shots"] == "[5]"
     assert run.data.metrics["probe/seconds"] > 0
     # The same scores from the checkpoints, which were kept here.

@@ -29,8 +29,8 @@ from bit_ray.errors import ConfigError, ModelError
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.run_folder import PlannedTime, RunFolder
 from bit_ray.tracking.config import TrackingConfig
+from bit_ray.training.checkpoint.retention import Retention
 from bit_ray.training.config import FinetuneConfig, RegisterAs, Runtime
-from bit_ray.training.driver import _delete_older
 from bit_ray.training.finetune import finetune
 from bit_ray.training.goodput import goodput
 from bit_ray.training.learner import build_model
@@ -134,9 +134,38 @@ def test_an_older_checkpoint_is_deleted_unless_a_registered_version_refers_to_it
     run_folder = RunFolder(str(folder / "reference"))
     for step in (4, 5):
         shutil.copytree(run_folder.checkpoint(3), run_folder.checkpoint(step))
-    _delete_older(run_folder, 1, run)
+    Retention(run_folder, 1, run).delete_others()
     assert run_folder.checkpoints("training.json") == [3, 5]
     shutil.rmtree(run_folder.checkpoint(5))
+
+
+def test_the_best_checkpoint_is_kept_and_one_to_go_back_to(reference, folder):
+    _, trained = reference
+    run = SimpleNamespace(tracking_uri=f"sqlite:///{folder}/mlflow.db", run_id=trained.result.run_id)
+    run_folder = RunFolder(str(folder / "reference"))
+
+    def kept(retention, *needed):
+        retention.delete_others(needed)
+        return run_folder.checkpoints("training.json")
+
+    for step in range(4, 9):
+        shutil.copytree(run_folder.checkpoint(3), run_folder.checkpoint(step))
+    best = Retention(run_folder, 1, run, best_by="probe/knn_5_shot")
+    for step, score in ((4, 0.5), (5, 0.4), (7, 0.5), (99, 0.9)):
+        best.scored(step, {"probe/knn_5_shot": score, "probe/ridge_5_shot": 1 - score})
+    assert kept(best, 6) == [3, 4, 6, 8]  # 3 is registered, 4 the best, 6 waits for its score, 8 is the newest
+    best.scored(6, {"probe/knn_5_shot": 0.6})
+    again = Retention(run_folder, 1, run, best_by="probe/knn_5_shot")  # of a program that goes on
+    again.scored(8, {"probe/knn_5_shot": 0.55})
+    assert again.best().step == 6
+    assert kept(again) == [3, 6, 8]
+    assert Retention(run_folder, 1, run, best_by="probe/ridge_5_shot").best() is None
+    for step in (9, 10):
+        shutil.copytree(run_folder.checkpoint(3), run_folder.checkpoint(step))
+    assert kept(Retention(run_folder, 1, run, steps_back=2)) == [3, 6, 10]
+    assert kept(Retention(run_folder, 1, run)) == [3, 10]
+    shutil.rmtree(run_folder.checkpoint(10))
+    (folder / "reference" / "best.json").unlink()
 
 
 def test_a_finished_run_is_not_run_again(reference, capsys):

@@ -55,7 +55,8 @@ FLAGS = {
     "train": "FOLDER --name --config --minutes --init --method --image-size --no-random-flip --val-share --test-share "
     "--drop-duplicates --seed --storage --dry-run --tracking.* --register.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
-    "--clip-norm --head-bias --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* --register.*",
+    "--clip-norm --head-bias --keep-best --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* "
+    "--register.*",
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
     "--train --norm-batch --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* "
     "--tracking.* --register.*",
@@ -190,6 +191,19 @@ NEEDED = ["--name", "run", "--shards", "data"]
             "--name: missing; accepted: Name of the run; starting again with the same na",
         ),
         (["pretrain", *NEEDED, "--recipe", "bit_x"], "--recipe: bit_x; accepted: bit_s, bit_m, bit_l; choose one"),
+        (
+            ["pretrain", *NEEDED, "--keep-best", "top_1", "--probe.shots", "5"],
+            "--keep-best: top_1; accepted: ridge_5_shot, knn_5_shot; choose one, or change probe.shots",
+        ),
+        (
+            ["pretrain", *NEEDED, "--keep-best", "knn_5_shot"],
+            "--keep-best: knn_5_shot, but probe.shards is empty; accepted: a score of the probes; give probe.shards, "
+            "or leave it out",
+        ),
+        (
+            ["finetune", *NEEDED, "--runtime.heal", "-1"],
+            "--runtime.heal: -1; accepted: a whole number of at least 0; raise it",
+        ),
         (["pretrain", *NEEDED, "--recipe"], "--recipe: no value; see bit-ray pretrain --help"),
         (
             ["pretrain", *NEEDED, "--recipe.area-range", "0.5"],

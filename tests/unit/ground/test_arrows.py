@@ -37,6 +37,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.submission.submit",
     "bit_ray.training.dry_run",
     "bit_ray.training.checkpoint.probes",
+    "bit_ray.training.checkpoint.retention",
     "bit_ray.training.finetune",
     "bit_ray.training.driver",
     "bit_ray.training.worker",

@@ -5,7 +5,7 @@ import pytest
 from bit_ray.data.images.decode import ImageError
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.store import UnfitFileError
-from bit_ray.training.step import NonFiniteError
+from bit_ray.training.healing import NonFiniteError
 
 
 def test_the_parts_of_an_error_are_data_and_make_its_line() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -71,8 +72,11 @@ def test_the_command_prints_all_runs_or_the_attempts_of_one(storage, capsys, mon
     ]
     assert "400/1,000" in text
     assert "80%" in text
+    why = "the loss was 9.1, where at most 3.5 is ordinary"
+    write(storage / "jft" / "left_out.json", {"batches": [{"step": 1234, "why": why, "images": ["a", "b"]}]})
     assert main(["runs", "status", "jft", "--storage", str(storage)]) == 0
     text = capsys.readouterr().out
+    assert re.search(rf"1,234 +\u2502 +2 +\u2502 {why}", text)
     assert text.startswith("jft: stopped, pretrain of R50x1, saved after step 400 of 1,000\n")
     assert "a node was lost" in text
     assert "goodput 80%: 160 s of new steps in 200 s; 2 attempts" in text

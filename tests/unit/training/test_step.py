@@ -12,11 +12,12 @@ from bit_ray.errors import ConfigError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.device import normalize, resolve_precision
+from bit_ray.training.healing import NonFiniteError
 from bit_ray.training.learner import Learner, build_model
 from bit_ray.training.objectives.classify import loss_sum, mixed_targets, mixup_weight, swap_neighbours
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
-from bit_ray.training.step import NonFiniteError, TrainStep, dropout_mask, micro_batches
+from bit_ray.training.step import TrainStep, dropout_mask, micro_batches
 
 NAME = "R1-1-1-1x0.5"
 CPU = torch.device("cpu")
