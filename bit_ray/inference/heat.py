@@ -1,9 +1,9 @@
 """What the network looks at: how much each region of an image speaks for a class.
 
-The features of a BiT network are the mean of a map, and its head is linear. So a class's logit is the mean of a value for
-each cell of the map, plus its bias: the class activation map (Zhou et al. 2016, arXiv 1512.04150), which is exact here.
-A cell is 32 pixels wide. Where a view has fewer than 3 x 3 cells, as those of 32 and 64 pixels, each region is covered
-instead, and what the logit loses is its value (occlusion: Zeiler and Fergus 2014, arXiv 1311.2901).
+The features of a BiT network are the mean of a map, and its head is linear. So a class's logit is the mean of a value
+for each cell of the map, plus its bias: the class activation map (Zhou et al. 2016, arXiv 1512.04150), exact here. A cell
+is 32 pixels wide. Where a view has fewer than 3 x 3 cells, as those of 32 and 64 pixels, each region is covered instead,
+and what the logit loses is its value (occlusion: Zeiler and Fergus 2014, arXiv 1311.2901).
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,7 @@ _COVER, _NUM_COVERS = 0.3, 8
 
 
 @torch.inference_mode()
-def heat_maps(
-    classifier: Classifier, view: npt.NDArray[np.uint8], classes: Sequence[int]
-) -> npt.NDArray[np.float32]:
+def heat_maps(classifier: Classifier, view: npt.NDArray[np.uint8], classes: Sequence[int]) -> npt.NDArray[np.float32]:
     """Return what each region of an image adds to the logits of some classes.
 
     With one label per image a logit counts relative to the mean logit of all classes, which is what decides a softmax.

@@ -73,15 +73,20 @@ def svg(figure: Figure, name: str, title: str) -> Markup:
     return Markup(content.replace(">", f' role="img" aria-labelledby="{name}_title">{described}', 1))
 
 
-def data_uri(picture: npt.NDArray[np.uint8], most_pixels: int) -> str:
-    """Return a picture ``[H, W, 3] uint8`` as the URI of a JPEG inside a page, at most so many pixels wide and high.
+def fitted(picture: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Return a picture ``[H, W, 3] uint8`` at most ``side`` pixels wide and high.
 
     One that is smaller is enlarged by a whole factor, so that its pixels stay squares.
     """
     image = Image.fromarray(picture)
-    if (factor := most_pixels // max(image.size)) > 1:
+    if (factor := side // max(image.size)) > 1:
         image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-    image.thumbnail((most_pixels, most_pixels))
+    image.thumbnail((side, side))
+    return np.array(image)
+
+
+def data_uri(picture: npt.NDArray[np.uint8]) -> str:
+    """Return a picture ``[H, W, 3] uint8`` as the URI of a JPEG that is inside the page."""
     encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=_QUALITY)
+    Image.fromarray(picture).save(encoded, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -27,7 +27,12 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.evaluation.evaluate",
     "bit_ray.evaluation.serving",
     "bit_ray.inference.serving",
+    "bit_ray.report.page",
+    "bit_ray.report.subject",
+    "bit_ray.report.gallery",
+    "bit_ray.report.write",
     "bit_ray.tracking.fetch",
+    "bit_ray.tracking.recorded",
     "bit_ray.tracking.reference",
     "bit_ray.tracking.registry",
     "bit_ray.tracking.runs",
@@ -65,6 +70,7 @@ MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.data.shards.verify",
     "bit_ray.data.shards.write",
     "bit_ray.cli.training",
+    "bit_ray.demo.serve",
     "bit_ray.tracking.embedded",
 }
 
