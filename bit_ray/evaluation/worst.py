@@ -99,7 +99,7 @@ class SurestPredictions(WorstPredictions):
     def _keep(self, items: Iterable[WorstPrediction]) -> None:
         # The last of a class counts: that of the most confident.
         order = sorted([*self.items, *items], key=_order, reverse=True)
-        super()._keep({item.predicted: item for item in order}.values())
+        self.items = heapq.nsmallest(self.capacity, {item.predicted: item for item in order}.values(), key=_order)
 
 
 def _order(item: WorstPrediction) -> tuple[Any, ...]:

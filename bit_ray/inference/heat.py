@@ -1,9 +1,9 @@
 """What the network looks at: how much each region of an image speaks for a class.
 
-The features of a BiT network are the mean of a map, and its head is linear. So a class's logit is the mean of a value
-for each cell of the map, plus its bias: the class activation map (Zhou et al. 2016, arXiv 1512.04150), exact here. A cell
-is 32 pixels wide. Where a view has fewer than 3 x 3 cells, as those of 32 and 64 pixels, each region is covered instead,
-and what the logit loses is its value (occlusion: Zeiler and Fergus 2014, arXiv 1311.2901).
+The features of a BiT network are the mean of a map, and its head is linear. So a class's logit is its bias plus the
+mean of a value for each cell of the map: the class activation map (Zhou et al. 2016, arXiv 1512.04150), exact here. A
+cell is 32 pixels wide. Where a view has fewer than 3 x 3 cells, as those of 32 and 64 pixels, each region is covered
+instead, and what the logit loses is its value (occlusion: Zeiler and Fergus 2014, arXiv 1311.2901).
 """
 
 from collections.abc import Sequence
