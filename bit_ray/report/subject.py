@@ -1,5 +1,6 @@
 """The model that a page is about: found by the name of a run or model, with what is recorded of it."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -66,19 +67,19 @@ def find_subject(model: str, *, storage: str, tracking_uri: str, device: str = "
     except BitRayError as error:
         missing.append(f"MLflow's records cannot be read, so curves and settings are left out: {error}")
     name = version.name if version else classifier.spec.provenance.get("run_name") or package.rstrip("/").split("/")[-1]
-    uri = _uri(version) if version else package
-    where = "" if storage == DEFAULT_STORAGE or not version else f" --storage {storage}"
+    uri = shlex.quote(_uri(version) if version else package)
+    where = "" if storage == DEFAULT_STORAGE or not version else f" --storage {shlex.quote(storage)}"
     return Subject(
         name=name,
-        model=uri,
+        model=_uri(version) if version else package,
         classifier=classifier,
         version=version,
         run=run,
         missing=tuple(missing),
         commands={
-            "The classes of an image": f"bit-ray predict IMAGE --model '{uri}'{where}",
-            "The same in the browser, by dropping images": f"bit-ray demo '{uri}'{where}",
-            "How good it is on other images": f"bit-ray evaluate --model '{uri}' --shards SHARDS{where}",
+            "The classes of an image": f"bit-ray predict IMAGE --model {uri}{where}",
+            "The same in the browser, by dropping images": f"bit-ray demo {uri}{where}",
+            "How good it is on other images": f"bit-ray evaluate --model {uri} --shards SHARDS{where}",
         },
     )
 
