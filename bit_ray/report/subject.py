@@ -48,16 +48,19 @@ def find_subject(model: str, *, storage: str, tracking_uri: str, device: str = "
         ModelError: there is no such model, or the run is not finished.
         TrackingError: the registry that the model is named by cannot be reached.
     """
-    registered = model.startswith("models:/")
-    package = resolve(model, tracking_uri).weights_uri if registered else saved_model(model, storage)
-    classifier = load_model(model if registered else package, tracking_uri=tracking_uri, device=device)
+    named = saved_model(model, storage)
+    reference = resolve(model, tracking_uri) if model.startswith("models:/") else None
+    package = reference.weights_uri if reference else named
+    classifier = load_model(named, tracking_uri=tracking_uri, device=device)
     missing = []
     version, run = None, _NOTHING
     run_id = classifier.spec.provenance.get("run_id", "")
     try:
-        version = next(
-            (each for each in list_models(tracking_uri) if each.weights_uri == store.absolute(package)), None
-        )
+        place = package if "://" in package else store.absolute(package)
+        same = [each for each in list_models(tracking_uri) if each.weights_uri == place]
+        if reference:  # of several names of the same weights, the one that was asked for
+            same = [each for each in same if (each.name, each.version) == (reference.name, reference.version)]
+        version = same[0] if same else None
         if version is None:
             missing.append("It is not in the registry; its folder names it.")
         if run_id:
