@@ -10,7 +10,7 @@ from bit_ray.tracking.config import RegistryConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Serve a page on this machine, and for nobody else, where images are dropped and their classes shown."""
+    """Serve a page for this machine alone, where images are dropped and their classes shown."""
 
     model: str = field(metadata={"positional": "MODEL"})
     """models:/NAME@ALIAS, a run's name or folder, a saved model's folder or URI, or weights as in predict."""

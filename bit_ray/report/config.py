@@ -9,7 +9,7 @@ from bit_ray.tracking.config import RegistryConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReportConfig:
-    """Write a page about a model, one HTML file with everything inside: what it is, how good, where it errs and why."""
+    """Write a page about a model: what it is, how good, where it errs, what it looks at; one file."""
 
     model: str = field(metadata={"positional": "MODEL"})
     """models:/NAME@ALIAS, a run's name or folder, a saved model's folder or URI, or weights as in predict."""
