@@ -6,6 +6,7 @@ cell is 32 pixels wide. Where a view has fewer than 3 x 3 cells, as those of 32 
 instead, and what the logit loses is its value (occlusion: Zeiler and Fergus 2014, arXiv 1311.2901).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,23 +33,40 @@ def heat_maps(classifier: Classifier, view: npt.NDArray[np.uint8], classes: Sequ
         classes: K class indices.
 
     Returns:
-        ``[K, h, w]``, h and w being cells of the network's last map, or pixels of the view.
+        ``[K, crop_size, crop_size]``; only the differences within a map have a meaning.
     """
-    cells = _class_activation(classifier, view, list(classes))
-    if cells is None:
-        cells = _occlusion(classifier, view, list(classes))
-    return cells.float().cpu().numpy()
+    cells = class_activation(classifier, view, classes)
+    heat = _occlusion(classifier, view, list(classes)) if cells is None else _spread(cells, len(view))
+    return heat.float().cpu().numpy()
 
 
-def _class_activation(classifier: Classifier, view: npt.NDArray[np.uint8], classes: list[int]) -> Tensor | None:
-    """Class activation maps ``[K, h, w]``; None if the network has too few cells, or no map."""
+@torch.inference_mode()
+def class_activation(classifier: Classifier, view: npt.NDArray[np.uint8], classes: Sequence[int]) -> Tensor | None:
+    """Return class activation maps ``[K, h, w]``, whose mean is the logit (as in `heat_maps`) less its bias.
+
+    None if the network has too few cells for it, or no map.
+    """
     try:
         features = classifier.feature_map(view[None])[0]
     except NotImplementedError:
         return None
     if min(features.shape[1:]) < _LEAST_CELLS:
         return None
-    return torch.einsum("kd,dhw->khw", _relative(classifier, classifier.model.head.weight.float())[classes], features)
+    weights = _relative(classifier, classifier.model.head.weight.float())[list(classes)]
+    return torch.einsum("kd,dhw->khw", weights, features)
+
+
+def _spread(cells: Tensor, side: int) -> Tensor:
+    """Cells ``[K, n, n]`` over the pixels ``[K, side, side]``.
+
+    BiT's padding is the same on both sides whatever the size, so cell i looks at pixel 32 i and its surroundings.
+    """
+    last = cells.shape[1] - 1
+    stride = 2 ** math.ceil(math.log2(side / (last + 1)))
+    place = (torch.arange(side, device=cells.device) / stride).clamp(max=last)
+    # [side, n]: linear between two cells, constant beyond the last.
+    share = (1 - (place[:, None] - torch.arange(last + 1, device=cells.device)).abs()).clamp(min=0)
+    return share @ cells @ share.T
 
 
 def _occlusion(classifier: Classifier, view: npt.NDArray[np.uint8], classes: list[int]) -> Tensor:

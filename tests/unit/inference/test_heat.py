@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bit_ray.inference.classifier import Classifier
-from bit_ray.inference.heat import heat_maps
+from bit_ray.inference.heat import class_activation, heat_maps
 from bit_ray.models.zoo import create_model
 from bit_ray.plots.heat import heat_picture
 from bit_ray.weights.package import ModelSpec
@@ -30,13 +30,30 @@ def noise(size):
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_the_cells_of_a_large_view_add_up_to_the_logits(multi_label):
     model = classifier(128, multi_label=multi_label)
-    heat = heat_maps(model, noise(128), [2, 0])
-    assert heat.shape == (2, 4, 4)
+    cells = class_activation(model, noise(128), [2, 0])
+    assert cells.shape == (2, 4, 4)
     logits, bias = model.logits(noise(128)[None])[0], model.model.head.bias.detach()
     if not multi_label:
         logits, bias = logits - logits.mean(), bias - bias.mean()
     expected = (logits - bias)[[2, 0]].numpy()
-    np.testing.assert_allclose(heat.mean(axis=(1, 2)), expected, rtol=1e-4, atol=1e-4)  # sums of float32
+    np.testing.assert_allclose(cells.mean(dim=(1, 2)), expected, rtol=1e-4, atol=1e-4)  # sums of float32
+
+
+@pytest.mark.parametrize(("row", "column"), [(64, 96), (96, 32)])
+def test_a_cell_is_drawn_where_it_looks(row, column):
+    model = classifier(160)
+    gray = np.full((160, 160, 3), 127, np.uint8)
+    spotted = gray.copy()
+    spotted[row - 3 : row + 4, column - 3 : column + 4] = 255
+    change = (model.feature_map(spotted[None]) - model.feature_map(gray[None]))[0].abs().sum(0)
+    assert divmod(int(change.argmax()), 5) == (row // 32, column // 32)
+    # The same of what is drawn: its peak is at the spot, not half a cell beside it.
+    model.feature_map = lambda batch: change.expand(1, model.model.num_features, 5, 5)
+    torch.nn.init.zeros_(model.model.head.weight)
+    model.model.head.weight.data[0] = 1
+    [heat] = heat_maps(model, gray, [0])
+    assert heat.shape == (160, 160)
+    assert np.unravel_index(heat.argmax(), heat.shape) == (row, column)
 
 
 def test_in_a_small_view_the_region_that_decides_is_found_by_covering_it():
