@@ -22,7 +22,7 @@ from bit_ray.tracking.registry import ListedModel
 from bit_ray.weights.package import ModelSpec
 
 MODEL = "R1-1-1-1x0.5"
-FEW = settings(deadline=None, database=None, max_examples=8, suppress_health_check=list(HealthCheck))
+FEW = settings(deadline=None, database=None, max_examples=5, suppress_health_check=list(HealthCheck))
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
