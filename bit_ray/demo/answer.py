@@ -9,8 +9,8 @@ from bit_ray.plots.lines import plain
 from bit_ray.plots.page import data_uri, fitted
 
 MAX_BYTES = 20_000_000
-MAX_PIXELS = 50_000_000
-"""A photograph of 48 megapixels passes; decoding one takes at most about 1 GB."""
+MAX_PIXELS = 25_000_000
+"""As in `bit_ray.inference.serving`, whose module would load MLflow: decoding takes 0.6 GB, at worst 1 GB."""
 _PIXELS = 448
 _TOP_K = 5
 
