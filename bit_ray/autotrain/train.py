@@ -307,6 +307,13 @@ class _Run:
         )
         record(tracked, evaluation, manifests["test"], step=0)
         tracked.log_text("\n".join(self.choices) + "\n", "choices.txt")
+        found = evaluation.metrics
+        # What MLflow's page of the run says first.
+        about = (
+            f"{found['top_1']:.1%} top-1 on {found['num_examples']:,.0f} test images of {spec.num_classes:,} classes. "
+            "Below Artifacts: `report.html`, the page about the model, and `choices.txt`."
+        )
+        tracked.set_tags({"mlflow.note.content": about})
         package = store.join(self.folder.uri, "model")
         write_directory(package, lambda directory: save_package(directory, network, spec))
         version = register(

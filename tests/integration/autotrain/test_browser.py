@@ -194,10 +194,11 @@ def test_mlflows_pages_show_the_run_its_sets_and_its_pictures(browser, trained, 
     assert "seen test" in shown
     assert "test/top_1" in shown
     assert "val_share" in shown
+    assert "top-1 on 18 test images of 3 classes" in shown
     browser.open(f"{page.url}/artifacts/evaluation/confusion.png")
     assert browser.wait(lambda: browser.is_drawn("img[src^='blob:'], img[src^='data:']"))
     browser.open(page.url.partition("/runs/")[0] + "/runs")
-    assert browser.wait(lambda: "seen" in [link.text.strip() for link in browser.all("a")])
+    assert browser.wait(lambda: "seen" in [line.strip() for line in browser.text().splitlines()])
 
 
 def test_mlflows_page_of_the_version_shows_the_card_with_its_commands(browser, trained, mlflow_server):
