@@ -1,5 +1,6 @@
 """The page of a model, from its name to the file."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def report_model(config: ModelReportConfig) -> Path:
     uri = tracking_uri(config.tracking.uri, config.storage)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     subject = find_subject(config.model, storage=config.storage, tracking_uri=uri, device=device)
-    path = Path(config.output or f"{subject.name}.html")
+    path = Path(config.output or file_name(subject.name))
     if path.is_dir() or not path.absolute().parent.is_dir():
         given = f"{path}: {'a folder' if path.is_dir() else 'its folder does not exist'}"
         raise ConfigError.of("output", given, "a file in a folder that exists")
@@ -53,6 +54,11 @@ def report_model(config: ModelReportConfig) -> Path:
     except OSError as error:
         raise ConfigError.of("output", f"{path}: cannot be written ({error.strerror})", "a writable folder") from None
     return path
+
+
+def file_name(name: str) -> str:
+    """Return the default name of the page in the current folder; a model that somebody else made may have any name."""
+    return f"{re.sub(r'[^\w. -]+', '-', name).strip(' .-')[:100] or 'model'}.html"
 
 
 def _scored(subject: Subject, shards: str, manifest: Manifest, num_images: int) -> bytes:

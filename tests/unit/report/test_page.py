@@ -17,6 +17,7 @@ from bit_ray.plots.page import data_uri
 from bit_ray.report.gallery import Shot
 from bit_ray.report.page import Scores, render_model
 from bit_ray.report.subject import Subject
+from bit_ray.report.write import file_name
 from bit_ray.tracking.recorded import RecordedRun
 from bit_ray.tracking.registry import ListedModel
 from bit_ray.weights.package import ModelSpec
@@ -154,6 +155,21 @@ def test_very_many_classes_and_settings_make_no_large_page():
     names = tuple(f"class {i} " + "x" * 300 for i in range(2000))
     run = RecordedRun(params={f"p{i}": "y" * 5000 for i in range(5000)}, metrics={}, sets={}, curves={})
     assert len(render_model(subject(names, run=run), scores(names, num_shots=0))) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Größe 2.1", "Größe 2.1.html"),
+        ("../../etc/x", "etc-x.html"),
+        ("/", "model.html"),
+        ("..", "model.html"),
+        ("a\x00b", "a-b.html"),
+        ("x" * 300, "x" * 100 + ".html"),
+    ],
+)
+def test_the_page_lies_in_the_current_folder_whatever_the_name(name, expected):
+    assert file_name(name) == expected
 
 
 def test_the_same_model_has_the_same_page():
