@@ -58,7 +58,8 @@ def report_model(config: ModelReportConfig) -> Path:
 
 def file_name(name: str) -> str:
     """Return the default name of the page in the current folder; a model that somebody else made may have any name."""
-    return f"{re.sub(r'[^\w. -]+', '-', name).strip(' .-')[:100] or 'model'}.html"
+    plain = re.sub(r"[^\w. -]+", "-", name).strip(" .-")
+    return f"{plain[:100] or 'model'}.html"
 
 
 def _scored(subject: Subject, shards: str, manifest: Manifest, num_images: int) -> bytes:
