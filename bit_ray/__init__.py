@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bit_ray.models.zoo import create_model
     from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
     from bit_ray.recipes.upstream import UpstreamRecipe, bit_l, bit_m, bit_s
+    from bit_ray.report.config import ModelReportConfig
+    from bit_ray.report.write import report_model
     from bit_ray.studies.compare import compare_hyperrule
     from bit_ray.studies.config import FewShotConfig
     from bit_ray.studies.few_shot import fewshot_suite
@@ -52,6 +54,7 @@ __all__ = [
     "FinetuneConfig",
     "GridConfig",
     "Manifest",
+    "ModelReportConfig",
     "PretrainConfig",
     "ProbeConfig",
     "RuleOverrides",
@@ -81,6 +84,7 @@ __all__ = [
     "rank_models",
     "read_manifest",
     "read_weights",
+    "report_model",
     "run_study",
     "run_sweep",
     "save_npz",
@@ -100,6 +104,7 @@ _HOMES = {
     "FinetuneConfig": "bit_ray.training.config",
     "GridConfig": "bit_ray.studies.study_config",
     "Manifest": "bit_ray.data.shards.manifest",
+    "ModelReportConfig": "bit_ray.report.config",
     "PretrainConfig": "bit_ray.training.config",
     "ProbeConfig": "bit_ray.evaluation.config",
     "RuleOverrides": "bit_ray.recipes.hyperrule",
@@ -129,6 +134,7 @@ _HOMES = {
     "rank_models": "bit_ray.evaluation.rank",
     "read_manifest": "bit_ray.data.shards.manifest",
     "read_weights": "bit_ray.weights.read",
+    "report_model": "bit_ray.report.write",
     "run_study": "bit_ray.studies.run",
     "run_sweep": "bit_ray.studies.sweep",
     "save_npz": "bit_ray.weights.npz",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 
 import pytest
 
@@ -29,40 +30,46 @@ def extension():
     return _jpeg
 
 
-LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+EXTENSION = (
+    "tests of the C extension were left out: it was not built, as a C compiler or libjpeg's headers were missing "
+    "(Debian: gcc python3-dev libjpeg62-turbo-dev)"
+)
+BROWSER = "tests of pages were left out: no browser (Debian: chromium chromium-driver)"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what this machine cannot run: tests of a GPU, and of the C extension."""
+    """Leave out what this machine cannot run: tests of a GPU, of the C extension, and of pages in a browser."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
         if not torch.cuda.is_available():
             items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    missing = {}
     if importlib.util.find_spec("bit_ray.data.images._jpeg") is None:
-        left_out = [item for item in items if "extension" in item.fixturenames]
-        items[:] = [item for item in items if "extension" not in item.fixturenames]
+        missing[EXTENSION] = [item for item in items if "extension" in item.fixturenames]
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        missing[BROWSER] = [item for item in items if item.get_closest_marker("browser")]
+    left_out = [item for found in missing.values() for item in found]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
-        config.stash[LEFT_OUT] = len(left_out)
+    config.stash[LEFT_OUT] = {reason: len(found) for reason, found in missing.items() if found}
 
 
 def pytest_sessionfinish(session):
     """Have one of several processes tell the one that prints."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """Take it, where this is the process that prints."""
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
 def pytest_terminal_summary(terminalreporter, config):
     """Print how many tests were left out, and why."""
-    if left_out := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(
-            f"{left_out} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's "
-            "headers were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
-            yellow=True,
-        )
+    for reason, count in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{count} {reason}", yellow=True)

@@ -1,5 +1,6 @@
 """The whole way from a folder of images to a registered classifier."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from bit_ray.cluster.slots import num_local_cores
 from bit_ray.config import digest, to_dict
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.write import WriteReport, write_shards
-from bit_ray.errors import ConfigError
-from bit_ray.evaluation.evaluate import evaluate_model, record
+from bit_ray.errors import BitRayError, ConfigError
+from bit_ray.evaluation.evaluate import Evaluation, evaluate_model, record
 from bit_ray.evaluation.linear_head import fit_temperature
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.inference.classifier import Classifier, load_model
@@ -30,9 +31,12 @@ from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.progress import console, follow
 from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.report.subject import find_subject
+from bit_ray.report.write import evaluated_page
 from bit_ray.run_folder import RunFolder, first_difference
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
+from bit_ray.tracking.recorded import attach
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.training import driver
@@ -46,6 +50,8 @@ from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.memory import bytes_per_image
 from bit_ray.training.plan import TrainPlan
 from bit_ray.weights.package import ModelSpec, save_package
+
+log = logging.getLogger(__name__)
 
 # Larger photographs are stored with this shorter side: no view is larger.
 _SHORTER_SIDE = 512
@@ -72,6 +78,8 @@ class FolderResult:
     """MLflow run, with pictures below ``evaluation/``."""
     choices: tuple[str, ...]
     """What was chosen, and why."""
+    report: str = ""
+    """URI of a page about the model, one HTML file; empty if it could not be written."""
 
 
 def train(folder: str | Path, **settings: Any) -> FolderResult | None:
@@ -168,7 +176,11 @@ class _Run:
             if config.method != "head" and (tuned := self._finetune(start, init, manifests["train"], tracked)):
                 models["fine-tuning"] = tuned
             best, temperature = self._choose(models, manifests["val"], tracked)
-            return self._finish(best, temperature, init, spec, manifests, tracked)
+            result, evaluation = self._finish(best, temperature, init, spec, manifests, tracked)
+        if report := self._report(result, evaluation, manifests["test"]):
+            result = replace(result, report=report)
+            store.write_json(self.folder.result, to_dict(result))
+        return result
 
     def _input(self, context: Literal["training", "test"], manifest: Manifest) -> Input:
         part: Part = "train" if context == "training" else context
@@ -271,7 +283,7 @@ class _Run:
         spec: ModelSpec,
         manifests: Mapping[Part, Manifest],
         tracked: TrackedRun,
-    ) -> FolderResult:
+    ) -> tuple[FolderResult, Evaluation]:
         """Test once, save, record and register."""
         config, train_set = self.config, manifests["train"]
         network = create_model(spec.model, spec.num_classes)
@@ -296,6 +308,13 @@ class _Run:
         )
         record(tracked, evaluation, manifests["test"], step=0)
         tracked.log_text("\n".join(self.choices) + "\n", "choices.txt")
+        found = evaluation.metrics
+        # What MLflow's page of the run says first.
+        about = (
+            f"{found['top_1']:.1%} top-1 on {found['num_examples']:,.0f} test images of {spec.num_classes:,} classes. "
+            "Below Artifacts: `report.html`, the page about the model, and `choices.txt`."
+        )
+        tracked.set_tags({"mlflow.note.content": about})
         package = store.join(self.folder.uri, "model")
         write_directory(package, lambda directory: save_package(directory, network, spec))
         version = register(
@@ -309,7 +328,28 @@ class _Run:
             version=version, metrics=evaluation.metrics, run_id=tracked.run_id, choices=tuple(self.choices)
         )
         store.write_json(self.folder.result, to_dict(result))
-        return result
+        return result, evaluation
+
+    def _report(self, result: FolderResult, evaluation: Evaluation, test_set: Manifest) -> str:
+        """Write the page about the model, beside it and into its run; return its URI, empty if that fails.
+
+        The model is trained and registered already: a page that cannot be written is no reason to fail.
+        """
+        uri = store.join(self.folder.uri, "report.html")
+        try:
+            subject = find_subject(
+                f"models:/{result.version.name}/{result.version.version}",
+                storage=self.config.storage,
+                tracking_uri=self.uri,
+                device=self.device,
+            )
+            page = evaluated_page(subject, self.shards["test"], test_set, evaluation)
+            store.write_bytes(uri, page)
+            attach(self.uri, result.run_id, page, "report.html")
+        except BitRayError as error:
+            log.warning("%s: no page about the model: %s", self.config.name, error)
+            return ""
+        return uri
 
 
 def _plan(

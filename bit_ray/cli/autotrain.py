@@ -24,6 +24,9 @@ def train(config: TrainConfig) -> None:
         *scores(result.metrics),
     ]
     print_table("Result on the test images", rows)
+    if result.report:
+        console.print(f"Report:   {result.report}")
     print_where(config.tracking.uri, config.storage, result.run_id)
     storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
     console.print(f"Predict:  bit-ray predict IMAGE --model '{uri}'{storage}")
+    console.print(f"Try it:   bit-ray demo '{uri}'{storage}")

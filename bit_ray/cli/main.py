@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 from bit_ray.autotrain.config import TrainConfig
 from bit_ray.cli import autotrain, export, models, planning, runs, shards, studies, submission, sweeps, training
 from bit_ray.cli.flags import parse
+from bit_ray.demo.config import DemoConfig
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.planning.config import ClusterPlanConfig
+from bit_ray.report.config import ModelReportConfig
 from bit_ray.studies.config import DiagnoseConfig, FewShotConfig
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.vtab_config import VtabConfig
@@ -171,6 +173,15 @@ GROUPS: dict[str, dict[str, Command]] = {
     "models": {
         "predict": Command(
             models.PredictConfig, models.predict, "classify image files", "photo.jpg --model models:/photos@champion"
+        ),
+        "report": Command(
+            ModelReportConfig,
+            models.report,
+            "write a page about one: how good, where it errs, what it looks at",
+            "models:/photos@champion --output photos.html",
+        ),
+        "demo": Command(
+            DemoConfig, models.demo, "try one in the browser, by dropping images", "models:/photos@champion"
         ),
         "models list": Command(models.ListConfig, models.list_models, "list what is registered"),
         "models export": Command(

@@ -6,8 +6,10 @@ from typing import Literal
 
 from bit_ray.cli.flags import positional
 from bit_ray.config import DEFAULT_STORAGE
+from bit_ray.demo.config import DemoConfig
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console, follow, print_table
+from bit_ray.report.config import ModelReportConfig
 from bit_ray.tracking.config import RegistryConfig
 
 
@@ -69,6 +71,21 @@ class PullConfig:
     """Folder of all runs, with the default registry."""
     tracking: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the registry is."""
+
+
+def report(config: ModelReportConfig) -> None:
+    """Write the page of a model."""
+    from bit_ray.report.write import report_model
+
+    path = report_model(config)
+    console.print(f"Page: {path} ({path.stat().st_size / 1e6:.1f} MB), one file that can be mailed")
+
+
+def demo(config: DemoConfig) -> None:
+    """Serve a page for trying a model."""
+    from bit_ray.demo.serve import serve
+
+    serve(config)
 
 
 def predict(config: PredictConfig) -> None:

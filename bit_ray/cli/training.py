@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bit_ray.cli.typed import as_typed, command
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import BitRayError, StoppedError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.progress import console, print_table
@@ -139,6 +140,8 @@ def _print_trained(config: PretrainConfig | FinetuneConfig, trained: "Trained | 
         model = f"models:/{version.name}@{version.alias}"
         rows.append(("test", f"none was asked for: --test-shards, or bit-ray evaluate --model {model} --shards ..."))
     print_table("Result", [*rows, *scores(test)])
+    storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
+    console.print(f"Report:   bit-ray report 'models:/{version.name}@{version.alias}'{storage}")
 
 
 def print_where(uri: str, storage: str, run_id: str) -> None:

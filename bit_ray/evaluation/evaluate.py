@@ -20,7 +20,7 @@ from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
 from bit_ray.evaluation.metrics import Calibration, ClassificationMetrics
-from bit_ray.evaluation.worst import WorstPrediction, WorstPredictions
+from bit_ray.evaluation.worst import SurestPredictions, WorstPrediction, WorstPredictions
 from bit_ray.inference.classifier import Classifier, ClassifierState, load_model
 from bit_ray.plots.confusion import confusion_figure
 from bit_ray.plots.predictions import prediction_figure
@@ -46,6 +46,8 @@ class Evaluation:
     """``[C, C]``, rows true and columns predicted; None for very many classes or several labels per image."""
     class_names: tuple[str, ...]
     """The C names."""
+    surest: tuple[WorstPrediction, ...] = ()
+    """The most confident right prediction of each class, of the dozen classes where it is most confident."""
     run_id: str = ""
     """MLflow run of the evaluation, with its pictures below ``evaluation/``."""
 
@@ -147,32 +149,47 @@ def label_names(item: WorstPrediction, class_names: Sequence[str]) -> str:
 
 
 def evaluate_model(
-    classifier: Classifier, shards: str, manifest: Manifest, resources: Resources | None, batch_size: int = 64
+    classifier: Classifier,
+    shards: str,
+    manifest: Manifest,
+    resources: Resources | None,
+    batch_size: int = 64,
+    *,
+    indices: npt.NDArray[np.int64] | None = None,
 ) -> Evaluation:
     """Evaluate on the running cluster: one task per part of the set, with a GPU each if there are GPUs.
 
-    Without ``resources`` in this process.
+    Args:
+        classifier: The model.
+        shards: The set.
+        manifest: Its manifest.
+        resources: The cluster's; None: in this process.
+        batch_size: Images per forward pass.
+        indices: ``[N]`` ascending indices of the examples that count; None: all.
 
     Raises:
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
     shards = store.absolute(shards)  # tasks may have another current directory
-    total, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
+    total = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
+    worst, surest = WorstPredictions(), SurestPredictions()
     shared = (classifier.state(), shards, manifest.digest, batch_size)
-    groups = row_groups(manifest)
+    groups = row_groups(manifest, indices)
     if resources is None:
         parts = [_evaluate_part(groups, *shared)]
     else:
         parts = spread_over_cluster(_evaluate_part, groups, resources, *shared)
-    for state, items in parts:
+    for state, wrong, right in parts:
         total.merge(ClassificationMetrics.from_state(state))
-        worst.merge(items)
-    assert total.num_examples == manifest.num_examples
+        worst.merge(wrong)
+        surest.merge(right)
+    assert total.num_examples == (manifest.num_examples if indices is None else len(indices))
     return Evaluation(
         metrics=total.result(),
         intervals=bootstrap_intervals(total),
         calibration=total.calibration(),
         worst=tuple(worst.items),
+        surest=tuple(surest.items),
         confusion=total.confusion,
         class_names=manifest.class_names,
     )
@@ -180,11 +197,12 @@ def evaluate_model(
 
 def _evaluate_part(
     groups: list[Group], model: ClassifierState, shards: str, digest: str, batch_size: int
-) -> tuple[dict[str, Any], list[WorstPrediction]]:
-    """Metrics and worst predictions over some row groups; runs in a Ray task and may run again."""
+) -> tuple[dict[str, Any], list[WorstPrediction], list[WorstPrediction]]:
+    """Metrics, worst and surest predictions over some row groups; runs in a Ray task and may run again."""
     classifier = Classifier.from_state(model, "cuda" if torch.cuda.is_available() else "cpu")
     manifest = read_manifest(shards, digest)
-    metrics, worst = ClassificationMetrics(manifest.num_classes, manifest.multi_label), WorstPredictions()
+    metrics = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
+    worst, surest = WorstPredictions(), SurestPredictions()
     for ids, views, labels in read_views(shards, manifest, groups, classifier.view):
         for start in range(0, len(ids), batch_size):
             rows = slice(start, start + batch_size)
@@ -195,5 +213,7 @@ def _evaluate_part(
                     targets[row, names] = 1
             else:
                 targets = torch.from_numpy(single_labels(labels[rows]))
-            worst.update(metrics.update(classifier.logits(pixels), targets), ids[rows], labels[rows], pixels)
-    return metrics.state(), worst.items
+            outcomes = metrics.update(classifier.logits(pixels), targets)
+            for kept in (worst, surest):
+                kept.update(outcomes, ids[rows], labels[rows], pixels)
+    return metrics.state(), worst.items, surest.items

@@ -1,4 +1,4 @@
-"""The most confident errors of a model, kept while it is evaluated: a few of any number of images, mergeable."""
+"""The predictions that tell most of a model, kept while it is evaluated: a few of any number of images, mergeable."""
 
 import heapq
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,13 @@ from PIL import Image
 from bit_ray.evaluation.metrics import Outcomes
 
 NUM_WORST = 24
+NUM_SUREST = 12
 _THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
 class WorstPrediction:
-    """An image that was classified wrongly."""
+    """An image that was classified wrongly; in `SurestPredictions` rightly."""
 
     id: str
     """Id of the example in its set."""
@@ -54,9 +55,9 @@ class WorstPredictions:
             pixels: ``[B, H, W, 3] uint8``.
         """
         enough = self.items[-1].confidence if len(self.items) == self.capacity else 0.0
-        wrong: list[int] = np.flatnonzero(~outcomes.right & (outcomes.confidence >= enough)).tolist()
-        # Only errors that may be kept get a thumbnail.
-        wrong = sorted(wrong, key=lambda i: (-outcomes.confidence[i], ids[i]))[: self.capacity]
+        found: list[int] = np.flatnonzero(self._wanted(outcomes) & (outcomes.confidence >= enough)).tolist()
+        # Only those that may be kept get a thumbnail.
+        chosen = self._first(sorted(found, key=lambda i: (-outcomes.confidence[i], ids[i])), outcomes.predicted)
         self._keep(
             WorstPrediction(
                 ids[i],
@@ -65,7 +66,7 @@ class WorstPredictions:
                 float(outcomes.confidence[i]),
                 _thumbnail(pixels[i]),
             )
-            for i in wrong
+            for i in chosen
         )
 
     def merge(self, items: Iterable[WorstPrediction]) -> None:
@@ -74,6 +75,31 @@ class WorstPredictions:
 
     def _keep(self, items: Iterable[WorstPrediction]) -> None:
         self.items = heapq.nsmallest(self.capacity, [*self.items, *items], key=_order)
+
+    def _wanted(self, outcomes: Outcomes) -> npt.NDArray[np.bool_]:
+        return ~outcomes.right
+
+    def _first(self, order: list[int], predicted: npt.NDArray[np.int64]) -> list[int]:
+        """Those of a batch that may be kept, of its images in their order."""
+        return order[: self.capacity]
+
+
+class SurestPredictions(WorstPredictions):
+    """The most confident right prediction of each class, of the ``capacity`` classes where it is most confident."""
+
+    def __init__(self, capacity: int = NUM_SUREST) -> None:
+        super().__init__(capacity)
+
+    def _wanted(self, outcomes: Outcomes) -> npt.NDArray[np.bool_]:
+        return outcomes.right
+
+    def _first(self, order: list[int], predicted: npt.NDArray[np.int64]) -> list[int]:
+        return list({int(predicted[i]): i for i in reversed(order)}.values())
+
+    def _keep(self, items: Iterable[WorstPrediction]) -> None:
+        # The last of a class counts: that of the most confident.
+        order = sorted([*self.items, *items], key=_order, reverse=True)
+        self.items = heapq.nsmallest(self.capacity, {item.predicted: item for item in order}.values(), key=_order)
 
 
 def _order(item: WorstPrediction) -> tuple[Any, ...]:

@@ -154,6 +154,22 @@ class Classifier:
         features = self.model.forward_features(self._input(batch))
         return features.float(), self.model.forward_head(features).float()
 
+    @torch.inference_mode()
+    def feature_map(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Run the network on images already at the crop size, and return what is averaged to their features.
+
+        Args:
+            batch: ``[B, crop_size, crop_size, 3] uint8``.
+
+        Returns:
+            ``[B, D, h, w] float32`` on `device`.
+
+        Raises:
+            DataError: the batch has another shape or type.
+            NotImplementedError: the network has no such map.
+        """
+        return self.model.forward_map(self._input(batch)).float()
+
     def _input(self, batch: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Check a batch and return it as the network's input, on its device."""
         batch = torch.as_tensor(batch)

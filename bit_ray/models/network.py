@@ -67,6 +67,10 @@ class Network(nn.Module):
         """Map ``[B, 3, H, W] float`` in [-1, 1] to the features ``[B, D]``."""
         raise NotImplementedError
 
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Map ``[B, 3, H, W] float`` to ``[B, D, h, w]``, whose mean over h and w is the features."""
+        raise NotImplementedError
+
     def forward_head(self, features: Tensor) -> Tensor:
         """Map features ``[B, D]`` to logits ``[B, num_classes]``."""
         logits: Tensor = self.head(features)

@@ -234,7 +234,12 @@ class ResNetV2(Network):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map ``[B, 3, H, W] float`` to the pooled features ``[B, D]`` ("pre_logits")."""
-        return self.gn(self.stages(self.forward_stem(x))).mean(dim=(2, 3))
+        return self.forward_map(x).mean(dim=(2, 3))
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Map ``[B, 3, H, W] float`` to the features before pooling, ``[B, D, H/32, W/32]``."""
+        features: Tensor = self.gn(self.stages(self.forward_stem(x)))
+        return features
 
     def forward_intermediates(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         """Map ``[B, 3, H, W] float`` to the named features ``stem``, ``stage1`` ... ``stage4`` and ``pre_logits``.

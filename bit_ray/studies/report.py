@@ -2,17 +2,14 @@
 
 import io
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
-from matplotlib import style
+from markupsafe import Markup
 
 from bit_ray.errors import ConfigError, brief
 from bit_ray.plots.lines import LinePlot, line_csv, line_figure, plain
+from bit_ray.plots.page import render_page, steady_style, svg
 
 _NUMBER = re.compile(r"[-+−±<>≤≥≈\[( ]*\.?\d")
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>&|~$#]")
@@ -83,38 +80,20 @@ def render(report: Report) -> dict[str, bytes]:
     pictures: dict[str, bytes] = {}
     drawings: list[tuple[LinePlot, Markup]] = []
     for plot in report.plots:
-        svg, pictures[f"plots/{plot.name}.png"] = _draw(plot)
-        drawings.append((plot, svg))
+        drawing, pictures[f"plots/{plot.name}.png"] = _draw(plot)
+        drawings.append((plot, drawing))
         pictures[f"plots/{plot.name}.csv"] = line_csv(plot).encode("utf-8", "backslashreplace")
-    environment = Environment(
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else plain(str(value)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string(files("bit_ray.studies").joinpath("report.html.jinja").read_text("utf-8"))
-    page = template.render(report=report, drawings=drawings)
+    page = render_page("studies/report.html.jinja", report=report, drawings=drawings)
     return {"report.html": page.encode(), "report.md": _markdown(report).encode(), **pictures}
 
 
 def _draw(plot: LinePlot) -> tuple[Markup, bytes]:
     """A plot as SVG for a page of several, and as PNG."""
-    svg, png = io.StringIO(), io.BytesIO()
-    # A user's own settings of matplotlib would give other bytes.
-    settings = style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": plot.name}])
-    with settings, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    png = io.BytesIO()
+    with steady_style(plot.name):
         figure = line_figure(plot)
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    content = svg.getvalue()
-    # Groups have the same names in every plot, but must differ on one page; "<" in texts is escaped already.
-    content = content[content.index("<svg ") :].replace('<g id="', f'<g id="{plot.name}-')
-    title = f'<title id="{plot.name}_title">{escape(plain(plot.title))}</title>'
-    content = content.replace(">", f' role="img" aria-labelledby="{plot.name}_title">{title}', 1)
-    return Markup(content), png.getvalue()
+        return svg(figure, plot.name, plot.title), png.getvalue()
 
 
 def _markdown(report: Report) -> str:

@@ -7,7 +7,7 @@ result at once.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -110,6 +110,7 @@ def train(
     probe_task: ProbeTask | None = None,
     parent_run_id: str | None = None,
     milestones: tuple[int, ...] = (),
+    inputs: Sequence[Input] = (),
 ) -> TrainResult:
     """Carry out a plan on the cluster, from the last step of the run of this name.
 
@@ -123,6 +124,7 @@ def train(
         probe_task: Scores every checkpoint meanwhile, as ``probe/...``.
         parent_run_id: MLflow run of the study that it belongs to.
         milestones: Steps after which the weights are also kept, as `RunFolder.milestone`.
+        inputs: Sets that it reads besides the training shards, to be recorded.
 
     Raises:
         BitRayError: Anything the user can fix.
@@ -156,7 +158,7 @@ def train(
             tags={f"bit_ray.{k}": v for k, v in identity.items()},
             kind=plan.kind,
             parent_run_id=parent_run_id,
-            inputs=[Input("training", manifest.name, manifest.digest, shards)],
+            inputs=[Input("training", manifest.name, manifest.digest, shards), *inputs],
             resolved=plan.recipe if plan.kind == "finetune" else {},
         ) as run:
             # From now on the name belongs to this plan.

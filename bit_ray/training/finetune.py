@@ -19,7 +19,7 @@ from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder
 from bit_ray.tracking.address import tracking_uri
-from bit_ray.tracking.runs import TrackedRun
+from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.training.checks import check_registration, check_settings, preflight
 from bit_ray.training.config import FinetuneConfig, check_train
 from bit_ray.training.driver import Trained, TrainResult, register_result, train
@@ -182,4 +182,7 @@ def _finetune(
         record(run, evaluation, test_manifest, step=plan.schedule.num_steps)
         return evaluation.metrics
 
-    return register_result(config, train(config, plan, shards, manifest, init=init, test=test))
+    inputs = []
+    if test_manifest is not None:
+        inputs.append(Input("test", test_manifest.name, test_manifest.digest, store.absolute(config.test_shards)))
+    return register_result(config, train(config, plan, shards, manifest, init=init, test=test, inputs=inputs))

@@ -2,14 +2,13 @@
 
 import io
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import bit_ray
 from bit_ray import store
@@ -22,47 +21,10 @@ from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
 from bit_ray.run_folder import RunFolder, RunRecord
-from bit_ray.weights.package import ModelSpec, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MODEL = "R1-1-1-1x0.5"
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> str:
-    """A network with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("start") / "random"
-    spec = ModelSpec(
-        model=MODEL, num_classes=2, class_names=("a", "b"), multi_label=False, resize_mode="square", resize_size=32,
-        crop_size=32,
-    )  # fmt: skip
-    save_package(path, create_model(MODEL, 2), spec)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """30 digits of each of 3 classes: gray, with transparency, or stored sideways; and files that are no images."""
-    folder = tmp_path_factory.mktemp("data") / "Ziffern und Zahlen"
-    pixels, labels = load_digits(return_X_y=True)
-    for label in range(3):
-        (folder / f"n° {label}").mkdir(parents=True)
-        for i, row in enumerate(pixels[labels == label][:30]):
-            image = Image.fromarray((row.reshape(8, 8) * 15).astype(np.uint8)).resize((40, 40))
-            path = folder / f"n° {label}" / f"{i}.png"
-            if i % 3 == 0:
-                image.save(path)
-            elif i % 3 == 1:
-                image.convert("RGBA").save(path)
-            else:
-                exif = Image.Exif()
-                exif[0x0112] = 6
-                image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-    (folder / "n° 0" / "cut.png").write_bytes((folder / "n° 0" / "0.png").read_bytes()[:150])
-    (folder / "readme.txt").write_text("x")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +70,64 @@ def test_the_run_is_recorded_with_its_choices_and_pictures(trained):
     card = client.get_model_version("digits", "1").description
     assert "start: " in card
     assert "calibration: " in card
+
+
+def test_a_page_about_the_model_is_beside_it_and_in_its_run(trained, tmp_path, monkeypatch, capsys):
+    storage, result = trained
+    page = (storage / "digits" / "report.html").read_text()
+    assert result.report == str(storage / "digits" / "report.html")
+    assert "n° 2" in page
+    assert f"{result.metrics['top_1']:.1%} of 18 images of digits test" in page
+    assert "before calibration" in page
+    assert "Not here" not in page
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    assert "report.html" in {file.path for file in client.list_artifacts(result.run_id)}
+    # By its name, from anywhere, it is written again, from what was recorded.
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "models:/digits@champion", f"{storage}/digits"):
+        assert main(["report", name, "--storage", str(storage), "--output", "again.html"]) == 0
+        assert (tmp_path / "again.html").read_text() == page
+    assert "scoring 18 images of digits test" in capsys.readouterr().out
+
+
+def test_a_page_without_records_says_what_is_missing(trained, photos, tmp_path, monkeypatch, capsys):
+    storage, _ = trained
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "copied"
+    shutil.copytree(storage / "digits" / "model", package)
+    assert main(["report", str(package)]) == 0
+    page = (tmp_path / "digits.html").read_text()
+    assert "It is not in the registry" in page or "records cannot be read" in page
+    assert "No test set is recorded, so there are no scores and no pictures; give some with --images FOLDER." in page
+    assert "How it was made" in page
+    # Any folder of its classes will do, and of many images some are drawn.
+    arguments = ["report", str(package), "--images", str(photos), "--num-images", "40", "--output", "scored.html"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    scored = (tmp_path / "scored.html").read_text()
+    assert f"of 40 images drawn from the 90 of {photos.name}" in scored
+    assert scored.count("<img ") >= 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "absent: no such directory; accepted: a saved model; check the path"),
+        (["models:/absent@champion", "--storage", "{storage}"], "no model of that name; accepted: digits"),
+        (["{storage}/digits", "--output", "page.pdf"], "--output: page.pdf; accepted: a file ending in .html"),
+        (["{storage}/digits", "--output", "absent/page.html"], "--output: absent/page.html: its folder does not exist"),
+        (["{storage}/digits", "--images", "absent"], "absent: no such path; accepted: a folder of class folders"),
+        (["{storage}/digits", "--images", "{photos}/n° 1"], "no image in any class folder"),
+        (["{storage}/digits", "--num-images", "0"], "--num-images: 0; accepted: 1 or more; raise it"),
+    ],
+)
+def test_a_page_that_cannot_be_made_is_one_line(trained, photos, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status = main(["report", *(argument.format(photos=photos, storage=trained[0]) for argument in arguments)])
+    printed = capsys.readouterr()
+    assert status == 2
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_score_is_what_evaluate_says_of_the_same_images(trained, ray_local):

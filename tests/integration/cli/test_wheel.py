@@ -38,7 +38,9 @@ def test_the_wheel_decodes_jpeg_files_with_what_is_inside(tmp_path: Path) -> Non
     assert "manylinux" in wheel.name
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(wheel)]
     subprocess.run(pip, check=True, cwd=tmp_path)
-    assert (installed / "bit_ray" / "studies" / "report.html.jinja").is_file()
+    templates = sorted(str(path.relative_to(tree)) for path in (tree / "bit_ray").rglob("*.jinja"))
+    assert len(templates) == 4
+    assert all((installed / template).is_file() for template in templates)
     environment = {**os.environ, "PATH": "", "PYTHONPATH": ""}
     out = subprocess.run(
         [sys.executable, "-c", DECODE, str(installed)],

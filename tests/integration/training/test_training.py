@@ -449,6 +449,7 @@ def test_few_shot_transfer_starts_at_a_zero_head_and_is_tested_in_full(undisturb
 
     run = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(trained.result.run_id)
     assert run.data.metrics["test/top_1"] == trained.result.metrics["test/top_1"]
+    assert "digits-test" in {each.dataset.name for each in run.inputs.dataset_inputs}
     with pytest.raises(
         ConfigError, match="^shots: 4 with subset_seed 3; accepted: 5 with subset_seed 3, as this run began; "
     ):

@@ -81,6 +81,8 @@ FLAGS = {
     "evaluate": "--model --shards --config --labels --crop-size --name --batch-size --storage --tracking.*",
     "predict": "IMAGE --model --labels --crop-size --output --features --top-k --convert --batch-size --device "
     "--storage --tracking.*",
+    "report": "MODEL --output --images --num-images --storage --tracking.*",
+    "demo": "MODEL --port --device --storage --tracking.*",
     "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "
     "--tracking.*",
     "models list": "--storage --tracking.*",

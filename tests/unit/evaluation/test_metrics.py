@@ -12,7 +12,7 @@ from bit_ray.errors import DataError, ModelError
 from bit_ray.evaluation import intervals
 from bit_ray.evaluation.intervals import bootstrap_intervals
 from bit_ray.evaluation.metrics import MAX_CONFUSION_CLASSES, ClassificationMetrics
-from bit_ray.evaluation.worst import WorstPredictions
+from bit_ray.evaluation.worst import SurestPredictions, WorstPredictions
 
 
 def draw(num_examples, num_classes, seed=0):
@@ -307,8 +307,8 @@ def test_intervals_of_many_classes_need_no_table_of_all_resamples(monkeypatch):
     assert bootstrap_intervals(measured(logits, labels, 40)) == whole
 
 
-def errors_of(logits, labels, capacity, batch_size=64, offset=0):
-    metrics, worst = ClassificationMetrics(logits.shape[1]), WorstPredictions(capacity)
+def errors_of(logits, labels, capacity, batch_size=64, offset=0, kept=WorstPredictions):
+    metrics, worst = ClassificationMetrics(logits.shape[1]), kept(capacity)
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         ids = [f"{offset + i:05d}" for i in range(len(labels))[rows]]
@@ -328,6 +328,23 @@ def test_the_worst_predictions_are_the_most_confident_errors_of_all():
     parts = WorstPredictions(24)
     for start, stop in ((500, 700), (0, 7), (7, 500)):
         parts.merge(errors_of(logits[start:stop], labels[start:stop], 24, batch_size=9, offset=start).items)
+    assert [item.id for item in parts.items] == [item.id for item in whole.items]
+
+
+def test_the_surest_predictions_are_the_most_confident_right_ones_a_class_each():
+    logits, labels = sharp(700, 9)
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    surest = {}
+    for i in confidence.argsort(descending=True, stable=True).tolist():
+        if predicted[i] == labels[i]:
+            surest.setdefault(int(labels[i]), f"{i:05d}")
+    assert len(surest) == 9
+    whole = errors_of(logits, labels, 6, kept=SurestPredictions)
+    assert [item.id for item in whole.items] == list(surest.values())[:6]
+    parts = SurestPredictions(6)
+    for start, stop in ((500, 700), (0, 7), (7, 500)):
+        part = errors_of(logits[start:stop], labels[start:stop], 6, 9, start, SurestPredictions)
+        parts.merge(part.items)
     assert [item.id for item in parts.items] == [item.id for item in whole.items]
 
 

@@ -18,6 +18,7 @@ from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.recorded import attach, recorded_run
 from bit_ray.tracking.runs import Input, RunKind, TrackedRun, flatten, recorded_metrics, run_page
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
@@ -63,6 +64,26 @@ def test_a_run_names_its_sets_and_what_its_settings_came_to(storage: str):
     assert page.url.endswith(f"/runs/{run.run_id}")
     assert page.command == f"mlflow ui --backend-store-uri {run.tracking_uri}"
     assert Path(page.artifacts) == config.parent
+
+
+def test_what_is_recorded_of_a_run_is_read_again_with_the_curves_of_the_run_below(storage: str):
+    run = open_run(storage, "above", params={"seed": 1}, inputs=[Input("test", "more", "cd" * 32, "/m")])
+    below = open_run(storage, "below", parent_run_id=run.run_id)
+    for step, loss in ((0, 2.0), (10, 1.0)):
+        below.log_metrics({"train/loss": loss}, step=step)
+    run.log_metrics({"val/ece": 0.1}, step=0)
+    assert below.close() == run.close() == 0
+    found = recorded_run(run.tracking_uri, run.run_id, ("train/loss", "train/lr"))
+    assert (found.params, found.metrics, found.sets) == ({"seed": "1"}, {"val/ece": 0.1}, {"test": "/m"})
+    assert found.curves == {"train/loss": ((0, 2.0), (10, 1.0))}
+    attach(run.tracking_uri, run.run_id, b"<p>", "report.html")
+    assert Path(storage, "mlruns", "bit_ray", run.run_id, "artifacts", "report.html").read_bytes() == b"<p>"
+    for call in (
+        lambda: recorded_run(run.tracking_uri, "0" * 32),
+        lambda: attach(run.tracking_uri, "0" * 32, b"", "a"),
+    ):
+        with pytest.raises(TrackingError, match="cannot be re"):
+            call()
 
 
 def test_the_embedded_store_keeps_a_run_whole(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
