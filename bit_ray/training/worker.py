@@ -1,6 +1,7 @@
 """The function that runs in each Ray Train worker: the order of steps of a training run, and nothing else."""
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,8 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     context = ray.train.get_context()
     name = f"worker {context.get_world_rank()} on {ray.util.get_node_ip_address()}"
     check_code(name)
-    print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", flush=True)
+    # Not to sys.stdout: Ray Train passes on twice what is printed there.
+    print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", file=sys.__stdout__, flush=True)
     signs = SignsOfLife(worker.messages, worker.attempt, context.get_world_rank(), worker.first_step)
     group = ray.util.get_current_placement_group()
     if context.get_world_rank() == 0 and group is not None:
