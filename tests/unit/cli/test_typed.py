@@ -131,7 +131,8 @@ def test_every_command_names_a_flag_in_what_it_raises_while_it_runs(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = typed(COMMANDS[name].config)
-    setting = next((path for path in names if path.endswith("tracking.uri") or path in ("shards", "output")), "storage")
+    known = ("shards", "output", "address")
+    setting = next((path for path in names if path.endswith("tracking.uri") or path in known), "storage")
 
     def run(config: object) -> None:
         raise ConfigError.of(setting, 1, "2")
