@@ -50,7 +50,8 @@ def bandwidth(nodes: Sequence[Node], *, use_gpu: bool) -> float:
         last = (str(error).strip().splitlines() or ["no reason"])[-1]
         raise ConfigError(f"{where}: {last[:300]}; {remedy}") from None
     finally:
-        for ref in refs:
+        # Not those that have ended: Ray 2.60 sometimes crashes when one is cancelled as its reply arrives.
+        for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[1]:
             ray.cancel(ref, force=True)
     return 2 * (len(nodes) - 1) / len(nodes) * _BYTES[backend] / seconds
 

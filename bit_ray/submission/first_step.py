@@ -65,6 +65,7 @@ def first_step(
         found: FirstStep = ray.get(ref, timeout=_SECONDS)
         return found
     except ray.exceptions.GetTimeoutError:
+        ray.cancel(ref, force=True)
         raise ConfigError(
             f"no step within {_SECONDS:.0f} s: no {'GPU' if use_gpu else 'CPU'} is free, or the worker is too slow; "
             "wait for what else runs on the cluster, or submit with --no-preflight"
@@ -74,8 +75,6 @@ def first_step(
             raise cause from None
         last = (str(error).strip().splitlines() or ["no reason"])[-1]
         raise ConfigError(f"{last[:300]}; look at the worker's log") from None
-    finally:
-        ray.cancel(ref, force=True)
 
 
 def _take(

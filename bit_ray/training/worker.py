@@ -1,6 +1,7 @@
 """The function that runs in each Ray Train worker: the order of steps of a training run, and nothing else."""
 
 import math
+import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,7 +71,8 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     name = f"worker {rank} on {ray.util.get_node_ip_address()}"
     check_code(name)
-    print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", flush=True)
+    # Not to sys.stdout: Ray Train passes on twice what is printed there.
+    print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", file=sys.__stdout__, flush=True)
     signs = SignsOfLife(worker.messages, worker.attempt, rank, num_workers, worker.first_step)
     group = ray.util.get_current_placement_group()
     if rank == 0 and group is not None:

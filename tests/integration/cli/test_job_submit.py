@@ -97,7 +97,7 @@ def test_the_jft_job_runs_on_two_raylets_and_a_batch_that_is_too_small_fails_it(
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "small: step 25/25" in done.stdout
     # What was sent is small, and without the C extension, which git ignores.
-    assert len(re.findall(r"worker \d on 127\.0\.0\.\d: bit_ray \w+, plain decoder", done.stdout)) == 2
+    assert re.search(rf"worker 0 on 127\.0\.0\.\d: bit_ray {code_digest()}, plain decoder", done.stdout)
     assert "models:/small@champion, version 1" in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 1000, "lines that Ray writes about every report"
     for node in (0, 1):  # each raylet keeps the logs of its own workers
@@ -265,7 +265,9 @@ def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the
         proxy.cut(down=True)
         time.sleep(3)
         proxy.cut(down=False)
-        out += process.communicate(timeout=100)[0]
+        assert process.stdout is not None
+        out += process.stdout.read()
+        process.wait(timeout=20)
     finally:
         process.kill()
         proxy.close()
@@ -308,10 +310,11 @@ def test_ctrl_c_leaves_the_job_where_nobody_can_answer(cluster: dict[str, str], 
     try:
         read_until(process, lambda text: "number 3 " in text)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        assert process.stdout is not None
+        out = process.stdout.read()
+        assert process.wait(timeout=60) == 130
     finally:
         process.kill()
-    assert process.returncode == 130
     [job] = re.findall(r"Stop: +ray job stop --address \S+ (raysubmit_\w+)", out)
     assert client(cluster).get_job_status(job) == "RUNNING"
     client(cluster).stop_job(job)
