@@ -60,7 +60,7 @@ class LocalCluster:
         self.environment |= {name: value for name, _, value in exports}
 
     def ask(self, path: str) -> dict:
-        token = (self.folder / "auth_token").read_text()
+        token = (self.folder / "auth_token").read_text().strip()
         address = self.environment["RAY_API_SERVER_ADDRESS"]
         request = urllib.request.Request(address + path, headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=30) as answer:
