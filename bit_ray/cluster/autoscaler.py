@@ -27,7 +27,8 @@ def largest_size() -> dict[str, float]:
         if stated:
             return stated
         context = ray.get_runtime_context()
-        heads = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        heads = [node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"]]
         if heads and heads[0] != context.get_node_id():
             there = NodeAffinitySchedulingStrategy(heads[0], soft=False)
             ask = ray.remote(num_cpus=0, scheduling_strategy=there)(_settings)
