@@ -108,11 +108,13 @@ def choose_workers(
             accepted = f"at most {resources.num_cpus - 1} on this machine"
             raise ConfigError.of("runtime.num_workers", num_workers[0], accepted, "lower it")
         most = resources.most_gpus if use_gpu else resources.most_cpus
-        # Without an autoscaler the nodes may still be on their way.
-        if resources.grows and num_workers[0] > most:
+        if not resources.grows:  # the nodes may still be on their way
+            return Workers(*num_workers, use_gpu)
+        if num_workers[0] > most:
             accepted = f"at most {most}, the {'GPUs' if use_gpu else 'CPUs'} that there may be"
             raise ConfigError.of("runtime.num_workers", num_workers[0], accepted, "lower it, or raise max_workers")
-        return Workers(*num_workers, use_gpu)
+        # What cannot come is not asked for: Ray would write of it into the job's log at every look.
+        return Workers(num_workers[0], min(num_workers[1], most), use_gpu)
     if use_gpu:
         now, later = resources.num_gpus, resources.num_gpus_later
     else:

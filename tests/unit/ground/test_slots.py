@@ -28,6 +28,7 @@ def test_a_slot_is_a_gpu_or_else_a_core_here_or_a_cpu_of_a_cluster():
         (EMPTY, 4096, {"device": "cpu"}, (1, 24, False)),
         (EMPTY, 4096, {"num_workers": (4, 4)}, (4, 4, True)),
         (CLUSTER, 4096, {"num_workers": (100, 100)}, (100, 100, False)),  # nodes that are on their way
+        (EMPTY, 4096, {"num_workers": (4, 40)}, (4, 16, True)),  # no more than may come
         (HERE, 4096, {}, (CORES, CORES, False)),
         (HERE, 1, {}, (1, 1, False)),
     ],
