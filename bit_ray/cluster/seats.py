@@ -1,6 +1,6 @@
 """Room for training workers on a cluster that changes: placement groups that wait, and nodes that are about to go.
 
-All that this project asks Ray about nodes and groups by private names stands here.
+All that this project asks Ray about nodes and groups by private names stands here and in `autoscaler.py`.
 """
 
 import re
@@ -66,12 +66,3 @@ def nodes_leaving() -> dict[str, float]:
         return {}
     now = time.time()
     return {node: deadline / 1000 - now if deadline else float("inf") for node, deadline in draining.items()}
-
-
-def largest_size() -> dict[str, float]:
-    """Return the resources that an autoscaler may bring the cluster to; empty without one."""
-    try:
-        size: dict[str, float] | None = ray._private.state.state.get_max_resources_from_cluster_config()
-    except Exception:  # a later Ray may answer otherwise: then the cluster counts as one that does not grow
-        return {}
-    return size or {}

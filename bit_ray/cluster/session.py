@@ -17,7 +17,8 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
-from bit_ray.cluster.seats import largest_size, nodes_alive
+from bit_ray.cluster.autoscaler import largest_size
+from bit_ray.cluster.seats import nodes_alive
 from bit_ray.cluster.slots import Resources, num_local_cores
 from bit_ray.errors import ConfigError
 from bit_ray.locks import locked

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 from bit_ray.errors import ConfigError
 
+_PARTS_FOR_A_SLOT = 64
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -22,9 +24,41 @@ class Resources:
     """The same for GPUs."""
 
     @property
+    def grows(self) -> bool:
+        """Whether there is an autoscaler."""
+        return self.num_cpus_later + self.num_gpus_later > 0
+
+    @property
+    def most_cpus(self) -> int:
+        """CPUs that it has, or may come to."""
+        return max(self.num_cpus, self.num_cpus_later)
+
+    @property
+    def most_gpus(self) -> int:
+        """The same for GPUs."""
+        return max(self.num_gpus, self.num_gpus_later)
+
+    @property
     def num_slots(self) -> int:
-        """Computations that run in parallel without sharing a core or a GPU."""
-        return self.num_gpus or (num_local_cores() if self.local else max(1, self.num_cpus))
+        """Computations that run in parallel without sharing a core or a GPU, on the cluster at its largest size."""
+        return self.most_gpus or (num_local_cores() if self.local else max(1, self.most_cpus))
+
+    def slots_for(self, num_parts: int, *, use_gpu: bool | None = None) -> int:
+        """Slots that the parts of some work keep busy: those of now, and more only for `_PARTS_FOR_A_SLOT` each.
+
+        Args:
+            num_parts: Row groups or the like, seconds of work each; a node that an autoscaler brings takes minutes.
+            use_gpu: Whether a slot is a GPU; None: if there are any, or may be.
+        """
+        if use_gpu is None:
+            use_gpu = self.most_gpus > 0
+        if self.local:
+            now = later = self.num_gpus if use_gpu else num_local_cores()
+        elif use_gpu:
+            now, later = self.num_gpus, self.most_gpus
+        else:
+            now, later = self.num_cpus, self.most_cpus
+        return max(1, now, min(later, num_parts // _PARTS_FOR_A_SLOT))
 
 
 def num_local_cores() -> int:
@@ -63,17 +97,24 @@ def choose_workers(
         device: Where they compute; ``auto``: on GPUs if there are any, or may be.
 
     Raises:
-        ConfigError: CUDA is requested and there is none, or no CPU would be left for readers on this machine.
+        ConfigError: CUDA is requested and there is none, nor will be; no CPU would be left for readers on this machine;
+            or an autoscaler cannot bring room for so many.
     """
-    num_gpus = max(resources.num_gpus, resources.num_gpus_later)
-    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
-    if use_gpu and num_gpus == 0 and resources.local:
-        raise ConfigError.of("runtime.device", "cuda, but this machine has no GPU", "auto or cpu", "choose one")
+    use_gpu = device == "cuda" or (device == "auto" and resources.most_gpus > 0)
+    if use_gpu and not resources.most_gpus:
+        raise ConfigError.of("runtime.device", f"cuda, but {_place(resources)} has no GPU", "auto or cpu", "choose one")
     if any(num_workers):
         if resources.local and not use_gpu and num_workers[0] >= resources.num_cpus:
             accepted = f"at most {resources.num_cpus - 1} on this machine"
             raise ConfigError.of("runtime.num_workers", num_workers[0], accepted, "lower it")
-        return Workers(*num_workers, use_gpu)
+        most = resources.most_gpus if use_gpu else resources.most_cpus
+        if not resources.grows:  # the nodes may still be on their way
+            return Workers(*num_workers, use_gpu)
+        if num_workers[0] > most:
+            accepted = f"at most {most}, the {'GPUs' if use_gpu else 'CPUs'} that there may be"
+            raise ConfigError.of("runtime.num_workers", num_workers[0], accepted, "lower it, or raise max_workers")
+        # What cannot come is not asked for: Ray would write of it into the job's log at every look.
+        return Workers(num_workers[0], min(num_workers[1], most), use_gpu)
     if use_gpu:
         now, later = resources.num_gpus, resources.num_gpus_later
     else:
@@ -81,3 +122,9 @@ def choose_workers(
         later = resources.num_cpus_later // 2
     most = max(1, min(max(now, later), global_batch_size // 2))
     return Workers(1 if later > now else most, most, use_gpu)
+
+
+def _place(resources: Resources) -> str:
+    if resources.local:
+        return "this machine"
+    return "the cluster, as large as its autoscaler may make it," if resources.grows else "the cluster"

@@ -86,13 +86,13 @@ def spread_over_cluster(
     """
     import ray
 
-    slots = resources.num_slots
+    slots = resources.slots_for(len(items))
     num_parts = min(len(items), slots * _PARTS_PER_SLOT if len(items) > _SMALL else slots)
     cuts = [round(len(items) * part / num_parts) for part in range(num_parts + 1)]
     sent = ray.put(shared)
     tasks = ((number, function, items[cuts[number] : cuts[number + 1]], sent) for number in range(num_parts))
     try:
-        results = dict(each(_part, tasks, slots, num_gpus=1 if resources.num_gpus else 0))
+        results = dict(each(_part, tasks, slots, num_gpus=1 if resources.most_gpus else 0))
     except ray.exceptions.RayError as error:
         raise root_cause(error) or error from None
     return [results[number] for number in range(num_parts)]

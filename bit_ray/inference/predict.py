@@ -183,12 +183,12 @@ def _tables(
     classifier: Classifier, images: Images, settings: _Settings, resources: Resources, device: str
 ) -> Iterator[pa.Table]:
     """The tables that the actors return, in the order of the parts."""
-    use_gpu = device != "cpu" and resources.num_gpus > 0
+    use_gpu = device != "cpu" and resources.most_gpus > 0
     if device == "cuda" and not use_gpu:
         raise ConfigError.of("device", "cuda, but the cluster has no GPU", "auto or cpu", "choose one")
-    slots = resources.num_slots if use_gpu or not resources.num_gpus else max(1, resources.num_cpus)
+    slots = resources.slots_for(images.num_parts, use_gpu=use_gpu)
     # A network on a GPU needs all the other cores; one on a CPU core needs a thread that waits for files.
-    threads = min(_MOST_THREADS, max(2, resources.num_cpus // slots)) if use_gpu else 2
+    threads = min(_MOST_THREADS, max(2, resources.most_cpus // resources.most_gpus)) if use_gpu else 2
     settings = replace(settings, num_threads=threads)
     shared = ray.put((classifier.state(), images, settings))
     quiet_ray_data()

@@ -129,7 +129,7 @@ class Conduct:
             num_threads=1,  # a score must not depend on which of the others are done
             more=(lambda: None if (job := more()) is None else self._trial(job)) if more is not None else None,
             num_more=num_more,
-            need=(lambda resources: need(self.runtime, resources.num_gpus)) if hosted else None,
+            need=(lambda resources: need(self.runtime, resources.most_gpus)) if hosted else None,
             on_score=record,
         )
         return self.study.scores

@@ -213,20 +213,20 @@ def _room(resources: Resources, most: int, num_threads: int, need: Need | None) 
         ConfigError: there is no room for one.
     """
     if need is not None:
-        rooms = [resources.num_cpus / (need.num_cpus + _HOST_CPUS)]
-        rooms += [resources.num_gpus / need.num_gpus] if need.num_gpus else []
+        rooms = [resources.most_cpus / (need.num_cpus + _HOST_CPUS)]
+        rooms += [resources.most_gpus / need.num_gpus] if need.num_gpus else []
         at_a_time = min(most, int(min(rooms)))
         if at_a_time < 1:
             raise ConfigError.of(
                 "runtime.num_workers",
                 f"a trial takes {need.num_cpus:g} CPUs and {need.num_gpus:g} GPUs",
-                f"at most {resources.num_cpus} and {resources.num_gpus}, all of the cluster",
+                f"at most {resources.most_cpus} and {resources.most_gpus}, all of the cluster",
                 "lower num_workers, or use a larger cluster",
             )
         return at_a_time, max(1, num_threads), {"CPU": _HOST_CPUS}
     at_a_time = min(most, resources.num_slots)
-    num_cpus = resources.num_cpus // resources.num_slots
-    if resources.num_gpus:
+    num_cpus = resources.most_cpus // resources.num_slots
+    if resources.most_gpus:
         return at_a_time, max(1, num_cpus), {"CPU": max(1, num_cpus), "GPU": 1}
     num_threads = num_threads or max(1, min(num_local_cores(), resources.num_slots // at_a_time))
     return at_a_time, num_threads, {"CPU": num_cpus * num_threads}

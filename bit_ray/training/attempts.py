@@ -160,7 +160,7 @@ class Attempts:
                     each = " and ".join(f"{number:g} {kind}" for kind, number in self._workers.bundle.items())
                     console.print(
                         f"{self._name}: waiting for room: {ready} of {least} workers fit, each with {each}; "
-                        f"add nodes, or lower runtime.num-workers ({why})"
+                        f"add nodes if no autoscaler does, or lower runtime.num-workers ({why})"
                     )
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:

@@ -90,6 +90,8 @@ def preflight(
                 resources, plan.global_batch_size, num_workers=runtime.workers, device=runtime.device
             )
             runtime = with_room(plan, runtime, workers, local=resources.local)
-            speed = worker_speed(plan, runtime, workers.most, workers.use_gpu, local=resources.local)
+            # A node is not bought for a dry run.
+            there = resources.num_gpus if workers.use_gpu else resources.num_cpus
+            speed = worker_speed(plan, runtime, workers.most, workers.use_gpu, local=resources.local) if there else None
         print_table("Plan", describe(plan, runtime, manifest, workers, speed, subset))
     return not dry_run

@@ -40,8 +40,8 @@ def check_room(task: ProbeTask, resources: Resources, num_workers: int) -> None:
         ConfigError: The cluster does not have enough.
     """
     num_cpus = task.config.num_cpus
-    if num_workers + num_cpus > resources.num_cpus:
-        most = max(0, resources.num_cpus - num_workers)
+    if num_workers + num_cpus > resources.most_cpus:
+        most = max(0, resources.most_cpus - num_workers)
         accepted = f"at most {most}, the CPUs that {num_workers} training workers leave"
         remedy = "lower runtime.num_workers, or leave out probe.shards"
         raise ConfigError.of("probe.num_cpus", num_cpus, accepted, remedy)
@@ -69,8 +69,8 @@ class CheckpointProbes(threading.Thread):
         self._tracked, self._title, self._on_scores = run, name, on_scores
         self._prober = ray.remote(
             num_cpus=task.config.num_cpus,
-            # A GPU only if one is free.
-            num_gpus=1 if resources.num_gpus > num_workers else 0,
+            # A GPU only if the workers leave one.
+            num_gpus=1 if resources.most_gpus > num_workers else 0,
             max_restarts=-1,
             max_task_retries=1,
         )(_Prober).remote(task)
