@@ -104,10 +104,11 @@ def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most
         step(count)
     else:
         seconds = step(count)
-        # Again and again: for a small network a pass of few images takes nearly as long as one of many.
+        # Again and again: for a small network a pass of few images takes nearly as long as one of many. The first pass
+        # of a size takes longer than others.
         while count < most and (grown := count * _SECONDS / 2 / seconds) >= 1.5 * count:
             count = min(most, int(grown) // 2 * 2)
-            seconds = step(count)
+            seconds = min(step(count), step(count))
     taken: list[float] = []
     while not taken or (sum(taken) < _SECONDS and len(taken) < 20):
         taken.append(step(count))
