@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bit_ray import log_lines
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
@@ -42,6 +43,8 @@ class Listener(threading.Thread):
         self.messages, self.tracked, self.progress, self.on_checkpoint = messages, run, progress, on_checkpoint
         self.schedule = schedule
         self.history: list[dict[str, Any]] = []
+        self.last: dict[str, Any] = {}
+        """The newest report, also of steps that are taken again."""
         self.bad_images: list[BadExample] = []
         self._times: dict[int, list[StepTime]] = {}
         self._last_checkpoint = -1
@@ -81,10 +84,12 @@ class Listener(threading.Thread):
                 self.on_checkpoint(report["checkpoint"])
             return
         self.bad_images += report.pop("bad_images")
+        log_lines.about(attempt=report["attempt"], step=report["step"])
         self._times.setdefault(report.pop("attempt"), []).append(
             StepTime(report["step"], report.pop("num_new_steps"), report.pop("seconds"))
         )
         self.progress.update(report)
+        self.last = report
         if self.history and report["step"] <= self.history[-1]["step"]:
             return  # reported already, before workers were started again
         self.history.append(report)
