@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli import autotrain, export, models, runs, shards, studies, sweeps, training
+from bit_ray.cli import autotrain, export, models, runs, shards, status, studies, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
@@ -90,10 +90,12 @@ GROUPS: dict[str, dict[str, Command]] = {
             "train a stretch of a run again and compare its loss",
             "--run bit_ray_runs/photos --step 100",
         ),
-        "runs status": Command(
-            StatusConfig, runs.status, "show where runs stand, and what their attempts cost", "photos"
-        ),
         "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning", "up"),
+    },
+    "cluster": {
+        "status": Command(
+            StatusConfig, status.status, "show where runs stand, what they cost, and what is idle", "photos"
+        ),
     },
     "studies": {
         "fewshot": Command(

@@ -252,14 +252,20 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """Show where runs stand, from their folders alone: it needs no cluster and no MLflow."""
+    """Show where runs stand, from their folders, and what the cluster says of its jobs and nodes, if there is one."""
 
     run: str = field(default="", metadata={"positional": "RUN"})
     """Name of a run, to see its attempts; left out: all runs."""
     storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://..."""
+    address: str = ""
+    """Dashboard of a cluster, http://...; empty: that of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or none."""
+    price: float = 0.0
+    """What a node costs an hour, to see what idle ones cost; 0: not known."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.price < math.inf:
+            raise ConfigError.of("price", self.price, "what a node costs an hour, at least 0")
         try:
             check_folder_name(self.run or "all")
         except ConfigError as error:

@@ -6,7 +6,7 @@ from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, holder
 from bit_ray.config import from_dict
 from bit_ray.errors import BitRayError, ConfigError, ModelError
-from bit_ray.run_folder import Attempt, RunFolder
+from bit_ray.run_folder import Attempt, Now, RunFolder
 from bit_ray.training.goodput import goodput
 
 
@@ -26,6 +26,13 @@ class RunStatus:
     """The process that carries it out, in words; empty if there is none."""
     attempts: tuple[Attempt, ...]
     """As of its newest checkpoint, while it runs."""
+    now: Now | None = None
+    """What its driver last said; None for a run of an earlier version."""
+
+    @property
+    def step(self) -> int:
+        """Steps that it is known to have taken."""
+        return self.num_steps if self.finished else max(self.saved_step, self.now.step if self.now else 0)
 
     @property
     def state(self) -> str:
@@ -55,6 +62,7 @@ def run_status(storage: str, name: str) -> RunStatus:
         finished=store.exists(folder.result),
         holder=holder(store.join(folder.uri, CLAIM_FILE)),
         attempts=folder.attempts(),
+        now=folder.where(),
     )
 
 

@@ -81,7 +81,7 @@ FLAGS = {
     "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "
     "--tracking.*",
     "models list": "--storage --tracking.*",
-    "runs status": "RUN --storage",
+    "status": "RUN --storage --address --price",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }

@@ -1,0 +1,196 @@
+"""What a running cluster says of itself over HTTP: its jobs and its nodes. Needs neither Ray nor a connection to it."""
+
+import json
+import os
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bit_ray.errors import BitRayError, ConfigError
+
+_MOST_BYTES = 64 * 2**20
+_SECONDS_TO_ANSWER = 10.0
+_HINT = "the address of its dashboard, such as http://127.0.0.1:8265"
+
+
+class NoAnswerError(BitRayError):
+    """Nothing answers at the address: the cluster is gone, or out of reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job that was submitted to the cluster."""
+
+    id: str
+    state: str
+    """As Ray says it, in small letters, such as ``running`` or ``succeeded``."""
+    run: str
+    """The ``--name`` in its command; empty without one."""
+    started_s: float
+    """Unix seconds; 0 if not known."""
+    ended_s: float
+    """Unix seconds; 0 while it runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node that is alive."""
+
+    address: str
+    num_cpus: int
+    num_gpus: int
+    is_head: bool
+    idle_s: float
+    """Seconds for which nothing has run or waited on it; 0: it is at work."""
+
+
+def dashboard_address(given: str) -> str:
+    """Return the URL that commands ask: the given one, or that of ``RAY_API_SERVER_ADDRESS`` or ``RAY_ADDRESS``.
+
+    It is empty without any; ``RAY_ADDRESS`` counts only if it is a URL, since inside a job it is not the dashboard's.
+
+    Raises:
+        ConfigError: It is no URL.
+    """
+    inside = os.environ.get("RAY_ADDRESS", "")
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS", "") or (inside if "://" in inside else "")
+    try:
+        parts = urlsplit(address)
+        fits = not address or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError.of("address", address, _HINT)
+    return address.rstrip("/")
+
+
+def jobs(address: str) -> list[Job]:
+    """Return the jobs that were submitted, the newest first.
+
+    Raises:
+        NoAnswerError: Nothing answers.
+        ConfigError: The token is refused, or something else than Ray answers.
+    """
+    found = _ask(address, "/api/jobs/")
+    listed = [_job(job) for job in _list(found) if _text(job, "submission_id")]
+    return sorted(listed, key=lambda job: -job.started_s)
+
+
+def nodes(address: str) -> list[Node]:
+    """Return the nodes that are alive, the head first.
+
+    Raises:
+        NoAnswerError: Nothing answers.
+        ConfigError: The token is refused, or something else than Ray answers.
+    """
+    found = _mapping(_ask(address, "/nodes?view=summary"), "data")
+    raylets = [_mapping(node, "raylet") for node in _list(found.get("summary"))]
+    alive = [_node(raylet) for raylet in raylets if raylet.get("state") == "ALIVE"]
+    return sorted(alive, key=lambda node: (not node.is_head, node.address))
+
+
+def _job(job: Mapping[str, Any]) -> Job:
+    try:
+        words = shlex.split(_text(job, "entrypoint"))
+    except ValueError:
+        words = []
+    named = [after for word, after in zip(words, words[1:], strict=False) if word == "--name"]
+    return Job(
+        id=_text(job, "submission_id"),
+        state=_text(job, "status").lower(),
+        run=named[-1] if named else next((w[7:] for w in words if w.startswith("--name=")), ""),
+        started_s=_number(job, "start_time") / 1000,
+        ended_s=_number(job, "end_time") / 1000,
+    )
+
+
+def _node(raylet: Mapping[str, Any]) -> Node:
+    resources, snapshot = _mapping(raylet, "resourcesTotal"), _mapping(raylet, "stateSnapshot")
+    return Node(
+        address=_text(raylet, "nodeManagerAddress"),
+        num_cpus=int(_number(resources, "CPU")),
+        num_gpus=int(_number(resources, "GPU")),
+        is_head=raylet.get("isHeadNode") is True,
+        idle_s=_number(snapshot, "idleDurationMs") / 1000 if snapshot.get("state") == "IDLE" else 0.0,
+    )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the token to another place."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none."""
+
+
+def _ask(address: str, path: str) -> Any:
+    token = _token()
+    request = urllib.request.Request(address + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_SECONDS_TO_ANSWER) as answer:
+            data = answer.read(_MOST_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            given = f"{address} refuses the token" if token else f"{address} asks for a token"
+            remedy = "set RAY_AUTH_TOKEN_PATH to the cluster's token file, or RAY_AUTH_TOKEN"
+            raise ConfigError.of("address", f"{given} (HTTP {error.code})", remedy=remedy) from None
+        raise ConfigError.of("address", f"{address}{path} answers with HTTP {error.code}", _HINT) from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise NoAnswerError(f"no answer from {address} ({str(reason) or type(reason).__name__})") from None
+    try:
+        return json.loads(data) if len(data) <= _MOST_BYTES else None
+    except (ValueError, RecursionError):
+        raise ConfigError.of("address", f"{address} is not a Ray dashboard", _HINT) from None
+
+
+def _token() -> str:
+    """Return the cluster's token, from where Ray looks for it; empty if there is none.
+
+    Raises:
+        ConfigError: The file that the environment names cannot be read.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        token = path.read_text().strip()
+    except (OSError, ValueError) as error:
+        if not named:
+            return ""
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ConfigError.of(
+            "RAY_AUTH_TOKEN_PATH", f"{path} cannot be read ({reason})", "a file with a token"
+        ) from None
+    if not token.isascii() or not token.isprintable():
+        raise ConfigError.of("RAY_AUTH_TOKEN_PATH", f"{path} has no token in it", "a file with a token")
+    return token
+
+
+def _list(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    found = value.get(key) if isinstance(value, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    found = value.get(key)
+    return found if isinstance(found, str) else ""
+
+
+def _number(value: Mapping[str, Any], key: str) -> float:
+    """Return a number, which Ray writes as text where it has 64 bits; 0 for anything else."""
+    try:
+        found = float(value.get(key) or 0)
+    except (TypeError, ValueError):
+        return 0.0
+    return found if abs(found) < 1e15 else 0.0
