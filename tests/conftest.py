@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 
 import pytest
 
@@ -29,40 +30,48 @@ def extension():
     return _jpeg
 
 
-LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+EXTENSION = (
+    "of the C extension were left out: it was not built, as a C compiler or libjpeg's headers were missing "
+    "(Debian: gcc python3-dev libjpeg62-turbo-dev)"
+)
+PROMETHEUS = "of the files for Prometheus were left out: there is no such program (Debian: prometheus)"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what this machine cannot run: tests of a GPU, and of the C extension."""
+    """Leave out what this machine cannot run: tests of a GPU, of the C extension, and with Prometheus."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
         if not torch.cuda.is_available():
             items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    config.stash[LEFT_OUT] = {}
+
+    def leave_out(left_out, reason):
+        if left_out:
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
+            config.stash[LEFT_OUT][reason] = len(left_out)
+
     if importlib.util.find_spec("bit_ray.data.images._jpeg") is None:
-        left_out = [item for item in items if "extension" in item.fixturenames]
-        items[:] = [item for item in items if "extension" not in item.fixturenames]
-        config.hook.pytest_deselected(items=left_out)
-        config.stash[LEFT_OUT] = len(left_out)
+        leave_out([item for item in items if "extension" in item.fixturenames], EXTENSION)
+    if not shutil.which("prometheus") or not shutil.which("promtool"):
+        leave_out([item for item in items if item.get_closest_marker("prometheus")], PROMETHEUS)
 
 
 def pytest_sessionfinish(session):
     """Have one of several processes tell the one that prints."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """Take it, where this is the process that prints."""
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
 def pytest_terminal_summary(terminalreporter, config):
     """Print how many tests were left out, and why."""
-    if left_out := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(
-            f"{left_out} tests of the C extension were left out: it was not built, as a C compiler or libjpeg's "
-            "headers were missing (Debian: gcc python3-dev libjpeg62-turbo-dev)",
-            yellow=True,
-        )
+    for reason, number in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{number} tests {reason}", yellow=True)

@@ -130,16 +130,14 @@ def _print_cluster(address: str, config: StatusConfig) -> None:
         more = f", the newest {_NUM_JOBS} of {len(shown)}" if len(shown) > _NUM_JOBS else ""
         print_table(f"Jobs of {address}{more}", rows, ("job", "state", "run", "hours"))
     cpus, gpus = (sum(getattr(node, kind) for node in alive) for kind in ("num_cpus", "num_gpus"))
-    idle = [node for node in alive if node.idle_s]
+    idle = [node for node in alive if node.is_idle]
     console.print(f"cluster: {len(alive)} nodes, {cpus:,} CPUs, {gpus:,} GPUs; {len(idle)} idle")
     for node in idle:
-        head = ", the head" if node.is_head else ""
         console.print(
-            f"idle: {node.address} for {node.idle_s / 60:,.1f} min ({node.num_cpus} CPUs, {node.num_gpus} GPUs{head})"
+            f"idle: {node.address}{' (the head)' if node.is_head else ''}, {node.num_cpus} CPUs, {node.num_gpus} GPUs"
         )
     if idle and config.price:
-        spent = config.price * sum(node.idle_s for node in idle) / 3600
-        console.print(f"idle nodes cost {config.price * len(idle):,.2f} an hour, {spent:,.2f} so far")
+        console.print(f"idle nodes cost {config.price * len(idle):,.2f} an hour")
 
 
 def _attempt(attempt: "Attempt") -> tuple[str, ...]:

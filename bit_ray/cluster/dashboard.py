@@ -46,8 +46,8 @@ class Node:
     num_cpus: int
     num_gpus: int
     is_head: bool
-    idle_s: float
-    """Seconds for which nothing has run or waited on it; 0: it is at work."""
+    is_idle: bool
+    """Whether it could work, and nothing runs on it or has room reserved."""
 
 
 def dashboard_address(given: str) -> str:
@@ -89,10 +89,24 @@ def nodes(address: str) -> list[Node]:
         NoAnswerError: Nothing answers.
         ConfigError: The token is refused, or something else than Ray answers.
     """
-    found = _mapping(_ask(address, "/nodes?view=summary"), "data")
-    raylets = [_mapping(node, "raylet") for node in _list(found.get("summary"))]
-    alive = [_node(raylet) for raylet in raylets if raylet.get("state") == "ALIVE"]
+    # Ray's own "idle for so long" of a node is as old as the node where no autoscaler runs.
+    busy = {_text(actor, "node_id") for actor in _listed(address, "actors", "ALIVE") if _takes(actor)}
+    busy |= {_text(task, "node_id") for task in _listed(address, "tasks", "RUNNING")}
+    for group in _listed(address, "placement_groups", "CREATED"):
+        busy |= {_text(bundle, "node_id") for bundle in _list(group.get("bundles"))}
+    alive = [_node(node, busy) for node in _listed(address, "nodes", "ALIVE")]
     return sorted(alive, key=lambda node: (not node.is_head, node.address))
+
+
+def _listed(address: str, kind: str, state: str) -> list[Mapping[str, Any]]:
+    """Return what Ray's state API lists of a kind, in one state."""
+    asked = f"filter_keys=state&filter_predicates=%3D&filter_values={state}&detail=true&limit=10000"
+    found = _ask(address, f"/api/v0/{kind}?{asked}")
+    return _list(_mapping(_mapping(found, "data"), "result").get("result"))
+
+
+def _takes(actor: Mapping[str, Any]) -> bool:
+    return any(_number(_mapping(actor, "required_resources"), kind) for kind in ("CPU", "GPU"))
 
 
 def _job(job: Mapping[str, Any]) -> Job:
@@ -110,14 +124,15 @@ def _job(job: Mapping[str, Any]) -> Job:
     )
 
 
-def _node(raylet: Mapping[str, Any]) -> Node:
-    resources, snapshot = _mapping(raylet, "resourcesTotal"), _mapping(raylet, "stateSnapshot")
+def _node(node: Mapping[str, Any], busy: set[str]) -> Node:
+    resources = _mapping(node, "resources_total")
+    cpus, gpus = int(_number(resources, "CPU")), int(_number(resources, "GPU"))
     return Node(
-        address=_text(raylet, "nodeManagerAddress"),
-        num_cpus=int(_number(resources, "CPU")),
-        num_gpus=int(_number(resources, "GPU")),
-        is_head=raylet.get("isHeadNode") is True,
-        idle_s=_number(snapshot, "idleDurationMs") / 1000 if snapshot.get("state") == "IDLE" else 0.0,
+        address=_text(node, "node_ip"),
+        num_cpus=cpus,
+        num_gpus=gpus,
+        is_head=node.get("is_head_node") is True,
+        is_idle=bool(cpus or gpus) and _text(node, "node_id") not in busy,
     )
 
 

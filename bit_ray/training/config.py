@@ -252,7 +252,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """Show where runs stand, from their folders, and what the cluster says of its jobs and nodes, if there is one."""
+    """Show where runs stand, by their folders, and the jobs and idle nodes of a cluster, if there is one."""
 
     run: str = field(default="", metadata={"positional": "RUN"})
     """Name of a run, to see its attempts; left out: all runs."""
