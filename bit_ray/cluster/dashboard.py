@@ -198,8 +198,9 @@ def _mapping(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
+    """Return a text without what a terminal would obey."""
     found = value.get(key)
-    return found if isinstance(found, str) else ""
+    return "".join(c if c.isprintable() else "?" for c in found[:4096]) if isinstance(found, str) else ""
 
 
 def _number(value: Mapping[str, Any], key: str) -> float:
@@ -208,4 +209,4 @@ def _number(value: Mapping[str, Any], key: str) -> float:
         found = float(value.get(key) or 0)
     except (TypeError, ValueError):
         return 0.0
-    return found if abs(found) < 1e15 else 0.0
+    return found if 0 <= found < 1e15 else 0.0

@@ -105,6 +105,7 @@ class Attempts:
             waited_s=time.monotonic() - began,
         )
         log_lines.about(attempt=attempt.number, step=first_step)
+        self._listener.last = {}  # of another attempt
         self._show(attempt)
         self._now = attempt
         self.write()

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from bit_ray.cluster.dashboard import Job, NoAnswerError, dashboard_address, jobs, nodes
 from bit_ray.errors import ConfigError
@@ -43,7 +45,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t0ken")
     found = _Server()
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
     found.shutdown()
     found.server_close()
@@ -95,6 +97,43 @@ def test_what_is_no_answer_of_ray_is_one_line_and_the_token_follows_no_redirect(
 def test_an_answer_of_another_form_has_no_nodes(server: _Server, body: bytes) -> None:
     server.body = body
     assert nodes(server.address) == []
+
+
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+KEYS = [
+    "data",
+    "result",
+    "submission_id",
+    "entrypoint",
+    "status",
+    "start_time",
+    "bundles",
+    "node_id",
+    "resources_total",
+]
+KEYS += ["CPU", "GPU", "required_resources", "is_head_node", "node_ip"]
+TREE = st.recursive(
+    LEAF,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(items=st.lists(st.dictionaries(st.sampled_from(KEYS), TREE, max_size=6), max_size=3))
+@settings(
+    max_examples=20,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_answer_breaks_it_and_nothing_of_it_steers_a_terminal(server: _Server, items: list[object]) -> None:
+    server.body = json.dumps(items).encode()
+    assert all(f"{job.id}{job.run}{job.state}".isprintable() for job in jobs(server.address))
+    server.body = json.dumps({"data": {"result": {"result": items}}}).encode()
+    found = nodes(server.address)
+    assert len(found) == len(items)
+    assert all(node.address.isprintable() and node.num_cpus >= 0 for node in found)
 
 
 def test_no_answer_is_told_apart(server: _Server) -> None:
