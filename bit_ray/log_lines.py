@@ -85,7 +85,8 @@ class JsonLines(io.TextIOBase):
 
 
 def print_json() -> None:
-    """From now on, write what this process prints as JSON lines."""
+    """From now on, write what this process prints as JSON lines, and have its log records say what they are about."""
+    mark_records()
     for name, level in (("stdout", "INFO"), ("stderr", "ERROR")):
         if not isinstance(stream := getattr(sys, name), JsonLines):
             setattr(sys, name, JsonLines(stream, level))

@@ -157,7 +157,8 @@ def _ask(address: str, path: str) -> Any:
         raise ConfigError.of("address", f"{address}{path} answers with HTTP {error.code}", _HINT) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise NoAnswerError(f"no answer from {address} ({str(reason) or type(reason).__name__})") from None
+        said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        raise NoAnswerError(f"no answer from {address} ({said})") from None
     try:
         return json.loads(data) if len(data) <= _MOST_BYTES else None
     except (ValueError, RecursionError):

@@ -258,8 +258,9 @@ def test_a_worker_that_hangs_is_named_and_the_run_goes_on(folder, shards, ray_lo
         deadline = time.monotonic() + 120
         while not (folder / "hangs" / "step-00000010").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        started_here = psutil.Process().children(recursive=True)
-        workers = [p for p in started_here if "RayTrainWorker" in " ".join(p.cmdline())]
+        here = {p.pid for p in psutil.Process().children(recursive=True)}  # and not those of another Ray
+        found = psutil.process_iter(["cmdline"])
+        workers = [p for p in found if p.pid in here and "RayTrainWorker" in " ".join(p.info["cmdline"] or ())]
         stopped.append(workers[0].pid)
         workers[0].suspend()
 
