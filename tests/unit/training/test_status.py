@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -101,3 +103,23 @@ def test_the_command_prints_all_runs_or_the_attempts_of_one(storage, capsys, mon
     assert "warning" not in capsys.readouterr().out
     assert main(["status", "a/b", "--storage", str(storage)]) == 2
     assert capsys.readouterr().err.startswith("error: RUN: given 'a/b'; accepted: text that can name a folder")
+
+
+def test_it_answers_without_torch_ray_and_mlflow(storage):
+    program = "import sys; from bit_ray.cli.main import main; print(main(sys.argv[1:])); print(*sorted(sys.modules))"
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "status",
+        "jft",
+        "--storage",
+        str(storage),
+        "--address",
+        "http://127.0.0.1:9",
+    ]
+    *text, loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert text[0].startswith("jft: stopped")
+    assert text[-1] == "0"
+    assert "bit_ray.cluster.dashboard" in loaded.split()
+    assert {"torch", "ray", "mlflow"}.isdisjoint(loaded.split())
