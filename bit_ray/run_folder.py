@@ -137,6 +137,46 @@ class BestCheckpoint:
     value: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerNow:
+    """Where a worker is."""
+
+    rank: int
+    host: str
+    """Address of its node."""
+    step: int
+    phase: str
+    seconds: float
+    """For which it has been in this step and phase."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """The content of a run's ``now.json``: where it is while it runs, or was when its driver ended."""
+
+    unix_s: float
+    """When this was so, seconds since 1970."""
+    step: int
+    """Steps taken."""
+    num_steps: int
+    attempt: int
+    """Number of its worker group; 0: there was none yet."""
+    num_workers: int
+    """Workers that the group has; 0: there is no room for it yet."""
+    num_workers_wanted: int
+    """Most workers that it would take."""
+    goodput: float
+    """Share of its seconds in which steps were taken that had not been taken before."""
+    still_s: float
+    """Seconds since a step was last taken, or the attempt began."""
+    checkpoint_age_s: float
+    """Seconds since a checkpoint was last complete, or the run was started."""
+    workers: tuple[WorkerNow, ...]
+    """Its workers, the one that the others wait for first; in the file only that one."""
+    metrics: dict[str, float]
+    """What the workers last reported, by the names in MLflow."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run or study."""
@@ -148,6 +188,11 @@ class RunFolder:
     def of(cls, storage: str, name: str) -> "RunFolder":
         """Return the folder of a name, with a URI that is valid in every process."""
         return cls(store.join(store.absolute(storage), name))
+
+    @property
+    def name(self) -> str:
+        """Name of the run or study."""
+        return self.uri.rstrip("/").rpartition("/")[2]
 
     @property
     def plan(self) -> str:
@@ -199,9 +244,18 @@ class RunFolder:
         """URI of the record of the batches that it does not train on, a `LeftOutRecord`."""
         return store.join(self.uri, "left_out.json")
 
+    @property
+    def now(self) -> str:
+        """URI of where it is while it runs, a `Now`."""
+        return store.join(self.uri, "now.json")
+
     def stacks(self, attempt: int) -> str:
         """URI of where the workers of an attempt were when they made no step."""
         return store.join(self.uri, f"stacks-attempt-{attempt}.txt")
+
+    def collectives(self, attempt: int, rank: int) -> str:
+        """URI of the collectives that a worker began and ended last, as PyTorch's flight recorder has them."""
+        return store.join(self.uri, f"stacks-attempt-{attempt}", f"collectives-rank-{rank:05d}.json")
 
     @property
     def few_shot(self) -> str:
@@ -302,6 +356,14 @@ class RunFolder:
         known = {known.step: known for known in self.left_out()} | {entry.step: entry}
         batches = tuple(known[step] for step in sorted(known))
         store.write_json(self.left_out_file, to_dict(LeftOutRecord(batches=batches)))
+
+    def where(self) -> Now | None:
+        """Return where its driver last said it was; None for a run that did not say it.
+
+        Raises:
+            DataError: The record is damaged.
+        """
+        return store.read_record(Now, self.now) if store.exists(self.now) else None
 
     def record_start(self, start: Start) -> None:
         """Record how the steps from ``start.first_step`` on are computed; it replaces starts from that step on."""

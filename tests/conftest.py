@@ -36,10 +36,11 @@ EXTENSION = (
     "(Debian: gcc python3-dev libjpeg62-turbo-dev)"
 )
 BROWSER = "tests of pages were left out: no browser (Debian: chromium chromium-driver)"
+PROMETHEUS = "tests of the files for Prometheus were left out: there is no such program (Debian: prometheus)"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what this machine cannot run: tests of a GPU, of the C extension, and of pages in a browser."""
+    """Leave out what this machine cannot run: tests of a GPU, of the C extension, in a browser, with Prometheus."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
@@ -50,6 +51,8 @@ def pytest_collection_modifyitems(config, items):
         missing[EXTENSION] = [item for item in items if "extension" in item.fixturenames]
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         missing[BROWSER] = [item for item in items if item.get_closest_marker("browser")]
+    if not (shutil.which("prometheus") and shutil.which("promtool")):
+        missing[PROMETHEUS] = [item for item in items if item.get_closest_marker("prometheus")]
     left_out = [item for found in missing.values() for item in found]
     if left_out:
         items[:] = [item for item in items if item not in left_out]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli import autotrain, export, models, planning, runs, shards, studies, submission, sweeps, training
+from bit_ray.cli import autotrain, export, models, planning, runs, shards, status, studies, submission, sweeps, training
 from bit_ray.cli.flags import parse
 from bit_ray.demo.config import DemoConfig
 from bit_ray.errors import ConfigError
@@ -94,9 +94,6 @@ GROUPS: dict[str, dict[str, Command]] = {
             "train a stretch of a run again and compare its loss",
             "--run bit_ray_runs/photos --step 100",
         ),
-        "runs status": Command(
-            StatusConfig, runs.status, "show where runs stand, and what their attempts cost", "photos"
-        ),
         "runs diagnose": Command(DiagnoseConfig, runs.diagnose, "say of a run whether it is still learning", "up"),
     },
     "studies": {
@@ -168,6 +165,9 @@ GROUPS: dict[str, dict[str, Command]] = {
             submission.preflight,
             "look in seconds whether a job would run there",
             "pretrain --address http://HEAD:8265 -- --name up --shards s3://BUCKET/jft --storage s3://BUCKET/runs",
+        ),
+        "status": Command(
+            StatusConfig, status.status, "show where runs stand, what they cost, and what is idle", "photos"
         ),
     },
     "models": {

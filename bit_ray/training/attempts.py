@@ -18,18 +18,19 @@ from typing import Any, Literal
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from bit_ray import store
+from bit_ray import log_lines, store
 from bit_ray.cluster.seats import Seats, free_group, nodes_alive, nodes_leaving
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
-from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord, LeftOut
+from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord, LeftOut, Now, WorkerNow
 from bit_ray.tracking.registry import registered_packages
+from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
 from bit_ray.training.healing import step_to_go_back_to
 from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
@@ -70,6 +71,8 @@ class Attempts:
         self._done = list(self._folder.attempts())
         self._now: Attempt | None = None
         self._planned = store.exists(self._folder.planned_file)
+        self._signs: dict[int, tuple[Sign, float]] = {}
+        self._progress_at = self._began = self._saved_at = time.monotonic()
 
     def run(self) -> Goodput:
         """Train to the last step; return where the time went.
@@ -89,7 +92,8 @@ class Attempts:
 
     def _attempt(self, first_step: int, why: str) -> str:
         """Train with one group of workers; return why another one is needed."""
-        began, plan = time.monotonic(), self._worker.plan
+        self._began = self._progress_at = began = time.monotonic()
+        plan = self._worker.plan
         num_workers = self._room(why)
         shares, micro = share_out(plan, self._runtime, num_workers)
         attempt = Attempt(
@@ -103,6 +107,8 @@ class Attempts:
             last_step=first_step,
             waited_s=time.monotonic() - began,
         )
+        log_lines.about(attempt=attempt.number, step=first_step)
+        self._listener.last = {}  # of another attempt
         self._show(attempt)
         self._now = attempt
         self.write()
@@ -116,7 +122,7 @@ class Attempts:
             self._listener.settle()
         finally:
             attempt = self._account(attempt, self._furthest)
-            self._now = None
+            self._now, self._signs = None, {}
             self._done.append(replace(attempt, ended="failed", wall_s=time.monotonic() - began))
         saved = self._folder.newest_checkpoint()
         ended: Literal["finished", "left", "failed"]
@@ -172,7 +178,7 @@ class Attempts:
         return lambda worker: _Trainer(
             train_worker,
             train_loop_config={"worker": worker},
-            torch_config=TorchConfig(timeout_s=int(self._runtime.give_up_after_s)),
+            torch_config=RecordedTorchConfig(timeout_s=int(self._runtime.give_up_after_s)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=use_gpu,
@@ -210,6 +216,7 @@ class Attempts:
                 fit.join(_SECONDS_BETWEEN_LOOKS)
                 now = time.monotonic()
                 signs, stacks = self._messages.signs(number)
+                self._signs, self._progress_at = signs, progress_at
                 reached = max((sign.step for sign, _ in signs.values()), default=0)
                 begun = bool(signs) and all(sign.phase != "starting" for sign, _ in signs.values())
                 if begun and not first_seen:
@@ -230,9 +237,8 @@ class Attempts:
                 elif begun and silent_s >= max(runtime.stalled_after_s, start / 4) and not stalled:
                     stalled = True
                     self._messages.wish(number, Wishes(leave=asked, stacks=True))
-                    console.print(
-                        f"{self._name}: {_slowest(signs)}; stacks of all workers: {self._folder.stacks(number)}"
-                    )
+                    places = f"{self._folder.stacks(number)}, their collectives beside it"
+                    console.print(f"{self._name}: {_slowest(signs)}; stacks of all workers: {places}")
                 if stalled and len(stacks) > written:
                     written = len(stacks)
                     self._write_stacks(number, signs, stacks)
@@ -327,8 +333,40 @@ class Attempts:
 
     def record(self) -> dict[str, Any]:
         """Return the attempts so far as plain data, an `AttemptRecord`."""
-        running = [self._account(self._now, self._furthest)] if self._now is not None else []
-        return to_dict(AttemptRecord(attempts=(*self._done, *running)))
+        return to_dict(AttemptRecord(attempts=self._so_far()))
+
+    def _so_far(self) -> tuple[Attempt, ...]:
+        done, now = tuple(self._done), self._now
+        if now is None:
+            return done
+        return *done, replace(self._account(now, self._furthest), wall_s=time.monotonic() - self._began)
+
+    def now(self) -> Now:
+        """Return where the run is; for any thread."""
+        attempts, at = self._so_far(), time.monotonic()
+        running = self._now
+        report = self._listener.last
+        step = max(self._furthest if running is None else running.first_step, int(report.get("step", 0)))
+        return Now(
+            unix_s=time.time(),
+            step=step,
+            num_steps=self._worker.plan.schedule.num_steps,
+            attempt=len(attempts),
+            num_workers=0 if running is None else running.num_workers,
+            num_workers_wanted=self._workers.most,
+            goodput=goodput(attempts).share,
+            still_s=at - self._progress_at,
+            checkpoint_age_s=at - self._saved_at,
+            workers=tuple(
+                WorkerNow(rank=rank, host=sign.host, step=sign.step, phase=sign.phase, seconds=sign.since_s + age)
+                for rank, (sign, age) in _most_behind_first(self._signs)
+            ),
+            metrics={name: float(value) for name, value in report.items() if "/" in name},
+        )
+
+    def saved(self) -> None:
+        """Note that a checkpoint is complete."""
+        self._saved_at = time.monotonic()
 
     def write(self) -> None:
         """Record how far the run has come, for a driver that goes on after this one was killed."""
@@ -445,14 +483,25 @@ class _Trainer(TorchTrainer):
 
 
 def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:
-    """Name the worker that the others wait for: one that is silent, else one behind, else one that does not compute."""
-    silence = max(_SECONDS_TO_BE_SILENT, 3 * seconds_between_signs(len(signs)))
+    """Name the worker that the others wait for."""
+    silence = _silence(len(signs))
+    rank, (sign, age) = _most_behind_first(signs)[0]
+    seconds = sign.since_s + age
+    heard = f", not heard of for {age:.0f} s" if age >= silence else ""
+    return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"
+
+
+def _most_behind_first(signs: dict[int, tuple[Sign, float]]) -> list[tuple[int, tuple[Sign, float]]]:
+    """Order workers: one that is silent, else one behind, else one that does not compute, comes first."""
+    silence = _silence(len(signs))
 
     def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
         _, (sign, age) = item
         return age < silence, sign.step, sign.phase == "computing", -sign.since_s
 
-    rank, (sign, age) = min(signs.items(), key=order)
-    seconds = sign.since_s + age
-    heard = f", not heard of for {age:.0f} s" if age >= silence else ""
-    return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"
+    return sorted(signs.items(), key=order)
+
+
+def _silence(num_workers: int) -> float:
+    """Seconds after which a worker counts as silent."""
+    return max(_SECONDS_TO_BE_SILENT, 3 * seconds_between_signs(num_workers))

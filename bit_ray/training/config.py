@@ -98,6 +98,8 @@ class Runtime:
     """Seconds without a step after which the slowest worker is named and every worker's stack is written down."""
     give_up_after_s: float = 600.0
     """Seconds without a step after which the workers are ended and started again."""
+    peak_tflops: float = 0.0
+    """What a worker's device can do at most, TFLOP/s, of which speed/mfu is a share; 0: what is known of a GPU."""
 
     def __post_init__(self) -> None:
         least, most = self.workers
@@ -116,9 +118,9 @@ class Runtime:
         ):
             if getattr(self, name) < least:
                 raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")
-        for name in ("checkpoint_every_s", "grow_after_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError.of(name, getattr(self, name), "at least 0 seconds", "raise it")
+        for name, unit in (("checkpoint_every_s", "seconds"), ("grow_after_s", "seconds"), ("peak_tflops", "TFLOP/s")):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError.of(name, getattr(self, name), f"at least 0 {unit}", "correct it")
         if not 0 < self.stalled_after_s <= self.give_up_after_s:
             accepted = f"more than 0, and at most give_up_after_s, {self.give_up_after_s:g}"
             raise ConfigError.of("stalled_after_s", self.stalled_after_s, accepted, "change one of them")
@@ -263,14 +265,20 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """Show where runs stand, from their folders alone: it needs no cluster and no MLflow."""
+    """Show where runs stand, by their folders, and the jobs and idle nodes of a cluster, if there is one."""
 
     run: str = field(default="", metadata={"positional": "RUN"})
     """Name of a run, to see its attempts; left out: all runs."""
     storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://..."""
+    address: str = ""
+    """Dashboard of a cluster, http://...; empty: that of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or none."""
+    price: float = 0.0
+    """What a node costs an hour, to see what idle ones cost; 0: not known."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.price < math.inf:
+            raise ConfigError.of("price", self.price, "what a node costs an hour, at least 0")
         try:
             check_folder_name(self.run or "all")
         except ConfigError as error:

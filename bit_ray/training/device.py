@@ -50,6 +50,39 @@ def resolve_precision(
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and pays) else torch.float32
 
 
+# TFLOP/s without sparsity, by NVIDIA's data sheets: in bfloat16, and in float32 as convolutions compute it (as TF32
+# where there is one). The first name that stands in the device's own counts.
+_PEAKS = (
+    ("B200", 2250.0, 1120.0),
+    ("H200", 989.4, 494.7),
+    ("H100 PCIe", 756.4, 378.2),
+    ("H100 NVL", 835.5, 417.7),
+    ("H100", 989.4, 494.7),
+    ("A100", 312.0, 156.0),
+    ("A10G", 70.0, 35.0),
+    ("A10", 125.0, 62.5),
+    ("L40S", 362.0, 183.0),
+    ("L4", 121.0, 60.0),
+    ("V100", 0.0, 15.7),
+    ("T4", 0.0, 8.1),
+)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, tflops: float) -> float:
+    """Return how many floating-point operations per second a device can do at most; 0 where that is not known.
+
+    Args:
+        device: Where the network is.
+        dtype: What its convolutions compute in.
+        tflops: The user's setting, TFLOP/s; 0: by the name of the GPU.
+    """
+    if tflops or device.type != "cuda":
+        return tflops * 1e12
+    name = torch.cuda.get_device_name(device)
+    peaks = next(((bf16, fp32) for known, bf16, fp32 in _PEAKS if known in name), (0.0, 0.0))
+    return peaks[dtype != torch.bfloat16] * 1e12
+
+
 @contextmanager
 def worker_threads(device: str) -> Iterator[None]:
     """Use as many threads as a worker, which has one CPU: speed and rounding depend on the number.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from bit_ray import store
+from bit_ray import log_lines, store
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import Resources, Workers, choose_workers
 from bit_ray.config import to_dict
@@ -40,6 +40,7 @@ from bit_ray.training.initial_weights import InitialWeights
 from bit_ray.training.memory import with_room
 from bit_ray.training.messages import Messages
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.pulse import Pulse
 from bit_ray.training.reports import Listener
 from bit_ray.training.shares import share_out
 from bit_ray.training.worker import WorkerConfig
@@ -224,6 +225,7 @@ def _fit(
     def on_checkpoint(step: int) -> None:
         if probes is not None:
             probes.offer(step, folder.checkpoint(step))
+        attempts.saved()
         tidy()
 
     def tidy() -> None:
@@ -246,11 +248,16 @@ def _fit(
     listener = Listener(worker.messages, run, progress, worker.plan.schedule, on_checkpoint, on_left_out)
     storage = store.absolute(config.storage)
     attempts = Attempts(name, worker, workers, storage, listener, run.furthest_step)
+    log_lines.mark_records()
+    log_lines.about(run=name)
+    pulse = Pulse(name, worker.plan.kind, folder, attempts.now)
     listener.start()
+    pulse.start()
     try:
         spent = attempts.run()
     finally:
         listener.finish()
+        pulse.end()
         listener.progress.close()
         worker.messages.end()
         run.log_text(json.dumps(attempts.record(), indent=1), "attempts.json")

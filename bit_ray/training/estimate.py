@@ -42,6 +42,15 @@ def multiply_adds(model: str, crop_size: int) -> float:
     return counter.get_total_flops() / 2
 
 
+def training_flops(plan: TrainPlan) -> float:
+    """Floating-point operations that training on one image takes by the model: forward, and twice that backward.
+
+    The head is not counted. What is computed again to save memory does not count either: this is what MFU is a share of
+    (Chowdhery et al. 2022, appendix B). A plan that trains a part of the network needs fewer: 0, as they are not known.
+    """
+    return 6 * multiply_adds(plan.model, plan.view.crop_size) if plan.train == "all" else 0.0
+
+
 def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batch_size: int) -> Speed:
     """Train on random images with the plan's network, view and optimizer for some seconds.
 

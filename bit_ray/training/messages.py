@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bit_ray import log_lines
 
 Phase = Literal["starting", "waiting for data", "computing", "saving", "done"]
 _SECONDS_BETWEEN_SIGNS = 0.5
@@ -130,12 +133,21 @@ class SignsOfLife(threading.Thread):
     The training only sets attributes, so a step does not become slower, and a worker that hangs still shows where.
     """
 
-    def __init__(self, messages: Messages, attempt: int, rank: int, num_workers: int, step: int) -> None:
+    def __init__(
+        self,
+        messages: Messages,
+        attempt: int,
+        rank: int,
+        num_workers: int,
+        step: int,
+        on_stall: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_stall`` is called once, in a thread of its own, when the driver asks for stacks."""
         super().__init__(name="signs", daemon=True)
         context = ray.get_runtime_context()
         self.leave = ""
         """Why the driver wants the workers to leave; empty: it does not."""
-        self._messages, self._attempt = messages, attempt
+        self._messages, self._attempt, self._on_stall = messages, attempt, on_stall
         self._seconds = seconds_between_signs(num_workers)
         self._next = time.monotonic() + self._seconds * rank / num_workers  # not all at once
         self._sign = Sign(
@@ -152,11 +164,12 @@ class SignsOfLife(threading.Thread):
 
     def at(self, step: int, phase: Phase) -> None:
         """Say which step is reached, and what is done for it."""
+        log_lines.about(step=step)
         self._at = step, phase, time.monotonic()
 
     def run(self) -> None:
         """Show signs until `end`."""
-        stack, answer = "", None
+        stack, answer, stalled = "", None, False
         while not self._ended.wait(_SECONDS_BETWEEN_SIGNS):
             if answer is None:
                 if time.monotonic() < self._next:
@@ -176,6 +189,9 @@ class SignsOfLife(threading.Thread):
             if wishes.stacks:
                 frame = sys._current_frames().get(self._trained_by)
                 stack = "".join(traceback.format_stack(frame))
+                if not stalled:
+                    stalled = True
+                    threading.Thread(target=self._on_stall, name="stall", daemon=True).start()
 
     def end(self) -> None:
         """Show no more."""

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bit_ray import log_lines
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
@@ -35,6 +36,8 @@ class Listener(threading.Thread):
         self.messages, self.tracked, self.progress, self.on_checkpoint = messages, run, progress, on_checkpoint
         self.on_left_out, self.schedule = on_left_out, schedule
         self.history: list[dict[str, Any]] = []
+        self.last: dict[str, Any] = {}
+        """The newest report, also of steps that are taken again."""
         self.bad_images: list[BadExample] = []
         self.go_back: LeftOut | None = None
         """The batch to go back behind, which the workers have left for."""
@@ -83,10 +86,12 @@ class Listener(threading.Thread):
                 self.on_left_out(entry)
             return
         self.bad_images += report.pop("bad_images")
+        log_lines.about(attempt=report["attempt"], step=report["step"])
         self._times.setdefault(report.pop("attempt"), []).append(
             StepTime(report["step"], report.pop("num_new_steps"), report.pop("seconds"))
         )
         self.progress.update(report)
+        self.last = report
         if self.history and report["step"] <= self.history[-1]["step"]:
             return  # reported already, before workers were started again
         self.history.append(report)

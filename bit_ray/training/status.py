@@ -6,7 +6,7 @@ from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, holder
 from bit_ray.config import from_dict
 from bit_ray.errors import BitRayError, ConfigError, ModelError
-from bit_ray.run_folder import Attempt, LeftOut, RunFolder
+from bit_ray.run_folder import Attempt, LeftOut, Now, RunFolder
 from bit_ray.training.goodput import goodput
 
 
@@ -28,6 +28,13 @@ class RunStatus:
     """As of its newest checkpoint, while it runs."""
     left_out: tuple[LeftOut, ...]
     """Batches that it does not train on."""
+    now: Now | None = None
+    """What its driver last said; None for a run of an earlier version."""
+
+    @property
+    def step(self) -> int:
+        """Steps that it is known to have taken."""
+        return self.num_steps if self.finished else max(self.saved_step, self.now.step if self.now else 0)
 
     @property
     def state(self) -> str:
@@ -58,6 +65,7 @@ def run_status(storage: str, name: str) -> RunStatus:
         holder=holder(store.join(folder.uri, CLAIM_FILE)),
         attempts=folder.attempts(),
         left_out=folder.left_out(),
+        now=folder.where(),
     )
 
 

@@ -12,7 +12,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from bit_ray import store
+from bit_ray import log_lines, store
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.decode_view import DECODER
 from bit_ray.data.shards.manifest import read_manifest
@@ -25,8 +25,10 @@ from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
 from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
 from bit_ray.training.checkpoint.writer import CheckpointWriter, write_directory
+from bit_ray.training.collectives import write_collectives
 from bit_ray.training.config import Runtime
-from bit_ray.training.device import keep_freed_memory
+from bit_ray.training.device import keep_freed_memory, peak_flops
+from bit_ray.training.estimate import training_flops
 from bit_ray.training.healing import DivergedError, GoBackError, Healer, NonFiniteError
 from bit_ray.training.learner import Learner
 from bit_ray.training.messages import Messages, SignsOfLife
@@ -69,11 +71,20 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
     worker = config["worker"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
+    log_lines.mark_records()
+    log_lines.about(run=worker.folder.name, attempt=worker.attempt, rank=rank, step=worker.first_step)
     name = f"worker {rank} on {ray.util.get_node_ip_address()}"
     check_code(name)
     # Not to sys.stdout: Ray Train passes on twice what is printed there.
     print(f"{name}: bit_ray {code_digest()}, {DECODER} decoder", file=sys.__stdout__, flush=True)
-    signs = SignsOfLife(worker.messages, worker.attempt, rank, num_workers, worker.first_step)
+    signs = SignsOfLife(
+        worker.messages,
+        worker.attempt,
+        rank,
+        num_workers,
+        worker.first_step,
+        on_stall=partial(write_collectives, worker.folder.collectives(worker.attempt, rank)),
+    )
     group = ray.util.get_current_placement_group()
     if rank == 0 and group is not None:
         store.write_bytes(worker.folder.group, group.id.hex().encode())
@@ -150,6 +161,8 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             recent=healer.recent if healer is not None else (),
         )
 
+    peak = peak_flops(device, learner.dtype, runtime.peak_tflops) if rank == 0 else 0.0
+    flops_per_image = training_flops(plan) if peak else 0.0
     started = mark = saved_at = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
     owed_log = owed_save = False
@@ -237,12 +250,23 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                 "train/weight_norm": weight_norm,
                 "train/images_seen": done * plan.global_batch_size,
                 "train/epoch": done * plan.global_batch_size / plan.num_examples,
+                "speed/step_s": elapsed / steps_since,
                 "speed/images_per_s": steps_since * plan.global_batch_size / elapsed,
                 "speed/wait_share": waited / elapsed,
             }
             if rank == 0:
                 metrics |= _data_metrics(counts, len(quarantine.known)) | system_metrics()
-                metrics |= {"checkpoint/stall_s": writer.stall_s, "checkpoint/skipped": writer.num_skipped}
+                metrics |= {
+                    "checkpoint/stall_s": writer.stall_s,
+                    "checkpoint/write_s": writer.write_s,
+                    "checkpoint/skipped": writer.num_skipped,
+                }
+                if peak:
+                    used = flops_per_image * metrics["speed/images_per_s"]
+                    metrics |= {
+                        "speed/tflops_per_worker": used / num_workers / 1e12,
+                        "speed/mfu": used / num_workers / peak,
+                    }
                 about = {"attempt": worker.attempt, "num_new_steps": steps_since, "seconds": elapsed}
                 worker.messages.send({**metrics, **about, "bad_images": quarantine.take_unreported()})
             if is_milestone and rank == 0:

@@ -30,6 +30,8 @@ class CheckpointWriter:
         """Checkpoints left out, because the one before was still being written."""
         self.stall_s = 0.0
         """Seconds for which the training has waited, in all."""
+        self.write_s = 0.0
+        """Seconds that the last complete checkpoint took to write, behind the training."""
         self._folder, self._spec, self._on_written = folder, spec, on_written
         self._buffers: dict[str, dict[str, Tensor]] = {}
         self._thread: threading.Thread | None = None
@@ -106,8 +108,10 @@ class CheckpointWriter:
         return kept
 
     def _write(self, step: int, write: Callable[[Path], None]) -> None:
+        started = time.perf_counter()
         try:
             write_directory(self._folder.checkpoint(step), write)
+            self.write_s = time.perf_counter() - started
             self._on_written(step)
         except BaseException as error:
             self._error = error

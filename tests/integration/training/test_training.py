@@ -301,7 +301,9 @@ def test_a_worker_that_hangs_is_named_and_the_run_goes_on(folder, shards, ray_lo
         deadline = time.monotonic() + 120
         while not (folder / "hangs" / "step-00000010").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or ())]
+        here = {p.pid for p in psutil.Process().children(recursive=True)}  # and not those of another Ray
+        found = psutil.process_iter(["cmdline"])
+        workers = [p for p in found if p.pid in here and "RayTrainWorker" in " ".join(p.info["cmdline"] or ())]
         stopped.append(workers[0].pid)
         workers[0].suspend()
 
@@ -320,6 +322,12 @@ def test_a_worker_that_hangs_is_named_and_the_run_goes_on(folder, shards, ray_lo
     stacks = (folder / "hangs" / "stacks-attempt-1.txt").read_text()
     assert f"worker {1 - int(rank)} on " in stacks
     assert "in _train" in stacks
+    collectives = json.loads(
+        (folder / "hangs" / "stacks-attempt-1" / f"collectives-rank-{1 - int(rank):05d}.json").read_text()
+    )
+    assert {entry["profiling_name"] for entry in collectives["cpu"]["entries"]} >= {"gloo:all_reduce"}
+    assert not all(entry["retired"] for entry in collectives["cpu"]["entries"])  # it waits for the worker that hangs
+    assert json.loads((folder / "hangs" / "now.json").read_text())["step"] == NUM_STEPS
     first, second = json.loads((folder / "hangs" / "attempts.json").read_text())["attempts"]
     assert (first["ended"], second["ended"]) == ("failed", "finished")
     assert second["first_step"] >= 10

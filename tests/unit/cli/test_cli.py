@@ -86,9 +86,9 @@ FLAGS = {
     "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "
     "--tracking.*",
     "models list": "--storage --tracking.*",
-    "runs status": "RUN --storage",
     "submit": "JOB ARGS --address --no-preflight --no-wait --env",
     "preflight": "JOB ARGS --address --env",
+    "status": "RUN --storage --address --price",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }

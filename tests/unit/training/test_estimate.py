@@ -9,8 +9,8 @@ import torch
 from bit_ray.data.images.views import TrainView
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training import estimate
-from bit_ray.training.device import to_channels_last
-from bit_ray.training.estimate import measure_speed, multiply_adds
+from bit_ray.training.device import peak_flops, to_channels_last
+from bit_ray.training.estimate import measure_speed, multiply_adds, training_flops
 from bit_ray.training.goodput import as_duration
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.parts import set_trainable
@@ -46,6 +46,32 @@ def make_plan(**changes):
 )
 def test_multiply_adds_are_those_of_the_published_networks(model, crop, giga):
     assert multiply_adds(model, crop) / 1e9 == pytest.approx(giga, rel=0.005)
+
+
+def test_a_training_step_counts_three_forward_passes_and_one_of_a_part_is_not_known():
+    plan = make_plan(model="R50x1", view=TrainView(crop="resize", crop_size=224))
+    assert training_flops(plan) / 1e9 == pytest.approx(3 * 2 * 4.09, rel=0.005)
+    assert training_flops(replace(plan, train="head")) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4),
+        ("NVIDIA H100 PCIe", torch.bfloat16, 756.4),
+        ("NVIDIA A100-SXM4-40GB", torch.float32, 156.0),
+        ("NVIDIA A10G", torch.bfloat16, 70.0),
+        ("NVIDIA A10", torch.bfloat16, 125.0),
+        ("Tesla V100-SXM2-16GB", torch.float32, 15.7),
+        ("Tesla T4", torch.bfloat16, 0.0),
+        ("GPU of tomorrow", torch.bfloat16, 0.0),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_name(monkeypatch, name, dtype, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)  # there is no GPU here
+    assert peak_flops(torch.device("cuda"), dtype, 0.0) == tflops * 1e12
+    assert peak_flops(torch.device("cuda"), dtype, 3.5) == 3.5e12
+    assert peak_flops(torch.device("cpu"), dtype, 0.0) == 0.0
 
 
 @pytest.mark.parametrize("changes", [{}, {"train": "head"}, {"mixup_alpha": 0.1, "loss": "sigmoid"}])
