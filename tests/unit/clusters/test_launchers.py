@@ -70,9 +70,10 @@ def our_problems(full: Config) -> list[str]:
         and min(k.get("priority", 0) for k in spot) > max(k.get("priority", 0) for k in others),
         "the head may be taken away": head not in spot,
         "tasks run on the head": head["resources"].get("CPU") == 0,
-        "nobody listens for spot notices": any("spot_notifier.py" in c for c in full["worker_start_ray_commands"]),
+        "nobody listens for spot notices": any(
+            "nohup python ~/bit_ray/spot_notifier.py" in c for c in full["worker_start_ray_commands"]
+        ),
         "no core is left to Ray": all(k["resources"]["CPU"] < 48 for k in spot + others),
-        "resources are whole numbers": all(isinstance(n, int) for k in kinds.values() for n in k["resources"].values()),
     }
     return [problem for problem, kept in rules.items() if not kept]
 
