@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -339,8 +339,13 @@ def read_record(
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write a file, completely or not at all, and make its parent directories."""
     files, path = filesystem(uri)
-    with explained(uri), renamed(uri, path) as target, files.open_output_stream(target) as stream:
-        stream.write(data)
+
+    def write() -> None:
+        with renamed(uri, path) as target, files.open_output_stream(target) as stream:
+            stream.write(data)
+
+    with explained(uri):
+        _wholly(uri, write, len(data))
 
 
 def write_json(uri: str | Path, data: Any) -> None:
@@ -351,8 +356,30 @@ def write_json(uri: str | Path, data: Any) -> None:
 def upload_file(local: str | Path, uri: str | Path) -> None:
     """Copy a local file to the URI, completely or not at all."""
     files, path = filesystem(uri)
-    with explained(uri), renamed(uri, path) as target:
-        pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+
+    def copy() -> None:
+        with renamed(uri, path) as target:
+            pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+
+    with explained(uri):
+        _wholly(uri, copy, os.stat(local).st_size)
+
+
+def _wholly(uri: str | Path, write: Callable[[], None], num_bytes: int) -> None:
+    """Write a file; to Google's store until it is there with its size.
+
+    Its uploads are resumed after an error, and one that was resumed wrongly ends without an error in an empty object.
+    """
+    if _scheme(str(uri)) != "gs":
+        return write()
+    files, path = filesystem(uri)
+
+    def attempt() -> None:
+        write()
+        if (found := files.get_file_info(path).size) != num_bytes:
+            raise OSError(f"{found} bytes are there, of {num_bytes} that were written")
+
+    return patiently(uri, attempt, patience_s=60.0)
 
 
 def download_file(uri: str | Path, local: str | Path) -> None:
@@ -450,11 +477,10 @@ def delete_directory(uri: str | Path) -> None:
         # Deleting file by file would leave an object that stands for the empty directory.
         if files.get_file_info(path).type == pafs.FileType.Directory:
             if _scheme(str(uri)) == "gs":
-                files.delete_dir_contents(path, missing_dir_ok=True)
-                with suppress(FileNotFoundError):  # pyarrow expects that object also where there never was one
-                    files.delete_dir(path)
-            else:
-                files.delete_dir(path)
+                files.delete_dir_contents(path, missing_dir_ok=True)  # the whole of a directory without that object
+                if files.get_file_info(path).type == pafs.FileType.NotFound:
+                    return
+            files.delete_dir(path)
 
 
 @contextmanager
@@ -506,13 +532,14 @@ def _explanation(uri: str | Path, error: Exception) -> str:
 
 def _googles_explanation(status: str, error: Exception) -> str:
     """Return what to do about a ``google::cloud::Status``, ``CODE: ... last message of WORDS error_info={...}``."""
-    message = re.sub(r"^.*last message of | error_info=.*", "", status)[:300]
+    message = re.sub(r"^.*last message of | error_info=.*", "", status)
+    message = message.rpartition("underlying error message was: ")[2][:300]
     if isinstance(error, FileNotFoundError):
         if "CreateResumableUpload" in status:  # nothing but the bucket has to be there
             return "no such bucket; create it or correct the name"
         return "no such file, directory or bucket; check the path"
     if _NO_TOKEN in status:
-        return _no_credentials(message.rpartition("error message was: ")[2])
+        return _no_credentials(message)
     if refusal := _refusal(error):
         return (
             f"refused by Google Cloud Storage ({refusal}); check GOOGLE_APPLICATION_CREDENTIALS and the roles of the "

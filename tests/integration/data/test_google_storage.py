@@ -144,7 +144,7 @@ HOLD = """
 import sys, uuid
 from bit_ray import claim
 from bit_ray.errors import ConfigError
-claim.BEAT_S, claim.STALE_S, claim.SETTLE_S = 0.3, 3.0, 3.0
+claim.BEAT_S, claim.STALE_S, claim.SETTLE_S = 0.3, 20.0, 3.0
 name = uuid.uuid4().hex
 claim._machine = lambda: name
 print("ready", flush=True)
