@@ -35,6 +35,16 @@ def kill_ray_processes(running: str, at_most: int | None = None) -> list[int]:
     return killed
 
 
+AUTHENTICATION = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///basic_auth.db
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+grant_default_workspace_access = false
+auth_cache_ttl_seconds = 60
+"""
+
+
 class MlflowServer:
     """One server that can be killed and started again on the same port and data.
 
@@ -57,7 +67,10 @@ class MlflowServer:
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         if self._admin_password:
-            command += ["--app-name", "basic-auth"]  # which keeps its users in the current directory
+            command += ["--app-name", "basic-auth"]
+            # As of MLflow's own file, but a password is hashed once in a while and not for every request.
+            (self.directory / "auth.ini").write_text(AUTHENTICATION)
+            environment["MLFLOW_AUTH_CONFIG_PATH"] = str(self.directory / "auth.ini")
             environment["MLFLOW_AUTH_ADMIN_PASSWORD"] = self._admin_password
             environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex()
         with open(self.directory / "server.log", "ab") as log:

@@ -122,7 +122,6 @@ def test_a_wrong_or_missing_password_is_told_in_one_line(
     user: str,
     password: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     log_in(monkeypatch, user, password)
     calls: list[Callable[[], Any]] = [
@@ -138,6 +137,12 @@ def test_a_wrong_or_missing_password_is_told_in_one_line(
         with pytest.raises(TrackingError) as caught:
             call()
         assert str(caught.value) == expected
+
+
+def test_a_command_without_a_password_ends_with_one_line(
+    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_in(monkeypatch, "trainer", "PLANTED-wrong")
     assert main(["models", "list", "--tracking.uri", server.uri]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
