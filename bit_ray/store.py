@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,9 @@ _GIVE_KEYS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
 }
+_METADATA_HOST = "metadata.google.internal"
+"""Name of what gives machines in Google's cloud their credentials; it is known nowhere else."""
+_VARIABLES = ("AWS_", "GOOGLE_", "CLOUD_STORAGE_")
 _NUM_THREADS = 32
 _COPY_BYTES = 16 * 2**20
 T = TypeVar("T")
@@ -63,9 +67,11 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """Return the file system that serves the URI, and the path inside it.
 
     An S3 endpoint comes from ``AWS_ENDPOINT_URL`` or from the URI (``s3://bucket/key?endpoint_override=host:port``).
+    A public Google bucket is read without credentials as ``gs://anonymous@bucket/path``.
 
     Raises:
         DataError: the scheme is not one of file, s3 and gs, the bucket is not named, or there is a key in the URI.
+        StoreError: there are no credentials for Google's store.
     """
     text = str(uri)
     check_uri(text)
@@ -83,7 +89,7 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     elif "retry_limit_seconds" not in query:
         query = "&".join(filter(None, (query, "retry_limit_seconds=60")))  # the library's own limit is 15 minutes
-    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "STORAGE_"))))
+    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_VARIABLES)))
     with explained(text):
         return _remote(scheme, path.split("/", 1)[0], query, environment), path.removeprefix(_PUBLIC)
 
@@ -122,8 +128,28 @@ def _endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
+def _check_google_credentials(bucket: str) -> None:
+    """Refuse to look for credentials where there are none, which takes Google's library a minute."""
+    own = os.path.expanduser("~/.config/gcloud/application_default_credentials.json")  # of `gcloud auth`
+    if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or os.path.exists(own):
+        return
+    try:
+        socket.getaddrinfo(os.environ.get("GCE_METADATA_ROOT") or _METADATA_HOST, 80)
+    except OSError:
+        raise StoreError(f"gs://{bucket}: {_no_credentials('none are given')}") from None
+
+
+def _no_credentials(why: str) -> str:
+    return (
+        f"no credentials for Google Cloud Storage ({why}); set GOOGLE_APPLICATION_CREDENTIALS to a key file, "
+        "run `gcloud auth application-default login`, or write 'anonymous@' before the name of a public bucket"
+    )
+
+
 @lru_cache(maxsize=64)
 def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
+    if scheme == "gs" and not authority.startswith(_PUBLIC):
+        _check_google_credentials(authority)
     # Only the bucket goes through the URL parser: keys may have spaces and percent signs.
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
@@ -200,12 +226,24 @@ def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
     files, path = filesystem(uri)
     check_file(uri)
 
+    def check(size: int) -> None:
+        if max_bytes is not None and size > max_bytes:
+            raise UnfitFileError(uri, f"{size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
+
     def read() -> bytes:
-        with files.open_input_file(path) as stream:
-            size = stream.size()
-            if max_bytes is not None and size > max_bytes:
-                raise UnfitFileError(uri, f"{size:,} bytes; accepted: at most {max_bytes:,}; correct the file")
-            return bytes(read_range(stream, 0, size))
+        if _scheme(str(uri)) == "gs":
+            # pyarrow asks for the whole object, with Python's lock held, when the size of an open one is asked for.
+            size = files.get_file_info(path).size
+            if size is not None:
+                check(size)
+            with files.open_input_stream(path) as stream:
+                data = bytes(stream.read())
+            if len(data) != size:
+                raise OSError(f"{len(data)} bytes came, of {size}")
+            return data
+        with files.open_input_file(path) as file:
+            check(file.size())
+            return bytes(read_range(file, 0, file.size()))
 
     with explained(uri):
         return patiently(uri, read, patience_s=5.0)
@@ -235,7 +273,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
 
     Args:
         uri: What is read, for messages.
-        attempt: Reads; exceptions other than OSError are not retried.
+        attempt: Reads; exceptions that are not the store's are not retried.
         patience_s: Seconds after which no new attempt starts; by default PATIENCE_S. A local file has one attempt.
 
     Raises:
@@ -250,12 +288,14 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             return attempt()
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
+            if not _is_of_the_store(error):
+                raise
             pause = random.uniform(longest / 2, longest)
             elapsed = time.monotonic() - start
             if is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
                 tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
-                raise StoreError(f"{uri}: {_explanation(error)}{tried}") from error
+                raise StoreError(f"{uri}: {_explanation(uri, error)}{tried}") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
         time.sleep(pause)
 
@@ -299,8 +339,13 @@ def read_record(
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write a file, completely or not at all, and make its parent directories."""
     files, path = filesystem(uri)
-    with explained(uri), renamed(uri, path) as target, files.open_output_stream(target) as stream:
-        stream.write(data)
+
+    def write() -> None:
+        with renamed(uri, path) as target, files.open_output_stream(target) as stream:
+            stream.write(data)
+
+    with explained(uri):
+        _wholly(uri, write, len(data))
 
 
 def write_json(uri: str | Path, data: Any) -> None:
@@ -311,8 +356,30 @@ def write_json(uri: str | Path, data: Any) -> None:
 def upload_file(local: str | Path, uri: str | Path) -> None:
     """Copy a local file to the URI, completely or not at all."""
     files, path = filesystem(uri)
-    with explained(uri), renamed(uri, path) as target:
-        pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+
+    def copy() -> None:
+        with renamed(uri, path) as target:
+            pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+
+    with explained(uri):
+        _wholly(uri, copy, os.stat(local).st_size)
+
+
+def _wholly(uri: str | Path, write: Callable[[], None], num_bytes: int) -> None:
+    """Write a file; to Google's store until it is there with its size.
+
+    Its uploads are resumed after an error, and one that was resumed wrongly ends without an error in an empty object.
+    """
+    if _scheme(str(uri)) != "gs":
+        return write()
+    files, path = filesystem(uri)
+
+    def attempt() -> None:
+        write()
+        if (found := files.get_file_info(path).size) != num_bytes:
+            raise OSError(f"{found} bytes are there, of {num_bytes} that were written")
+
+    return patiently(uri, attempt, patience_s=60.0)
 
 
 def download_file(uri: str | Path, local: str | Path) -> None:
@@ -358,18 +425,23 @@ def list_tree(uri: str | Path, *, recursive: bool = True) -> tuple[list[tuple[st
         DataError: a name that is not UTF-8.
     """
     files, path = filesystem(uri)
+    flat = _scheme(str(uri)) == "gs"  # pyarrow lists Google's objects, all of them, and no directories
     with explained(uri):
-        infos = files.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        infos = files.get_file_info(pafs.FileSelector(path, recursive=recursive or flat, allow_not_found=True))
     try:
         found = [(info.path[len(path) :].strip("/"), info) for info in infos]
     except UnicodeDecodeError as error:
         name = os.fsdecode(error.object)
         raise DataError(f"{name}: the name is not UTF-8; accepted: names in UTF-8; rename it") from None
     is_file = (pafs.FileType.File, pafs.FileType.Unknown)
-    return (
-        sorted((name, int(info.size or 0)) for name, info in found if info.type in is_file),
-        sorted(name for name, info in found if info.type == pafs.FileType.Directory and name),
-    )
+    sizes = [(name, int(info.size or 0)) for name, info in found if info.type in is_file]
+    directories = {name for name, info in found if info.type == pafs.FileType.Directory and name}
+    if flat:
+        directories |= {name[: slash.start()] for name, _ in found for slash in re.finditer("/", name)}
+        if not recursive:
+            sizes = [(name, size) for name, size in sizes if "/" not in name]
+            directories = {name for name in directories if "/" not in name}
+    return sorted(sizes), sorted(directories)
 
 
 def file_sizes(uris: Iterable[str]) -> list[int | None]:
@@ -404,6 +476,10 @@ def delete_directory(uri: str | Path) -> None:
     with explained(uri):
         # Deleting file by file would leave an object that stands for the empty directory.
         if files.get_file_info(path).type == pafs.FileType.Directory:
+            if _scheme(str(uri)) == "gs":
+                files.delete_dir_contents(path, missing_dir_ok=True)  # the whole of a directory without that object
+                if files.get_file_info(path).type == pafs.FileType.NotFound:
+                    return
             files.delete_dir(path)
 
 
@@ -415,14 +491,24 @@ def explained(uri: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise StoreError(f"{uri}: {_explanation(error)}") from error
-    except ValueError as error:  # pyarrow's ArrowInvalid: a malformed URI, an empty key
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if _is_of_the_store(error):
+            raise StoreError(f"{uri}: {_explanation(uri, error)}") from error
+        if not isinstance(error, ValueError):
+            raise
+        # pyarrow's ArrowInvalid: a malformed URI, an empty key
         raise DataError(f"{uri}: {' '.join(str(error).split())}; correct the path") from error
 
 
-def _explanation(error: OSError) -> str:
+def _is_of_the_store(error: Exception) -> bool:
+    """Return whether a store or disk has failed; for Google's, pyarrow raises whatever the status resembles."""
+    return isinstance(error, OSError) or "google::cloud::Status" in str(error)
+
+
+def _explanation(uri: str | Path, error: Exception) -> str:
     text = " ".join(str(error).split())
+    if google := re.search(r"google::cloud::Status\((.*)", text):
+        return _googles_explanation(google[1], error)
     endpoint = _endpoint() or "the store"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         return "no such bucket; create it or correct the name"
@@ -444,7 +530,27 @@ def _explanation(error: OSError) -> str:
     return f"cannot be read or written ({text})"
 
 
-def _refusal(error: OSError) -> str | None:
+def _googles_explanation(status: str, error: Exception) -> str:
+    """Return what to do about a ``google::cloud::Status``, ``CODE: ... last message of WORDS error_info={...}``."""
+    message = re.sub(r"^.*last message of | error_info=.*", "", status)
+    message = message.rpartition("underlying error message was: ")[2][:300]
+    if isinstance(error, FileNotFoundError):
+        if "CreateResumableUpload" in status:  # nothing but the bucket has to be there
+            return "no such bucket; create it or correct the name"
+        return "no such file, directory or bucket; check the path"
+    if _NO_TOKEN in status:
+        return _no_credentials(message)
+    if refusal := _refusal(error):
+        return (
+            f"refused by Google Cloud Storage ({refusal}); check GOOGLE_APPLICATION_CREDENTIALS and the roles of the "
+            "account, renew expired credentials, and start again: a run continues where it stopped"
+        )
+    if re.search(r"CURL error \[(5|6|7|28|35)\]", message):
+        return f"Google Cloud Storage cannot be reached ({message}); check the network"
+    return f"Google Cloud Storage fails again and again ({message}); wait until it works, and start again"
+
+
+def _refusal(error: Exception) -> str | None:
     """Return the words of the store's refusal, or None: a permanent failure, unlike 408, 429 and 5xx."""
     text = str(error)
     named = _REFUSALS.search(text)
@@ -455,10 +561,12 @@ def _refusal(error: OSError) -> str | None:
     return named[0] if named else f"HTTP status {status[1]}" if status else None
 
 
+_NO_TOKEN = "Could not create a OAuth2 access token"
 _REFUSALS = re.compile(
     "ExpiredToken|EXPIRED_TOKEN|TokenRefreshRequired|InvalidToken|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED"
     "|RequestTimeTooSkewed|ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|INVALID_ACCESS_KEY_ID"
     "|INVALID_CLIENT_TOKEN_ID|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION_TOKEN|PERMISSION_DENIED|UNAUTHENTICATED"
+    f"|{_NO_TOKEN}"
 )
 
 

@@ -5,7 +5,8 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from faulty_s3 import FaultyS3
+from faulty_s3 import FaultyGoogle, FaultyS3
+from gs_server import GoogleBucket, GoogleServer
 from s3_server import ACCESS_KEY, SECRET_KEY, Bucket, S3Server
 from servers import mlflow_server  # noqa: F401  # a fixture
 
@@ -40,6 +41,35 @@ def faulty_s3(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]
     proxy = FaultyS3(s3.endpoint)
     proxy.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def google_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleServer]:
+    server = GoogleServer(tmp_path_factory.mktemp("gs"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gs(google_server: GoogleServer, monkeypatch: pytest.MonkeyPatch) -> GoogleBucket:
+    """A fresh, empty bucket in an emulator of Google's store; the variables of this process point at it."""
+    bucket = GoogleBucket(f"test-{uuid.uuid4().hex[:16]}", google_server)
+    google_server.request("POST", "b?project=tests", {"name": bucket.bucket})
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(claim, "SETTLE_S", 0.1)
+    return bucket
+
+
+@pytest.fixture
+def faulty_gs(gs: GoogleBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGoogle]:
+    """The same proxy before the emulator, at first without faults."""
+    proxy = FaultyGoogle(gs.server.endpoint)
+    proxy.start()
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", proxy.endpoint)
     yield proxy
     proxy.stop()
 

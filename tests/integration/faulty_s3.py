@@ -1,9 +1,11 @@
 """A proxy on loopback in front of a real S3 server that makes its answers go wrong, as those of a busy store do.
 
-Signatures stay valid: the Host header goes on as the client signed it. Which request goes wrong is drawn by a seed.
+It knows nothing of S3 but the texts of its errors, and stands before the emulator of Google's store as well. Signatures
+stay valid: the Host header goes on as the client signed it. Which request goes wrong is drawn by a seed.
 """
 
 import asyncio
+import multiprocessing
 import random
 import socket
 import struct
@@ -11,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from multiprocessing.managers import BaseManager
 from typing import NamedTuple
 
 import aiohttp
@@ -87,6 +90,14 @@ class FaultyS3:
     def forget(self) -> None:
         """Count from zero."""
         self.counts, self.gets = Counter(), []
+
+    def set(self, name: str, value: object) -> None:
+        """Set an attribute, from another process."""
+        setattr(self, name, value)
+
+    def get(self, name: str) -> object:
+        """Return an attribute, to another process."""
+        return getattr(self, name)
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -188,6 +199,39 @@ class FaultyS3:
             if request.method == "GET" and answer.status in (200, 206) and fault in (None, "stall"):
                 self.gets.append(Get(request.path, request.headers.get("Range", ""), num_bytes))
         return response
+
+
+class Remote(BaseManager):
+    """A process for a `FaultyS3`: pyarrow opens files of Google's store with this process's lock held."""
+
+
+Remote.register("FaultyS3", FaultyS3, exposed=("start", "stop", "forget", "set", "get"))
+
+
+class FaultyGoogle:
+    """The same proxy in a process of its own."""
+
+    def __init__(self, upstream: str) -> None:
+        self._remote = Remote(ctx=multiprocessing.get_context("spawn"))
+        self._remote.start()
+        self._proxy = self._remote.FaultyS3(upstream)  # type: ignore[attr-defined]
+
+    def start(self) -> None:
+        self._proxy.start()
+        self.endpoint = str(self._proxy.get("endpoint"))
+
+    def stop(self) -> None:
+        self._proxy.stop()
+        self._remote.shutdown()
+
+    def fail(self, faults: Faults) -> None:
+        """Make answers go wrong from now on, and count from zero."""
+        self._proxy.forget()
+        self._proxy.set("faults", faults)
+
+    @property
+    def counts(self) -> Counter[str]:
+        return self._proxy.get("counts")
 
 
 ERRORS = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -34,11 +35,25 @@ def kill_ray_processes(running: str, at_most: int | None = None) -> list[int]:
     return killed
 
 
-class MlflowServer:
-    """One server that can be killed and started again on the same port and data."""
+AUTHENTICATION = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///basic_auth.db
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+grant_default_workspace_access = false
+auth_cache_ttl_seconds = 60
+"""
 
-    def __init__(self, directory: Path):
+
+class MlflowServer:
+    """One server that can be killed and started again on the same port and data.
+
+    With an ``admin_password`` it wants to know who asks, and knows the user ``admin``.
+    """
+
+    def __init__(self, directory: Path, admin_password: str = ""):
         self.directory = directory
+        self._admin_password = admin_password
         self.artifacts = directory / "artifacts"
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -51,6 +66,13 @@ class MlflowServer:
         command += ["--artifacts-destination", str(self.artifacts)]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environment.pop("MLFLOW_TRACKING_URI", None)
+        if self._admin_password:
+            command += ["--app-name", "basic-auth"]
+            # As of MLflow's own file, but a password is hashed once in a while and not for every request.
+            (self.directory / "auth.ini").write_text(AUTHENTICATION)
+            environment["MLFLOW_AUTH_CONFIG_PATH"] = str(self.directory / "auth.ini")
+            environment["MLFLOW_AUTH_ADMIN_PASSWORD"] = self._admin_password
+            environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex()
         with open(self.directory / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=self.directory, start_new_session=True

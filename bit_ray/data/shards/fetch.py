@@ -1,7 +1,8 @@
 """Row groups of shards: from local files, or from an object store with few requests each and with retries.
 
 The first row group that a process reads from a shard in a store costs three requests (size, footer, row group), each
-other one costs one.
+other one costs one. On Google's store the first costs four: pyarrow begins to read the whole object when it is asked
+whether a file is open, and holds Python's lock until the first bytes come.
 """
 
 import os
