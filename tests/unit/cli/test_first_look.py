@@ -1,5 +1,6 @@
 """A path or a name that is wrong is said before PyTorch, Ray or MLflow is imported."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ class Refused:
 sys.meta_path.insert(0, Refused())
 from bit_ray.cli.main import main
 for line in sys.stdin:
-    print(main(line.split()), flush=True)
+    print("status", main(line.split()), flush=True)
 """
 
 WRONG = {
@@ -64,7 +65,7 @@ def answers(tmp_path_factory) -> dict[str, tuple[str, str]]:
         timeout=120,
         check=False,
     )
-    statuses, errors = done.stdout.split(), done.stderr.splitlines()
+    statuses, errors = re.findall(r"^status (.*)$", done.stdout, re.MULTILINE), done.stderr.splitlines()
     assert done.returncode == 0, done.stderr
     return dict(zip(WRONG, zip(statuses, errors, strict=True), strict=True))
 

@@ -72,7 +72,6 @@ MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cluster.tasks",
     "bit_ray.data.shards.verify",
     "bit_ray.data.shards.write",
-    "bit_ray.demo.serve",
     "bit_ray.evaluation.probe",
     "bit_ray.evaluation.rank",
     "bit_ray.inference.features",

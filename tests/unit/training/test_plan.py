@@ -208,9 +208,9 @@ def test_numbers_of_workers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"checkpoint_every_s": -1.0}, "checkpoint_every_s: -1.0; accepted: at least 0 seconds; raise it"),
+        ({"checkpoint_every_s": -1.0}, "checkpoint_every_s: -1.0; accepted: at least 0 seconds; correct it"),
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps: 0; accepted: a whole number of at least 1; raise it"),
-        ({"grow_after_s": -0.5}, "grow_after_s: -0.5; accepted: at least 0 seconds; raise it"),
+        ({"grow_after_s": -0.5}, "grow_after_s: -0.5; accepted: at least 0 seconds; correct it"),
         ({"stalled_after_s": 0.0}, "stalled_after_s: 0.0; accepted: more than 0, and at most give_up_after_s, 600; "),
         ({"give_up_after_s": 60.0}, "stalled_after_s: 120.0; accepted: more than 0, and at most give_up_after_s, 60; "),
     ],
