@@ -119,6 +119,10 @@ class LeftOut:
     images: tuple[str, ...] = ()
     """Ids of its images in slot order; empty if they could not be read."""
 
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ConfigError.of("step", self.step, "a whole number of at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOutRecord:
@@ -135,6 +139,10 @@ class BestCheckpoint:
     metric: str
     step: int
     value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ConfigError.of("value", self.value, "a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)

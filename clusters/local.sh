@@ -23,7 +23,7 @@
 #   CLUSTER_NOTICE_S     with --autoscaling: seconds from a node's notice to its end (default 30)
 #   PYTHON               the Python that has Ray (default .venv/bin/python of this checkout if there, else python3)
 #
-# Workers inherit the environment of `up`: set AWS_* and the like before it, or pass them to the job in --runtime-env-json.
+# Workers inherit the environment of `up`: set AWS_* and the like before it.
 set -euo pipefail
 
 HOST=127.0.0.1 # of the dashboard and the job server

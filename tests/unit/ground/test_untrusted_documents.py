@@ -4,6 +4,7 @@ Another kind of document is one more line in `DOCUMENTS`.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bit_ray.cli.status import _lines
 from bit_ray.config import MAX_DOCUMENT_BYTES, to_dict
 from bit_ray.data.images.views import TrainView
 from bit_ray.data.shards.manifest import Manifest, read_manifest
@@ -20,7 +22,8 @@ from bit_ray.data.stream.order import Order
 from bit_ray.errors import BitRayError
 from bit_ray.evaluation.subsets import load_subset
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.run_folder import RunFolder
+from bit_ray.run_folder import BestCheckpoint, RunFolder
+from bit_ray.store import read_record
 from bit_ray.studies.vtab_scores import TaskScore, load_score
 from bit_ray.tracking.reference import ModelReference, parse_reference
 from bit_ray.training.checkpoint.state import Position, read_checkpoint_record
@@ -177,6 +180,13 @@ ATTEMPT = {
 }  # fmt: skip
 
 
+NOW = {
+    "unix_s": 1.7e9, "step": 9, "num_steps": 20, "attempt": 1, "num_workers": 2, "num_workers_wanted": 4,
+    "goodput": 0.8, "still_s": 1.5, "checkpoint_age_s": 60.0, "metrics": {"train/loss": 2.5},
+    "workers": [{"rank": 1, "host": "10.0.0.7", "step": 9, "phase": "computing", "seconds": 0.5}],
+}  # fmt: skip
+
+
 def read_score(folder: Path) -> TaskScore | None:
     return load_score(str(folder / "svhn.json"), "d")
 
@@ -201,6 +211,21 @@ DOCUMENTS = {
         {"seconds": 60.0, "low": 50.0, "high": 80.0, "source": "its first 40 steps"},
         as_file("planned.json", lambda folder: RunFolder(str(folder)).planned()),
         lambda planned: 0 < planned.low <= planned.high,
+    ),
+    "left_out.json": Document(
+        {"batches": [{"step": 9, "why": "the loss was 9.1", "went_back": False, "images": ["a.png"]}]},
+        as_file("left_out.json", lambda folder: RunFolder(str(folder)).left_out()),
+        lambda batches: all(batch.step >= 0 for batch in batches),
+    ),
+    "best.json": Document(
+        {"metric": "ridge_5_shot", "step": 9, "value": 0.5},
+        as_file("best.json", lambda folder: read_record(BestCheckpoint, folder / "best.json")),
+        lambda best: math.isfinite(best.value),
+    ),
+    "now.json": Document(
+        NOW,
+        as_file("now.json", lambda folder: RunFolder(str(folder)).where()),
+        lambda now: isinstance(_lines(now), list),
     ),
     "training.json": Document(
         TRAINING, as_file("training.json", read_checkpoint_record), lambda record: isinstance(record.progress, Position)
