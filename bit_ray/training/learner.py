@@ -3,6 +3,7 @@
 All training uses it: a Ray Train worker, training in memory, a replay, an estimate of the time.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -80,7 +81,9 @@ class Learner:
         wrapped: nn.Module = self.model
         if distributed:
             # Running statistics are the same on all workers, by `bit_ray.models.batch_norm.update_running`.
-            wrapped = DistributedDataParallel(wrapped, gradient_as_bucket_view=True, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of a new name that PyTorch 2.11 does not know
+                wrapped = DistributedDataParallel(wrapped, gradient_as_bucket_view=True, broadcast_buffers=False)
             for tensor in (*self.model.buffers(), *initial_weights(self.model, self.optimizer).values()):
                 dist.broadcast(tensor, src=0)
         if compile:

@@ -407,7 +407,7 @@ def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the
 ) -> None:
     proxy = Proxy(int(cluster["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]))
     address = f"http://127.0.0.1:{proxy.port}"
-    arguments = ["submit", str(count_job), "--no-preflight", "--address", address, "--", "--to", "160", "--status", "7"]
+    arguments = ["submit", str(count_job), "--no-preflight", "--address", address, "--", "--to", "400", "--status", "7"]
     process = started(cluster, *arguments)
     try:
         out = read_until(process, lambda text: "number 20 " in text)
@@ -423,7 +423,7 @@ def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the
         process.kill()
         proxy.close()
     assert process.returncode == 7, out
-    assert re.findall(r"number (\d+) é", out) == [str(number) for number in range(160)]
+    assert re.findall(r"number (\d+) é", out) == [str(number) for number in range(400)]
     assert proxy.num_cut >= 4
     assert "the job goes on, trying again" in out
 

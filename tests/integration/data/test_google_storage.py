@@ -114,7 +114,7 @@ def stream(shards, cache):
         stop_step=NUM_STEPS,
         seed=3,
         shuffle=Shuffle(num_lanes=5, lane_window=20, full_up_to=1),
-        view=TrainView(crop="inception", crop_size=24),
+        view=TrainView(crop="inception", crop_size=32),
         cache=CacheConfig(directory=str(cache)),
     )
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = str(ROOT / "clusters" / "local.sh")
-STEPS, IDLE_S = 250, 15
+STEPS, IDLE_S = 120, 15
 # One node of each type, so that two workers need both. Nothing asks for the GPU: torch would find none.
 TYPES = {
     "  spot:": "  gpu:\n    resources: {GPU: 4}\n    max_workers: 2\n    node_config: {}\n  spot:",
@@ -174,7 +174,7 @@ def test_nodes_come_for_a_run_are_replaced_when_taken_away_and_go_after_it(
     assert cluster.run("reclaim", "node2-spot") == "node2-spot has been given notice\n"
     wait(lambda: cluster.started() == {"node1-on-demand", "node3-spot"}, 120)
     wait(lambda: trains(2), 120)
-    wait_until(ended, log, 300)
+    wait_until(ended, log, 400)
     done = time.monotonic()
     assert cluster.ask("/api/jobs/scaled")["status"] == "SUCCEEDED", log()
     wait_until(lambda: not cluster.nodes() and not cluster.started(), log, IDLE_S + 60)
