@@ -288,7 +288,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             return attempt()
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             if not _is_of_the_store(error):
                 raise
             pause = random.uniform(longest / 2, longest)
@@ -501,8 +501,11 @@ def explained(uri: str | Path) -> Iterator[None]:
 
 
 def _is_of_the_store(error: Exception) -> bool:
-    """Return whether a store or disk has failed; for Google's, pyarrow raises whatever the status resembles."""
-    return isinstance(error, OSError) or "google::cloud::Status" in str(error)
+    """Return whether a store or disk has failed.
+
+    For Google's, pyarrow raises whatever the status resembles, and calls a file closed that it could not read.
+    """
+    return isinstance(error, OSError) or any(sign in str(error) for sign in _GOOGLES_FAILURES)
 
 
 def _explanation(uri: str | Path, error: Exception) -> str:
@@ -561,6 +564,7 @@ def _refusal(error: Exception) -> str | None:
     return named[0] if named else f"HTTP status {status[1]}" if status else None
 
 
+_GOOGLES_FAILURES = ("google::cloud::Status", "I/O operation on closed file")
 _NO_TOKEN = "Could not create a OAuth2 access token"
 _REFUSALS = re.compile(
     "ExpiredToken|EXPIRED_TOKEN|TokenRefreshRequired|InvalidToken|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED"
