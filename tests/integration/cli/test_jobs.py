@@ -95,7 +95,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(job: Callable[..., tuple[i
     status, out, err = job(
         "pretrain_jft", "--name", "dry", "--shards", "glyphs", "--recipe.warmup-steps", "1", "--dry-run"
     )
-    assert (status, out) == (2, "")
+    assert (status, out) == (2, "pretrain on glyphs (150 images)\n")
     assert err.startswith(
         "error: --recipe.warmup-steps: 1; accepted: 0 to 0, because 40 epochs of 150 images are 1 steps of 4096; lower "
     )
