@@ -1,6 +1,7 @@
 """Every bad input, through the `bit-ray` command: status 2, one line that says what to do, nothing half-done left."""
 
 import json
+import re
 import shutil
 import struct
 import subprocess
