@@ -5,6 +5,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.progress import console
 from bit_ray.tracking.address import registry_uri, tracking_uri
 from bit_ray.tracking.config import RegistryConfig, TrackingConfig
+from bit_ray.uris import shown
 from bit_ray.weights.location import check_there
 
 
@@ -38,4 +39,4 @@ def look(
     elif weights:
         check_there(weights)
     if not quiet:
-        console.print(", ".join(words).replace(", on ", " on "))
+        console.print(shown(", ".join(words).replace(", on ", " on ")))

@@ -146,7 +146,7 @@ def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(
                 with suppress(psutil.NoSuchProcess):  # Ray's processes end with the program
                     process.kill()
             psutil.wait_procs(family, timeout=30)
-    assert out == ""
+    assert out == f"pretrain on {made}/shards (200 images)\n"
     assert re.fullmatch(
         rf"error: --name: {tmp_path}/x is being run by PID {first.pid} of \S+ on \S+ since \S+ \S+ \S+ "
         rf"\(main\.py pretrain --config {tmp_path}/config\.json\); wait for it, stop it, or choose another name\n",
