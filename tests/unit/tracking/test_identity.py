@@ -36,7 +36,7 @@ def test_a_work_tree_gives_the_commit_and_says_when_it_was_changed(tmp_path: Pat
     (tmp_path / ".git" / "info" / "exclude").write_text("__pycache__\n")
     (tmp_path / "results.txt").write_text("beside the package")
     assert revision(tmp_path) == commit
-    (tmp_path / "bit_ray" / "errors.py").write_text("# new\n")
+    (tmp_path / "bit_ray" / "progress.py").write_text("# new\n")
     assert revision(tmp_path) == f"{commit}-dirty"
 
 
@@ -45,7 +45,7 @@ def test_without_git_the_revision_follows_the_source(tmp_path: Path):
     before = revision(tmp_path)
     assert before.startswith(f"{bit_ray.__version__}+src.")
     assert revision(tmp_path) == before
-    (tmp_path / "bit_ray" / "errors.py").write_text("# new\n")
+    (tmp_path / "bit_ray" / "progress.py").write_text("# new\n")
     assert revision(tmp_path) != before
 
 
