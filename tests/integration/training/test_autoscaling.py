@@ -70,7 +70,8 @@ class LocalCluster:
         """Names of the nodes that are in the cluster, without the head."""
         names = {f"127.0.0.{int(name.removeprefix('node').partition('-')[0]) + 2}": name for name in self.started()}
         summary = self.ask("/nodes?view=summary")["data"]["summary"]
-        alive = {node["ip"] for node in summary if node["raylet"].get("state") == "ALIVE"}
+        # A node that has just come has no address yet.
+        alive = {node.get("ip") for node in summary if node.get("raylet", {}).get("state") == "ALIVE"}
         return {names[address] for address in alive & names.keys()}
 
     def started(self) -> set[str]:
