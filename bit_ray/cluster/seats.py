@@ -6,6 +6,7 @@ All that this project asks Ray about nodes and groups by private names stands he
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import ray
 from ray._raylet import PlacementGroupID
@@ -66,3 +67,14 @@ def nodes_leaving() -> dict[str, float]:
         return {}
     now = time.time()
     return {node: deadline / 1000 - now if deadline else float("inf") for node, deadline in draining.items()}
+
+
+def keep_statistics_here() -> None:
+    """Have Ray Data's actor of statistics on this node, for good.
+
+    Where the first worker that reads starts it, its node never counts as idle, and an autoscaler keeps it.
+    """
+    with suppress(Exception):  # private
+        from ray.data._internal.stats import get_or_create_stats_actor
+
+        get_or_create_stats_actor()
