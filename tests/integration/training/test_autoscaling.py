@@ -179,8 +179,7 @@ def test_nodes_come_for_a_run_are_replaced_when_taken_away_and_go_after_it(
     wait_until(ended, log, 400)
     done = time.monotonic()
     assert cluster.ask("/api/jobs/scaled")["status"] == "SUCCEEDED", log()
-    # Ray Train keeps the demand of a run that has ended for up to three minutes.
-    wait_until(lambda: not cluster.nodes() and not cluster.started(), log, IDLE_S + 240)
+    wait_until(lambda: not cluster.nodes() and not cluster.started(), log, IDLE_S + 60)
     down_s = time.monotonic() - done
     print(f"{up_s:.0f} s from the demand to both nodes, {down_s:.0f} s from its end to none")
 
