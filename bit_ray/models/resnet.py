@@ -131,7 +131,8 @@ class PlainConv2d(nn.Conv2d):
         sets the effective learning rate (gradients scale with 1/std). The paper does not give it; flax, which the
         authors used, draws over the fan-in as well.
         """
-        nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
+        if not self.weight.is_meta:  # only shapes are asked for; drawing there imports torch._dynamo, three seconds
+            nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
 
 
 class StdConv2d(PlainConv2d):

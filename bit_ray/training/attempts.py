@@ -19,8 +19,6 @@ from typing import Any, Literal
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from bit_ray import log_lines, store
 from bit_ray.cluster.seats import Seats, free_group, nodes_alive, nodes_leaving
@@ -32,6 +30,7 @@ from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord, LeftOut, N
 from bit_ray.tracking.registry import registered_packages
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
+from bit_ray.training.group import Fit, Trainer
 from bit_ray.training.healing import step_to_go_back_to
 from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
 from bit_ray.training.reports import Listener
@@ -82,6 +81,7 @@ class Attempts:
             BitRayError: Anything the user can fix.
         """
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `_watch` looks for nodes that leave
+        os.environ["RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"] = "0"  # it would configure this process's logging
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
         with self._signals_heard():
@@ -115,7 +115,7 @@ class Attempts:
         nodes = nodes_alive()
         left_out = self._folder.left_out()
         worker = replace(self._worker, attempt=attempt.number, first_step=first_step, left_out=left_out)
-        fit = _Fit(worker, self._trainer(num_workers))
+        fit = Fit(worker, self._trainer(num_workers))
         fit.start()
         try:
             first_seen, asked, seen = self._watch(fit, attempt, began)
@@ -175,7 +175,7 @@ class Attempts:
     def _trainer(self, num_workers: int) -> Callable[[WorkerConfig], TorchTrainer]:
         filesystem, path = store.filesystem(store.join(self._storage, self._name))
         use_gpu = self._workers.use_gpu
-        return lambda worker: _Trainer(
+        return lambda worker: Trainer(
             train_worker,
             train_loop_config={"worker": worker},
             torch_config=RecordedTorchConfig(timeout_s=int(self._runtime.give_up_after_s)),
@@ -190,12 +190,11 @@ class Attempts:
                 name=".ray",  # only its check that all nodes reach the storage is used
                 storage_path=path,
                 storage_filesystem=filesystem,
-                # Our own lines say the same in fewer words.
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
         )
 
-    def _watch(self, fit: "_Fit", attempt: Attempt, began: float) -> tuple[float, str, int]:
+    def _watch(self, fit: Fit, attempt: Attempt, began: float) -> tuple[float, str, int]:
         """Wait for the group's end, and ask it to leave where that is better.
 
         Args:
@@ -452,34 +451,6 @@ class _Growth:
     def end(self) -> None:
         if self._seats is not None:
             self._seats.release()
-
-
-class _Fit(threading.Thread):
-    """Runs Ray Train's trainer; the main thread stays free to watch and to hear signals."""
-
-    def __init__(self, worker: WorkerConfig, trainer: Callable[[WorkerConfig], TorchTrainer]) -> None:
-        super().__init__(name="fit", daemon=True)
-        self.error: BaseException | None = None
-        self.began = time.monotonic()
-        self._worker, self._trainer = worker, trainer
-
-    def run(self) -> None:
-        try:
-            self._trainer(self._worker).fit()
-        except BaseException as error:
-            self.error = error
-
-
-class _Trainer(TorchTrainer):
-    """Ray's trainer without the two actors of each start that a run of ours has no use for.
-
-    One hands out data sets, and workers have their own stream. The other frees placement groups, which the run does by
-    their recorded id: Ray's asks the dashboard, which a local cluster does not have.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
 
 
 def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:

@@ -1,0 +1,114 @@
+"""One group of Ray Train workers, started and watched from this process."""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train import Result
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.logging.logging import LoggingManager
+
+from bit_ray.training.worker import WorkerConfig
+
+
+class Fit(threading.Thread):
+    """Runs Ray Train's trainer; the main thread stays free to watch and to hear signals."""
+
+    def __init__(self, worker: WorkerConfig, trainer: Callable[[WorkerConfig], TorchTrainer]) -> None:
+        super().__init__(name="fit", daemon=True)
+        self.error: BaseException | None = None
+        self.began = time.monotonic()
+        self._worker, self._trainer = worker, trainer
+
+    def run(self) -> None:
+        """Train to the end of the group, and keep the error that ended it."""
+        try:
+            self._trainer(self._worker).fit()
+        except BaseException as error:
+            self.error = error
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer without the three processes of each start that a run of ours has no use for.
+
+    One hands out data sets, and workers have their own stream. One frees placement groups, which the run does by their
+    recorded id: Ray's asks the dashboard, which a local cluster does not have. One has the controller, which only waits
+    for the workers as this process does; its imports alone took seconds of every start.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Result:
+        with _logged_to_a_file():
+            controller = _Controller(**{**settings, "scaling_policy": _Seated(self.scaling_config)})
+            asyncio.run(controller.run())
+            return controller.get_result()
+
+
+@contextmanager
+def _logged_to_a_file() -> Iterator[None]:
+    """Keep what Ray Train says, tracebacks of workers too, where Ray's logs are; our own lines say it in fewer words."""
+    logger, folder = logging.getLogger("ray.train"), LoggingManager.get_log_directory()
+    os.makedirs(folder, exist_ok=True)
+    handler = logging.FileHandler(os.path.join(folder, "ray-train-controller.log"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _Seated(FixedScalingPolicy):
+    """Asks for no nodes: the run has found room already, and Ray's demand would hold them for minutes after its end."""
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        """Announce nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Announce nothing."""
+
+
+class _Group(WorkerGroup):
+    """Ray's group for a controller that is no actor."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        begun = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,  # workers ask it for checkpoints of Ray's, which ours have none of
+                **{name: values[number] for name, values in train_context_args.items()},
+            )
+            for number, worker in enumerate(workers)
+        ]
+        ray.get(begun)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):
+    """Ray's controller, as an object of this process."""
+
+    worker_group_cls = _Group
