@@ -61,7 +61,7 @@ class Trainer(TorchTrainer):
 
 @contextmanager
 def _logged_to_a_file() -> Iterator[None]:
-    """Keep what Ray Train says, tracebacks of workers too, where Ray's logs are; our own lines say it in fewer words."""
+    """Keep what Ray Train says, and tracebacks of workers, with Ray's logs; our own lines say it in fewer words."""
     logger, folder = logging.getLogger("ray.train"), LoggingManager.get_log_directory()
     os.makedirs(folder, exist_ok=True)
     handler = logging.FileHandler(os.path.join(folder, "ray-train-controller.log"))
