@@ -24,8 +24,8 @@ class Resources:
     num_gpus_later: int = 0
     """The same for GPUs."""
     cpus_of_one: int = 0
-    """CPUs that one computation can have, as it runs on one node: those for each GPU of the node with fewest, or without
-    GPUs those of the largest node, now or later; 0: not known."""
+    """CPUs that one computation can have, since it runs on one node, of now or later: those for each GPU of the node
+    with fewest, or without GPUs those of the largest node; 0: not known."""
 
     @property
     def grows(self) -> bool:

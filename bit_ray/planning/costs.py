@@ -107,6 +107,8 @@ NODE_MTBF_H = Range(3_690.0, 6_340.0, 10_260.0)
 RESTART_S = Range(30.0, 120.0, 600.0)
 """Seconds from a failure to the next new step, without the steps that are repeated: 13 to 26 measured on one machine
 (benchmarks/elastic.py), not on a large cluster."""
+RESTART_HERE_S = Range(13.0, 18.0, 26.0)
+"""The same, and the start of a run, on one machine: benchmarks/elastic.py, two cores of a Xeon."""
 COPY_GB_PER_S = Range(2.0, 8.0, 20.0)
 """At which a checkpoint is copied from the GPU, while training waits; assumed."""
 UPLOAD_GB_PER_S = Range(0.1, 0.3, 1.0)
