@@ -131,8 +131,8 @@ def _notes(config: ClusterPlanConfig, found: "Forecast") -> list[str]:
     ]
     if inputs.busy > _BUSY:
         notes.append(
-            f"Other work took {inputs.busy:.0%} of the core while the step was measured: what is likely is with as much "
-            "of it, the low end without it. Calibrate when nothing else runs."
+            f"Other work took {inputs.busy:.0%} of the core while the step was measured: what is likely is with "
+            "as much of it, the low end without it. Calibrate when nothing else runs."
         )
     if config.gpus > 8 and found.num_nodes > 1:
         notes.append(f"Set --shuffle.num-lanes {config.gpus}, or row groups are read by several nodes.")

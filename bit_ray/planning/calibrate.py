@@ -21,6 +21,7 @@ _ROUNDS = 3
 _SECONDS = 2.0
 # A machine's other work comes and goes.
 _SECONDS_OF_STEPS = 6.0
+_NICENESS = 15  # of Ray's workers, by default
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _step(config: ClusterPlanConfig, inputs: Inputs) -> tuple[Inputs, _Measured]
 def _yield_as_workers_do() -> None:
     """Give this thread the priority of Ray's workers, which get a small share of the cores beside other work."""
     with suppress(OSError, AttributeError):  # not on every system
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), int(os.environ.get("RAY_worker_niceness", 15)))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _train_plan(config: ClusterPlanConfig, inputs: Inputs) -> "TrainPlan":
