@@ -68,17 +68,18 @@ class Gpu:
     """Network between nodes, Gbit/s."""
 
 
-# GPUs: NVIDIA's data sheets, without sparsity. Nodes: AWS's instance types; the last two are assumed.
+# GPUs: NVIDIA's documents as named at the end of each line, halved where they state it with sparsity; docs/scaling.md says
+# what of it could be looked up. Nodes: AWS's instance types; the last two are assumed.
 GPUS = {
-    "a10g": Gpu(70, 0.600, 24, "g5.48xlarge", 8, 96, 100),
-    "a100": Gpu(312, 2.039, 80, "p4de.24xlarge", 8, 48, 400),
-    "h100": Gpu(989, 3.350, 80, "p5.48xlarge", 8, 96, 3200),
-    "h200": Gpu(989, 4.800, 141, "p5en.48xlarge", 8, 96, 3200),
-    "b200": Gpu(2250, 8.000, 180, "p6-b200.48xlarge", 8, 96, 3200),
-    "l4": Gpu(121, 0.300, 24, "g6.48xlarge", 8, 96, 100),
-    "l40s": Gpu(362, 0.864, 48, "g6e.48xlarge", 8, 96, 400),
-    "rtx3090": Gpu(71, 0.936, 24, "a machine of one's own, assumed", 4, 16, 10),
-    "rtx4090": Gpu(165, 1.008, 24, "a machine of one's own, assumed", 4, 16, 10),
+    "a10g": Gpu(70, 0.600, 24, "g5.48xlarge", 8, 96, 100),  # no data sheet is public
+    "a100": Gpu(312, 2.039, 80, "p4de.24xlarge", 8, 48, 400),  # data sheet, 80 GB SXM
+    "h100": Gpu(989, 3.350, 80, "p5.48xlarge", 8, 96, 3200),  # data sheet, SXM
+    "h200": Gpu(989, 4.800, 141, "p5en.48xlarge", 8, 96, 3200),  # data sheet
+    "b200": Gpu(2250, 8.000, 180, "p6-b200.48xlarge", 8, 96, 3200),  # Blackwell brief, HGX at 1,000 W
+    "l4": Gpu(121, 0.300, 24, "g6.48xlarge", 8, 96, 100),  # data sheet
+    "l40s": Gpu(362, 0.864, 48, "g6e.48xlarge", 8, 96, 400),  # data sheet
+    "rtx3090": Gpu(71, 0.936, 24, "a machine of one's own, assumed", 4, 16, 10),  # GA102 whitepaper, app. A
+    "rtx4090": Gpu(165, 1.008, 24, "a machine of one's own, assumed", 4, 16, 10),  # Ada whitepaper, app. A
 }
 
 BYTES = 2
