@@ -68,8 +68,8 @@ class Gpu:
     """Network between nodes, Gbit/s."""
 
 
-# GPUs: NVIDIA's documents as named at the end of each line, halved where they state it with sparsity; docs/scaling.md says
-# what of it could be looked up. Nodes: AWS's instance types; the last two are assumed.
+# GPUs: NVIDIA's documents as named at the end of each line, halved where they state it with sparsity; what could be
+# looked up stands in docs/scaling.md. Nodes: AWS's instance types; the last two are assumed.
 GPUS = {
     "a10g": Gpu(70, 0.600, 24, "g5.48xlarge", 8, 96, 100),  # no data sheet is public
     "a100": Gpu(312, 2.039, 80, "p4de.24xlarge", 8, 48, 400),  # data sheet, 80 GB SXM
