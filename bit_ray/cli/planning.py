@@ -10,6 +10,8 @@ from bit_ray.progress import console, print_table
 if TYPE_CHECKING:
     from bit_ray.planning.forecast import Forecast
 
+_BUSY = 0.1  # share of a core, from which a calibration is doubted
+
 
 def plan(config: ClusterPlanConfig) -> None:
     """Print the forecast, and every number that it stands on."""
@@ -92,7 +94,7 @@ def _rows(config: ClusterPlanConfig, found: "Forecast") -> list[tuple[str, str]]
             "failures",
             f"{found.failures.shown()} expected; with checkpoints it takes {found.slowdown.shown()} times as long",
         ),
-        ("time", found.total_s.lasting()),
+        ("time", f"{found.total_s.lasting()}, with a start"),
         ("device-hours", found.device_h.shown()),
         *((f"to pay: {name}", money.shown()) for name, money in found.money.items()),
         (
@@ -127,6 +129,11 @@ def _notes(config: ClusterPlanConfig, found: "Forecast") -> list[str]:
         "A model, not a measurement: an interval is that of the assumptions above alone. Nodes that are lost are "
         "replaced at once; gradients inside a node cost nothing."
     ]
+    if inputs.busy > _BUSY:
+        notes.append(
+            f"Other work took {inputs.busy:.0%} of the core while the step was measured: what is likely is with "
+            "as much of it, the low end without it. Calibrate when nothing else runs."
+        )
     if config.gpus > 8 and found.num_nodes > 1:
         notes.append(f"Set --shuffle.num-lanes {config.gpus}, or row groups are read by several nodes.")
     if config.gpu:

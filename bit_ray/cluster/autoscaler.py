@@ -6,7 +6,7 @@ Ray has a place for this in its own state, which only Anyscale's autoscaler fill
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import ray
@@ -17,25 +17,43 @@ _SECONDS_TO_ASK = 60.0
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-def largest_size() -> dict[str, float]:
-    """Return the resources that an autoscaler may bring the cluster to; empty without one.
+class Later(NamedTuple):
+    """What an autoscaler may bring; both are empty without one."""
+
+    size: dict[str, float]
+    """Resources of the cluster at its largest size."""
+    nodes: list[dict[str, float]]
+    """Resources of each type of its nodes."""
+
+
+def later() -> Later:
+    """Return what an autoscaler may bring.
 
     Asks on the head, where a job's program runs by default.
     """
     try:
         stated: dict[str, float] | None = ray._private.state.state.get_max_resources_from_cluster_config()
         if stated:
-            return stated
+            return Later(stated, [])
         context = ray.get_runtime_context()
         alive = [node for node in ray.nodes() if node["Alive"]]
         heads = [node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"]]
         if heads and heads[0] != context.get_node_id():
             there = NodeAffinitySchedulingStrategy(heads[0], soft=False)
             ask = ray.remote(num_cpus=0, scheduling_strategy=there)(_settings)
-            return size(ray.get(ask.remote(context.gcs_address), timeout=_SECONDS_TO_ASK))
-        return size(_settings(context.gcs_address))
+            settings = ray.get(ask.remote(context.gcs_address), timeout=_SECONDS_TO_ASK)
+        else:
+            settings = _settings(context.gcs_address)
+        return Later(size(settings), node_types(settings))
     except Exception:  # another Ray, or an odd file: then the cluster counts as one that does not grow
-        return {}
+        return Later({}, [])
+
+
+def node_types(settings: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the resources of each type of node that may come, by settings in the form of `ray up`."""
+    kinds = settings.get("available_node_types", {}).items()
+    some = [kind for name, kind in kinds if kind.get("max_workers", name != settings.get("head_node_type"))]
+    return [kind.get("resources", {}) for kind in some]
 
 
 def size(settings: Mapping[str, Any]) -> dict[str, float]:

@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bit_ray.errors import BitRayError, ConfigError
+from bit_ray.uris import shown
 
 _MOST_BYTES = 64 * 2**20
 _SECONDS_TO_ANSWER = 10.0
-_HINT = "the address of its dashboard, such as http://127.0.0.1:8265"
+ACCEPTED = "http(s)://HEAD:8265, where the cluster's dashboard listens"
 
 
 class NoAnswerError(BitRayError):
@@ -60,14 +61,27 @@ def dashboard_address(given: str) -> str:
     """
     inside = os.environ.get("RAY_ADDRESS", "")
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS", "") or (inside if "://" in inside else "")
+    if address:
+        check_address(address)
+    return address.rstrip("/")
+
+
+def check_address(address: str) -> None:
+    """Refuse what is not the URL of a dashboard, which is also that of the job server.
+
+    Raises:
+        ConfigError: It is refused.
+    """
     try:
         parts = urlsplit(address)
-        fits = not address or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname)
+        fits = fits and (parts.port is not None or ":" not in parts.netloc.rpartition("]")[2].rpartition("@")[2])
     except ValueError:
         fits = False
     if not fits:
-        raise ConfigError.of("address", address, _HINT)
-    return address.rstrip("/")
+        raise ConfigError.of("address", shown(address), ACCEPTED, "correct it")
+    if "@" in parts.netloc:
+        raise ConfigError.of("address", shown(address), ACCEPTED, "leave user and password out, and set RAY_AUTH_TOKEN")
 
 
 def jobs(address: str) -> list[Job]:
@@ -154,7 +168,7 @@ def _ask(address: str, path: str) -> Any:
             given = f"{address} refuses the token" if token else f"{address} asks for a token"
             remedy = "set RAY_AUTH_TOKEN_PATH to the cluster's token file, or RAY_AUTH_TOKEN"
             raise ConfigError.of("address", f"{given} (HTTP {error.code})", remedy=remedy) from None
-        raise ConfigError.of("address", f"{address}{path} answers with HTTP {error.code}", _HINT) from None
+        raise ConfigError.of("address", f"{address}{path} answers with HTTP {error.code}", ACCEPTED) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
@@ -162,7 +176,7 @@ def _ask(address: str, path: str) -> Any:
     try:
         return json.loads(data) if len(data) <= _MOST_BYTES else None
     except (ValueError, RecursionError):
-        raise ConfigError.of("address", f"{address} is not a Ray dashboard", _HINT) from None
+        raise ConfigError.of("address", f"{address} is not a Ray dashboard", ACCEPTED) from None
 
 
 def _token() -> str:

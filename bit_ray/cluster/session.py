@@ -17,9 +17,8 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
-from bit_ray.cluster.autoscaler import largest_size
-from bit_ray.cluster.seats import nodes_alive
-from bit_ray.cluster.slots import Resources, num_local_cores
+from bit_ray.cluster.autoscaler import Later, later
+from bit_ray.cluster.slots import Resources, cpus_of_one, num_local_cores
 from bit_ray.errors import ConfigError
 from bit_ray.locks import locked
 
@@ -191,13 +190,15 @@ def _size(path: Path) -> int:
 
 
 def _resources(*, local: bool) -> Resources:
-    total = ray.cluster_resources()
-    later = {} if local else largest_size()
+    now = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_cpus, num_gpus = (int(sum(node.get(kind, 0) for node in now)) for kind in ("CPU", "GPU"))
+    may_come = Later({}, []) if local else later()
     return Resources(
-        len(nodes_alive()),
-        int(total.get("CPU", 0)),
-        int(total.get("GPU", 0)),
+        len(now),
+        num_cpus,
+        num_gpus,
         local,
-        num_cpus_later=int(later.get("CPU", 0)),
-        num_gpus_later=int(later.get("GPU", 0)),
+        num_cpus_later=int(may_come.size.get("CPU", 0)),
+        num_gpus_later=int(may_come.size.get("GPU", 0)),
+        cpus_of_one=cpus_of_one([*now, *may_come.nodes]),
     )

@@ -1,6 +1,7 @@
 """How many computations the cluster runs in parallel, and how many of them train."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,9 @@ class Resources:
     """CPUs that an autoscaler may bring it to; 0: no autoscaler."""
     num_gpus_later: int = 0
     """The same for GPUs."""
+    cpus_of_one: int = 0
+    """CPUs that one computation can have, since it runs on one node, of now or later: those for each GPU of the node
+    with fewest, or without GPUs those of the largest node; 0: not known."""
 
     @property
     def grows(self) -> bool:
@@ -59,6 +63,12 @@ class Resources:
         else:
             now, later = self.num_cpus, self.most_cpus
         return max(1, now, min(later, num_parts // _PARTS_FOR_A_SLOT))
+
+
+def cpus_of_one(nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return `Resources.cpus_of_one` of nodes with these resources."""
+    beside_gpus = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU")]
+    return min(beside_gpus) if beside_gpus else int(max((node.get("CPU", 0) for node in nodes), default=0))
 
 
 def num_local_cores() -> int:

@@ -1,10 +1,15 @@
 """Measures what a plan would otherwise assume, on the machine at hand and through the project's own step and reader."""
 
 import math
+import os
 import statistics
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bit_ray.planning import costs
 from bit_ray.planning.config import ClusterPlanConfig
 from bit_ray.planning.inputs import Assumption, Inputs
 from bit_ray.planning.ranges import Range
@@ -14,6 +19,9 @@ if TYPE_CHECKING:
 
 _ROUNDS = 3
 _SECONDS = 2.0
+# A machine's other work comes and goes.
+_SECONDS_OF_STEPS = 6.0
+_NICENESS = 15  # of Ray's workers, by default
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ def calibrated(config: ClusterPlanConfig, inputs: Inputs) -> Inputs:
     """Return the inputs with measured numbers in the place of assumed ones.
 
     A step is measured unless the configuration names a GPU, reading and decoding if it names shards. The interval of a
-    step is that of the steps measured; the others' that of three rounds.
+    step is that of the steps measured, and of what they would take without the CPU's other work; the others' that of
+    three rounds.
 
     Raises:
         BitRayError: The shard set cannot be read, or no image of it decoded.
@@ -38,6 +47,14 @@ def calibrated(config: ClusterPlanConfig, inputs: Inputs) -> Inputs:
             name="step, per image", value=step.range, unit="ms", scale=1e3, source=step.source
         )
         inputs = replace(inputs, step_s=step.range)
+        if not config.failures.restart_s:
+            inputs = replace(inputs, restart_s=costs.RESTART_HERE_S)
+            new["start, and restart"] = Assumption(
+                name="start, and restart",
+                value=costs.RESTART_HERE_S,
+                unit="s",
+                source="benchmarks/elastic.py, two cores",
+            )
         new |= {
             name: Assumption(name=name, value=Range.exactly(value), unit=unit, source=source)
             for name, value, unit, source in (
@@ -69,9 +86,12 @@ def _step(config: ClusterPlanConfig, inputs: Inputs) -> tuple[Inputs, _Measured]
     import torch
 
     from bit_ray.cluster.slots import num_local_cores
+    from bit_ray.training.device import keep_freed_memory
     from bit_ray.training.estimate import measure_speed
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()  # as a worker does
     found = torch.cuda.device_count() if device == "cuda" else max(1, num_local_cores())
     node = replace(
         inputs.node,
@@ -83,9 +103,18 @@ def _step(config: ClusterPlanConfig, inputs: Inputs) -> tuple[Inputs, _Measured]
         free, _ = torch.cuda.mem_get_info()
         room = 0.8 * free - 12 * inputs.network.num_parameters(inputs.num_classes)
         share = max(1, min(share, int(room / (inputs.network.kept * 1e6 * 2 * 1.6))))
-    speed = measure_speed(_train_plan(config, inputs), "auto", device, share)
-    seconds = Range(1 / speed.fastest, 1 / speed.images_per_s, 1 / speed.slowest)
-    return replace(inputs, node=node, on_cpu=device == "cpu"), _Measured(seconds, speed.how)
+    plan = _train_plan(config, inputs)
+    with ThreadPoolExecutor(1, initializer=_yield_as_workers_do) as thread:
+        speed = thread.submit(measure_speed, plan, "auto", device, share, seconds=_SECONDS_OF_STEPS).result()
+    likely = 1 / speed.images_per_s
+    seconds = Range(min(1 / speed.fastest, likely * (1 - speed.busy)), likely, 1 / speed.slowest)
+    return replace(inputs, node=node, on_cpu=device == "cpu", busy=speed.busy), _Measured(seconds, speed.how)
+
+
+def _yield_as_workers_do() -> None:
+    """Give this thread the priority of Ray's workers, which get a small share of the cores beside other work."""
+    with suppress(OSError, AttributeError):  # not on every system
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _train_plan(config: ClusterPlanConfig, inputs: Inputs) -> "TrainPlan":

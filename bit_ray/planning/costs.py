@@ -68,17 +68,18 @@ class Gpu:
     """Network between nodes, Gbit/s."""
 
 
-# GPUs: NVIDIA's data sheets, without sparsity. Nodes: AWS's instance types; the last two are assumed.
+# GPUs: NVIDIA's documents as named at the end of each line, halved where they state it with sparsity; what could be
+# looked up stands in docs/scaling.md. Nodes: AWS's instance types; the last two are assumed.
 GPUS = {
-    "a10g": Gpu(70, 0.600, 24, "g5.48xlarge", 8, 96, 100),
-    "a100": Gpu(312, 2.039, 80, "p4de.24xlarge", 8, 48, 400),
-    "h100": Gpu(989, 3.350, 80, "p5.48xlarge", 8, 96, 3200),
-    "h200": Gpu(989, 4.800, 141, "p5en.48xlarge", 8, 96, 3200),
-    "b200": Gpu(2250, 8.000, 180, "p6-b200.48xlarge", 8, 96, 3200),
-    "l4": Gpu(121, 0.300, 24, "g6.48xlarge", 8, 96, 100),
-    "l40s": Gpu(362, 0.864, 48, "g6e.48xlarge", 8, 96, 400),
-    "rtx3090": Gpu(71, 0.936, 24, "a machine of one's own, assumed", 4, 16, 10),
-    "rtx4090": Gpu(165, 1.008, 24, "a machine of one's own, assumed", 4, 16, 10),
+    "a10g": Gpu(70, 0.600, 24, "g5.48xlarge", 8, 96, 100),  # no data sheet is public
+    "a100": Gpu(312, 2.039, 80, "p4de.24xlarge", 8, 48, 400),  # data sheet, 80 GB SXM
+    "h100": Gpu(989, 3.350, 80, "p5.48xlarge", 8, 96, 3200),  # data sheet, SXM
+    "h200": Gpu(989, 4.800, 141, "p5en.48xlarge", 8, 96, 3200),  # data sheet
+    "b200": Gpu(2250, 8.000, 180, "p6-b200.48xlarge", 8, 96, 3200),  # Blackwell brief, HGX at 1,000 W
+    "l4": Gpu(121, 0.300, 24, "g6.48xlarge", 8, 96, 100),  # data sheet
+    "l40s": Gpu(362, 0.864, 48, "g6e.48xlarge", 8, 96, 400),  # data sheet
+    "rtx3090": Gpu(71, 0.936, 24, "a machine of one's own, assumed", 4, 16, 10),  # GA102 whitepaper, app. A
+    "rtx4090": Gpu(165, 1.008, 24, "a machine of one's own, assumed", 4, 16, 10),  # Ada whitepaper, app. A
 }
 
 BYTES = 2
@@ -107,6 +108,8 @@ NODE_MTBF_H = Range(3_690.0, 6_340.0, 10_260.0)
 RESTART_S = Range(30.0, 120.0, 600.0)
 """Seconds from a failure to the next new step, without the steps that are repeated: 13 to 26 measured on one machine
 (benchmarks/elastic.py), not on a large cluster."""
+RESTART_HERE_S = Range(13.0, 18.0, 26.0)
+"""The same, and the start of a run, on one machine: benchmarks/elastic.py, two cores of a Xeon."""
 COPY_GB_PER_S = Range(2.0, 8.0, 20.0)
 """At which a checkpoint is copied from the GPU, while training waits; assumed."""
 UPLOAD_GB_PER_S = Range(0.1, 0.3, 1.0)

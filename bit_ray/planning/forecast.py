@@ -129,7 +129,7 @@ def forecast(config: ClusterPlanConfig, inputs: Inputs) -> Forecast:
             for i in range(3)
         )
     )
-    total_s = train_s.times(slow)
+    total_s = inputs.restart_s.plus(train_s.times(slow))  # the start takes as long as one more
     device_h = total_s.times(gpus / 3600)
 
     groups = math.ceil(inputs.num_images / inputs.row_group_size)

@@ -49,6 +49,8 @@ class Inputs:
     """Of a node, as measured; None: what its network gives."""
     on_cpu: bool = False
     """Whether the devices are cores, which also decode."""
+    busy: float = 0.0
+    """Share of a core that other work took while the step was measured."""
     mtbf_h: Range = costs.NODE_MTBF_H
     restart_s: Range = costs.RESTART_S
     assumptions: tuple[Assumption, ...] = ()
@@ -126,7 +128,7 @@ def inputs_of(config: ClusterPlanConfig) -> Inputs:
             source=given if config.failures.mtbf_hours else "arXiv 2407.21783, 2410.21680",
         ),
         Assumption(
-            name="restart",
+            name="start, and restart",
             value=restart,
             unit="s",
             source=given if config.failures.restart_s else "assumed; 13 to 26 on one machine, benchmarks/elastic.py",

@@ -225,10 +225,13 @@ def _room(resources: Resources, most: int, num_threads: int, need: Need | None) 
             )
         return at_a_time, max(1, num_threads), {"CPU": _HOST_CPUS}
     at_a_time = min(most, resources.num_slots)
-    num_cpus = resources.most_cpus // resources.num_slots
+    # No more than one node has: it would be waited for without end.
+    of_one = resources.cpus_of_one or resources.most_cpus
+    num_cpus = min(resources.most_cpus // resources.num_slots, of_one)
     if resources.most_gpus:
         return at_a_time, max(1, num_cpus), {"CPU": max(1, num_cpus), "GPU": 1}
-    num_threads = num_threads or max(1, min(num_local_cores(), resources.num_slots // at_a_time))
+    shared = min(num_local_cores() if resources.local else of_one, resources.num_slots // at_a_time)
+    num_threads = num_threads or max(1, shared)
     return at_a_time, num_threads, {"CPU": num_cpus * num_threads}
 
 

@@ -1,10 +1,9 @@
 """What a user sets to submit a job. Imports neither PyTorch nor Ray nor MLflow."""
 
-import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
+from bit_ray.cluster.dashboard import ACCEPTED, check_address, dashboard_address
 from bit_ray.errors import ConfigError
 from bit_ray.uris import shown
 
@@ -54,33 +53,13 @@ class SubmitConfig(PreflightConfig):
     """Follow the job's log, and exit as the job does."""
 
 
-def check_address(address: str) -> None:
-    """Refuse what is not the address of a job server.
-
-    Raises:
-        ConfigError: It is refused.
-    """
-    accepted = "http(s)://HEAD:8265, where the cluster's dashboard listens"
-    parts = urlsplit(address)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme not in ("http", "https") or not parts.hostname or (port is None and ":" in parts.netloc):
-        raise ConfigError.of("address", shown(address), accepted, "correct it")
-    if "@" in parts.netloc:
-        raise ConfigError.of("address", shown(address), accepted, "leave user and password out, and set RAY_AUTH_TOKEN")
-
-
 def server_address(given: str) -> str:
     """Return the address of the cluster's job server: the given one, else the environment's.
 
     Raises:
         ConfigError: None is given, or the environment's is none.
     """
-    address = given or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    address = dashboard_address(given)
     if not address:
-        accepted = "http(s)://HEAD:8265, where the cluster's dashboard listens"
-        raise ConfigError.of("address", "empty, and RAY_API_SERVER_ADDRESS is not set", accepted, "give one of them")
-    check_address(address)
-    return address.rstrip("/")
+        raise ConfigError.of("address", "empty, and RAY_API_SERVER_ADDRESS is not set", ACCEPTED, "give one of them")
+    return address

@@ -9,6 +9,7 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from bit_ray.cluster.dashboard import ACCEPTED
 from bit_ray.errors import BitRayError, ConfigError
 
 _CONNECT_S, _ANSWER_S = 5.0, 60.0
@@ -68,7 +69,7 @@ class JobServer(JobSubmissionClient):
             raise UnreachableError.of(
                 "address",
                 f"{self.given} does not answer ({_reason(error)})",
-                "http(s)://HEAD:8265, where the cluster's dashboard listens",
+                ACCEPTED,
                 "start the cluster, or open a tunnel to its head",
             ) from None
         if reply.status_code == 401 or (reply.status_code == 403 and not sent):
@@ -78,7 +79,7 @@ class JobServer(JobSubmissionClient):
             raise ConfigError.of("address", f"{self.given} refuses the token that was sent", _TOKEN, "correct it")
         if endpoint == "/api/version" and "ray_version" not in reply.text:
             given = f"{self.given}: not the answer of a Ray job server (HTTP {reply.status_code})"
-            raise ConfigError.of("address", given, "http(s)://HEAD:8265 of the dashboard", "correct it")
+            raise ConfigError.of("address", given, ACCEPTED, "correct it")
         if reply.status_code >= 500:
             last = (reply.text.strip().splitlines() or ["no reason"])[-1]
             raise UnreachableError.of("address", f"{self.given}: {last[:300]} (HTTP {reply.status_code})")

@@ -50,10 +50,10 @@ def resolve_precision(
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and pays) else torch.float32
 
 
-# TFLOP/s without sparsity, by NVIDIA's data sheets: in bfloat16, and in float32 as convolutions compute it (as TF32
-# where there is one). The first name that stands in the device's own counts.
+# TFLOP/s without sparsity, by NVIDIA's data sheets (the A10G has none; docs/scaling.md): in bfloat16, and in float32 as
+# convolutions compute it (as TF32 where there is one). The first name that stands in the device's own counts.
 _PEAKS = (
-    ("B200", 2250.0, 1120.0),
+    ("B200", 2250.0, 1100.0),
     ("H200", 989.4, 494.7),
     ("H100 PCIe", 756.4, 378.2),
     ("H100 NVL", 835.5, 417.7),

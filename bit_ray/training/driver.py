@@ -183,6 +183,7 @@ def train(
                 runtime=runtime,
                 spec=spec,
                 shards=shards,
+                manifest=ray.put(manifest),
                 folder=folder,
                 init_weights=ray.put(dict(init.tensors)) if init is not None else None,
                 messages=Messages(),

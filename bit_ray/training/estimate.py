@@ -17,7 +17,7 @@ from bit_ray.training.plan import TrainPlan
 # What a CPU core trains in about two seconds per image; the speed of larger networks is estimated from a smaller one.
 _MOST_MACS_ON_CPU = 25e9
 _STAND_IN, _STAND_IN_CROP = "R50x1", 224
-_SECONDS = 2.0
+_SECONDS, _MOST_STEPS = 2.0, 100
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Speed:
     """Images per second of the slowest step that was measured."""
     fastest: float
     """Images per second of the fastest one."""
+    busy: float
+    """Share of the time in which the CPU did other work; 0 on a GPU, where that is not known."""
 
 
 def multiply_adds(model: str, crop_size: int) -> float:
@@ -51,7 +53,9 @@ def training_flops(plan: TrainPlan) -> float:
     return 6 * multiply_adds(plan.model, plan.view.crop_size) if plan.train == "all" else 0.0
 
 
-def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batch_size: int) -> Speed:
+def measure_speed(
+    plan: TrainPlan, precision: Precision, device: str, micro_batch_size: int, *, seconds: float = _SECONDS
+) -> Speed:
     """Train on random images with the plan's network, view and optimizer for some seconds.
 
     On a CPU one thread is used, as in a training worker. The speed of a network too large for it is estimated from a
@@ -62,6 +66,7 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
         precision: The run's setting.
         device: ``cpu`` or ``cuda``.
         micro_batch_size: Images per forward and backward pass; fewer if they take more than a second or two.
+        seconds: About how long.
 
     Raises:
         ConfigError: The micro-batch does not fit into the GPU's memory.
@@ -77,9 +82,8 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
     state = torch.get_rng_state()
     try:
         with worker_threads(device):
-            taken, count = _measure(
-                replace(plan, model=model, norm_batch=norm_batch), crop, precision, device, micro_batch_size
-            )
+            smaller = replace(plan, model=model, norm_batch=norm_batch)
+            taken, cpu, count = _measure(smaller, crop, precision, device, micro_batch_size, seconds)
     except torch.OutOfMemoryError:
         given = f"{micro_batch_size} images of {crop} pixels do not fit into the memory of this GPU"
         remedy = "lower it: the results stay the same"
@@ -87,14 +91,16 @@ def measure_speed(plan: TrainPlan, precision: Precision, device: str, micro_batc
     finally:
         torch.set_rng_state(state)
     where = "one CPU thread" if device == "cpu" else torch.cuda.get_device_name()
-    median, slowest, fastest = (
-        count / seconds * scale for seconds in (statistics.median(taken), max(taken), min(taken))
-    )
-    return Speed(median, f"measured with {count} images a pass on {where}{how}", slowest, fastest)
+    # The mean: what holds a step up now and then does so later, too.
+    mean, slowest, fastest = (count / s * scale for s in (statistics.fmean(taken), max(taken), min(taken)))
+    busy = max(0.0, 1 - cpu / sum(taken)) if device == "cpu" else 0.0
+    return Speed(mean, f"measured with {count} images a pass on {where}{how}", slowest, fastest, busy)
 
 
-def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most: int) -> tuple[list[float], int]:
-    """Seconds of some steps, and the number of images per step, all in one pass."""
+def _measure(
+    plan: TrainPlan, crop: int, precision: Precision, device: str, most: int, seconds: float
+) -> tuple[list[float], float, int]:
+    """Seconds of some steps, those that the CPU worked on them, and the number of images per step, all in one pass."""
     learner = Learner(plan, torch.device(device), precision=precision)
 
     def step(count: int) -> float:
@@ -112,13 +118,14 @@ def _measure(plan: TrainPlan, crop: int, precision: Precision, device: str, most
         count = most
         step(count)
     else:
-        seconds = step(count)
+        once = step(count)
         # Again and again: for a small network a pass of few images takes nearly as long as one of many. The first pass
         # of a size takes longer than others.
-        while count < most and (grown := count * _SECONDS / 2 / seconds) >= 1.5 * count:
+        while count < most and (grown := count * _SECONDS / 2 / once) >= 1.5 * count:
             count = min(most, int(grown) // 2 * 2)
-            seconds = min(step(count), step(count))
+            once = min(step(count), step(count))
     taken: list[float] = []
-    while not taken or (sum(taken) < _SECONDS and len(taken) < 20):
+    cpu = time.thread_time()
+    while not taken or (sum(taken) < seconds and len(taken) < _MOST_STEPS):
         taken.append(step(count))
-    return taken, count
+    return taken, time.thread_time() - cpu, count

@@ -1,10 +1,13 @@
 """Images that a run leaves out because they cannot be read: known to every worker, counted, and limited."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 
+from bit_ray.config import from_dict
 from bit_ray.data.stream.requests import BadExample
 from bit_ray.errors import DataError
 
@@ -49,8 +52,7 @@ class Quarantine:
             count = torch.tensor(len(self._unshared), device=device)
             dist.all_reduce(count)
             if count:
-                found = [[]] * dist.get_world_size()
-                dist.all_gather_object(found, self._unshared)
+                found = _gathered(self._unshared, device)
         for bad in (bad for part in found for bad in part):
             if (bad.shard, bad.row) not in self._known:
                 self._known[bad.shard, bad.row] = bad
@@ -70,3 +72,17 @@ class Quarantine:
         """Those that have not been reported yet."""
         news, self._unreported = self._unreported, []
         return news
+
+
+def _gathered(mine: list[BadExample], device: torch.device) -> list[list[BadExample]]:
+    """Return what each worker has, as JSON: PyTorch's own exchange of objects would unpickle them."""
+    data = json.dumps([asdict(bad) for bad in mine]).encode()
+    length = torch.tensor([len(data)], device=device)
+    lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, length)
+    padded = torch.zeros(int(max(lengths)), dtype=torch.uint8, device=device)
+    padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    texts = [part[: int(length)].cpu().numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+    return [[from_dict(BadExample, bad) for bad in json.loads(text)] for text in texts]

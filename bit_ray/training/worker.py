@@ -16,7 +16,7 @@ from bit_ray import log_lines, store
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.decode_view import DECODER
 from bit_ray.data.shards.manifest import read_manifest
-from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches
+from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, give_manifest
 from bit_ray.data.stream.history import StreamPlan, uses_in_step
 from bit_ray.errors import BitRayError, ModelError
 from bit_ray.run_folder import LeftOut, RunFolder, Start
@@ -50,6 +50,8 @@ class WorkerConfig:
     """Saved next to the weights."""
     shards: str
     """URI of the training shards."""
+    manifest: Any
+    """Ray object reference to their manifest: it comes to each node once, not from the store to each worker."""
     folder: RunFolder
     """Folder of the run's files."""
     init_weights: Any = None
@@ -136,6 +138,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             )
         )
 
+    give_manifest(worker.shards, ray.get(worker.manifest))
     stream = StreamSpec(
         shards=worker.shards,
         manifest_digest=plan.manifest_digest,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from bit_ray import store
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
 from bit_ray.data.sources.labels import check_classes, is_text, one_each, outside, to_indices
+from bit_ray.data.sources.parquet import check_plain
 from bit_ray.errors import DataError
 
 _TABLES = (".csv", ".parquet")
@@ -188,7 +189,9 @@ def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, m
 def _read_table(uri: str) -> pa.Table:
     with store.open_file(uri) as stream:
         if uri.endswith(".parquet"):
-            table = pq.read_table(stream)
+            with pq.ParquetFile(stream) as parquet:
+                check_plain(uri, parquet.schema_arrow)
+                table = parquet.read()
         else:
             text = pa.csv.ConvertOptions(column_types={name: pa.large_string() for name in ("path", "label", "id")})
             table = pa.csv.read_csv(stream, convert_options=text)

@@ -238,11 +238,31 @@ def _check_size(metadata: pq.FileMetaData, num_bytes: int) -> None:
         raise pa.ArrowInvalid(f"{metadata.num_rows:,} rows in a file of {num_bytes:,} bytes")
 
 
+def check_plain(uri: str, schema: pa.Schema) -> None:
+    """Refuse columns of extension types: where Ray Data is loaded, one of its types unpickles what is read.
+
+    Raises:
+        DataError: There is one.
+    """
+    left = list(zip(schema.names, schema.types, strict=True))
+    while left:
+        name, kind = left.pop()
+        if isinstance(kind, pa.BaseExtensionType):
+            raise DataError(
+                f"{uri}: column {name!r} has the extension type {kind.extension_name!r}; accepted: Arrow's own types; "
+                "write it again with those"
+            )
+        inner = [kind.field(i).type for i in range(kind.num_fields)]
+        inner += [kind.value_type] if pa.types.is_dictionary(kind) else []
+        left += [(name, part) for part in inner]
+
+
 @contextmanager
 def _opened(uri: str) -> Iterator[pq.ParquetFile]:
     try:
         with store.open_file(uri) as stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
             _check_size(parquet.metadata, stream.size())
+            check_plain(uri, parquet.schema_arrow)
             yield parquet
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not readable as Parquet ({' '.join(str(error).split())}); fetch it again") from None

@@ -23,7 +23,7 @@ import torch
 from bit_ray.data.images.decode import ImageError
 from bit_ray.data.images.decode_view import DecodePath, decode_train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms
-from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.stream.order import Order
 from bit_ray.data.stream.readers import read_on_node
 from bit_ray.data.stream.requests import BadExample, ReadRequest, read, request_groups
@@ -96,7 +96,18 @@ class StreamCounts:
     """Number of images by decode path."""
 
 
-_manifest = lru_cache(maxsize=2)(read_manifest)
+_given: dict[tuple[str, str], Manifest] = {}
+_read_manifest = lru_cache(maxsize=2)(read_manifest)
+
+
+def give_manifest(shards: str, manifest: Manifest) -> None:
+    """Let the streams of this process use a manifest that another one has read: a large set's has 62 MB."""
+    _given.clear()
+    _given[shards, manifest.digest] = manifest
+
+
+def _manifest(shards: str, digest: str) -> Manifest:
+    return _given.get((shards, digest)) or _read_manifest(shards, digest)
 
 
 @lru_cache(maxsize=2)

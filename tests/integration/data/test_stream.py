@@ -1,4 +1,5 @@
 import gc
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,12 @@ from bit_ray.data.images.decode import decode_image
 from bit_ray.data.images.resize import train_view
 from bit_ray.data.images.views import TrainView, example_keys, uniforms
 from bit_ray.data.shards.fetch import local_shard
-from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.data.shards.manifest import MANIFEST, read_manifest
 from bit_ray.data.shards.read import read_rows, to_examples
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
-from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, stream_order
+from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, give_manifest, stream_order
 from bit_ray.data.stream.bench import bench_shards
 from bit_ray.data.stream.rows import HOLE
 from bit_ray.data.stream.settings import Shuffle
@@ -252,6 +253,14 @@ def test_a_missing_shard_leaves_holes_and_the_order_stays(tmp_path):
     for bad in found.values():
         assert bad.id == ""
         assert bad.reason.startswith(f"{tmp_path}/shard-00001.parquet: is in the manifest but missing")
+
+
+def test_a_manifest_that_is_given_is_not_read_from_the_store(tmp_path):
+    stream = glyph_shards(tmp_path)
+    manifest = read_manifest(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    give_manifest(str(tmp_path), pickle.loads(pickle.dumps(manifest)))
+    assert next(batches(stream)).images.shape == (BATCH, 32, 32, 3)
 
 
 def test_a_truncated_shard_leaves_holes(tmp_path):

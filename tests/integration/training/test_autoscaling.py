@@ -124,7 +124,7 @@ def test_nodes_come_for_a_run_are_replaced_when_taken_away_and_go_after_it(
         timeout=120,
     )
     resources = Resources(**json.loads(asked.stdout.splitlines()[-1]))
-    assert resources == Resources(1, 0, 0, False, num_cpus_later=2, num_gpus_later=8)
+    assert resources == Resources(1, 0, 0, False, num_cpus_later=2, num_gpus_later=8, cpus_of_one=0)
     assert choose_workers(resources, 64) == (1, 8, True)
     with pytest.raises(ConfigError, match="^runtime.num_workers: 3; accepted: at most 2, the CPUs that there may be; "):
         choose_workers(resources, 64, num_workers=(3, 4), device="cpu")

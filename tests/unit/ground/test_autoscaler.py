@@ -19,6 +19,13 @@ def test_the_largest_size_of_each_resource_is_of_the_types_with_most_of_it():
     assert autoscaler.size(SETTINGS) == {"CPU": 4 + 10 * 16, "GPU": 6 * 4}
 
 
+def test_types_of_nodes_are_those_that_may_come():
+    assert autoscaler.node_types(SETTINGS) == [{"CPU": 16}, {"CPU": 8, "GPU": 4}]
+    kinds = {"head": {"resources": {"CPU": 4}, "max_workers": 1}, "off": {"resources": {"CPU": 1}, "max_workers": 0}}
+    assert autoscaler.node_types({**SETTINGS, "available_node_types": kinds}) == [{"CPU": 4}]
+    assert autoscaler.node_types({}) == []
+
+
 def test_a_type_without_a_limit_has_that_of_the_cluster():
     kinds = {"gpu": {"resources": {"GPU": 4}}}
     assert autoscaler.size({**SETTINGS, "available_node_types": kinds}) == {"GPU": 40}

@@ -77,7 +77,7 @@ def test_a_job_is_known_by_the_name_in_its_command_the_newest_first(server: _Ser
     ("status", "body", "error"),
     [
         (401, b"", r"^address: http://\S+ refuses the token \(HTTP 401\); set RAY_AUTH_TOKEN_PATH"),
-        (302, b"", "^address: .*answers with HTTP 302; accepted: the address of its dashboard"),
+        (302, b"", r"^address: .*answers with HTTP 302; accepted: http\(s\)://HEAD:8265"),
         (200, b"<html>", "^address: .* is not a Ray dashboard"),
         (200, b"[" * 100_000, "^address: .* is not a Ray dashboard"),
     ],

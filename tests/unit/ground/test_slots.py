@@ -1,6 +1,6 @@
 import pytest
 
-from bit_ray.cluster.slots import Resources, choose_workers, num_local_cores
+from bit_ray.cluster.slots import Resources, choose_workers, cpus_of_one, num_local_cores
 from bit_ray.errors import ConfigError
 
 CORES = num_local_cores()
@@ -81,3 +81,16 @@ def test_an_autoscaler_brings_a_slot_for_work_that_keeps_it_busy():
     assert [EMPTY.slots_for(parts) for parts in (1, 640, 64_000)] == [1, 10, 16]
     assert EMPTY.slots_for(64_000, use_gpu=False) == 48
     assert [resources.slots_for(1) for resources in (HERE, GPUS, CLUSTER)] == [CORES, 8, 64]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus"),
+    [
+        ([{"CPU": 2}, {"CPU": 16}, {"memory": 5}], 16),
+        ([{"CPU": 64}, {"CPU": 32, "GPU": 4}, {"CPU": 48, "GPU": 8}], 6),
+        ([{"CPU": 2, "GPU": 4}], 0),
+        ([], 0),
+    ],
+)
+def test_one_computation_has_the_cpus_of_one_node(nodes, cpus):
+    assert cpus_of_one(nodes) == cpus

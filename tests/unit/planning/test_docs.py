@@ -27,7 +27,7 @@ def test_the_table_of_the_docs_is_what_the_command_says(name: str, cells: str) -
             "GB/s": found.read_bytes_per_s.likely / 64 / 1e9,
             "requests/s": found.requests_per_s.likely / 64,
             "cores": found.cores_per_device.likely,
-            "hours": found.total_s.likely / 3600,
+            "hours": found.train_s.likely / 3600,
         }
 
     shown = [cell.split("(")[0].strip().replace(",", "") for cell in cells.split("|")]

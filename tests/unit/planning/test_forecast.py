@@ -69,8 +69,8 @@ def test_a_plan_worked_by_hand() -> None:
     assert found.train_s == pytest.approx(Range.exactly(400.0))
     assert found.gradients_s == Range.exactly(0.0)  # of one node
     assert found.failures == Range.exactly(0.0)
-    assert found.device_h.likely == pytest.approx(400 / 3600, rel=0.01)
-    assert found.money["devices"].likely == pytest.approx(0.4, rel=0.01)
+    assert found.device_h.likely == pytest.approx((120 + 400) / 3600, rel=0.01)  # with a start
+    assert found.money["devices"].likely == pytest.approx(0.52, rel=0.01)
     assert found.cores_per_device.likely == pytest.approx(0.2)
     assert found.read_bytes_per_s.likely == pytest.approx(100 * 100e3)
     # Of the set's 1 GB, 0.5 are on the node: it is read whole once, and half of it three times.

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import resource
 import struct
 import tarfile
@@ -352,6 +353,32 @@ def test_names_of_hugging_face_that_are_none_are_as_if_there_were_none(tmp_path,
     table = pa.table({"image": images([png()]), "label": [0]})
     pq.write_table(table.replace_schema_metadata({b"huggingface": features}), tmp_path / "a.parquet")
     assert open_parquet(f"{tmp_path}/a.parquet").class_names == ("0",)
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("place", ["image", "label", "list"])
+def test_what_ray_data_would_unpickle_is_refused(place, photos):
+    from ray.data.extensions import ArrowPythonObjectType  # from now on pyarrow knows this type
+
+    pickled = pa.array([pickle.dumps(Runs(str(photos / "made")))] * 2, pa.large_binary())
+    harm = pa.ExtensionArray.from_storage(ArrowPythonObjectType(), pickled)
+    harm.storage.validate(full=True)
+    label, path = pa.array(["a", "b"]), pa.array(["0.png", "1.png"])
+    image = pa.StructArray.from_arrays([harm if place == "image" else path.cast("binary"), path], ["bytes", "path"])
+    columns = {"path": path} if place == "list" else {"image": image}
+    pq.write_table(pa.table({**columns, "label": label if place == "image" else harm}), photos / "a.parquet")
+    message = refused(write_shards, photos / "a.parquet", photos / "set", **SMALL)
+    assert f"column {'image' if place == 'image' else 'label'!r} has the extension type 'ray.data." in message
+    assert not (photos / "made").exists()
 
 
 def test_parquet_files_whose_columns_differ_are_one_line(tmp_path):
