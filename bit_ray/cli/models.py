@@ -145,6 +145,7 @@ def _look(config: PredictConfig) -> None:
 
 def _predict_into_file(config: PredictConfig) -> None:
     _look(config)
+    from bit_ray.data.sources.endings import named
     from bit_ray.inference.outputs import check_output
 
     check_output(config.output, config.features)  # before the model is fetched
@@ -174,8 +175,8 @@ def _predict_into_file(config: PredictConfig) -> None:
     ]
     if report.num_features:
         rows.insert(1, ("features", f"{report.num_features:,} per image"))
-    if report.num_others:
-        rows.append(("other files left out", f"{report.num_others:,}"))
+    if report.others:
+        rows.append(("other files left out", named(report.others)))
     print_table(report.output, rows)
     if report.num_unreadable == report.num_images:
         raise DataError(
