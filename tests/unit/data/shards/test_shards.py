@@ -231,14 +231,14 @@ def test_skipped_images_are_counted_and_listed(folder, table, tmp_path):
 
 
 def test_files_with_other_endings_are_left_out_and_counted(folder, tmp_path):
-    images = write_shards(folder, tmp_path / "images", **SMALL)
+    images = write_shards(folder, tmp_path / "without", **SMALL)
     for name in ("bee/sound.ogg", "bee/Thumbs.db", "cat/a/live.HEIC", "cat/b.heic", "bee/LICENSE", ".hidden/x.ogg"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     report = write_shards(folder, tmp_path / "set", **SMALL)
     assert report.others == {".heic": 2, ".db": 1, ".ogg": 1, "no ending": 1}
     assert (report.num_examples, report.skipped) == (images.num_examples, ())
-    assert read_manifest(tmp_path / "set").digest == read_manifest(tmp_path / "images").digest
+    assert read_manifest(tmp_path / "set").digest == read_manifest(tmp_path / "without").digest
     assert named(report.others) == "2 .heic (convert to JPEG), 1 .db, 1 .ogg, 1 no ending"
     for path in [path for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]:
         path.unlink()
