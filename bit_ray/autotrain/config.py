@@ -33,7 +33,7 @@ class TrainConfig:
     test_share: float = 0.2
     """Share of each class to test on, where the folder has no test."""
     drop_duplicates: bool = False
-    """Leave out of val and test what is also in train, byte for byte."""
+    """Leave out of val and test what is also in train: copies, and near-duplicates (resized, recompressed, cropped)."""
     seed: int = 0
     """Seed of the split and of the training."""
     storage: str = DEFAULT_STORAGE

@@ -13,8 +13,9 @@ import numpy as np
 
 from bit_ray import store
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.autotrain.scan import PARTS, Found, Part, Scan, num_shared, scan_folder, split, without_copies
-from bit_ray.errors import ConfigError
+from bit_ray.autotrain.scan import PARTS, Found, Part, Scan, num_shared, scan_folder, split, split_apart, without_copies
+from bit_ray.data.sources.endings import named
+from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console, follow, print_table
 
 
@@ -42,8 +43,17 @@ def look(config: TrainConfig) -> Looked:
     config = replace(config, name=name, register=replace(config.register, name=config.register.name or name))
     with follow("look") as progress:
         scan = scan_folder(config.folder, progress)
-    parts = split(scan, config.val_share, config.test_share, config.seed)
-    _show(scan, parts, config)
+    shares = config.val_share, config.test_share, config.seed
+    separated = ""
+    try:
+        parts = split(scan, *shares)
+    except DataError as error:
+        if not scan.alike:
+            raise
+        # A class of frames of one film, or of parts on one belt: better a split that is said to be easy than none.
+        parts = split(split_apart(scan), *shares)
+        separated = f"near-duplicates are not kept in one part: {error}"
+    _show(scan, parts, config, separated)
     if config.drop_duplicates:
         parts = without_copies(parts)
         for part in PARTS:
@@ -53,8 +63,8 @@ def look(config: TrainConfig) -> Looked:
     return Looked(config, scan, parts, started)
 
 
-def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig) -> None:
-    """Print what is in the folder, and how it is split."""
+def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig, separated: str) -> None:
+    """Print what is in the folder, how it is split, and why near-duplicates are not kept together if they are not."""
     counts = {
         part: np.bincount([image.label for image in parts[part]], minlength=len(scan.class_names)) for part in PARTS
     }
@@ -68,7 +78,7 @@ def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig
     drawn = [part for part in ("val", "test") if part not in given]
     lines = []
     if drawn:
-        lines.append(f"drawn by seed {config.seed}: {' and '.join(drawn)}; a class's copies of one image stay together")
+        lines.append(f"drawn by seed {config.seed}: {' and '.join(drawn)}; copies of an image stay in one part")
     for kind, count in scan.kinds.items():
         lines.append(f"{count:,} {kind}: {'turned upright' if kind == 'stored sideways' else 'converted to 8-bit RGB'}")
     for path, reason in scan.unreadable[:5]:
@@ -76,11 +86,24 @@ def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig
     if len(scan.unreadable) > 5:
         lines.append(f"left out: {len(scan.unreadable) - 5:,} more that cannot be read")
     if scan.others:
-        lines.append("left out: " + ", ".join(f"{count:,} {ending}" for ending, count in list(scan.others.items())[:6]))
+        lines.append(f"left out: {named(scan.others)}")
     if scan.num_duplicates:
         lines.append(f"{scan.num_duplicates:,} images are copies of others, byte for byte")
+    if scan.num_near_duplicates:
+        what = "images are near-duplicates of others: resized, recompressed or cropped"
+        lines.append(f"{scan.num_near_duplicates:,} {what}; such as {_pair(*scan.alike[0])}")
+    if separated:
+        lines.append(separated)
+    differing = [pair for pair in scan.alike if pair[0].label != pair[1].label]
+    lines += [f"alike, with different labels: {_pair(*pair)}" for pair in differing[:5]]
+    if len(differing) > 5:
+        lines.append(f"alike, with different labels: {len(differing) - 5:,} more pairs")
     if shared := num_shared(parts):
         what = "left out of val and test" if config.drop_duplicates else "leave them out with --drop-duplicates"
-        lines.append(f"{shared:,} images of val and test are also in train or val: {what}")
+        lines.append(f"{shared:,} images of val and test are also in train or val, or their near-duplicates: {what}")
     for line in lines:
         console.print(line)
+
+
+def _pair(first: Found, second: Found) -> str:
+    return f"{first.path} and {second.path}"

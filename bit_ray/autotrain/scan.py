@@ -1,26 +1,24 @@
-"""What is in a folder of images: classes, parts, kinds of files and duplicates; and the split into parts.
-
-Only headers are decoded here. An image that turns out to be damaged is left out when the shards are written.
-"""
+"""What is in a folder of images: classes, parts, kinds of files and duplicates; and the split into parts."""
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from bit_ray import store
+from bit_ray.data.images.alike import near_duplicates, thumbnail
 from bit_ray.data.images.decode import ImageError, image_kind, orientation
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES
+from bit_ray.data.sources.endings import IMAGE_SUFFIXES, is_image, named, others_by_ending
 from bit_ray.data.sources.files import FileSource
 from bit_ray.data.sources.labels import check_classes, one_each
 from bit_ray.errors import DataError, brief
-from bit_ray.inference.inputs import IMAGE_SUFFIXES
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -37,7 +35,7 @@ _ACCEPTED = "a folder with a folder of images for each class, or with train (and
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """An image file, as far as its header says."""
+    """An image file."""
 
     path: str
     """Below the folder."""
@@ -51,6 +49,19 @@ class Found:
     """What it is if it is not plain 8-bit RGB, such as ``grayscale``."""
     sideways: bool = False
     """Whether a camera stored it turned or mirrored."""
+    group: str = ""
+    """SHA-256 of the first of the images that it is a copy of, also resized, recompressed or slightly cropped; empty:
+    its own."""
+
+    @property
+    def original(self) -> str:
+        """What it has in common with its copies."""
+        return self.group or self.sha256
+
+
+class _Readable(NamedTuple):
+    image: Found
+    thumbnail: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,8 @@ class Scan:
     """Path and reason of files that have the ending of an image and are none."""
     others: Mapping[str, int]
     """Files with other endings, by ending."""
+    alike: tuple[tuple[Found, Found], ...] = ()
+    """Near-duplicates that are not the same byte for byte: each is in a pair with one of the others."""
 
     @property
     def kinds(self) -> Counter[str]:
@@ -76,6 +89,11 @@ class Scan:
     def num_duplicates(self) -> int:
         """Images that are in the folder before, byte for byte."""
         return len(self.images) - len({image.sha256 for image in self.images})
+
+    @property
+    def num_near_duplicates(self) -> int:
+        """Images that are in the folder before, but for size, compression or a slight crop."""
+        return len({image.sha256 for image in self.images}) - len({image.original for image in self.images})
 
 
 def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None = None) -> Scan:
@@ -93,16 +111,16 @@ def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None 
         raise DataError(f"{folder}: no such folder; accepted: {_ACCEPTED}; check the path")
     listed = [name for name, _ in store.list_tree(folder)[0]]
     names = [name for name in listed if not any(part.startswith(".") for part in name.split("/"))]
-    paths = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    endings = Counter(PurePath(name).suffix.lower() or "no ending" for name in set(names) - set(paths))
-    others = dict(sorted(endings.items(), key=lambda item: (-item[1], item[0])))
+    paths = [name for name in names if is_image(name)]
+    others = others_by_ending(names)
     depth, class_names = _layout(folder, paths, others)
     index = {name: i for i, name in enumerate(class_names)}
 
-    def look(path: str) -> Found | tuple[str, str]:
+    def look(path: str) -> _Readable | tuple[str, str]:
         try:
             data = store.read_bytes(store.join(folder, path), MAX_IMAGE_BYTES)
             kind = image_kind(data)
+            small = thumbnail(data)
         except ImageError as error:
             return path, error.reason
         except store.UnfitFileError as error:
@@ -112,7 +130,7 @@ def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None 
                 return path, str(error.__cause__.strerror or error.__cause__)
             raise
         directories = path.split("/")
-        return Found(
+        found = Found(
             path=path,
             label=index[directories[depth]],
             part=_CALLED[directories[0].lower()] if depth else None,
@@ -120,12 +138,16 @@ def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None 
             kind=kind,
             sideways=orientation(data) > 1,
         )
+        return _Readable(found, small)
 
-    images, unreadable = [], []
+    images: list[Found] = []
+    thumbnails: list[npt.NDArray[np.uint8]] = []
+    unreadable: list[tuple[str, str]] = []
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for done, found in enumerate(pool.map(look, paths), 1):
-            if isinstance(found, Found):
-                images.append(found)
+            if isinstance(found, _Readable):
+                images.append(found.image)
+                thumbnails.append(found.thumbnail)
             else:
                 unreadable.append(found)
             if progress is not None:
@@ -135,13 +157,36 @@ def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None 
         raise DataError(
             f"{folder}: none of {len(paths):,} images can be read; the first, {path}: {reason}; accepted: image files"
         )
+    images, alike = _grouped(images, np.stack(thumbnails))
     return Scan(
         folder=folder,
         class_names=class_names,
         images=tuple(images),
         unreadable=tuple(unreadable),
         others=others,
+        alike=alike,
     )
+
+
+def _grouped(
+    images: Sequence[Found], thumbnails: npt.NDArray[np.uint8]
+) -> tuple[list[Found], tuple[tuple[Found, Found], ...]]:
+    """Return the images with their groups, and the pairs that make these."""
+    first = {image.sha256: i for i, image in reversed(list(enumerate(images)))}
+    distinct = sorted(first.values())
+    pairs = [(distinct[a], distinct[b]) for a, b in near_duplicates(thumbnails[distinct])]
+    leader = {i: i for i in distinct}
+
+    def lead(i: int) -> int:
+        while leader[i] != i:
+            i = leader[i]
+        return i
+
+    for a, b in pairs:
+        low, high = sorted((lead(a), lead(b)))
+        leader[high] = low
+    grouped = [replace(image, group=images[lead(first[image.sha256])].sha256) for image in images]
+    return grouped, tuple((grouped[a], grouped[b]) for a, b in pairs)
 
 
 def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
@@ -151,9 +196,8 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
         DataError: it is not a folder of classes.
     """
     if not paths:
-        endings = ", ".join(f"{count:,} {ending}" for ending, count in list(others.items())[:5])
         raise DataError(
-            f"{folder}: no image in it{f' ({endings})' if others else ''}; accepted: files ending in "
+            f"{folder}: no image in it{f' ({named(others)})' if others else ''}; accepted: files ending in "
             f"{' '.join(IMAGE_SUFFIXES)}; convert them, or check the path"
         )
     loose = [path for path in paths if "/" not in path]
@@ -200,8 +244,8 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
 def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Part, list[Found]]:
     """Divide a folder's images into parts: those it has itself, and the missing ones drawn from train.
 
-    Of each class the shares are drawn by the seed; copies of one image stay together, and in train if they are in
-    several classes. A class's draw does not depend on the other classes.
+    Of each class the shares are drawn by the seed; copies of one image stay together, near-duplicates too, and in train
+    if they are in several classes. A class's draw does not depend on the other classes.
 
     Args:
         scan: The folder.
@@ -221,13 +265,13 @@ def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Pa
     drawn = {part: share for part, share in shares.items() if part not in given}
     labels_of = defaultdict(set)
     for image in pool:
-        labels_of[image.sha256].add(image.label)
+        labels_of[image.original].add(image.label)
     train: list[Found] = []
     for label, name in enumerate(scan.class_names):
         members: dict[str, list[Found]] = {}
         for image in pool:
             if image.label == label:
-                members.setdefault(image.sha256, []).append(image)
+                members.setdefault(image.original, []).append(image)
         total = sum(map(len, members.values()))
         least = _LEAST["train"] + sum(_LEAST[part] for part in drawn)
         free = [same for digest, same in members.items() if len(labels_of[digest]) == 1]
@@ -247,26 +291,42 @@ def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Pa
             kept += max(0, _LEAST["train"] - len(fixed))
             wanted = max(_LEAST[part], round(share * total))
             taken: list[Found] = []
-            while len(taken) < wanted and len(order) > kept:
-                taken += order.pop()
+            # What is more than is wanted stays in train, unless there is nothing smaller.
+            large: list[list[Found]] = []
+            while len(taken) < wanted and len(order) + len(large) > kept and order:
+                same = order.pop()
+                if len(taken) + len(same) <= wanted:
+                    taken += same
+                else:
+                    large.append(same)
+            if not taken:
+                smallest = min(large, key=len)
+                large.remove(smallest)
+                taken = smallest
+            order += reversed(large)
             parts[part] += taken
         train += [image for same in fixed + order for image in same]
     parts["train"] = train
     return {part: sorted(parts[part], key=lambda image: image.path) for part in PARTS}
 
 
+def split_apart(scan: Scan) -> Scan:
+    """Return a folder of which near-duplicates need not stay together."""
+    return replace(scan, images=tuple(replace(image, group="") for image in scan.images))
+
+
 def without_copies(parts: Mapping[Part, Sequence[Found]]) -> dict[Part, list[Found]]:
-    """Return the parts without what is in an earlier one of train, val and test, byte for byte."""
+    """Return the parts without copies and near-duplicates of what is in an earlier one of train, val and test."""
     seen: set[str] = set()
     left: dict[Part, list[Found]] = {}
     for part in PARTS:
-        left[part] = [image for image in parts[part] if image.sha256 not in seen]
-        seen |= {image.sha256 for image in parts[part]}
+        left[part] = [image for image in parts[part] if image.original not in seen]
+        seen |= {image.original for image in parts[part]}
     return left
 
 
 def num_shared(parts: Mapping[Part, Sequence[Found]]) -> int:
-    """Images of val and test that are in an earlier part, byte for byte."""
+    """Images of val and test that are in an earlier part, or whose near-duplicates are."""
     left = without_copies(parts)
     return sum(len(parts[part]) - len(left[part]) for part in PARTS)
 

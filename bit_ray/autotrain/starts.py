@@ -17,7 +17,8 @@ from bit_ray.evaluation.linear_head import LinearHead, clearly_better, fit_linea
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.features import read_features
 from bit_ray.models.network import Network
-from bit_ray.tracking.registry import ListedModel, list_models
+from bit_ray.tracking.listing import ListedModel
+from bit_ray.tracking.registry import list_models
 from bit_ray.weights.known import known_weights
 
 DEFAULT_WEIGHTS = "bit_m_r50x1"

@@ -23,7 +23,7 @@ from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.write import WriteReport, write_shards
 from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.evaluate import Evaluation, evaluate_model, record
-from bit_ray.evaluation.linear_head import fit_temperature
+from bit_ray.evaluation.linear_head import LinearHead, fit_temperature
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.features import read_features
@@ -175,7 +175,7 @@ class _Run:
                 models["linear head"] = Classifier(_with_head(start), spec)
             if config.method != "head" and (tuned := self._finetune(start, init, manifests["train"], tracked)):
                 models["fine-tuning"] = tuned
-            best, temperature = self._choose(models, manifests["val"], tracked)
+            best, temperature = self._choose(models, start.head, manifests["val"], tracked)
             result, evaluation = self._finish(best, temperature, init, spec, manifests, tracked)
         if report := self._report(result, evaluation, manifests["test"]):
             result = replace(result, report=report)
@@ -252,9 +252,13 @@ class _Run:
         return load_model(result.package_uri, device=self.device)
 
     def _choose(
-        self, models: Mapping[str, Classifier], manifest: Manifest, tracked: TrackedRun
+        self, models: Mapping[str, Classifier], head: LinearHead, manifest: Manifest, tracked: TrackedRun
     ) -> tuple[Classifier, float]:
-        """Return the best by the validation images, and the temperature that calibrates it on them."""
+        """Return the best by the validation images, and the temperature that calibrates it.
+
+        It is fitted on the validation images; for the linear head also on the training images, as the folds that they
+        were not in classified them: with a few validation images alone it would make the calibration worse.
+        """
         scored = {}
         for name, classifier in models.items():
             found = read_features(classifier, self.shards["val"], manifest)
@@ -265,11 +269,15 @@ class _Run:
         others = [f"{name} has {scored[name][0]:.1%}" for name in scored if name != best]
         compared = f", {', '.join(others)}" if others else ""
         self.say(f"chosen: {best}, {accuracy:.1%} of {len(labels):,} validation images{compared}")
+        which = f"{len(labels):,} validation images"
+        if best == "linear head":
+            logits, labels = np.concatenate([logits, head.held_out]), np.concatenate([labels, head.labels])
+            which += f" and {len(head.labels):,} cross-validated ones"
         temperature = fit_temperature(logits, labels)
         before, after = _calibration_error(logits, labels), _calibration_error(logits / temperature, labels)
         self.say(
-            f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of the validation "
-            f"images was {before:.1%} and is {after:.1%}"
+            f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of {which} was "
+            f"{before:.1%} and is {after:.1%}"
         )
         found_metrics = {f"val/top_1_{name.replace(' ', '_').replace('-', '_')}": scored[name][0] for name in scored}
         tracked.log_metrics({**found_metrics, "val/ece_before": before, "val/ece": after}, step=0)

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bit_ray import store
 from bit_ray.cli.flags import positional
 from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.demo.config import DemoConfig
@@ -75,6 +76,10 @@ class PullConfig:
 
 def report(config: ModelReportConfig) -> None:
     """Write the page of a model."""
+    if config.images and store.is_local(config.images) and not store.exists(config.images):
+        accepted = "a folder of class folders, or a shard set"
+        raise ConfigError.of("images", f"{config.images}: no such path", accepted, "check the path")
+    _look_at("report on", config)
     from bit_ray.report.write import report_model
 
     path = report_model(config)
@@ -83,9 +88,18 @@ def report(config: ModelReportConfig) -> None:
 
 def demo(config: DemoConfig) -> None:
     """Serve a page for trying a model."""
+    _look_at("demo of", config)
     from bit_ray.demo.serve import serve
 
     serve(config)
+
+
+def _look_at(verb: str, config: ModelReportConfig | DemoConfig) -> None:
+    """Check the model before PyTorch is imported; a run's name is enough for it."""
+    from bit_ray.cli.first_look import look
+    from bit_ray.inference.named import saved_model
+
+    look(verb, saved_model(config.model, config.storage), tracking=config.tracking, storage=config.storage)
 
 
 def predict(config: PredictConfig) -> None:
@@ -145,6 +159,7 @@ def _look(config: PredictConfig) -> None:
 
 def _predict_into_file(config: PredictConfig) -> None:
     _look(config)
+    from bit_ray.data.sources.endings import named
     from bit_ray.inference.outputs import check_output
 
     check_output(config.output, config.features)  # before the model is fetched
@@ -174,8 +189,8 @@ def _predict_into_file(config: PredictConfig) -> None:
     ]
     if report.num_features:
         rows.insert(1, ("features", f"{report.num_features:,} per image"))
-    if report.num_others:
-        rows.append(("other files left out", f"{report.num_others:,}"))
+    if report.others:
+        rows.append(("other files left out", named(report.others)))
     print_table(report.output, rows)
     if report.num_unreadable == report.num_images:
         raise DataError(
@@ -221,9 +236,13 @@ def list_models(config: ListConfig) -> None:
 
     registry = registry_uri(_registry(config.tracking, config.storage))
     console.print(f"Registry: {shown(registry)}")
-    from bit_ray.tracking.registry import list_models
+    from bit_ray.tracking.listing import read_embedded
 
-    models = list_models(registry)
+    models = read_embedded(registry)
+    if models is None:
+        from bit_ray.tracking.registry import list_models
+
+        models = list_models(registry)
     if not models:
         console.print("no models yet; bit-ray pretrain and bit-ray finetune register what they train")
         return

@@ -151,6 +151,7 @@ class BenchConfig:
 def write(config: WriteConfig) -> None:
     """Write a shard set."""
     from bit_ray.data.shards.write import write_shards
+    from bit_ray.data.sources.endings import named
 
     _show_log("bit_ray.data.sources")
     with follow("write") as progress:
@@ -184,6 +185,8 @@ def write(config: WriteConfig) -> None:
         rows.append(("seekable", f"{report.num_seekable:,} of {report.num_examples:,} images"))
     if report.skipped:
         rows.append(("left out", f"{len(report.skipped):,} bad images, see skipped.json next to the manifest"))
+    if report.others:
+        rows.append(("not images", named(report.others)))
     if report.empty_classes:
         names = ", ".join(report.empty_classes[:5]) + (", ..." if len(report.empty_classes) > 5 else "")
         rows.append(("without images", f"{len(report.empty_classes):,} classes: {names}"))

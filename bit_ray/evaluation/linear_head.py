@@ -35,6 +35,10 @@ class LinearHead:
     """The chosen inverse strength of the regularisation: scikit-learn's C, for features of variance 1."""
     right: npt.NDArray[np.bool_]
     """``[N]`` whether each example was classified correctly by the head that was fitted without its fold."""
+    held_out: npt.NDArray[np.float64]
+    """``[N, C]`` log probabilities of each example by that head."""
+    labels: npt.NDArray[np.int64]
+    """``[N]`` what the examples are."""
 
     @property
     def accuracy(self) -> float:
@@ -86,6 +90,7 @@ def fit_linear_head(
         used[fold, held] = 0
     best: tuple[float, float] | None = None
     chosen, right, since = _INVERSE_STRENGTHS[0], np.zeros(len(x), bool), 0
+    held_out_scores = np.zeros((len(x), num_classes))
     kernels, biases = np.zeros((len(used), num_classes, x.shape[1])), np.zeros((len(used), num_classes))
     for strength in _INVERSE_STRENGTHS:
         kernels, biases = _fit(x, labels, used, strength, kernels, biases)
@@ -96,6 +101,7 @@ def fit_linear_head(
         score = float(found.mean()), float(scores[np.arange(len(x)), labels].mean())
         if best is None or score > best:
             best, chosen, right, since = score, strength, found, 0
+            held_out_scores = scores
             start = kernels.mean(0, keepdims=True), biases.mean(0, keepdims=True)
         else:
             since += 1
@@ -108,7 +114,12 @@ def fit_linear_head(
     kernel = kernel / scale
     bias = bias - kernel @ mean
     return LinearHead(
-        kernel=kernel.astype(np.float32), bias=bias.astype(np.float32), inverse_strength=chosen, right=right
+        kernel=kernel.astype(np.float32),
+        bias=bias.astype(np.float32),
+        inverse_strength=chosen,
+        right=right,
+        held_out=held_out_scores,
+        labels=labels,
     )
 
 
@@ -116,17 +127,23 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int
     """Return the temperature by which logits ``[N, C]`` are divided for the lowest cross-entropy (Guo et al., 2017).
 
     Targets are smoothed by 1 / (N + 2), as Platt (1999) does: else a few images that are all classified correctly would
-    ask for infinite confidence.
+    ask for infinite confidence. It is 1 unless the gain is larger than its standard error over the images.
     """
     num_examples, num_classes = logits.shape
     targets = np.full(logits.shape, 1 / (num_examples + 2) / (num_classes - 1))
     targets[np.arange(num_examples), labels] = 1 - 1 / (num_examples + 2)
 
-    def cross_entropy(log_temperature: float) -> float:
-        return -float((targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(1).mean())
+    def cross_entropies(temperature: float) -> npt.NDArray[np.float64]:
+        return -np.asarray((targets * log_softmax(logits / temperature, axis=1)).sum(1), np.float64)
 
-    low, high = np.log(_TEMPERATURES)
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=(low, high), method="bounded").x))
+    found = minimize_scalar(
+        lambda log_temperature: cross_entropies(np.exp(log_temperature)).mean(),
+        bounds=tuple(np.log(_TEMPERATURES)),
+        method="bounded",
+    )
+    temperature = float(np.exp(found.x))
+    gain = cross_entropies(1.0) - cross_entropies(temperature)
+    return temperature if gain.mean() > gain.std() / num_examples**0.5 else 1.0
 
 
 def clearly_better(right: npt.NDArray[np.bool_], than: npt.NDArray[np.bool_]) -> bool:

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pyarrow as pa
@@ -13,10 +13,8 @@ import pyarrow as pa
 from bit_ray import store
 from bit_ray.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from bit_ray.data.shards.read import read_rows
+from bit_ray.data.sources.endings import IMAGE_SUFFIXES, is_image, named, others_by_ending
 from bit_ray.errors import ConfigError, DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
-"""File name endings, in upper or lower case, that count as images in a folder."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -45,8 +43,8 @@ class ImageFiles:
     """large_string, in the order of the output; relative ones start at ``directory``."""
     directory: str
     """Current directory of the process that listed them."""
-    num_others: int
-    """Files of the folders whose endings are not those of images."""
+    others: Mapping[str, int]
+    """Files of the folders whose endings are not those of images, by ending."""
     convert: bool = False
     """Files do not say whether to convert what is not plain RGB."""
 
@@ -84,7 +82,7 @@ class ImageShards:
 
     uri: str
     manifest: Manifest
-    num_others: int = 0
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -166,7 +164,7 @@ def open_images(sources: Sequence[str]) -> Images:
     sources = [_plain(str(source)) for source in sources]
     sizes = store.file_sizes(sources)
     paths: list[str] = []
-    num_others = 0
+    others: Counter[str] = Counter()
     for source, size in zip(sources, sizes, strict=True):
         if size is not None:
             paths.append(source)
@@ -180,16 +178,14 @@ def open_images(sources: Sequence[str]) -> Images:
         if not found and not store.exists(source):
             raise DataError(f"{source}: no such path; accepted: an image file, a folder of images, or a shard set")
         found = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
-        images = [name for name in found if _is_image(name)]
-        num_others += len(found) - len(images)
+        images = [name for name in found if is_image(name)]
+        others += others_by_ending(found)
         paths += [_plain(store.join(source, name)) for name in images]
     if not paths:
-        others = f" ({num_others:,} other files)" if num_others else ""
-        raise DataError(
-            f"{sources[0]}: no image in it{others}; accepted: files ending in {' '.join(IMAGE_SUFFIXES)}; check the "
-            f"path"
-        )
-    return ImageFiles(pa.array(paths, pa.large_string()), os.getcwd(), num_others)
+        found_others = f" ({named(others)})" if others else ""
+        accepted = f"files ending in {' '.join(IMAGE_SUFFIXES)}"
+        raise DataError(f"{sources[0]}: no image in it{found_others}; accepted: {accepted}; check the path")
+    return ImageFiles(pa.array(paths, pa.large_string()), os.getcwd(), dict(others.most_common()))
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[S], T], items: Iterable[S], window: int) -> Iterator[T]:
@@ -211,7 +207,7 @@ def is_folder(source: str) -> bool:
     """Return whether a source is a local folder, or a URI in an object store without the ending of an image."""
     if store.is_local(source):
         return os.path.isdir(_plain(source))
-    return not _is_image(source.partition("?")[0].rpartition("/")[2])
+    return not is_image(source.partition("?")[0].rpartition("/")[2])
 
 
 def _plain(source: str) -> str:
@@ -219,7 +215,3 @@ def _plain(source: str) -> str:
     if not store.is_local(source):
         return source
     return os.path.normpath(os.path.expanduser(source.removeprefix("file://")))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)

@@ -8,7 +8,7 @@ read become rows with a reason.
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -56,8 +56,8 @@ class PredictReport:
     """Rows with a reason instead of classes."""
     reasons: tuple[tuple[str, int], ...]
     """The most frequent reasons, with counts."""
-    num_others: int
-    """Files that were left out because their endings are not those of images."""
+    others: Mapping[str, int]
+    """Files that were left out because their endings are not those of images, by ending."""
     num_features: int
     """Length of the feature vectors, 0 without."""
     seconds: float
@@ -145,7 +145,7 @@ def predict_folder(
             num_images=tally.done,
             num_unreadable=sum(tally.reasons.values()),
             reasons=tuple(tally.reasons.most_common(_NUM_REASONS)),
-            num_others=opened.num_others,
+            others=opened.others,
             num_features=classifier.model.num_features if features else 0,
             seconds=time.monotonic() - start,
         )

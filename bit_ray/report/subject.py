@@ -9,8 +9,9 @@ from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import BitRayError
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.named import saved_model
+from bit_ray.tracking.listing import ListedModel
 from bit_ray.tracking.recorded import RecordedRun, recorded_run
-from bit_ray.tracking.registry import ListedModel, list_models, resolve
+from bit_ray.tracking.registry import list_models, resolve
 
 LOSS, RATE = "train/loss", "train/lr"
 _NOTHING = RecordedRun(params={}, metrics={}, sets={}, curves={})

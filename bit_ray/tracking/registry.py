@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
 from bit_ray.tracking import address, server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download
+from bit_ray.tracking.listing import ListedModel, in_order, listed
 from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
 from bit_ray.tracking.server import one_line
 from bit_ray.uris import shown, shown_in
@@ -51,21 +51,6 @@ class RegisteredModel:
     weights_uri: str
     sha256: str
     num_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListedModel:
-    """One version in a listing of the registry; ``parent`` is the registered model or run that it was trained from."""
-
-    name: str
-    version: int
-    aliases: tuple[str, ...]
-    model: str
-    num_classes: int
-    num_bytes: int
-    parent: str
-    created: datetime
-    weights_uri: str
 
 
 def check_name(name: str, alias: str) -> None:
@@ -192,35 +177,18 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
     """
     client = server.connect(address.registry_uri(tracking_uri))
     try:
-        aliases: dict[tuple[str, str], list[str]] = {}
+        aliases: dict[tuple[str, int], list[str]] = {}
         for model in _all_pages(client.search_registered_models):
             for alias, number in model.aliases.items():
-                aliases.setdefault((model.name, str(number)), []).append(alias)
+                aliases.setdefault((model.name, int(number)), []).append(alias)
         versions = _all_pages(client.search_model_versions)
     except MlflowException as error:
         raise TrackingError(f"{shown(client.tracking_uri)}: {one_line(error)}") from None
-    rows = []
-    for version in versions:
-        tags = version.tags
-        if "bit_ray.weights_uri" not in tags:
-            continue
-        try:
-            row = ListedModel(
-                name=version.name,
-                version=int(version.version),
-                aliases=tuple(sorted(aliases.get((version.name, str(version.version)), ()))),
-                model=tags["bit_ray.model"],
-                num_classes=int(tags["bit_ray.num_classes"]),
-                num_bytes=int(tags["bit_ray.num_bytes"]),
-                parent=tags.get("bit_ray.parent", ""),
-                created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-                weights_uri=tags["bit_ray.weights_uri"],
-            )
-        except (KeyError, ValueError) as error:
-            log.warning("models:/%s/%s: left out, its tags are damaged: %s", version.name, version.version, error)
-        else:
-            rows.append(row)
-    return sorted(rows, key=lambda row: (row.name, -row.version))
+    rows = [
+        listed(version.name, int(version.version), aliases, version.tags, version.creation_timestamp)
+        for version in versions
+    ]
+    return in_order([row for row in rows if row is not None])
 
 
 def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -58,6 +58,8 @@ class WriteReport:
     """Id and reason of each image left out."""
     empty_classes: tuple[str, ...]
     """Classes without an image."""
+    others: Mapping[str, int]
+    """Files of a folder that are left out because their endings are not those of images, by ending."""
 
 
 def write_shards(
@@ -149,10 +151,10 @@ def write_shards(
         described |= {option: value for option, value in later.items() if value is not None}
         # An iterator's content is known only after it has run: its set is never taken for already written.
         plan_digest = digest(described) if known is not None else ""
-        empty = examples.empty_classes if isinstance(examples, FileSource) else ()
+        files = examples if isinstance(examples, FileSource) else None
         whole = whole_set(output, plan_digest)
         if whole is not None:
-            return _report(output, whole, start, None, skipped=_read_skipped(output), empty_classes=empty)
+            return _report(output, whole, start, None, skipped=_read_skipped(output), files=files)
         with Writing(output, described, on_bad=plan.on_bad) as writing:
             tick = _counter(progress, sum(size for _ in writing.done), total)
             if isinstance(examples, IteratorSource):
@@ -172,7 +174,7 @@ def write_shards(
                 store.write_json(store.join(output, SKIPPED), [{"id": id, "reason": reason} for id, reason in skipped])
             writing.check_shards()
             write_manifest(output, manifest)
-        return _report(output, manifest, start, writing, skipped=skipped, empty_classes=empty)
+        return _report(output, manifest, start, writing, skipped=skipped, files=files)
 
 
 def _from_source(
@@ -320,7 +322,7 @@ def _report(
     writing: Writing | None,
     *,
     skipped: tuple[tuple[str, str], ...],
-    empty_classes: tuple[str, ...],
+    files: FileSource | None,
 ) -> WriteReport:
     return WriteReport(
         output=output,
@@ -335,5 +337,6 @@ def _report(
         num_turned=sum(result.num_turned for result in writing.done.values()) if writing else None,
         num_small=sum(result.num_small for result in writing.done.values()) if writing else None,
         skipped=skipped,
-        empty_classes=empty_classes,
+        empty_classes=files.empty_classes if files else (),
+        others=files.others if files else {},
     )

@@ -1,7 +1,7 @@
 """Image files as a source: a folder of class folders, or a CSV or Parquet table of paths and labels."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from bit_ray import store
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
+from bit_ray.data.sources.endings import IMAGE_SUFFIXES, is_image, named, others_by_ending
 from bit_ray.data.sources.labels import check_classes, is_text, one_each, outside, to_indices
 from bit_ray.data.sources.parquet import check_plain
 from bit_ray.errors import DataError
@@ -64,13 +65,15 @@ class FileSource:
         *,
         multi_label: bool,
         empty_classes: tuple[str, ...] = (),
+        others: Mapping[str, int] | None = None,
     ) -> None:
-        """``items`` has the columns id and path (text) and labels (list of class indices)."""
+        """``items`` has the columns id and path (text) and labels (lists of indices); ``others``: files by ending."""
         self.root = store.absolute(root)
         self.items = items
         self.class_names = class_names
         self.multi_label = multi_label
         self.empty_classes = empty_classes
+        self.others = others or {}
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -99,10 +102,10 @@ def open_files(
 ) -> FileSource:
     """Open a folder of class folders, or a ``.csv`` or ``.parquet`` table with the columns path and label.
 
-    In a folder the first level names the class and every file below it that is not hidden is an image; the id is the
-    path below ``uri``. In a table relative paths start at ``root`` or else at the table's folder. Labels are class
-    names or, if they are not in ``class_names``, class indices. With ``multi_label`` they are separated by ``;`` in a
-    CSV and a list in Parquet (which implies it). The id is the column ``id`` or else the path.
+    In a folder the first level names the class, and every file below it with the ending of an image that is not hidden
+    is an image; the id is the path below ``uri``. In a table relative paths start at ``root`` or else at the table's
+    folder. Labels are class names or, if they are not in ``class_names``, class indices. With ``multi_label`` they are
+    separated by ``;`` in a CSV and a list in Parquet (which implies it). The id is the column ``id`` or else the path.
 
     Raises:
         DataError: no such path, no class, no image, an id that occurs twice, a label outside the class list.
@@ -127,8 +130,9 @@ def open_files(
 
 def _open_folder(uri: str, class_names: Sequence[str] | None) -> FileSource:
     files, directories = store.list_tree(uri)
-    paths = [name for name, _ in files if "/" in name and not _hidden(name)]
-    found = {name.split("/", 1)[0] for name in paths} | {name for name in directories if "/" not in name}
+    names = [name for name, _ in files if "/" in name and not _hidden(name)]
+    paths, others = [name for name in names if is_image(name)], others_by_ending(names)
+    found = {name.split("/", 1)[0] for name in names} | {name for name in directories if "/" not in name}
     classes = tuple(class_names) if class_names is not None else tuple(sorted(n for n in found if not _hidden(n)))
     check_classes(uri, classes, "a folder for each class, with its images below")
     index = {name: i for i, name in enumerate(classes)}
@@ -137,11 +141,13 @@ def _open_folder(uri: str, class_names: Sequence[str] | None) -> FileSource:
             raise DataError(outside(f"{uri}/{path}", path.split("/", 1)[0], classes))
     labels = [index[path.split("/", 1)[0]] for path in paths]
     if not paths:
-        raise DataError(f"{uri}: no image in any class folder; accepted: images at CLASS/.../NAME; check the path")
+        given = f" ({named(others)})" if others else ""
+        accepted = f"images at CLASS/.../NAME, ending in {' '.join(IMAGE_SUFFIXES)}"
+        raise DataError(f"{uri}: no image in any class folder{given}; accepted: {accepted}; check the path")
     empty = _without_image(classes, np.array(labels))
     ids = pa.array(paths, pa.large_string())
     items = pa.table({"id": ids, "path": ids, "labels": one_each(pa.array(labels, pa.int32()))})
-    return FileSource(uri, items, classes, multi_label=False, empty_classes=empty)
+    return FileSource(uri, items, classes, multi_label=False, empty_classes=empty, others=others)
 
 
 def _open_table(uri: str, root: str | None, class_names: Sequence[str] | None, multi_label: bool) -> FileSource:

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bit_ray.autotrain.config import TrainConfig
+from bit_ray.autotrain.look import look
 from bit_ray.autotrain.scan import PARTS, Found, Scan, num_shared, scan_folder, split, without_copies
 from bit_ray.errors import DataError
 
@@ -59,7 +61,7 @@ def test_parts_are_found_by_name(tmp_path):
     ("files", "message"),
     [
         ([], r"no image in it; accepted: files ending in"),
-        (["a.txt", "b.heic"], r"no image in it \(1 .heic, 1 .txt\); accepted"),
+        (["a.txt", "b.heic"], r"no image in it \(1 .heic \(convert to JPEG\), 1 .txt\); accepted"),
         (["0.png", "1.png"], r"2 images lie directly in it; .*; give the folder above, or make class folders"),
         (["0.png", "cats/1.png", "dogs/2.png"], r"1 images lie directly in it; .*; move '0.png' into a class's folder"),
         (["animals/cats/1.png", "animals/dogs/2.png"], r"one class, 'animals'; .*; did you mean .*/animals\?"),
@@ -157,3 +159,72 @@ def test_copies_in_another_part_are_counted_and_left_out_on_request():
     parts = {"train": train, "val": [], "test": test}
     assert num_shared(parts) == 1
     assert [image.sha256 for image in without_copies(parts)["test"]] == ["b"]
+
+
+def photo(seed):
+    """A smooth image with an edge, which survives compression; noise would not."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((240, 180), Image.Resampling.BICUBIC)
+    pixels = np.array(coarse)
+    top, left = random.integers(20, 100, 2)
+    pixels[top : top + 50, left : left + 60] = random.integers(0, 256, 3)
+    return Image.fromarray(pixels)
+
+
+def test_near_duplicates_stay_together_and_those_of_two_classes_are_named(tmp_path, capsys):
+    for label, name in enumerate(("cats", "dogs")):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            photo(100 * label + i).save(tmp_path / name / f"{i}.png")
+    photo(0).resize((90, 68)).save(tmp_path / "cats/small.jpg", quality=60)
+    photo(0).crop((6, 4, 234, 174)).save(tmp_path / "cats/cropped.png")
+    photo(1).save(tmp_path / "dogs/mislabelled.jpg", quality=50)
+    found = scan_folder(str(tmp_path))
+    groups = {image.path: image.original for image in found.images}
+    assert groups["cats/0.png"] == groups["cats/small.jpg"] == groups["cats/cropped.png"]
+    assert groups["cats/1.png"] == groups["dogs/mislabelled.jpg"]
+    assert len(set(groups.values())) == 16
+    assert (found.num_duplicates, found.num_near_duplicates) == (0, 3)
+    for seed in range(10):
+        parts = split(found, 0.15, 0.2, seed)
+        assert num_shared(parts) == 0
+        assert {"cats/1.png", "dogs/mislabelled.jpg"} <= {image.path for image in parts["train"]}
+    look(TrainConfig(folder=str(tmp_path)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3 images are near-duplicates of others: resized, recompressed or cropped" in shown
+    assert "alike, with different labels: cats/1.png and dogs/mislabelled.jpg" in shown
+
+
+def test_near_duplicates_between_given_parts_are_counted_and_left_out_on_request(tmp_path, capsys):
+    for part, first in (("train", 0), ("val", 20), ("test", 40)):
+        for label, name in enumerate(("cats", "dogs")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(3):
+                photo(first + 100 * label + i).save(tmp_path / part / name / f"{i}.png")
+    photo(0).save(tmp_path / "test/cats/again.jpg", quality=70)
+    looked = look(TrainConfig(folder=str(tmp_path)))
+    assert "1 images of val and test are also in train or val" in " ".join(capsys.readouterr().out.split())
+    assert len(looked.parts["test"]) == 7
+    looked = look(TrainConfig(folder=str(tmp_path), drop_duplicates=True))
+    assert [image.path for image in looked.parts["test"] if image.label == 0] == [
+        f"test/cats/{i}.png" for i in range(3)
+    ]
+
+
+def test_a_class_of_frames_of_one_film_is_split_nevertheless_and_it_is_said(tmp_path, capsys):
+    for label, name in enumerate(("cats", "dogs")):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            image = photo(100) if label else photo(i)
+            image.crop((i % 4, i // 4, 236 + i % 4, 178 + i // 4)).save(tmp_path / name / f"{i}.png")
+    looked = look(TrainConfig(folder=str(tmp_path)))
+    assert sum(map(len, looked.parts.values())) == 16
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "near-duplicates are not kept in one part: class dogs: 1 different images" in shown.replace("'", "")
+
+
+def test_a_large_group_of_copies_stays_in_train():
+    scan = a_scan([20, 20], [(0, "0")] * 30)
+    for seed in range(10):
+        parts = split(scan, 0.15, 0.2, seed)
+        assert all(len(parts[part]) < 20 for part in ("val", "test"))

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
 from bit_ray.errors import DataError
 from bit_ray.evaluation.linear_head import clearly_better, fit_linear_head, fit_temperature
+from bit_ray.evaluation.metrics import ClassificationMetrics
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,41 @@ def test_two_classes_and_features_without_variance():
 def test_a_class_that_cannot_be_cross_validated_is_refused(labels, num_classes):
     with pytest.raises(DataError, match="accepted: at least 2 of each of at least 2 classes"):
         fit_linear_head(np.zeros((4, 3), np.float32), np.array(labels), num_classes)
+
+
+def calibration_error(logits, labels):
+    metrics = ClassificationMetrics(logits.shape[1], multi_label=False)
+    metrics.update(torch.from_numpy(logits), torch.from_numpy(labels))
+    return metrics.result()["ece"]
+
+
+def test_the_folds_calibrate_better_than_a_few_validation_images(digits):
+    features, labels = digits
+    errors = []
+    for draw in range(5):
+        order = np.random.default_rng(draw).permutation(len(labels))
+        train, val, test = np.split(order, [120, 146])
+        head = fit_linear_head(features[train], labels[train], 10, seed=draw)
+        logits = head.logits(features[val]).astype(np.float64)
+        few = fit_temperature(logits, labels[val])
+        pooled = np.concatenate([logits, head.held_out])
+        more = fit_temperature(pooled, np.concatenate([labels[val], head.labels]))
+        scored = head.logits(features[test])
+        errors.append([calibration_error(scored / value, labels[test]) for value in (few, more, 1)])
+    few, more, none = np.mean(errors, axis=0)
+    assert more < few - 0.01
+    assert more < none
+    assert np.max(errors, axis=0)[1] < 0.06
+    assert (head.held_out.argmax(1) == head.labels).tolist() == head.right.tolist()
+
+
+def test_a_temperature_that_gains_nothing_for_sure_is_left_out():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (2000, 5))
+    labels = np.array([rng.choice(5, p=np.exp(row)) for row in log_softmax(logits, axis=1)])
+    found = np.array([fit_temperature(logits[i : i + 20], labels[i : i + 20]) for i in range(0, 2000, 20)])
+    assert (found == 1).mean() > 0.5
+    assert fit_temperature(logits[:20] * 8, labels[:20]) > 3
 
 
 def test_the_temperature_undoes_a_scale():

@@ -104,7 +104,7 @@ def test_images_are_listed_in_order_whatever_their_endings_case(tmp_path: Path, 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     images = open_images([str(tmp_path), f"file://{tmp_path}/readme.txt"])  # a file that is named is taken
-    assert images.num_others == 2
+    assert images.others == {".txt": 2}
     monkeypatch.chdir(tmp_path)
     relative = open_images(["."])
     assert [image.name for image in relative.part(0)] == ["a/z.png", "b.JPG"]

@@ -18,8 +18,8 @@ from bit_ray.report.gallery import Shot
 from bit_ray.report.page import Scores, render_model
 from bit_ray.report.subject import Subject
 from bit_ray.report.write import file_name
+from bit_ray.tracking.listing import ListedModel
 from bit_ray.tracking.recorded import RecordedRun
-from bit_ray.tracking.registry import ListedModel
 from bit_ray.weights.package import ModelSpec
 
 MODEL = "R1-1-1-1x0.5"

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import shutil
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import bit_ray
 from bit_ray.errors import BitRayError, ConfigError, ModelError
 from bit_ray.inference.classifier import Classifier
 from bit_ray.models.zoo import create_model
+from bit_ray.tracking.listing import read_embedded
 from bit_ray.tracking.registry import list_models, register, resolve
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.finetune import finetune
@@ -178,6 +182,28 @@ def test_what_no_registry_gives_out_is_not_registered(registry: Registry, uri: s
     with pytest.raises(BitRayError, match=message):
         register(uri, name="refused", alias="best", tracking_uri=registry.uri)
     assert {row.name for row in list_models(registry.uri)} == {"m"}
+
+
+def test_a_listing_without_mlflow_is_the_same(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(registry.uri.removeprefix("sqlite:///"), path)
+    uri = f"sqlite:///{path}"
+    client = MlflowClient(uri, uri)
+    client.set_registered_model_alias("m", "second", "1")
+    for tags in ({}, {"bit_ray.weights_uri": "/x"}, client.get_model_version("m", "1").tags):
+        client.create_model_version("m", "source", tags=tags, await_creation_for=0)
+    client.delete_model_version("m", "4")
+    [row] = found = read_embedded(uri) or []
+    assert (row.name, row.version, row.aliases) == ("m", 1, ("best", "second"))
+    assert found == list_models(uri)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE registered_model_aliases RENAME COLUMN alias TO name_of_alias")
+    assert read_embedded(uri) is None  # another MLflow's tables
+    path.write_bytes(b"no database")
+    assert read_embedded(uri) is None
+    assert read_embedded(f"sqlite:///{tmp_path}/absent.db") is None
+    assert not (tmp_path / "absent.db").exists()
+    assert read_embedded("http://127.0.0.1:9") is None
 
 
 @pytest.mark.parametrize(("function", "config"), [(pretrain, PretrainConfig), (finetune, FinetuneConfig)])

@@ -19,6 +19,7 @@ from bit_ray.data.shards.read import read_rows, row_group_checksums, to_examples
 from bit_ray.data.shards.verify import verify_shards
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
+from bit_ray.data.sources.endings import named
 from bit_ray.errors import BitRayError, ConfigError, DataError
 
 
@@ -227,6 +228,22 @@ def test_skipped_images_are_counted_and_listed(folder, table, tmp_path):
     assert verify_shards(tmp_path / "set").ok
     again = write_shards(folder, tmp_path / "set", on_bad="skip", **SMALL)
     assert again.skipped == report.skipped
+
+
+def test_files_with_other_endings_are_left_out_and_counted(folder, tmp_path):
+    images = write_shards(folder, tmp_path / "without", **SMALL)
+    for name in ("bee/sound.ogg", "bee/Thumbs.db", "cat/a/live.HEIC", "cat/b.heic", "bee/LICENSE", ".hidden/x.ogg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    report = write_shards(folder, tmp_path / "set", **SMALL)
+    assert report.others == {".heic": 2, ".db": 1, ".ogg": 1, "no ending": 1}
+    assert (report.num_examples, report.skipped) == (images.num_examples, ())
+    assert read_manifest(tmp_path / "set").digest == read_manifest(tmp_path / "without").digest
+    assert named(report.others) == "2 .heic (convert to JPEG), 1 .db, 1 .ogg, 1 no ending"
+    for path in [path for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"no image in any class folder \(2 .heic .*\); accepted: images at CLASS"):
+        write_shards(folder, tmp_path / "none", **SMALL)
 
 
 def test_a_listed_file_that_is_not_there_is_a_bad_image(table, tmp_path):
