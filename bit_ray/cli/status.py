@@ -112,6 +112,7 @@ def _print_runs(config: StatusConfig, *, needed: bool) -> None:
 
 def _print_cluster(address: str, config: StatusConfig) -> None:
     from bit_ray.cluster.dashboard import NoAnswerError, jobs, nodes
+    from bit_ray.training.goodput import as_duration
 
     try:
         submitted, alive = jobs(address), nodes(address)
@@ -136,8 +137,10 @@ def _print_cluster(address: str, config: StatusConfig) -> None:
     idle = [node for node in alive if node.is_idle]
     console.print(f"cluster: {len(alive)} nodes, {cpus:,} CPUs, {gpus:,} GPUs; {len(idle)} idle")
     for node in idle:
+        for_long = f", for {as_duration(time.time() - node.idle_since_s)}" if node.idle_since_s else ""
         console.print(
-            f"idle: {node.address}{' (the head)' if node.is_head else ''}, {node.num_cpus} CPUs, {node.num_gpus} GPUs"
+            f"idle: {node.address}{' (the head)' if node.is_head else ''}, {node.num_cpus} CPUs, {node.num_gpus} "
+            f"GPUs{for_long}"
         )
     if idle and config.price:
         console.print(f"idle nodes cost {config.price * len(idle):,.2f} an hour")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.uris import shown
@@ -49,6 +49,8 @@ class Node:
     is_head: bool
     is_idle: bool
     """Whether it could work, and nothing runs on it or has room reserved."""
+    idle_since_s: float = 0.0
+    """Unix seconds since when, as far as Ray remembers the tasks that ran on it; 0 if it is not idle."""
 
 
 def dashboard_address(given: str) -> str:
@@ -103,18 +105,17 @@ def nodes(address: str) -> list[Node]:
         NoAnswerError: Nothing answers.
         ConfigError: The token is refused, or something else than Ray answers.
     """
-    # Ray's own "idle for so long" of a node is as old as the node where no autoscaler runs.
     busy = {_text(actor, "node_id") for actor in _listed(address, "actors", "ALIVE") if _takes(actor)}
     busy |= {_text(task, "node_id") for task in _listed(address, "tasks", "RUNNING")}
     for group in _listed(address, "placement_groups", "CREATED"):
         busy |= {_text(bundle, "node_id") for bundle in _list(group.get("bundles"))}
-    alive = [_node(node, busy) for node in _listed(address, "nodes", "ALIVE")]
+    alive = [_node(node, busy, address) for node in _listed(address, "nodes", "ALIVE")]
     return sorted(alive, key=lambda node: (not node.is_head, node.address))
 
 
-def _listed(address: str, kind: str, state: str) -> list[Mapping[str, Any]]:
-    """Return what Ray's state API lists of a kind, in one state."""
-    asked = f"filter_keys=state&filter_predicates=%3D&filter_values={state}&detail=true&limit=10000"
+def _listed(address: str, kind: str, value: str, key: str = "state") -> list[Mapping[str, Any]]:
+    """Return what Ray's state API lists of a kind, in one state or with another value."""
+    asked = f"filter_keys={key}&filter_predicates=%3D&filter_values={quote(value)}&detail=true&limit=10000"
     found = _ask(address, f"/api/v0/{kind}?{asked}")
     return _list(_mapping(_mapping(found, "data"), "result").get("result"))
 
@@ -138,15 +139,21 @@ def _job(job: Mapping[str, Any]) -> Job:
     )
 
 
-def _node(node: Mapping[str, Any], busy: set[str]) -> Node:
-    resources = _mapping(node, "resources_total")
+def _node(node: Mapping[str, Any], busy: set[str], address: str) -> Node:
+    resources, node_id = _mapping(node, "resources_total"), _text(node, "node_id")
     cpus, gpus = int(_number(resources, "CPU")), int(_number(resources, "GPU"))
+    is_idle, since = bool(cpus or gpus) and node_id not in busy, 0.0
+    if is_idle:
+        # Ray's own "idle for so long" is not told over HTTP, and is as old as the node where no autoscaler runs.
+        ends = [_number(task, "end_time_ms") for task in _listed(address, "tasks", node_id, "node_id")]
+        since = max([_number(node, "start_time_ms"), *ends]) / 1000
     return Node(
         address=_text(node, "node_ip"),
         num_cpus=cpus,
         num_gpus=gpus,
         is_head=node.get("is_head_node") is True,
-        is_idle=bool(cpus or gpus) and _text(node, "node_id") not in busy,
+        is_idle=is_idle,
+        idle_since_s=since,
     )
 
 

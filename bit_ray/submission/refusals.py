@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray.config import to_dict
+from bit_ray.data.sources.published.names import is_named
+from bit_ray.data.sources.vtab.splits import is_vtab
 from bit_ray.errors import ConfigError
 from bit_ray.uris import shown
 
@@ -39,8 +41,11 @@ def check_places(config: Any) -> None:
     Raises:
         ConfigError: A path is relative.
     """
+    source = getattr(config, "source", None)
     for name, value in _leaves(to_dict(config)):
         field = name.rpartition(".")[2]
+        if field == "data_dir" and source is not None and not (is_named(source) or is_vtab(source)):
+            continue  # nothing reads it
         path = value.removeprefix("file://")
         if not value or "://" in path or path.startswith("models:/") or os.path.isabs(path):
             continue

@@ -252,7 +252,7 @@ def test_status_shows_what_the_cluster_and_the_storage_say_and_the_storage_alone
     assert text.startswith("small: finished, pretrain of R1-1-1-1x0.5, step 25 of 25, saved after 25\n")
     assert re.search(r"raysubmit_\w+ *\S succeeded *\S small ", text)
     assert "cluster: 2 nodes, 4 CPUs, 0 GPUs; 2 idle\n" in text
-    assert re.search(r"idle: \S+ \(the head\), 2 CPUs, 0 GPUs\n", text)
+    assert re.search(r"idle: \S+ \(the head\), 2 CPUs, 0 GPUs, for \d+ (s|min)\n", text)
     assert text.endswith("idle nodes cost 4.00 an hour\n")
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "guessed")

@@ -15,6 +15,7 @@ from bit_ray.errors import ConfigError
 
 class _Server(http.server.ThreadingHTTPServer):
     status, body = 200, b"[]"
+    answers: dict[str, object] = {}  # lists, by a part of what is asked
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -33,9 +34,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         if self.server.status == 302:
             self.send_header("Location", f"{self.server.address}/elsewhere")
-        self.send_header("Content-Length", str(len(self.server.body)))
+        body = self.server.body
+        if found := [listed for part, listed in self.server.answers.items() if part in self.path]:
+            body = json.dumps({"data": {"result": {"result": found[0]}}}).encode()
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(self.server.body)
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -97,6 +101,26 @@ def test_what_is_no_answer_of_ray_is_one_line_and_the_token_follows_no_redirect(
 def test_an_answer_of_another_form_has_no_nodes(server: _Server, body: bytes) -> None:
     server.body = body
     assert nodes(server.address) == []
+
+
+def test_a_node_is_idle_since_the_last_task_on_it_ended(server: _Server) -> None:
+    resources = {"CPU": 4.0}
+    node = {"node_id": "a", "node_ip": "10.0.0.3", "resources_total": resources, "start_time_ms": 1_000_000}
+    server.answers = {
+        "/api/v0/nodes": [
+            node,
+            {**node, "node_id": "b", "node_ip": "10.0.0.4"},
+            {"node_id": "c", "node_ip": "10.0.0.5"},
+        ],
+        "filter_keys=node_id&filter_predicates=%3D&filter_values=a&": [
+            {"end_time_ms": 1_500_000},
+            {"end_time_ms": None},
+        ],
+    }
+    first, second, third = nodes(server.address)
+    assert (first.is_idle, first.idle_since_s) == (True, 1500.0)
+    assert (second.is_idle, second.idle_since_s) == (True, 1000.0)  # since it came
+    assert (third.is_idle, third.idle_since_s) == (False, 0.0)  # it has nothing to work with
 
 
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

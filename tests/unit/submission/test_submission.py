@@ -147,6 +147,12 @@ def test_a_cluster_that_cannot_run_it_is_refused_before_anything_is_uploaded(
             f"--shard: unknown flag; did you mean --shards? see python {JOB} --help",
         ),
         ([JOB, "--", *PLACES, "--recipe.epochs", "-1"], "--recipe.epochs: -1.0; accepted: above 0"),
+        (
+            ["shards write", "--", "cifar10:train", "/x"],
+            "--data-dir: bit_ray_runs/datasets is a path on this machine; acc",
+        ),
+        # An embedded set needs no folder of published files: what is missing is the address.
+        (["shards write", "--", "digits:test", "/x"], "--address: empty, and RAY_API_SERVER_ADDRESS is not set; "),
         ([JOB, "--", "--shards", "x/y", "--name", "a"], "--shards: x/y is a path on this machine; accepted: s3://"),
         (
             [JOB, "--", "--shards", "s3://b/s", "--name", "a"],
