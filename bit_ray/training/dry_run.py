@@ -102,7 +102,7 @@ def describe(
         ),
         (
             "memory",
-            f"at most about {worker_memory(plan, micro) / 1e9:,.1f} GB for each of {workers.most} workers, "
+            f"about {worker_memory(plan, micro) / 1e9:,.1f} GB for each of {workers.most} workers, "
             f"{micro:,} images at a time"
             + ("" if workers.use_gpu else f"; this machine has {total_memory() / 1e9:,.1f} GB"),
         ),

@@ -119,7 +119,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(job: Callable[..., tuple[i
     split = re.search(r"4 workers x (\d+) micro-batches x (\d+) images", shown)
     assert split is not None
     assert int(split[1]) * int(split[2]) == 1024
-    memory = re.search(r"memory at most about ([\d.]+) GB for each of 4 workers, (\d+) images at a time", shown)
+    memory = re.search(r"memory about ([\d.]+) GB for each of 4 workers, (\d+) images at a time", shown)
     assert memory is not None
     assert float(memory[1]) > 936e6 * 3 * 4 / 1e9
     assert memory[2] == split[2]

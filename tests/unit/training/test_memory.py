@@ -1,5 +1,8 @@
 """Memory of a plan, and micro-batches that fit into it."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -50,6 +53,39 @@ def test_a_batch_is_split_where_it_has_no_room(monkeypatch, gigabytes, expected)
 def test_what_is_not_known_or_not_free_is_not_changed(monkeypatch, runtime, workers, local, model):
     monkeypatch.setattr(memory, "total_memory", lambda: 10**9)
     assert with_room(plan(model), runtime, workers, local=local) == runtime
+
+
+STEPS = """
+import json, resource, sys
+import torch
+from bit_ray.recipes.hyperrule import hyperrule
+from bit_ray.training import memory
+from bit_ray.training.learner import Learner
+from bit_ray.training.plan import transfer_plan
+
+torch.set_num_threads(1)
+imported = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+for model, crop, batch in json.loads(sys.argv[1]):
+    rule = hyperrule(300, (crop, crop), resize=crop, crop=crop, batch_size=batch)
+    plan = transfer_plan(rule, model=model, num_classes=6, manifest_digest="x", init="", init_digest="", seed=0)
+    learner = Learner(plan, torch.device("cpu"), precision="fp32")
+    for step in range(2):
+        learner.step(step, torch.zeros(batch, crop, crop, 3, dtype=torch.uint8), torch.zeros(batch, dtype=torch.int64))
+    del learner
+    told = imported + memory.worker_memory(plan, batch) - memory._LIBRARIES
+    print(told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+"""
+
+
+def test_the_memory_that_is_told_is_that_of_real_steps():
+    """Within a tenth, one network after the other, each larger than those before: a process has one peak."""
+    steps = [("R1-1-1-1x0.5", 32, 8), ("R1-1-1-1x0.5", 128, 32), ("R26x1", 64, 32)]
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, json.dumps(steps)], capture_output=True, text=True, check=True, timeout=300
+    )
+    measured = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(measured) == len(steps)
+    assert [told / peak for told, peak in measured] == pytest.approx([1] * len(steps), abs=0.1)
 
 
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
