@@ -21,7 +21,7 @@ class _TwoLines(DataError):
 class Kind:
     """One byte string, which is taken, or refused, or worse."""
 
-    cpu_s, memory, canaries = 4.0, 2**28, {"kept/deep.txt": b"x"}
+    cpu_s, memory, canaries = 2.0, 2**28, {"kept/deep.txt": b"x"}
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

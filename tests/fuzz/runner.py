@@ -4,7 +4,6 @@ An input is a pure function of (seed, number), so any of them can be tried again
 a `BitRayError` of one line, in bounded time and memory, and must leave alone whatever lies outside its own folder.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from forked import forked
 from fuzz.child import ACCEPTED, CPU, LIMIT, NUMBER, REFUSED, SPENT, STATE, WALL, work
 from fuzz.report import Report, cause_of, findings, native_frames, record
 from fuzz.sandbox import BOX
@@ -23,14 +23,6 @@ IDLE_S = 20.0
 """Seconds without computing after which an input is said to wait for something that will not come."""
 ALL = range(2**40)
 _MOST_CRASHES = 50
-# Imported once, in the process that the children are forked from; it has no threads of its own that compute.
-_PRELOAD = [
-    "bit_ray.inference.serving",
-    "bit_ray.data.shards.write",
-    "bit_ray.training.config",
-    "scipy.io",
-    "torch._dynamo",
-]
 
 
 def fuzz(module: str, saved: Path, *, seed: int, seconds: float, numbers: Sequence[int] = ALL) -> Report:
@@ -38,8 +30,7 @@ def fuzz(module: str, saved: Path, *, seed: int, seconds: float, numbers: Sequen
     # Each input has a folder of its own, and removing one takes milliseconds on some disks.
     memory = Path("/dev/shm")
     fast = memory.is_dir() and shutil.disk_usage(memory).free > 4 * 2**30
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = forked()
     state = context.RawArray("d", STATE)
     with tempfile.TemporaryDirectory(prefix="bit-ray-fuzz-", dir=memory if fast else None) as name:
         folder = Path(name)

@@ -14,8 +14,8 @@ CAUSES = {
     "exception": "KeyError",
     "assertion": "an answer that is wrong",
     "abort": "SIGABRT",
-    "spin": "more than 4 s of computing",
-    "wait": "waits for more than 10 s",
+    "spin": "more than 2 s of computing",
+    "wait": "waits for more than 6 s",
     "grow": "more than 256 MiB of memory",
 }
 
@@ -31,7 +31,7 @@ def report(tmp_path, monkeypatch):
     def run(*ways):
         return fuzz("fuzz.broken", tmp_path, seed=0, seconds=60, numbers=sorted(map(number_of, ways)))
 
-    monkeypatch.setattr(runner, "IDLE_S", 10.0)  # a busy machine gives a second of computing later than that of a clock
+    monkeypatch.setattr(runner, "IDLE_S", 6.0)  # a busy machine gives a second of computing later than that of a clock
     return run
 
 

@@ -73,11 +73,13 @@ def test_a_refused_set_leaves_no_object(s3):
 # Waits while it reads its second shard.
 WAITING = """
 import os, sys, time
+from bit_ray import claim
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.data.shards.write import write_shards
 from bit_ray.cli.training import exit_status
 
 output, gate = sys.argv[1:]
+claim.BEAT_S, claim.SETTLE_S = 1.0, 0.1
 
 class Waiting(DigitsSource):
     parts = 0
@@ -208,5 +210,6 @@ def test_a_bucket_that_is_not_there_and_a_key_that_is_refused(s3, monkeypatch):
 
 def test_a_store_that_cannot_be_reached_is_named(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(store, "_ATTEMPTS", 3)
     with pytest.raises(DataError, match="http://127.0.0.1:9 cannot be reached; check AWS_ENDPOINT_URL"):
         read_manifest(f"s3://{s3.bucket}/set")

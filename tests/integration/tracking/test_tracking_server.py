@@ -16,10 +16,10 @@ from bit_ray.tracking.runs import TrackedRun
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server that these tests may kill."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    """A server that the test may kill."""
+    server = MlflowServer(tmp_path / "server")
     server.start()
     yield server
     server.kill()
@@ -36,10 +36,12 @@ def history(run: TrackedRun, name: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.run_id, name)]
 
 
-def test_a_run_goes_on_while_the_server_is_gone_and_nothing_is_lost_or_doubled(
+def test_an_outage_of_the_server_loses_and_doubles_nothing(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    run = open_run(server, tmp_path, "outage")
+    """One run goes on all the while, and what two others could not send by their end is sent when they start again."""
+    storage = tmp_path / "runs"
+    run, later, continued = (open_run(server, storage, name) for name in ("outage", "later", "continued"))
     longest = 0.0
 
     def log(steps: range) -> None:
@@ -55,7 +57,13 @@ def test_a_run_goes_on_while_the_server_is_gone_and_nothing_is_lost_or_doubled(
     log(range(200, 400))
     run.log_text("drawn while the server was gone", "plots/note.txt")
     run.set_tags({"bit_ray.best_step": "250"})
-    time.sleep(2.5)
+    begin = time.monotonic()
+    for ended in (later, continued):
+        ended.log_metrics({"loss": 3.0}, step=1)
+        assert ended.close("FAILED", timeout_s=2) >= 2  # the metric and the end of the run
+    assert time.monotonic() - begin < 8
+    with pytest.raises(TrackingError, match=r"cannot be reached \(connection refused\)"):
+        open_run(server, storage, "new")
     server.start()
     log(range(400, 500))
     assert run.close(timeout_s=60) == 0
@@ -64,39 +72,26 @@ def test_a_run_goes_on_while_the_server_is_gone_and_nothing_is_lost_or_doubled(
     values = history(run, "nan")
     assert [step for step, _ in values] == list(range(500))
     assert all(math.isnan(value) for _, value in values)
-    recorded = MlflowClient(tracking_uri=server.uri).get_run(run.run_id)
+    client = MlflowClient(tracking_uri=server.uri)
+    recorded = client.get_run(run.run_id)
     assert recorded.info.status == "FINISHED"
     assert recorded.data.tags["bit_ray.best_step"] == "250"
     assert [path.read_text() for path in server.artifacts.rglob("note.txt")] == ["drawn while the server was gone"]
     assert longest < 0.25  # seconds; a request to a dead server takes MLflow minutes
-    assert caplog.text.count("training continues") == 1
+    kept = f"training continues, metrics are kept in {storage / 'spool' / run.run_id} and sent later"
+    assert caplog.text.count(kept) == 1
     assert caplog.text.count("can be used again") == 1
-    assert not (tmp_path / "spool" / run.run_id).exists()
+    assert not (storage / "spool" / run.run_id).exists()
 
+    assert open_run(server, storage, "later").close("FAILED", timeout_s=60) == 0
+    assert client.get_run(later.run_id).info.status == "FAILED"
+    assert history(later, "loss") == [(1, 3.0)]
 
-def test_what_could_not_be_sent_by_the_end_is_sent_later(server: MlflowServer, tmp_path: Path):
-    runs = [open_run(server, tmp_path, name) for name in ("later", "continued")]
-    time.sleep(1.5)
-    server.kill()
-    begin = time.monotonic()
-    for run in runs:
-        run.log_metrics({"loss": 3.0}, step=1)
-        assert run.close("FAILED", timeout_s=2) >= 2  # the metric and the end of the run
-    assert time.monotonic() - begin < 8
-    with pytest.raises(TrackingError, match=r"cannot be reached \(connection refused\)"):
-        open_run(server, tmp_path, "new")
-    server.start()
-
-    assert open_run(server, tmp_path, "later").close("FAILED", timeout_s=60) == 0
-    client = MlflowClient(tracking_uri=server.uri)
-    assert client.get_run(runs[0].run_id).info.status == "FAILED"
-    assert history(runs[0], "loss") == [(1, 3.0)]
-
-    again = open_run(server, tmp_path, "continued")
-    assert again.run_id == runs[1].run_id
+    again = open_run(server, storage, "continued")
+    assert again.run_id == continued.run_id
     again.log_metrics({"loss": 4.0}, step=1)  # queued before, so not again
     again.log_metrics({"loss": 2.0}, step=2)
     assert again.close(timeout_s=60) == 0
     assert history(again, "loss") == [(1, 3.0), (2, 2.0)]
     assert client.get_run(again.run_id).info.status == "FINISHED"
-    assert not any((tmp_path / "spool").iterdir())
+    assert not any((storage / "spool").iterdir())

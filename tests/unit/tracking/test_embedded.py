@@ -6,12 +6,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.config import Config
+from forked import forked
 from mlflow.store import db_migrations
 from mlflow.store.db.utils import _get_latest_schema_revision
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
@@ -24,36 +29,33 @@ from bit_ray.tracking.server import connect, experiment_id
 
 OLDER = "5b0e9adcef9c"
 
-# Opens each store that it reads a name of.
-OPEN = """
-import sys
-from bit_ray.tracking.server import connect, experiment_id
-print("ready", flush=True)
-for line in sys.stdin:
-    try:
-        client = connect("sqlite:///" + line.strip())
-        print(experiment_id(client, "shared"), len(client.search_experiments()), flush=True)
-    except Exception as error:
-        print("failed:", " ".join(str(error).split()), flush=True)
-"""
+
+def open_stores(names: Connection) -> None:
+    """In a process of its own: open each store whose file it is told, and say what is in it."""
+    names.send("ready")
+    while True:
+        try:
+            client = connect(f"sqlite:///{names.recv()}")
+            names.send(f"{experiment_id(client, 'shared')} {len(client.search_experiments())}")
+        except EOFError:
+            return
+        except Exception as error:
+            names.send(f"failed: {error}")
 
 
-def opener() -> subprocess.Popen[str]:
+@contextmanager
+def opener() -> Iterator[tuple[BaseProcess, Connection]]:
     """A process that has imported all it needs, and waits for names of stores to open."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", OPEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def say(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
-
-
-def answer(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    here, there = Pipe()
+    process = forked().Process(target=open_stores, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    try:
+        assert here.recv() == "ready"
+        yield process, here
+    finally:
+        process.kill()
+        process.join()
 
 
 def query(path: Path, sql: str) -> list[tuple[object, ...]]:
@@ -81,17 +83,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_processes_that_open_a_new_store_at_once_all_get_the_same_good_one(tmp_path: Path) -> None:
-    num_processes, num_rounds = 4, 10
+    num_processes, num_rounds = 4, 4
     with ExitStack() as stack:
-        processes = [stack.enter_context(opener()) for _ in range(num_processes)]
-        for process in processes:
-            stack.callback(process.kill)
-        assert [answer(process) for process in processes] == ["ready"] * num_processes
+        openers = [stack.enter_context(opener())[1] for _ in range(num_processes)]
         for number in range(num_rounds):
             folder = tmp_path / str(number)
-            for process in processes:
-                say(process, str(folder / "mlflow.db"))
-            assert [answer(process) for process in processes] == ["1 2"] * num_processes, f"round {number}"
+            for names_of in openers:
+                names_of.send(str(folder / "mlflow.db"))
+            assert [names_of.recv() for names_of in openers] == ["1 2"] * num_processes, f"round {number}"
             assert names(folder) == ["mlflow.db"]
             path = folder / "mlflow.db"
             assert query(path, "PRAGMA integrity_check") == [("ok",)]
@@ -104,14 +103,14 @@ def test_a_process_that_is_killed_while_it_makes_the_store_leaves_nothing_in_the
     tmp_path: Path, store: Path, share: float
 ) -> None:
     wanted = share * size(store)
-    with opener() as process:
-        assert answer(process) == "ready"
-        say(process, str(tmp_path / "mlflow.db"))
+    with opener() as (process, names_of):
+        names_of.send(str(tmp_path / "mlflow.db"))
         deadline = time.monotonic() + 60
         while not any(size(path) >= wanted for path in tmp_path.rglob("*mlflow.db")):
             assert time.monotonic() < deadline
-            assert process.poll() is None
+            assert process.is_alive()
         process.kill()
+        process.join()
     assert not (tmp_path / "mlflow.db").exists()
     left = names(tmp_path)
     assert ".mlflow.db.lock" in left

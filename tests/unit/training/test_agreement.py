@@ -1,7 +1,7 @@
 import os
 
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import run_ranks
 
 from bit_ray.training import agreement as module
 from bit_ray.training.agreement import Agreement
@@ -23,7 +23,7 @@ def exchange_all(rank, rendezvous, folder):
 
 
 def test_all_workers_know_at_the_same_step_what_any_of_them_wanted(tmp_path):
-    mp.spawn(exchange_all, args=(tmp_path / "rendezvous", tmp_path), nprocs=3)
+    run_ranks(exchange_all, (tmp_path / "rendezvous", tmp_path), 3)
     expected = [(False, False), (False, False), (False, True), (True, False)]
     assert {(tmp_path / str(rank)).read_text() for rank in range(3)} == {repr(expected)}
 
@@ -45,7 +45,7 @@ def ask_until_known(rank, rendezvous, folder):
 
 
 def test_many_workers_have_some_steps_for_an_exchange_and_know_at_the_same_step(tmp_path):
-    mp.spawn(ask_until_known, args=(tmp_path / "rendezvous", tmp_path), nprocs=3)
+    run_ranks(ask_until_known, (tmp_path / "rendezvous", tmp_path), 3)
     # Sent at steps 0, 3 and 6, known three steps later: rank 2's wish of step 1 is sent at 3.
     expected = [False, False, False, False, False, False, True, False]
     assert {(tmp_path / str(rank)).read_text() for rank in range(3)} == {repr(expected)}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import run_ranks
 from small_training import pretrain_plan
 
 from bit_ray.data.images.decode import decode_image
@@ -109,7 +109,6 @@ def test_a_batch_of_wrong_labels_is_left_out_alone(clean, undisturbed):
     learned, after = train(poisoned, Healer(0), Checkpoint(saved))
     next_steps = range(BAD_STEP + 1, BAD_STEP + 6)
     mean, healed_mean, learned_mean = (np.mean([of[step] for step in next_steps]) for of in (losses, found, after))
-    print(mean, healed_mean, learned_mean, losses)
     assert abs(healed_mean / mean - 1) < 0.1
     assert learned_mean > 1.2 * mean
 
@@ -232,7 +231,7 @@ def test_three_workers_leave_out_what_one_does(tmp_path):
     threads = torch.get_num_threads()
     train_shares(0, 1, tmp_path)
     torch.set_num_threads(threads)
-    mp.spawn(train_shares, args=(3, tmp_path), nprocs=3)
+    run_ranks(train_shares, (3, tmp_path), 3)
     one, *three = ((tmp_path / name).read_text() for name in ("1-0", "3-0", "3-1", "3-2"))
     assert one.startswith(f"[{BAD}] ")
     assert three[0].startswith(f"[{BAD}] ")

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import run_ranks
 from small_training import BATCH, EVEN, MODEL, pretrain_plan, train_shares
 
 from bit_ray.errors import ConfigError
@@ -84,7 +84,7 @@ def test_any_number_of_workers_trains_as_one_does(tmp_path):
     ]
     several = [(3, 8, 0), (2, 0, 1), (3, 4, 1), (5, 0, 1), (3, 7, 2), (3, 0, 3), (2, 16, 3), (3, 0, 4)]
     cases = [(plan, 1, 0) for plan in plans] + [(plans[i], num_workers, micro) for num_workers, micro, i in several]
-    mp.spawn(train_shares, (cases, tmp_path), nprocs=5)
+    run_ranks(train_shares, (cases, tmp_path), 5)
     results = [torch.load(tmp_path / f"{number}.pt") for number in range(len(cases))]
     for one, other in pairwise(losses for losses, _ in results[: len(plans)]):
         assert one[2] != pytest.approx(other[2], rel=1e-3)  # each of them does something
