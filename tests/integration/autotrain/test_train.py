@@ -1,5 +1,7 @@
 """``bit-ray train``: from a folder of images to a registered model that predicts, in one command."""
 
+import contextlib
+import functools
 import io
 import json
 import shutil
@@ -21,6 +23,7 @@ from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
 from bit_ray.run_folder import RunFolder, RunRecord
+from bit_ray.training.config import Runtime
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -28,11 +31,24 @@ MODEL = "R1-1-1-1x0.5"
 
 
 @pytest.fixture(scope="module")
-def trained(photos, start, tmp_path_factory):
-    """Storage and result of a linear head."""
+def by_command(photos, start, tmp_path_factory):
+    """Storage of a run that had no time for more than a linear head, and what the command has printed of it."""
     storage = tmp_path_factory.mktemp("runs")
-    result = bit_ray.train(photos, name="digits", init=start, method="head", storage=str(storage))
-    return storage, result
+    command = ["train", str(photos), "--name", "digits", "--init", start, "--storage", str(storage)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*command, "--minutes", "0.01"]) == 0
+    return storage, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(by_command, photos, start):
+    """Storage and result of the same run."""
+    storage, _ = by_command
+    return storage, bit_ray.train(photos, **settings(start, storage))
+
+
+def settings(start, storage):
+    return {"name": "digits", "init": start, "minutes": 0.01, "storage": str(storage)}
 
 
 def test_a_folder_becomes_a_registered_model_that_takes_the_images_as_they_are(trained, photos):
@@ -140,7 +156,7 @@ def test_the_score_is_what_evaluate_says_of_the_same_images(trained, ray_local):
 
 def test_started_again_it_is_finished_and_other_settings_are_refused(trained, photos, start):
     storage, result = trained
-    same = {"name": "digits", "init": start, "method": "head", "storage": str(storage)}
+    same = settings(start, storage)
     assert bit_ray.train(photos, **same) == result
     with pytest.raises(ConfigError, match="digits was begun with seed 0, here it is 1; accepted: the images and sett"):
         bit_ray.train(photos, **same, seed=1)
@@ -152,6 +168,7 @@ def test_fine_tuning_and_the_head_are_compared_on_the_validation_images(
 ):
     for name, value in {"_LEAST_STEPS": 2, "_MOST_STEPS": 6, "_BATCHES": (32,), "_LEAST_PASSES": 1}.items():
         monkeypatch.setattr(way, name, value)
+    monkeypatch.setattr(way, "Runtime", functools.partial(Runtime, num_workers=1))  # not half of the CPUs by name
     status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--image-size", "32"])
     printed = capsys.readouterr()
     assert status == 0, printed.err
@@ -190,12 +207,10 @@ def test_an_interrupted_run_goes_on_with_what_it_had_chosen(photos, start, tmp_p
     assert second == first
 
 
-def test_without_the_time_for_fine_tuning_it_says_what_it_would_take(photos, start, tmp_path, capsys):
-    status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--minutes", "0.01"])
-    printed = capsys.readouterr()
-    assert status == 0, printed.err
-    assert "no fine-tuning: " in printed.out
-    assert "are needed for the shortest on this machine" in printed.out
+def test_without_the_time_for_fine_tuning_it_says_what_it_would_take(by_command):
+    _, printed = by_command
+    assert "no fine-tuning: " in printed
+    assert "are needed for the shortest on this machine" in printed
 
 
 @pytest.mark.parametrize(

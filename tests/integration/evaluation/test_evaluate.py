@@ -149,14 +149,21 @@ def test_weights_of_another_program_are_evaluated_on_a_set_of_their_classes(glyp
         evaluate(EvaluateConfig(model=str(package), labels="shards", shards=str(shards), storage=str(tmp_path)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 11, 64])
-def test_neither_batches_nor_parts_change_the_result(glyphs, batch_size, monkeypatch):
+@pytest.fixture(scope="module")
+def expected(glyphs):
+    """The result of two parts and batches of 7."""
+    shards, package = glyphs
+    return evaluate_model(
+        load_model(package), str(shards), read_manifest(shards), Resources(1, 6, 0, False), batch_size=7
+    )
+
+
+@pytest.mark.parametrize(("num_parts", "batch_size"), [(3, 1), (1, 11), (1, 64)])
+def test_neither_batches_nor_parts_change_the_result(glyphs, expected, num_parts, batch_size, monkeypatch):
     shards, package = glyphs
     classifier, manifest = load_model(package), read_manifest(shards)
-    expected = evaluate_model(classifier, str(shards), manifest, Resources(1, 2, 0, True), batch_size=7)
-    places = Resources(1, 6, 0, False)
-    monkeypatch.setattr(Resources, "num_slots", 5 if batch_size == 1 else 1)
-    found = evaluate_model(classifier, str(shards), manifest, places, batch_size=batch_size)
+    monkeypatch.setattr(Resources, "slots_for", lambda self, num_items: num_parts)
+    found = evaluate_model(classifier, str(shards), manifest, Resources(1, 6, 0, False), batch_size=batch_size)
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
     assert [item.id for item in found.worst] == [item.id for item in expected.worst]

@@ -23,6 +23,7 @@ from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.data.stream.batches import StreamSpec, batches
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.evaluation.frozen import logme, ridge_predict
@@ -34,7 +35,10 @@ from bit_ray.models.zoo import create_model
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.training.checkpoint.probes import CheckpointProbes
 from bit_ray.training.config import PretrainConfig, Runtime
+from bit_ray.training.device import worker_threads
+from bit_ray.training.learner import Learner
 from bit_ray.training.pretrain import pretrain
+from bit_ray.training.run import recorded_plan
 from bit_ray.weights.package import ModelSpec, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
@@ -75,12 +79,12 @@ def whole(shards):
     return [decode_image(e.image) for e in examples], np.array([e.labels[0] for e in examples])
 
 
-@pytest.mark.parametrize(("num_slots", "batch_size"), [(1, 7), (5, 64)])
+@pytest.mark.parametrize(("num_slots", "batch_size"), [(1, 7), (3, 64)])
 def test_the_cluster_finds_the_features_of_every_image_in_order(digits, num_slots, batch_size, monkeypatch):
     shards, _, package = digits
     classifier, manifest = load_model(package), read_manifest(shards)
     images, labels = whole(shards)
-    monkeypatch.setattr(Resources, "num_slots", num_slots)
+    monkeypatch.setattr(Resources, "slots_for", lambda self, num_parts: num_slots)
     found = cluster_features(classifier, shards, manifest, Resources(1, 6, 0, True), batch_size=batch_size)
     np.testing.assert_array_equal(found.labels, labels)
     views = np.stack([classifier.view(image) for image in images])
@@ -276,44 +280,55 @@ def glyphs(tmp_path_factory):
     return str(uri)
 
 
-def test_checkpoints_are_probed_while_training_goes_on(digits, glyphs, tmp_path):
-    shards, test_shards, _ = digits
+def test_checkpoints_are_probed_while_training_goes_on(digits, glyphs, tmp_path, caplog):
+    """One is saved after every step and two are kept: those that are deleted before their probe do no harm."""
+    (shards, test_shards, _), num_steps = digits, 16
     probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(5,), num_subsets=2)
-    config = run_config(tmp_path, "probed", glyphs, 30, probe, checkpoint_every_steps=10, num_checkpoints_to_keep=5)
+    config = run_config(
+        tmp_path, "probed", glyphs, num_steps, probe, checkpoint_every_steps=1, num_checkpoints_to_keep=2
+    )
     result = pretrain(replace(config, keep_best="ridge_5_shot")).result
+    assert "failed" not in caplog.text
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     found = {m.step: m.value for m in client.get_metric_history(result.run_id, "probe/ridge_5_shot")}
-    assert 30 in found  # the last one always
-    assert set(found) <= {10, 20, 30}
+    assert max(found) == num_steps  # the last one always
     run = client.get_run(result.run_id)
     best = max(sorted(found), key=found.get)
     assert run.data.tags["bit_ray.best_checkpoint"] == str(tmp_path / "probed" / f"step-{best:08d}")
     assert run.data.params["probe.shots"] == "[5]"
     assert run.data.metrics["probe/seconds"] > 0
-    # The same scores from the checkpoints, which were kept here.
-    for step, value in found.items():
+    # The same scores from the checkpoints that are kept.
+    kept = {step for step in found if (tmp_path / "probed" / f"step-{step:08d}").exists()}
+    assert {best, num_steps} <= kept
+    (train, labels), (test, truth) = whole(shards), whole(test_shards)
+    for step in kept:
         classifier = load_model(tmp_path / "probed" / f"step-{step:08d}")
-        (train, labels), (test, truth) = whole(shards), whole(test_shards)
         x, z = image_features(classifier, train), image_features(classifier, test)
         scores = []
         for seed in range(2):
             chosen = few_shot_subset(labels, 5, seed)
             scores.append(np.mean(ridge_predict(x[chosen], labels[chosen], z, 10) == truth))
-        assert value == pytest.approx(statistics.median(scores), abs=0.011)  # one image of 200, for the last bits
-    # What is learnt is the same without probes.
-    plain = pretrain(run_config(tmp_path, "plain", glyphs, 30, ProbeConfig(), checkpoint_every_steps=10))
-    assert plain.result.sha256 == result.sha256
-
-
-def test_checkpoints_that_are_deleted_before_their_probe_do_no_harm(digits, glyphs, tmp_path, caplog):
-    shards, test_shards, _ = digits
-    probe = ProbeConfig(shards=shards, test_shards=test_shards, shots=(1,), num_subsets=1)
-    config = run_config(tmp_path, "quick", glyphs, 12, probe, checkpoint_every_steps=1, num_checkpoints_to_keep=1)
-    result = pretrain(config).result
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    steps = [m.step for m in client.get_metric_history(result.run_id, "probe/ridge_1_shot")]
-    assert max(steps) == 12
-    assert "failed" not in caplog.text
+        assert found[step] == pytest.approx(statistics.median(scores), abs=0.011)  # one image of 200, for the last bits
+    # What is learnt is the same without probes: by the same steps in this process.
+    plan, _ = recorded_plan(str(tmp_path / "probed"))
+    learner = Learner(plan, torch.device("cpu"))
+    spec = StreamSpec(
+        shards=glyphs,
+        manifest_digest=plan.manifest_digest,
+        global_batch_size=plan.global_batch_size,
+        slots=learner.slots,
+        start_step=0,
+        stop_step=num_steps,
+        seed=plan.seed,
+        shuffle=plan.shuffle,
+        view=plan.view,
+    )
+    with worker_threads("cpu"):
+        for batch in batches(spec):
+            learner.step(batch.step, batch.images, learner.targets(batch.rows))
+    saved = load_model(result.package_uri).model.state_dict()
+    for name, tensor in learner.model.state_dict().items():
+        assert torch.equal(tensor, saved[name]), name
 
 
 class Recorded:

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bit_ray import store
+from bit_ray.cluster.slots import Resources
 from bit_ray.errors import DataError, ModelError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.engine import Bar, Study, Trial
@@ -52,19 +53,24 @@ def load(uri: str, identity: str) -> Score | None:
     return score if score.identity == identity else None
 
 
-def study(folder: Path, values: dict[str, float], *, side_by_side: int = 0, keep_going: bool = False) -> tuple:
+def study(
+    folder: Path, tracking: TrackingConfig, values: dict[str, float], *, side_by_side: int = 1, keep_going: bool = False
+) -> tuple:
+    """Scores, mistakes, marks of all processes that began a trial, and the MLflow run."""
     marks = folder / "marks"
     marks.mkdir(exist_ok=True)
     trials = [
         Trial(
-            key=key, identity=f"{key}-{value}", params={"value": value}, arguments=(f"{key}-{value}", value), size=value
+            key=key,
+            identity=f"{key}-{value}",
+            params={"value": value},
+            arguments=(f"{key}-{value}", value),
+            size=abs(value),
         )
         for key, value in values.items()
     ]
     found = Study(RunFolder.of(str(folder), "study"), trials, load)
-    with TrackedRun.open(
-        TrackingConfig(), run_name="study", storage=str(folder), params={}, tags={}, kind="fewshot"
-    ) as run:
+    with TrackedRun.open(tracking, run_name="study", storage=str(folder), params={}, tags={}, kind="fewshot") as run:
         problems = found.run(
             count, str(marks), run, Bar("t", "trials"), side_by_side=side_by_side, keep_going=keep_going
         )
@@ -72,49 +78,52 @@ def study(folder: Path, values: dict[str, float], *, side_by_side: int = 0, keep
     return found.scores, problems, begun, run
 
 
-def test_no_more_trials_run_at_a_time_than_asked_for_and_each_is_a_run_below_the_study(tmp_path: Path):
-    scores, problems, begun, run = study(tmp_path, {f"t{i}": i / 10 for i in range(6)}, side_by_side=2)
-    assert {key: score.top_1 for key, score in scores.items()} == {f"t{i}": i / 10 for i in range(6)}
+def test_no_more_trials_run_at_a_time_than_asked_for_and_only_what_is_new_changed_or_killed_runs_again(
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Resources, "num_slots", 3)
+    values = {f"t{i}": i / 10 for i in range(5)}
+    scores, problems, begun, run = study(tmp_path, tracking, values, side_by_side=2)
+    assert {key: score.top_1 for key, score in scores.items()} == values
     assert problems == {}
+    assert begun == {f"{key}-{value}": "x" for key, value in values.items()}
     assert max(score.neighbours for score in scores.values()) <= 2
+    # Each is a run below the study.
     client = MlflowClient(tracking_uri=run.tracking_uri)
     below = client.search_runs([run.experiment_id], f'tags.`mlflow.parentRunId` = "{run.run_id}"')
     assert {child.info.run_name: child.data.metrics for child in below} == {
-        f"t{i}": {"top_1": i / 10} for i in range(6)
+        key: {"top_1": value} for key, value in values.items()
     }
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
+    changed = {**values, "t1": 0.8, "t5": 0.5, "killed": 6.0}
+    scores, problems, again, _ = study(tmp_path, tracking, changed, side_by_side=2)
+    assert {key: score.top_1 for key, score in scores.items()} == changed
+    assert problems == {}
+    assert again == {**begun, "t1-0.8": "x", "t5-0.5": "x", "killed-6.0": "xx"}
+    kept = json.loads((tmp_path / "study" / "scores" / "t1.json").read_text())
+    assert kept["identity"] == "t1-0.8"
 
-def test_a_finished_trial_is_never_computed_again_and_a_changed_one_is(tmp_path: Path):
-    study(tmp_path, {"a": 0.1, "b": 0.2})
-    scores, _, begun, _ = study(tmp_path, {"a": 0.1, "b": 0.3, "c": 0.4})
-    assert begun == {"a-0.1": "x", "b-0.2": "x", "b-0.3": "x", "c-0.4": "x"}
-    assert {key: score.top_1 for key, score in scores.items()} == {"a": 0.1, "b": 0.3, "c": 0.4}
-    kept = json.loads((tmp_path / "study" / "scores" / "b.json").read_text())
-    assert kept["identity"] == "b-0.3"
 
-
-def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path):
-    scores, problems, _, _ = study(tmp_path, {"a": -1.0, "b": 0.2}, keep_going=True)
+def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path, tracking: TrackingConfig):
+    values = {"a": -1.0, "b": 0.2}
+    scores, problems, _, _ = study(tmp_path, tracking, values, keep_going=True)
     assert set(scores) == {"b"}
     assert str(problems["a"]) == "a--1.0: -1.0; accepted: 0 or more; correct it"
     with pytest.raises(DataError, match=r"^a--1.0: -1.0; accepted"):
-        study(tmp_path, {"a": -1.0, "b": 0.2})
+        study(tmp_path, tracking, values)
     assert not (tmp_path / "study" / "scores" / "a.json").exists()
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("bit_ray").experiment_id
+    client = MlflowClient(tracking_uri=tracking.uri)
+    experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
     [run] = client.search_runs([experiment], 'tags.`bit_ray.kind` = "fewshot"')
     assert run.info.status == "FAILED"
 
 
-def test_a_trial_whose_process_is_killed_runs_again_and_one_that_always_dies_ends_the_study(tmp_path: Path):
-    scores, problems, begun, _ = study(tmp_path, {"a": 6.0, "b": 0.2}, side_by_side=2)
-    assert {key: score.top_1 for key, score in scores.items()} == {"a": 6.0, "b": 0.2}
-    assert (problems, begun["a-6.0"]) == ({}, "xx")
+def test_a_trial_whose_process_always_dies_ends_the_study(tmp_path: Path, tracking: TrackingConfig):
     with pytest.raises(
         ModelError, match=r"^trials: the process of one ended 4 times .*; lower side_by_side, and start"
     ):
-        study(tmp_path, {"a": 6.0, "b": 0.2, "c": 7.0, "d": 0.3}, side_by_side=1)
+        study(tmp_path, tracking, {"c": 7.0, "d": 0.3})
     assert (tmp_path / "marks" / "c-7.0.begun").read_text() == "xxxx"
     assert not (tmp_path / "marks" / "d-0.3.begun").exists()
     assert not (tmp_path / "study" / "scores" / "c.json").exists()

@@ -20,7 +20,6 @@ from bit_ray.progress import console
 from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
 from bit_ray.studies.vtab import vtab_suite
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.device import normalize
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import transfer_plan
@@ -39,10 +38,11 @@ def data(tmp_path_factory):
     return folder
 
 
-def config(data, place, **changes):
+def config(data, place, tracking, **changes):
     return VtabConfig(
         **{
             "name": "suite",
+            "tracking": tracking,
             "model": NAME,
             "tasks": ("svhn", "clevr-count", "eurosat"),
             "data_dir": str(data),
@@ -50,7 +50,6 @@ def config(data, place, **changes):
             "num_val": 4,
             "rule": RULE,
             "storage": str(place),
-            "tracking": TrackingConfig(uri=f"sqlite:///{place}/mlflow.db"),
             **changes,
         }
     )
@@ -92,9 +91,11 @@ def shard_ids(uri):
     return [id for table in read_tables(str(uri), read_manifest(str(uri)), ("id",)) for id in table["id"].to_pylist()]
 
 
-def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, capsys, monkeypatch):
+def test_tasks_run_side_by_side_are_recorded_and_not_run_again(
+    data, tmp_path, tracking, capsys, monkeypatch, two_trials_at_a_time
+):
     monkeypatch.setattr(console, "_width", 200)
-    report = vtab_suite(config(data, tmp_path))
+    report = vtab_suite(config(data, tmp_path, tracking))
     assert [score.task for score in report.scores] == ["svhn", "eurosat", "clevr-count"]
     assert report.problems == {}
     top_1 = {score.task: score.top_1 for score in report.scores}
@@ -126,8 +127,8 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, c
     assert top_1["svhn"] == pytest.approx(right / 90, abs=1 / 90 + 1e-9)  # one image may lie on the edge of two classes
     assert top_1["svhn"] > 0.2  # shades that a few steps can tell apart; chance is 0.1
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    client = MlflowClient(tracking_uri=tracking.uri)
+    runs = client.search_runs([client.get_experiment_by_name(tracking.experiment).experiment_id])
     [run] = [run for run in runs if run.data.tags["bit_ray.kind"] == "vtab"]
     below = [child for child in runs if child.data.tags.get("mlflow.parentRunId") == run.info.run_id]
     assert {child.info.run_name: child.data.metrics["top_1"] for child in below} == top_1
@@ -140,13 +141,14 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, c
     assert len(index.train + index.val) == len(set(index.train + index.val)) == 24
     assert set(shard_ids(tmp_path / "vtab" / "svhn" / "train800val200")) == set(index.train + index.val)
 
-    again = vtab_suite(config("/nowhere", tmp_path))
+    again = vtab_suite(config("/nowhere", tmp_path, tracking))
     assert again == report  # the seconds, too: nothing was run
 
     flags = ["--name", "suite", "--model", NAME, "--tasks", "svhn", "clevr-count", "eurosat", "--num-train", "20"]
     flags += ["--num-val", "4", "--rule.num-steps", "12", "--rule.batch-size", "16", "--rule.base-lr", "0.03"]
     flags += ["--rule.resize", "40", "--rule.crop", "32", "--storage", str(tmp_path)]
-    assert main(["vtab", *flags, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
+    flags += ["--tracking.uri", tracking.uri, "--tracking.experiment", tracking.experiment]
+    assert main(["vtab", *flags]) == 0
     printed = capsys.readouterr().out
     assert re.search(rf"svhn .* natural .* 90 .* {top_1['svhn']:.2%} .* 87.3%", printed)
     assert re.search(rf"this run .* {100 * top_1['svhn']:.2f} \(1 of 7\)", printed)
@@ -154,32 +156,58 @@ def test_tasks_run_side_by_side_are_recorded_and_not_run_again(data, tmp_path, c
     assert statements["eurosat"] in printed.replace("\n", " ")
 
     with pytest.raises(ConfigError, match="name: svhn was run under this name with other settings"):
-        vtab_suite(config(data, tmp_path, seed=1))
+        vtab_suite(config(data, tmp_path, tracking, seed=1))
 
 
-def test_a_task_without_data_is_one_line_and_the_others_go_on(data, tmp_path):
-    wanted = config(data, tmp_path, tasks=("dtd", "svhn"))
+def test_a_task_without_data_or_with_a_list_of_absent_examples_is_one_line_and_the_others_go_on(
+    data, tmp_path, tracking, caplog
+):
+    index = draw_index(open_task(find_task("svhn"), data), 5, 20, 4)
+    lists = tmp_path / "lists"
+    write_index(index, lists / "svhn.json")
+    found = json.loads((lists / "svhn.json").read_text())
+    found["train"][3] = "train/99999"
+    (lists / "svhn.json").write_text(json.dumps(found))
+    wanted = config(data, tmp_path, tracking, tasks=("dtd", "svhn", "eurosat"), index=str(lists), protocol="val")
     report = vtab_suite(wanted)
-    assert [score.task for score in report.scores] == ["svhn"]
+    assert [score.task for score in report.scores] == ["eurosat"]
+    assert (report.scores[0].num_train, report.scores[0].num_test) == (20, 4)
     assert re.fullmatch(
         r"dtd: .*/dtd/dtd is missing; accepted: dtd-r1.0.1.tar.gz, .*; fetch from https://\S+ into the folder dtd of "
         r"the data folder",
         report.problems["dtd"],
     )
+    assert report.problems["svhn"].startswith("svhn: train/99999 is in the index but not in the data; accepted: ids")
+    assert "\n" not in report.problems["svhn"]
+
     files.dtd(data)
-    both = vtab_suite(wanted)
-    assert [score.task for score in both.scores] == ["dtd", "svhn"]
-    assert both.scores[1] == report.scores[0]
+    write_index(index, lists / "svhn.json")
+    mended = vtab_suite(wanted)
+    assert mended.problems == {}
+    assert [score.task for score in mended.scores] == ["dtd", "svhn", "eurosat"]
+    assert mended.scores[2] == report.scores[0]  # the seconds, too
+    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "train800")) == set(index.train)
+    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "val200")) == set(index.val)
+    # Where nothing can be run, the first task is the error; other examples than the shards have are not taken for them.
+    none = config(
+        data, tmp_path, tracking, name="none", tasks=("kitti-distance", "svhn", "sun397"), protocol="val", subset_seed=1
+    )
+    caplog.clear()
     with pytest.raises(DataError, match=r"sun397: .* is missing; accepted: .*"):
-        vtab_suite(config(data, tmp_path, name="none", tasks=("sun397", "kitti-distance")[::-1]))
+        vtab_suite(none)
+    others = [record.getMessage() for record in caplog.records if record.name == "bit_ray.studies.vtab"]
+    assert re.match(
+        r"svhn: .*/vtab/svhn/index.json has other examples than asked for .*; accepted: the same index", others[0]
+    )
+    assert others[1].startswith("kitti-distance: ")
 
 
 def test_a_setting_that_cannot_work_is_named_as_the_user_typed_it_once_for_the_first_task(
-    data, tmp_path, monkeypatch, capfd, caplog
+    data, tmp_path, tracking, monkeypatch, capfd, caplog
 ):
     monkeypatch.chdir(tmp_path)
     flags = ["--name", "x", "--model", NAME, "--tasks", "svhn", "eurosat", "--data-dir", str(data), "--num-train", "20"]
-    flags += ["--num-val", "4", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    flags += ["--num-val", "4", "--tracking.uri", tracking.uri, "--tracking.experiment", tracking.experiment]
     flags += ["--rule.mixup-alpha", "0.1", "--rule.num-steps", "12", "--rule.batch-size", "16"]
     assert main(["vtab", *flags, "--micro-batch-size", "3"]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
@@ -193,34 +221,7 @@ def test_a_setting_that_cannot_work_is_named_as_the_user_typed_it_once_for_the_f
     assert capfd.readouterr().err.startswith("error: --rule.warmup-steps: 12; accepted: 0 to 11 in a run of 12 steps; ")
 
 
-def test_a_list_that_names_absent_examples_stops_its_task_alone(data, tmp_path):
-    opened = open_task(find_task("svhn"), data)
-    index = draw_index(opened, 5, 20, 4)
-    lists = tmp_path / "lists"
-    write_index(index, lists / "svhn.json")
-    found = json.loads((lists / "svhn.json").read_text())
-    found["train"][3] = "train/99999"
-    (lists / "svhn.json").write_text(json.dumps(found))
-    wanted = config(data, tmp_path, tasks=("svhn", "eurosat"), index=str(lists), protocol="val")
-    report = vtab_suite(wanted)
-    assert [score.task for score in report.scores] == ["eurosat"]
-    assert (report.scores[0].num_train, report.scores[0].num_test) == (20, 4)
-    assert report.problems["svhn"].startswith("svhn: train/99999 is in the index but not in the data; accepted: ids")
-    assert "\n" not in report.problems["svhn"]
-
-    write_index(index, lists / "svhn.json")
-    report = vtab_suite(wanted)
-    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "train800")) == set(index.train)
-    assert set(shard_ids(tmp_path / "vtab" / "svhn" / "val200")) == set(index.val)
-    # Other examples than the shards have are not taken for the same.
-    other = config(data, tmp_path, name="other", tasks=("svhn", "eurosat"), protocol="val", subset_seed=1)
-    with pytest.raises(
-        DataError, match=r"svhn: .*/vtab/svhn/index.json has other examples than asked for .*; accepted: the same index"
-    ):
-        vtab_suite(other)
-
-
-def test_shards_written_before_are_used_and_those_of_other_classes_refused(data, tmp_path):
+def test_shards_written_before_are_used_and_those_of_other_classes_refused(data, tmp_path, tracking):
     shards = tmp_path / "shards"
     # eurosat has ten classes, as svhn, but others.
     for place, source in (
@@ -230,7 +231,7 @@ def test_shards_written_before_are_used_and_those_of_other_classes_refused(data,
         ("svhn/val200", "vtab:eurosat:test"),
     ):
         write_shards(source, shards / place, name=source, data_dir=data, convert_images=True)
-    wanted = config("/nowhere", tmp_path, tasks=("svhn", "eurosat"), protocol="val", shards=str(shards))
+    wanted = config("/nowhere", tmp_path, tracking, tasks=("svhn", "eurosat"), protocol="val", shards=str(shards))
     report = vtab_suite(wanted)
     assert [(score.task, score.num_train, score.num_test) for score in report.scores] == [("eurosat", 20, 20)]
     assert report.scores[0].statement.startswith(f"eurosat: as in the shards {shards}/eurosat")

@@ -1,5 +1,8 @@
 """Exported programs, run by onnxruntime and by a reloaded torch.export, against the network they were made of."""
 
+import contextlib
+import functools
+import io
 import json
 import re
 import sys
@@ -55,12 +58,32 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def programs(model, tmp_path_factory):
+def by_command(model, shards, tmp_path_factory):
+    """Folder of an int8 ONNX program made by the command, as large ones are: its weights beside it; what it printed."""
     folder = tmp_path_factory.mktemp("exported")
+    save_package(folder / "saved", model, SPEC)
+    command = ["models", "export", str(folder / "saved"), "--output", str(folder / "programs" / "int8-model.onnx")]
+    command += ["--format", "onnx", "--int8", "--shards", shards, "--num-examples", "20"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr("bit_ray.weights.export._LARGEST_PROTOBUF", 100_000)
+        patch.setattr(console, "_width", 200)
+        assert main(command) == 0
+    return folder / "programs", printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def programs(model, by_command):
+    folder, _ = by_command
     for kind, name in PROGRAMS:
         export(model, SPEC, folder / name, kind)
-        export(model, SPEC, folder / f"int8-{name}", kind, int8=True)
+    export(model, SPEC, folder / "int8-model.pt2", "torch", int8=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(programs):
+    """A program by its name; reading one takes a second."""
+    return functools.cache(lambda name: load_exported(programs / name))
 
 
 def _pixels(batch, height, width):
@@ -88,11 +111,11 @@ def test_a_baked_network_has_plain_convolutions_and_the_same_output(model):
 
 @pytest.mark.parametrize(("kind", "name"), PROGRAMS)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_program_gives_the_logits_at_any_batch_and_image_size(programs, model, kind, name, size):
+def test_a_program_gives_the_logits_at_any_batch_and_image_size(loaded, model, kind, name, size):
     pixels = _pixels(*size)
     expected = _logits(model, pixels)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(load_exported(programs / name).logits(pixels.numpy()), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(loaded(name).logits(pixels.numpy()), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"])
@@ -121,21 +144,19 @@ def test_an_onnx_file_is_valid_and_says_what_it_takes(programs):
 
 
 @pytest.mark.parametrize(("kind", "name"), PROGRAMS)
-def test_a_program_carries_its_spec(programs, kind, name):
-    exported = load_exported(programs / name)
+def test_a_program_carries_its_spec(programs, loaded, kind, name):
+    exported = loaded(name)
     assert exported.spec == SPEC
     assert exported.num_bytes == (programs / name).stat().st_size
 
 
-def test_large_onnx_files_keep_their_weights_beside_them(tmp_path, model, monkeypatch):
-    monkeypatch.setattr("bit_ray.weights.export._LARGEST_PROTOBUF", 100_000)
-    export(model, SPEC, tmp_path / "model.onnx", "onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert (tmp_path / "model.onnx").stat().st_size < 400_000
-    exported = load_exported(tmp_path / "model.onnx")
-    assert exported.num_bytes > 8_000_000
-    pixels = _pixels(2, 64, 64)
-    np.testing.assert_allclose(exported.logits(pixels.numpy()), _logits(model, pixels), rtol=0, atol=1e-4)
+def test_large_onnx_files_keep_their_weights_beside_them(by_command, loaded):
+    folder, _ = by_command
+    assert (folder / "int8-model.onnx").stat().st_size < 400_000
+    beside = (folder / "int8-model.onnx.data").stat().st_size
+    assert beside > 2_000_000
+    # Its logits are compared with the others' below.
+    assert loaded("int8-model.onnx").num_bytes == (folder / "int8-model.onnx").stat().st_size + beside
 
 
 def test_int8_is_the_nearest_of_255_levels_per_output():
@@ -147,7 +168,7 @@ def test_int8_is_the_nearest_of_255_levels_per_output():
 
 
 @pytest.mark.parametrize("size", SIZES[:4])
-def test_int8_programs_agree_with_each_other_and_nearly_with_the_network(programs, model, size):
+def test_int8_programs_agree_with_each_other_and_nearly_with_the_network(loaded, model, size):
     pixels = _pixels(*size)
     expected = _logits(model, pixels)
     baked = model.baked()
@@ -157,15 +178,15 @@ def test_int8_programs_agree_with_each_other_and_nearly_with_the_network(program
             module.weight.data = rounded.float() * scale.view(-1, *[1] * (rounded.ndim - 1))
     simulated = _logits(baked, pixels)
     for _, name in PROGRAMS:
-        logits = load_exported(programs / f"int8-{name}").logits(pixels.numpy())
+        logits = loaded(f"int8-{name}").logits(pixels.numpy())
         np.testing.assert_allclose(logits, simulated, rtol=0, atol=1e-4)
     difference = np.abs(simulated - expected).mean()
     assert 1e-4 < difference < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize(("kind", "name"), PROGRAMS)
-def test_int8_is_a_quarter_of_the_size(programs, kind, name):
-    ratio = (programs / f"int8-{name}").stat().st_size / (programs / name).stat().st_size
+def test_int8_is_a_quarter_of_the_size(programs, loaded, kind, name):
+    ratio = loaded(f"int8-{name}").num_bytes / loaded(name).num_bytes
     assert 0.25 < ratio < 0.32  # names and the graph stay
     if kind == "onnx":
         proto = onnx.load(programs / f"int8-{name}")
@@ -175,8 +196,6 @@ def test_int8_is_a_quarter_of_the_size(programs, kind, name):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    import io
-
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -192,8 +211,8 @@ def shards(tmp_path_factory):
     return uri
 
 
-def test_a_comparison_is_that_of_the_logits_of_the_first_images(programs, model, shards):
-    found = compare(Classifier(model, SPEC), load_exported(programs / "int8-model.onnx"), shards, 40, batch_size=7)
+def test_a_comparison_is_that_of_the_logits_of_the_first_images(loaded, model, shards):
+    found = compare(Classifier(model, SPEC), loaded("int8-model.onnx"), shards, 40, batch_size=7)
     assert found.num_examples == 40
     from bit_ray.data.images.decode import decode_image
     from bit_ray.data.shards.manifest import read_manifest
@@ -204,7 +223,7 @@ def test_a_comparison_is_that_of_the_logits_of_the_first_images(programs, model,
     labels = np.array([names[0] for table in tables for names in table["labels"].to_pylist()][:40])
     pixels = np.stack([decode_image(image) for image in images]).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
     ours = _logits(model, torch.from_numpy(pixels))
-    theirs = load_exported(programs / "int8-model.onnx").logits(pixels)
+    theirs = loaded("int8-model.onnx").logits(pixels)
     assert found.agreement == (ours.argmax(1) == theirs.argmax(1)).mean()
     assert found.top_1 == ((ours.argmax(1) == labels).mean(), (theirs.argmax(1) == labels).mean())
     assert found.mean_difference == pytest.approx(np.abs(ours - theirs).mean(), rel=1e-2)
@@ -212,22 +231,20 @@ def test_a_comparison_is_that_of_the_logits_of_the_first_images(programs, model,
     assert found.spread == pytest.approx(ours.std(), rel=1e-3)
 
 
-def test_a_set_of_other_classes_gives_no_accuracy(programs, model, shards):
+def test_a_set_of_other_classes_gives_no_accuracy(loaded, model, shards):
     spec = ModelSpec(**vars(SPEC) | {"class_names": ("x", "y", "z")})
-    found = compare(Classifier(model, spec), load_exported(programs / "model.onnx"), shards, 1000)
+    found = compare(Classifier(model, spec), loaded("model.onnx"), shards, 1000)
     assert (found.num_examples, found.agreement, found.top_1) == (50, 1.0, None)
 
 
-def test_the_command_exports_and_prints_the_loss(tmp_path, model, shards, capsys, monkeypatch):
-    monkeypatch.setattr(console, "_width", 200)
-    save_package(tmp_path / "saved", model, SPEC)
-    output = tmp_path / "out" / "model.onnx"
-    command = ["models", "export", str(tmp_path / "saved"), "--output", str(output), "--format", "onnx"]
-    assert main([*command, "--int8", "--shards", shards, "--num-examples", "20"]) == 0
-    shown = capsys.readouterr().out
+def test_the_command_exports_and_prints_the_loss(by_command, loaded):
+    folder, shown = by_command
+    assert sorted(path.name for path in folder.iterdir() if "int8" in path.name and ".onnx" in path.name) == [
+        "int8-model.onnx", "int8-model.onnx.data"
+    ]  # fmt: skip
     assert re.search(r"top-1 .*%; the model's .*%, loss -?\d+\.\d\d points", shown)
     assert "20 images" in shown
-    assert load_exported(output).spec.class_names == NAMES
+    assert loaded("int8-model.onnx").spec.class_names == NAMES
 
 
 @pytest.mark.parametrize(
