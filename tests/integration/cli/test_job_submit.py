@@ -3,10 +3,13 @@
 A Prometheus watches them by the files in ``clusters/``.
 """
 
+import codecs
+import contextlib
 import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -278,9 +281,9 @@ from bit_ray.cli.main import run_job
 
 @dataclass(frozen=True, kw_only=True)
 class CountConfig:
-    \"\"\"Count.\"\"\"
+    \"\"\"Count until a file is there.\"\"\"
 
-    to: int
+    until: str = ""
     saved: str = ""
     status: int = 0
 
@@ -288,12 +291,15 @@ class CountConfig:
 def count(config):
     def save(*_):
         time.sleep(4)  # longer than Ray's default of 3 s
-        Path(config.saved).write_text("saved")
+        if config.saved:
+            Path(config.saved).write_text("saved")
         sys.exit(config.status)
 
     signal.signal(signal.SIGTERM, save)
-    for number in range(config.to):
+    number = 0
+    while not (config.until and Path(config.until).exists()):
         print(f"number {number} é", flush=True)
+        number += 1
         time.sleep(0.05)
     sys.exit(config.status)
 
@@ -310,24 +316,57 @@ def count_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def bit_ray_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "bit_ray.cli.main", *arguments]
+class Started:
+    """A ``bit-ray`` command and what it prints; every wait for either has an end."""
 
+    def __init__(self, environment: dict[str, str], *arguments: str, terminal: bool = False) -> None:
+        self._output, theirs = pty.openpty() if terminal else os.pipe()
+        self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bit_ray.cli.main", *arguments],
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            stdin=theirs if terminal else subprocess.DEVNULL, stdout=theirs, stderr=theirs,
+            start_new_session=terminal,
+        )  # fmt: skip
+        os.close(theirs)
 
-def started(environment: dict[str, str], *arguments: str, **options: object) -> "subprocess.Popen[str]":
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
-    environment = {**environment, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(bit_ray_command(*arguments), env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    def __enter__(self) -> "Started":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._output)
 
-def read_until(process: "subprocess.Popen[str]", wanted: Callable[[str], bool]) -> str:
-    assert process.stdout is not None
-    text = ""
-    while not wanted(text):
-        line = process.stdout.readline()
-        assert line, text
-        text += line
-    return text
+    def read(self, wanted: Callable[[str], object], seconds: float = 120) -> None:
+        """Read on, until what was printed so far is as wanted."""
+        deadline = time.monotonic() + seconds
+        while not wanted(self.text):
+            assert self._more(deadline - time.monotonic()), f"after {seconds} s or at the end:\n{self.text}"
+
+    def status(self, seconds: float = 120) -> int:
+        """Read to the end of what it prints; return its exit status."""
+        deadline = time.monotonic() + seconds
+        while self._more(deadline - time.monotonic()):
+            pass
+        try:
+            return self.process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {seconds} s:\n{self.text}") from None
+
+    def type(self, text: str) -> None:
+        os.write(self._output, text.encode())
+
+    def _more(self, seconds: float) -> bool:
+        if not select.select([self._output], [], [], max(0.0, seconds))[0]:
+            return False
+        try:
+            data = os.read(self._output, 65536)
+        except OSError:  # of a terminal whose last user has ended
+            data = b""
+        self.text += self._decoder.decode(data)
+        return data != b""
 
 
 def client(environment: dict[str, str]) -> JobSubmissionClient:
@@ -346,14 +385,13 @@ def test_bit_ray_submit_looks_first_and_trains_with_this_code_and_leaves_no_secr
     places = ["--shards", s3.uri("shards"), "--storage", s3.uri("runs"), "--tracking.uri", tracking_uri]
     before = {job.submission_id for job in client(cluster).list_jobs()}
     settings = ["--name", "sent", *places, *SMALL, "--recipe.global-batch-size", "12"]
-    process = started({**cluster, **SOWN}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings)
-    out, commands = "", ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        out += line
-        if "Preflight:" in line or "step 25/25" in line:
+    commands = ""
+    with Started({**cluster, **SOWN}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings) as sent:
+        for mark in ("Preflight: ", "step 25/25"):
+            sent.read(lambda text, mark=mark: mark in text, seconds=400)
             commands += str([found.info["cmdline"] for found in psutil.process_iter(["cmdline"])])
-    assert process.wait() == 0, out
+        assert sent.status() == 0, sent.text
+    out = sent.text
     for check in ("settings", "storage", "tracker", "workers", "lanes", "disk", "all-reduce", "first step", "CPUs"):
         assert re.search(rf"^(ok|warning) +{check} ", out, re.MULTILINE), out
     assert "GB/s between 2 nodes by gloo" in out
@@ -381,9 +419,9 @@ def test_preflight_names_each_thing_that_would_fail(cluster: dict[str, str], s3:
     settings = ["--name", "a", "--shards", s3.uri("shards"), "--storage", "s3://no-such-bucket-here/runs"]
     settings += ["--tracking.uri", "http://127.0.0.1:9", *SMALL, "--recipe.global-batch-size", "12"]
     settings += ["--runtime.num-workers", "9"]
-    process = started(cluster, "preflight", "pretrain", "--", *settings)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 2, out
+    with Started(cluster, "preflight", "pretrain", "--", *settings) as preflight:
+        assert preflight.status() == 2, preflight.text
+    out = preflight.text
     failures = dict(re.findall(r"^failed +(\S+) +(.*)$", out, re.MULTILINE))
     assert set(failures) == {"storage", "tracker", "workers"}, out
     assert "no-such-bucket-here" in failures["storage"]
@@ -403,69 +441,60 @@ def test_a_bucket_that_may_only_be_read_is_refused(s3: Bucket, monkeypatch: pyte
 
 
 def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the_jobs(
-    cluster: dict[str, str], count_job: Path
+    cluster: dict[str, str], count_job: Path, tmp_path: Path
 ) -> None:
     proxy = Proxy(int(cluster["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]))
-    address = f"http://127.0.0.1:{proxy.port}"
-    arguments = ["submit", str(count_job), "--no-preflight", "--address", address, "--", "--to", "400", "--status", "7"]
-    process = started(cluster, *arguments)
-    try:
-        out = read_until(process, lambda text: "number 20 " in text)
+    arguments = ["submit", str(count_job), "--no-preflight", "--address", f"http://127.0.0.1:{proxy.port}", "--"]
+    arguments += ["--until", str(tmp_path / "enough"), "--status", "7"]
+
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in re.findall(r"number (\d+) é\n", text)]
+
+    with contextlib.closing(proxy), Started(cluster, *arguments) as following:
+        following.read(lambda text: 20 in numbers(text))
         proxy.cut(down=False)
-        out += read_until(process, lambda text: "number 60 " in text)
+        so_far = len(numbers(following.text))
+        following.read(lambda text: len(numbers(text)) > so_far + 20)
         proxy.cut(down=True)
-        time.sleep(3)
+        assert proxy.num_cut >= 2
+        following.read(lambda text: "the job goes on, trying again" in text)
+        deadline = time.monotonic() + 60
+        while proxy.num_refused < 2:
+            assert time.monotonic() < deadline, following.text
+            time.sleep(0.05)
         proxy.cut(down=False)
-        assert process.stdout is not None
-        out += process.stdout.read()
-        process.wait(timeout=20)
-    finally:
-        process.kill()
-        proxy.close()
-    assert process.returncode == 7, out
-    assert re.findall(r"number (\d+) é", out) == [str(number) for number in range(400)]
-    assert proxy.num_cut >= 4
-    assert "the job goes on, trying again" in out
+        following.read(lambda text: "connected again" in text)
+        so_far = len(numbers(following.text))
+        following.read(lambda text: len(numbers(text)) > so_far)
+        (tmp_path / "enough").touch()
+        assert following.status() == 7, following.text
+    out = following.text
+    assert numbers(out) == list(range(len(numbers(out))))
+    [job] = re.findall(r"Submitted: (raysubmit_\w+)", out)
+    assert numbers(client(cluster).get_job_logs(job)) == numbers(out)
 
 
 def test_ctrl_c_asks_and_a_stopped_job_has_time_to_save_and_does_not_count_as_done(
     cluster: dict[str, str], count_job: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "saved"
-    arguments = ["submit", str(count_job), "--no-preflight", "--", "--to", "9999", "--saved", str(saved)]
-    ours, theirs = pty.openpty()
-    process = started(cluster, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-
-    def read(mark: str) -> str:
-        text = ""
-        while mark not in text:
-            text += os.read(ours, 65536).decode(errors="replace")
-        return text
-
-    try:
-        read("number 3 ")
-        process.send_signal(signal.SIGINT)
-        read("Stop it? [y/N]")
-        os.write(ours, b"y\n")
-        assert re.search(r"raysubmit_\w+ was stopped", read(" was stopped"))
-        assert process.wait(timeout=60) == 143
-    finally:
-        process.kill()
-        os.close(ours)
+    arguments = ["submit", str(count_job), "--no-preflight", "--", "--saved", str(saved)]
+    with Started(cluster, *arguments, terminal=True) as following:
+        following.read(lambda text: "number 3 " in text)
+        following.process.send_signal(signal.SIGINT)
+        following.read(lambda text: "Stop it? [y/N]" in text)
+        following.type("y\n")
+        assert following.status() == 143, following.text
+    assert re.search(r"raysubmit_\w+ was stopped", following.text)
     assert saved.read_text() == "saved"
 
 
 def test_ctrl_c_leaves_the_job_where_nobody_can_answer(cluster: dict[str, str], count_job: Path) -> None:
-    process = started(cluster, "submit", str(count_job), "--no-preflight", "--", "--to", "9999", "--saved", "/dev/null")
-    try:
-        read_until(process, lambda text: "number 3 " in text)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout is not None
-        out = process.stdout.read()
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
-    [job] = re.findall(r"Stop: +ray job stop --address \S+ (raysubmit_\w+)", out)
+    with Started(cluster, "submit", str(count_job), "--no-preflight") as following:
+        following.read(lambda text: "number 3 " in text)
+        before = len(following.text)
+        following.process.send_signal(signal.SIGINT)
+        assert following.status() == 130, following.text
+    [job] = re.findall(r"Stop: +ray job stop --address \S+ (raysubmit_\w+)", following.text[before:])
     assert client(cluster).get_job_status(job) == "RUNNING"
     client(cluster).stop_job(job)
