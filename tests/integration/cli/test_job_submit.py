@@ -480,10 +480,16 @@ def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the
         return [int(number) for number in re.findall(r"number (\d+) é\n", text)]
 
     with contextlib.closing(proxy), Started(cluster, *arguments) as following:
+
+        def read_what_comes_now() -> None:
+            """Read until a number has come that the job had not written yet."""
+            written = len(numbers(client(cluster).get_job_logs(job)))
+            following.read(lambda text: len(numbers(text)) > written)
+
         following.read(lambda text: 20 in numbers(text))
+        [job] = re.findall(r"Submitted: (raysubmit_\w+)", following.text)
         proxy.cut(down=False)
-        so_far = len(numbers(following.text))
-        following.read(lambda text: len(numbers(text)) > so_far + 20)
+        read_what_comes_now()
         proxy.cut(down=True)
         assert proxy.num_cut >= 2
         following.read(lambda text: "the job goes on, trying again" in text)
@@ -493,14 +499,12 @@ def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the
             time.sleep(0.05)
         proxy.cut(down=False)
         following.read(lambda text: "connected again" in text)
-        so_far = len(numbers(following.text))
-        following.read(lambda text: len(numbers(text)) > so_far)
+        read_what_comes_now()
         (tmp_path / "enough").touch()
         assert following.status() == 7, following.text
-    out = following.text
-    assert numbers(out) == list(range(len(numbers(out))))
-    [job] = re.findall(r"Submitted: (raysubmit_\w+)", out)
-    assert numbers(client(cluster).get_job_logs(job)) == numbers(out)
+    found = numbers(following.text)
+    assert found == list(range(len(found)))
+    assert found == numbers(client(cluster).get_job_logs(job))
 
 
 def test_ctrl_c_asks_and_a_stopped_job_has_time_to_save_and_does_not_count_as_done(
