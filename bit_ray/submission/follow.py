@@ -76,7 +76,9 @@ class Follower:
                 session.ws_connect(address, max_msg_size=0, timeout=_CLOSE) as socket,
             ):
                 while True:
-                    message = await asyncio.wait_for(socket.receive(), _SILENT_S)
+                    # Not `wait_for`: in Python 3.11 a Ctrl-C is lost in it when the next message is there already.
+                    async with asyncio.timeout(_SILENT_S):
+                        message = await socket.receive()
                     if message.type != aiohttp.WSMsgType.TEXT:
                         return
                     start = max(0, self._printed - seen)

@@ -97,3 +97,13 @@ def ray_local() -> Iterator[None]:
         )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_started_here(ray_local: None) -> Iterator[None]:
+    """That Ray, taken for one that a command has started: as many processes as cores, not as its CPUs by name."""
+    from bit_ray.cluster import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_started_here", True)
+        yield

@@ -152,7 +152,7 @@ def test_a_damaged_shard(how: str, shards: Path, refused: Callable[..., str]) ->
 
 
 @pytest.mark.cluster
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_started_here")
 def test_a_damaged_shard_met_by_a_ray_task(
     shards: Path, refused: Callable[..., str], model_of_shards: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

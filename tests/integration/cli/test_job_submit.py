@@ -3,10 +3,13 @@
 A Prometheus watches them by the files in ``clusters/``.
 """
 
+import codecs
+import contextlib
 import json
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -111,7 +114,6 @@ def asked(prometheus: str, path: str, **query: Any) -> Any:
 
 
 class Job(NamedTuple):
-    began: float
     done: subprocess.CompletedProcess[str]
     tracking_uri: str
 
@@ -126,19 +128,24 @@ class Job(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def small(cluster: dict[str, str], bucket: Bucket, prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job that has trained, its lines in JSON."""
+def shards(bucket: Bucket) -> str:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in bucket.environment.items():
             environment.setenv(name, value)
         source = GlyphSource("s", examples_per_class=3)
         write_shards(source, bucket.uri("shards"), name="glyphs", row_group_size=8, shard_examples=40)
+    return bucket.uri("shards")
+
+
+@pytest.fixture(scope="module")
+def small(cluster: dict[str, str], bucket: Bucket, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job of one worker that Ray's own command has submitted, its lines in JSON."""
     tracking_uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    places = ["--shards", bucket.uri("shards"), "--storage", bucket.uri("runs"), "--tracking.uri", tracking_uri]
-    began = time.time()
-    done = submit(cluster, "--name", "small", *places, *SMALL, "--recipe.global-batch-size", "12", log_format="JSON")
+    places = ["--shards", shards, "--storage", bucket.uri("runs"), "--tracking.uri", tracking_uri]
+    settings = [*SMALL, "--recipe.global-batch-size", "12", "--runtime.num-workers", "1"]
+    done = submit(cluster, "--name", "small", *places, *settings, log_format="JSON")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    return Job(began, done, tracking_uri)
+    return Job(done, tracking_uri)
 
 
 def submit(environment: dict[str, str], *arguments: str, log_format: str = "TEXT") -> subprocess.CompletedProcess[str]:
@@ -149,16 +156,138 @@ def submit(environment: dict[str, str], *arguments: str, log_format: str = "TEXT
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
 
+class Started:
+    """A ``bit-ray`` command and what it prints; every wait for either has an end."""
+
+    def __init__(self, environment: dict[str, str], *arguments: str, terminal: bool = False) -> None:
+        self._output, theirs = pty.openpty() if terminal else os.pipe()
+        self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bit_ray.cli.main", *arguments],
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            stdin=theirs if terminal else subprocess.DEVNULL, stdout=theirs, stderr=theirs,
+            start_new_session=terminal,
+        )  # fmt: skip
+        os.close(theirs)
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._output)
+
+    def read(self, wanted: Callable[[str], object], seconds: float = 150) -> None:
+        """Read on, until what was printed so far is as wanted."""
+        deadline = time.monotonic() + seconds
+        while not wanted(self.text):
+            assert self._more(deadline - time.monotonic()), f"after {seconds} s or at the end:\n{self.text}"
+
+    def status(self, seconds: float = 200) -> int:
+        """Read to the end of what it prints; return its exit status."""
+        deadline = time.monotonic() + seconds
+        while self._more(deadline - time.monotonic()):
+            pass
+        try:
+            return self.process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {seconds} s:\n{self.text}") from None
+
+    def type(self, text: str) -> None:
+        os.write(self._output, text.encode())
+
+    def _more(self, seconds: float) -> bool:
+        if not select.select([self._output], [], [], max(0.0, seconds))[0]:
+            return False
+        try:
+            data = os.read(self._output, 65536)
+        except OSError:  # of a terminal whose last user has ended
+            data = b""
+        self.text += self._decoder.decode(data)
+        return data != b""
+
+
+def client(environment: dict[str, str]) -> JobSubmissionClient:
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    return JobSubmissionClient(environment["RAY_API_SERVER_ADDRESS"], headers={"Authorization": f"Bearer {token}"})
+
+
+SOWN = {"HF_TOKEN": "SOWN-token", "MLFLOW_TRACKING_PASSWORD": "SOWN-password", "MY_KEY": "SOWN-key"}
+
+
+class Sent(NamedTuple):
+    began: float
+    text: str
+    """What it printed."""
+    commands: str
+    """The command lines of all processes during the preflight and at the end of the training."""
+    record: str
+    """What the cluster tells of its jobs."""
+    job: str
+    tracked: Path
+
+
+@pytest.fixture(scope="module")
+def sent(
+    cluster: dict[str, str], bucket: Bucket, shards: str, prometheus: str, tmp_path_factory: pytest.TempPathFactory
+) -> Sent:
+    """A job of two workers that ``bit-ray submit`` has looked at and submitted, with secrets in its hands."""
+    tracked = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    settings = ["--name", "sent", "--shards", shards, "--storage", bucket.uri("runs"), "--tracking.uri"]
+    settings += [f"sqlite:///{tracked}", *SMALL, "--recipe.global-batch-size", "12"]
+    before = {job.submission_id for job in client(cluster).list_jobs()}
+    began, commands = time.time(), ""
+    with Started({**cluster, **SOWN}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings) as command:
+        for mark in ("Preflight: ", "step 25/25"):
+            command.read(lambda text, mark=mark: mark in text, seconds=400)
+            commands += str([found.info["cmdline"] for found in psutil.process_iter(["cmdline"])])
+        assert command.status() == 0, command.text
+    jobs = client(cluster).list_jobs()
+    [job] = {job.submission_id for job in jobs} - before - {None}
+    return Sent(began, command.text, commands, json.dumps([str(job) for job in jobs]), job, tracked)
+
+
+@pytest.mark.timeout(900)
+def test_bit_ray_submit_looks_first_and_trains_with_this_code_and_leaves_no_secret(
+    cluster: dict[str, str], bucket: Bucket, sent: Sent
+) -> None:
+    for check in ("settings", "storage", "tracker", "workers", "lanes", "disk", "all-reduce", "first step", "CPUs"):
+        assert re.search(rf"^(ok|warning) +{check} ", sent.text, re.MULTILINE), sent.text
+    assert "GB/s between 2 nodes by gloo" in sent.text
+    assert "sent: step 25/25" in sent.text
+    # Both workers have the code and the compiled decoder of this machine, which `ray job submit` leaves behind.
+    workers = set(re.findall(r"worker (\d) on 127\.0\.0\.\d: bit_ray (\w+), compiled decoder", sent.text))
+    assert workers == {("0", code_digest()), ("1", code_digest())}
+    # The preflight has left nothing behind, neither in the store nor at the cluster.
+    assert not [key for key in bucket.keys() if "preflight" in key]  # noqa: SIM118  # not a dict
+    assert f"ray job stop --address {cluster['RAY_API_SERVER_ADDRESS']} {sent.job}" in sent.text
+    # Nothing of this machine's secrets has reached the cluster.
+    assert "bit_ray.cli.main" in sent.commands
+    assert "SOWN" not in sent.text + sent.record + sent.commands
+    logs = [path for path in Path(cluster["CLUSTER_DIR"]).rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(logs) > 50
+    assert [path for path in (*logs, sent.tracked) if b"SOWN" in path.read_bytes()] == []
+    keys = bucket.keys()
+    assert sum("sent" in key for key in keys) > 5
+    assert not any(b"SOWN" in bucket.client.get_object(Bucket=bucket.bucket, Key=key)["Body"].read() for key in keys)
+
+
 @pytest.mark.timeout(600)
-def test_a_job_with_a_batch_that_is_too_small_fails(cluster: dict[str, str], bucket: Bucket, small: Job) -> None:
-    places = [
-        "--shards",
-        bucket.uri("shards"),
-        "--storage",
-        bucket.uri("refused"),
-        "--tracking.uri",
-        small.tracking_uri,
+def test_each_raylet_keeps_the_logs_of_its_own_workers(cluster: dict[str, str], small: Job, sent: Sent) -> None:
+    logs = [
+        Path(cluster["CLUSTER_DIR"], f"node{node}").glob("session_2*/logs/train/ray-train-app-worker-*.log")
+        for node in (0, 1)
     ]
+    assert sorted(len(list(found)) for found in logs) == [1, 2]  # one worker of one job, two of the other
+
+
+@pytest.mark.timeout(600)
+def test_a_job_with_a_batch_that_is_too_small_fails(
+    cluster: dict[str, str], bucket: Bucket, shards: str, small: Job
+) -> None:
+    places = ["--shards", shards, "--storage", bucket.uri("refused"), "--tracking.uri", small.tracking_uri]
     done = submit(cluster, "--name", "refused", *places, *SMALL, "--recipe.global-batch-size", "1")
     assert done.returncode != 0
     # Once from the job, and once where Ray repeats the end of a failed job's log.
@@ -173,8 +302,8 @@ def test_a_job_with_a_batch_that_is_too_small_fails(cluster: dict[str, str], buc
 
 
 @pytest.mark.timeout(600)
-def test_the_jft_job_runs_on_two_raylets(
-    cluster: dict[str, str], small: Job, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_jft_job_trains_where_ray_has_sent_it(
+    small: Job, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = small.text
     assert "small: step 25/25" in text
@@ -182,9 +311,6 @@ def test_the_jft_job_runs_on_two_raylets(
     assert re.search(rf"worker 0 on 127\.0\.0\.\d: bit_ray {code_digest()}, plain decoder", text)
     assert "models:/small@champion, version 1" in text
     assert max(map(len, text.splitlines())) < 1000, "lines that Ray writes about every report"
-    for node in (0, 1):  # each raylet keeps the logs of its own workers
-        logs = Path(cluster["CLUSTER_DIR"], f"node{node}").glob("session_2*/logs/train/ray-train-app-worker-*.log")
-        assert len(list(logs)) == 1
 
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
@@ -209,7 +335,7 @@ def test_every_line_of_a_job_is_json_and_says_what_it_is_about(small: Job) -> No
 
 
 @pytest.mark.prometheus
-def test_every_expression_of_the_dashboard_gives_a_series(prometheus: str, small: Job) -> None:
+def test_every_expression_of_the_dashboard_gives_a_series(prometheus: str, sent: Sent) -> None:
     dashboard = json.loads((ROOT / "clusters" / "grafana" / "bit_ray.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     assert len(expressions) > 20
@@ -218,22 +344,28 @@ def test_every_expression_of_the_dashboard_gives_a_series(prometheus: str, small
     assert metric is not None
 
     def series(expression: str) -> list[dict[str, str]]:
-        found = asked(prometheus, "query_range", query=expression, start=small.began, end=time.time(), step="1s")
+        found = asked(prometheus, "query_range", query=expression, start=sent.began, end=time.time(), step="1s")
         return [one["metric"] for one in found["result"]]
 
+    def comes(expression: str) -> bool:
+        deadline = time.monotonic() + 30  # from Ray to Prometheus it takes seconds
+        while not (found := series(expression)) and time.monotonic() < deadline:
+            time.sleep(1)
+        return found != []
+
     for expression in [*expressions, metric[1]]:
-        assert series(expression.replace("$run", "small")), expression
+        assert comes(expression.replace("$run", "sent")), expression
     assert series("ray_bit_ray_no_such_metric") == []
-    [loss] = series("ray_bit_ray_train_loss")
-    assert (loss["run"], loss["kind"], loss["attempt"]) == ("small", "pretrain", "1")
-    assert {worker["rank"] for worker in series("ray_bit_ray_worker_step")} == {"0", "1"}
+    [loss] = series('ray_bit_ray_train_loss{run="sent"}')
+    assert (loss["run"], loss["kind"], loss["attempt"]) == ("sent", "pretrain", "1")
+    assert {worker["rank"] for worker in series('ray_bit_ray_worker_step{run="sent"}')} == {"0", "1"}
 
     rules = asked(prometheus, "rules")["groups"][0]["rules"]
     assert {rule["health"] for rule in rules} == {"ok"}
     names = {name for rule in rules for name in re.findall(r"ray_\w+", rule["query"])}
     assert "ray_bit_ray_run_still_s" in names
     for name in names - {"ray_node_gpus_utilization"}:  # there is no GPU here
-        assert series(name), name
+        assert comes(name), name
 
 
 def test_status_shows_what_the_cluster_and_the_storage_say_and_the_storage_alone_without_it(
@@ -265,7 +397,6 @@ def test_status_shows_what_the_cluster_and_the_storage_say_and_the_storage_alone
     assert text.endswith(" (Connection refused); what is above is of the storage alone\n")
 
 
-SOWN = {"HF_TOKEN": "SOWN-token", "MLFLOW_TRACKING_PASSWORD": "SOWN-password", "MY_KEY": "SOWN-key"}
 COUNT_JOB = """
 import signal
 import sys
@@ -278,9 +409,9 @@ from bit_ray.cli.main import run_job
 
 @dataclass(frozen=True, kw_only=True)
 class CountConfig:
-    \"\"\"Count.\"\"\"
+    \"\"\"Count until a file is there.\"\"\"
 
-    to: int
+    until: str = ""
     saved: str = ""
     status: int = 0
 
@@ -288,12 +419,15 @@ class CountConfig:
 def count(config):
     def save(*_):
         time.sleep(4)  # longer than Ray's default of 3 s
-        Path(config.saved).write_text("saved")
+        if config.saved:
+            Path(config.saved).write_text("saved")
         sys.exit(config.status)
 
     signal.signal(signal.SIGTERM, save)
-    for number in range(config.to):
+    number = 0
+    while not (config.until and Path(config.until).exists()):
         print(f"number {number} é", flush=True)
+        number += 1
         time.sleep(0.05)
     sys.exit(config.status)
 
@@ -310,80 +444,13 @@ def count_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def bit_ray_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "bit_ray.cli.main", *arguments]
-
-
-def started(environment: dict[str, str], *arguments: str, **options: object) -> "subprocess.Popen[str]":
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
-    environment = {**environment, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(bit_ray_command(*arguments), env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
-
-
-def read_until(process: "subprocess.Popen[str]", wanted: Callable[[str], bool]) -> str:
-    assert process.stdout is not None
-    text = ""
-    while not wanted(text):
-        line = process.stdout.readline()
-        assert line, text
-        text += line
-    return text
-
-
-def client(environment: dict[str, str]) -> JobSubmissionClient:
-    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
-    return JobSubmissionClient(environment["RAY_API_SERVER_ADDRESS"], headers={"Authorization": f"Bearer {token}"})
-
-
-@pytest.mark.timeout(600)
-def test_bit_ray_submit_looks_first_and_trains_with_this_code_and_leaves_no_secret(
-    cluster: dict[str, str], s3: Bucket, tmp_path: Path
-) -> None:
-    write_shards(
-        GlyphSource("s", examples_per_class=3), s3.uri("shards"), name="glyphs", row_group_size=8, shard_examples=40
-    )
-    tracking_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    places = ["--shards", s3.uri("shards"), "--storage", s3.uri("runs"), "--tracking.uri", tracking_uri]
-    before = {job.submission_id for job in client(cluster).list_jobs()}
-    settings = ["--name", "sent", *places, *SMALL, "--recipe.global-batch-size", "12"]
-    process = started({**cluster, **SOWN}, "submit", str(ROOT / "jobs" / "pretrain_jft.py"), "--", *settings)
-    out, commands = "", ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        out += line
-        if "Preflight:" in line or "step 25/25" in line:
-            commands += str([found.info["cmdline"] for found in psutil.process_iter(["cmdline"])])
-    assert process.wait() == 0, out
-    for check in ("settings", "storage", "tracker", "workers", "lanes", "disk", "all-reduce", "first step", "CPUs"):
-        assert re.search(rf"^(ok|warning) +{check} ", out, re.MULTILINE), out
-    assert "GB/s between 2 nodes by gloo" in out
-    assert "sent: step 25/25" in out
-    # Both workers have the code and the compiled decoder of this machine, which `ray job submit` leaves behind.
-    workers = set(re.findall(r"worker (\d) on 127\.0\.0\.\d: bit_ray (\w+), compiled decoder", out))
-    assert workers == {("0", code_digest()), ("1", code_digest())}
-    # The preflight has left nothing behind.
-    assert not [key for key in s3.keys() if "preflight" in key]  # noqa: SIM118
-    [job] = [job for job in client(cluster).list_jobs() if job.submission_id not in {*before, None}]
-    assert f"ray job stop --address {cluster['RAY_API_SERVER_ADDRESS']} {job.submission_id}" in out
-    # Nothing of this machine's secrets has reached the cluster.
-    record = json.dumps([str(job) for job in client(cluster).list_jobs()])
-    assert "bit_ray.cli.main" in commands
-    assert "SOWN" not in out + record + commands
-    logs = [path for path in Path(cluster["CLUSTER_DIR"]).rglob("*") if path.is_file() and not path.is_symlink()]
-    assert len(logs) > 50
-    assert [path for path in (*logs, tmp_path / "mlflow.db") if b"SOWN" in path.read_bytes()] == []
-    objects = [s3.client.get_object(Bucket=s3.bucket, Key=key)["Body"].read() for key in s3.keys()]  # noqa: SIM118
-    assert not any(b"SOWN" in data for data in objects)
-
-
-def test_preflight_names_each_thing_that_would_fail(cluster: dict[str, str], s3: Bucket) -> None:
-    write_shards(GlyphSource("s", examples_per_class=3), s3.uri("shards"), name="glyphs", row_group_size=8)
-    settings = ["--name", "a", "--shards", s3.uri("shards"), "--storage", "s3://no-such-bucket-here/runs"]
+def test_preflight_names_each_thing_that_would_fail(cluster: dict[str, str], shards: str) -> None:
+    settings = ["--name", "a", "--shards", shards, "--storage", "s3://no-such-bucket-here/runs"]
     settings += ["--tracking.uri", "http://127.0.0.1:9", *SMALL, "--recipe.global-batch-size", "12"]
     settings += ["--runtime.num-workers", "9"]
-    process = started(cluster, "preflight", "pretrain", "--", *settings)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 2, out
+    with Started(cluster, "preflight", "pretrain", "--", *settings) as preflight:
+        assert preflight.status() == 2, preflight.text
+    out = preflight.text
     failures = dict(re.findall(r"^failed +(\S+) +(.*)$", out, re.MULTILINE))
     assert set(failures) == {"storage", "tracker", "workers"}, out
     assert "no-such-bucket-here" in failures["storage"]
@@ -403,69 +470,64 @@ def test_a_bucket_that_may_only_be_read_is_refused(s3: Bucket, monkeypatch: pyte
 
 
 def test_a_log_is_followed_over_connections_that_drop_and_the_exit_status_is_the_jobs(
-    cluster: dict[str, str], count_job: Path
+    cluster: dict[str, str], count_job: Path, tmp_path: Path
 ) -> None:
     proxy = Proxy(int(cluster["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]))
-    address = f"http://127.0.0.1:{proxy.port}"
-    arguments = ["submit", str(count_job), "--no-preflight", "--address", address, "--", "--to", "400", "--status", "7"]
-    process = started(cluster, *arguments)
-    try:
-        out = read_until(process, lambda text: "number 20 " in text)
+    arguments = ["submit", str(count_job), "--no-preflight", "--address", f"http://127.0.0.1:{proxy.port}", "--"]
+    arguments += ["--until", str(tmp_path / "enough"), "--status", "7"]
+
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in re.findall(r"number (\d+) é\n", text)]
+
+    with contextlib.closing(proxy), Started(cluster, *arguments) as following:
+
+        def read_what_comes_now() -> None:
+            """Read until a number has come that the job had not written yet."""
+            written = len(numbers(client(cluster).get_job_logs(job)))
+            following.read(lambda text: len(numbers(text)) > written)
+
+        following.read(lambda text: 20 in numbers(text))
+        [job] = re.findall(r"Submitted: (raysubmit_\w+)", following.text)
         proxy.cut(down=False)
-        out += read_until(process, lambda text: "number 60 " in text)
+        read_what_comes_now()
         proxy.cut(down=True)
-        time.sleep(3)
+        assert proxy.num_cut >= 2
+        following.read(lambda text: "the job goes on, trying again" in text)
+        deadline = time.monotonic() + 60
+        while proxy.num_refused < 2:
+            assert time.monotonic() < deadline, following.text
+            time.sleep(0.05)
         proxy.cut(down=False)
-        assert process.stdout is not None
-        out += process.stdout.read()
-        process.wait(timeout=20)
-    finally:
-        process.kill()
-        proxy.close()
-    assert process.returncode == 7, out
-    assert re.findall(r"number (\d+) é", out) == [str(number) for number in range(400)]
-    assert proxy.num_cut >= 4
-    assert "the job goes on, trying again" in out
+        following.read(lambda text: "connected again" in text)
+        read_what_comes_now()
+        (tmp_path / "enough").touch()
+        assert following.status() == 7, following.text
+    found = numbers(following.text)
+    assert found == list(range(len(found)))
+    assert found == numbers(client(cluster).get_job_logs(job))
 
 
 def test_ctrl_c_asks_and_a_stopped_job_has_time_to_save_and_does_not_count_as_done(
     cluster: dict[str, str], count_job: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "saved"
-    arguments = ["submit", str(count_job), "--no-preflight", "--", "--to", "9999", "--saved", str(saved)]
-    ours, theirs = pty.openpty()
-    process = started(cluster, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-
-    def read(mark: str) -> str:
-        text = ""
-        while mark not in text:
-            text += os.read(ours, 65536).decode(errors="replace")
-        return text
-
-    try:
-        read("number 3 ")
-        process.send_signal(signal.SIGINT)
-        read("Stop it? [y/N]")
-        os.write(ours, b"y\n")
-        assert re.search(r"raysubmit_\w+ was stopped", read(" was stopped"))
-        assert process.wait(timeout=60) == 143
-    finally:
-        process.kill()
-        os.close(ours)
+    arguments = ["submit", str(count_job), "--no-preflight", "--", "--saved", str(saved)]
+    with Started(cluster, *arguments, terminal=True) as following:
+        following.read(lambda text: "number 3 " in text)
+        following.process.send_signal(signal.SIGINT)
+        following.read(lambda text: "Stop it? [y/N]" in text)
+        following.type("y\n")
+        assert following.status() == 143, following.text
+    assert re.search(r"raysubmit_\w+ was stopped", following.text)
     assert saved.read_text() == "saved"
 
 
 def test_ctrl_c_leaves_the_job_where_nobody_can_answer(cluster: dict[str, str], count_job: Path) -> None:
-    process = started(cluster, "submit", str(count_job), "--no-preflight", "--", "--to", "9999", "--saved", "/dev/null")
-    try:
-        read_until(process, lambda text: "number 3 " in text)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout is not None
-        out = process.stdout.read()
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
-    [job] = re.findall(r"Stop: +ray job stop --address \S+ (raysubmit_\w+)", out)
+    with Started(cluster, "submit", str(count_job), "--no-preflight") as following:
+        following.read(lambda text: "number 3 " in text)
+        before = len(following.text)
+        following.process.send_signal(signal.SIGINT)
+        assert following.status() == 130, following.text
+    [job] = re.findall(r"Stop: +ray job stop --address \S+ (raysubmit_\w+)", following.text[before:])
     assert client(cluster).get_job_status(job) == "RUNNING"
     client(cluster).stop_job(job)

@@ -21,24 +21,26 @@ from bit_ray.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 
-# A holder for as long as its input is open. It beats fast, and says on which machine it is.
+# Holds one URI after the other, each until it is told to go on. It beats fast, and says on which machine it is.
 HOLD = """
 import sys, uuid
 from bit_ray import claim
 from bit_ray.errors import ConfigError
-claim.BEAT_S, claim.STALE_S, claim.SETTLE_S = 0.3, 3.0, float(sys.argv[3])
-if sys.argv[2] == "elsewhere":
+where, settle_s, *uris = sys.argv[1:]
+claim.BEAT_S, claim.STALE_S, claim.SETTLE_S = 0.3, 3.0, float(settle_s)
+if where == "elsewhere":
     name = uuid.uuid4().hex
     claim._machine = lambda: name
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with claim.claimed(sys.argv[1], "name: run is being run", remedy="wait for it"):
-        print("held", flush=True)
-        sys.stdin.readline()
-    print("ended", flush=True)
-except ConfigError as error:
-    print(error, flush=True)
+for uri in uris:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        with claim.claimed(uri, "name: run is being run", remedy="wait for it"):
+            print("held", flush=True)
+            sys.stdin.readline()
+        print("ended", flush=True)
+    except ConfigError as error:
+        print(error, flush=True)
 """
 
 
@@ -46,10 +48,10 @@ class Holder:
     """A process that claims when it is told to."""
 
     def __init__(
-        self, uri: str, where: str = "here", *, before: Callable[[], object] | None = None, settle_s: float = 0.5
+        self, *uris: str, where: str = "here", before: Callable[[], object] | None = None, settle_s: float = 0.5
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, uri, where, str(settle_s)], preexec_fn=before,
+            [sys.executable, "-c", HOLD, where, str(settle_s), *uris], preexec_fn=before,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
@@ -96,7 +98,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_a_second_start_is_told_who_works_in_the_store(s3: Bucket, where: str) -> None:
     uri = s3.uri("runs/x/_running.json")
-    with holders(holder := Holder(uri, where)):
+    with holders(holder := Holder(uri, where=where)):
         holder.hold()
         with pytest.raises(ConfigError) as caught, claimed(uri, "name: x is being run", remedy="wait for it"):
             raise AssertionError("held twice")
@@ -110,11 +112,11 @@ def test_a_second_start_is_told_who_works_in_the_store(s3: Bucket, where: str) -
 
 
 def test_of_processes_that_start_at_once_one_works(s3: Bucket) -> None:
-    for number in range(3):
-        uri = s3.uri(f"{number}/_running.json")
-        # Longer than a busy machine takes from seeing that nobody is there to having written.
-        starting = [Holder(uri, "elsewhere", settle_s=5.0) for _ in range(4)]
-        with holders(*starting):
+    uris = [s3.uri(f"{number}/_running.json") for number in range(3)]
+    # Longer than a busy machine takes from seeing that nobody is there to having written.
+    starting = [Holder(*uris, where="elsewhere", settle_s=5.0) for _ in range(4)]
+    with holders(*starting):
+        for _ in uris:
             assert {holder.answer() for holder in starting} == {"ready"}
             for holder in starting:
                 holder.go_on()
@@ -145,7 +147,7 @@ def test_a_process_that_was_killed_here_is_in_nobodys_way(s3: Bucket) -> None:
 
 def test_a_process_that_was_killed_elsewhere_is_taken_for_dead_when_it_has_been_silent(s3: Bucket) -> None:
     uri = s3.uri("x/_running.json")
-    with holders(holder := Holder(uri, "elsewhere")):
+    with holders(holder := Holder(uri, where="elsewhere")):
         holder.hold()
         holder.process.kill()
         holder.process.wait()
@@ -161,7 +163,7 @@ def test_a_holder_that_was_taken_for_dead_is_stopped_when_it_comes_back(
 ) -> None:
     """Also one that a shell script has started in the background, which ignores interrupts."""
     uri = s3.uri("x/_running.json")
-    with holders(holder := Holder(uri, "elsewhere", before=lambda: signal.signal(signal.SIGINT, interrupts))):
+    with holders(holder := Holder(uri, where="elsewhere", before=lambda: signal.signal(signal.SIGINT, interrupts))):
         holder.hold()
         last = beat(s3)
         while beat(s3) == last:  # not in the middle of a write, which would come late
@@ -181,7 +183,7 @@ def test_a_holder_that_was_taken_for_dead_is_stopped_when_it_comes_back(
 
 def test_whoever_waits_gets_the_claim_when_it_is_given_back(s3: Bucket) -> None:
     uri = s3.uri("x/_running.json")
-    with holders(holder := Holder(uri, "elsewhere")):
+    with holders(holder := Holder(uri, where="elsewhere")):
         holder.hold()
         later = threading.Timer(2.0, holder.go_on)
         later.start()
@@ -206,8 +208,13 @@ def test_an_outage_of_the_store_ends_no_claim(faulty_s3: FaultyS3, s3: Bucket) -
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"pid": -1}', b"\xff"])
-def test_what_is_no_claim_is_taken_over_after_the_same_silence(s3: Bucket, content: bytes) -> None:
+def test_what_is_no_claim_is_taken_over_after_the_same_silence(
+    s3: Bucket, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "STALE_S", 1.0)
     s3.client.put_object(Bucket=s3.bucket, Key="x/_running.json", Body=content)
+    before = time.monotonic()
     with claimed(s3.uri("x/_running.json"), "busy", remedy="wait"):
+        assert time.monotonic() - before >= claim.STALE_S
         assert objects(s3) == ["x/_running.json"]
     assert objects(s3) == []

@@ -238,7 +238,7 @@ def test_studies_of_two_names_share_the_shards_that_both_find_missing(made: Path
         with program(PREPARE, settings[1], "go") as second:
             assert line(second) == "ready"
             assert second.stdout is not None
-            assert select.select([second.stdout], [], [], 8.0)[0] == []  # it waits
+            assert select.select([second.stdout], [], [], 4.0)[0] == []  # it waits
             assert first.stdin is not None
             first.stdin.write("\n\n")
             first.stdin.flush()

@@ -1,6 +1,5 @@
 """Predictions over folders and shard sets: rows that equal `Classifier.predict`, whole files, one-line errors."""
 
-import io
 import os
 import subprocess
 import sys
@@ -28,11 +27,11 @@ from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.inference import inputs
 from bit_ray.inference.classifier import load_model
-from bit_ray.inference.predict import predict_folder
+from bit_ray.inference.predict import PredictReport, predict_folder
 from bit_ray.models.zoo import create_model
 from bit_ray.weights.package import ModelSpec, save_package
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_started_here")]
 NAME = "R1-1-1-1x0.5"
 
 
@@ -94,15 +93,12 @@ def check_rows(table: pa.Table, package: Path, top_k: int, **options: bool) -> N
         assert [row[f"probability_{k}"] for k in range(1, top_k + 1)] == pytest.approx([p for _, p in best], rel=1e-4)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_folder_becomes_a_file_with_a_row_for_each_image(suffix: str, photos: Path, package: Path, tmp_path: Path):
-    output = tmp_path / "new" / f"predictions.{suffix}"
-    report = predict_folder(photos, package, output, top_k=3, batch_size=7)
-    table = pa.csv.read_csv(output) if suffix == "csv" else pq.read_table(output)
+def check_whole(table: pa.Table, report: PredictReport, folder: Path, package: Path) -> None:
+    """Compare a table of all the photos, three classes each, and the report on it, with what they are."""
     assert table.column_names == [
         "path", "class_1", "probability_1", "class_2", "probability_2", "class_3", "probability_3", "error",
     ]  # fmt: skip
-    names = [str(Path(path).relative_to(photos)) for path in table["path"].to_pylist()]
+    names = [str(Path(path).relative_to(folder)) for path in table["path"].to_pylist()]
     assert names == sorted(names)
     errors = {Path(row["path"]).name: row["error"] for row in table.to_pylist() if row["error"]}
     assert set(errors) - {"dangling.jpg"} == BAD
@@ -114,11 +110,47 @@ def test_a_folder_becomes_a_file_with_a_row_for_each_image(suffix: str, photos: 
     assert (report.num_images, report.num_unreadable) == (len(names), len(errors))
     assert sum(report.others.values()) == 1
     assert dict(report.reasons)["zero bytes"] == 1
+
+
+@pytest.fixture(scope="module")
+def whole(ray_started_here: None, photos: Path, package: Path, tmp_path_factory) -> tuple[PredictReport, Path]:
+    """The photos classified into a Parquet file."""
+    output = tmp_path_factory.mktemp("whole") / "new" / "predictions.parquet"
+    return predict_folder(photos, package, output, top_k=3, batch_size=7), output
+
+
+def test_a_folder_becomes_a_file_with_a_row_for_each_image(whole, photos: Path, package: Path):
+    report, output = whole
+    check_whole(pq.read_table(output), report, photos, package)
     assert [path.name for path in output.parent.iterdir()] == [output.name]
 
 
-def test_features_are_what_the_head_sees(photos: Path, package: Path, tmp_path: Path):
-    bit_ray.predict_folder(photos, load_model(package), tmp_path / "f.parquet", features=True, convert=True, top_k=9)
+def test_the_command_writes_and_counts_and_the_same_bytes_come_out_again(
+    photos: Path, package: Path, tmp_path: Path, capfd, monkeypatch
+):
+    monkeypatch.chdir(photos.parent)
+    output, again = tmp_path / "new" / "predictions.csv", tmp_path / "new" / "again.csv"
+    assert main(["predict", photos.name, "--model", str(package), "--output", str(output), "--top-k", "3"]) == 0
+    out, err = capfd.readouterr()
+    assert "unreadable" in out
+    assert "zero bytes" in out
+    assert "error" not in err
+    table = pa.csv.read_csv(output)
+    assert table["path"][0].as_py() == f"{photos.name}/00.jpg"  # as it was given
+    assert output.read_text().startswith('"path","class_1","probability_1"')
+
+    report = predict_folder(photos.name, package, again, top_k=3)
+    check_whole(table, report, Path(photos.name), package)
+    assert again.read_bytes() == output.read_bytes()
+    assert {path.name for path in output.parent.iterdir()} == {output.name, again.name}
+
+
+def test_features_are_what_the_head_sees_also_of_single_files_and_a_folder(photos: Path, package: Path, tmp_path: Path):
+    single = [path for path in sorted(photos.glob("[!.]*.*")) if path.name != "notes.txt"]
+    output = tmp_path / "f.parquet"
+    bit_ray.predict_folder(
+        [*single, photos / "more"], load_model(package), output, features=True, convert=True, top_k=9
+    )
     table = pq.read_table(tmp_path / "f.parquet")
     classifier = load_model(package)
     assert {len(vector) for vector in table["features"].drop_null().to_pylist()} == {classifier.model.num_features}
@@ -148,13 +180,11 @@ def test_a_shard_set_is_classified_by_the_ids_of_its_examples(package: Path, tmp
 
 
 def test_parts_equal_the_file_and_an_interrupted_folder_is_continued(
-    photos: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole, photos: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    predict_folder(photos, package, tmp_path / "whole.parquet")
-    report = predict_folder(photos, package, f"{tmp_path}/parts/")
-    whole = pq.read_table(tmp_path / "whole.parquet")
-    parts = pa.dataset.dataset(tmp_path / "parts").to_table()
-    assert parts.equals(whole)
+    report = predict_folder(photos, package, f"{tmp_path}/parts/", top_k=3, batch_size=7)
+    table = pq.read_table(whole[1])
+    assert pa.dataset.dataset(tmp_path / "parts").to_table().equals(table)
     names = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert names == [
         "_plan.json",
@@ -164,7 +194,7 @@ def test_parts_equal_the_file_and_an_interrupted_folder_is_continued(
         "part-00002.parquet",
     ]
     with pytest.raises(ConfigError, match="has finished predictions"):
-        predict_folder(photos, package, f"{tmp_path}/parts/")
+        predict_folder(photos, package, f"{tmp_path}/parts/", top_k=3, batch_size=7)
 
     (tmp_path / "parts" / "_predictions.json").unlink()  # as if interrupted
     (tmp_path / "parts" / "part-00001.parquet").unlink()
@@ -173,9 +203,9 @@ def test_parts_equal_the_file_and_an_interrupted_folder_is_continued(
         ConfigError, match="was begun with other top_k; accepted: the same settings; choose another folder"
     ):
         predict_folder(photos, package, f"{tmp_path}/parts/", top_k=2)
-    again = predict_folder(photos, package, f"{tmp_path}/parts/")
+    again = predict_folder(photos, package, f"{tmp_path}/parts/", top_k=3, batch_size=7)
     assert (again.num_images, again.num_unreadable) == (report.num_images, report.num_unreadable)
-    assert pa.dataset.dataset(tmp_path / "parts").to_table().equals(whole)
+    assert pa.dataset.dataset(tmp_path / "parts").to_table().equals(table)
     assert (tmp_path / "parts" / "part-00002.parquet").stat().st_mtime_ns == kept
 
 
@@ -255,19 +285,6 @@ def test_millions_of_paths_make_thousands_of_parts():
     assert sizes[14_000_000] == (4096, 3418)
 
 
-def test_the_command_writes_and_counts(photos: Path, package: Path, tmp_path: Path, capfd, monkeypatch):
-    monkeypatch.chdir(photos.parent)
-    output = tmp_path / "predictions.csv"
-    assert main(["predict", photos.name, "--model", str(package), "--output", str(output), "--top-k", "2"]) == 0
-    out, err = capfd.readouterr()
-    assert "unreadable" in out
-    assert "zero bytes" in out
-    assert "error" not in err
-    table = pa.csv.read_csv(output)
-    assert table["path"][0].as_py() == f"{photos.name}/00.jpg"  # as it was given
-    check_rows(table, package, top_k=2)
-
-
 def test_a_few_images_on_the_screen_need_no_ray(photos: Path, package: Path):
     code = """
 import sys
@@ -333,11 +350,3 @@ def test_what_cannot_work_is_one_line(photos: Path, tmp_path: Path, refused: Cal
     write_shards(GlyphSource("s", examples_per_class=1), tmp_path / "set", name="glyphs")
     several = refused(f"{tmp_path}/set", str(photos), "--output", f"{tmp_path}/new.csv")
     assert "is a shard set, and there are 1 other sources" in several
-
-
-def test_the_same_bytes_come_out_twice(photos: Path, package: Path, tmp_path: Path):
-    for name in ("a.csv", "b.csv"):
-        predict_folder([photos / "00.jpg", photos / "more"], package, tmp_path / name)
-    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    header = io.StringIO((tmp_path / "a.csv").read_text()).readline()
-    assert header.startswith('"path","class_1","probability_1"')
