@@ -5,9 +5,13 @@ from mlflow import MlflowClient
 
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.data.stream.batches import StreamSpec, batches
 from bit_ray.inference.classifier import load_model
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.training.config import PretrainConfig, Runtime
+from bit_ray.training.device import worker_threads
+from bit_ray.training.healing import Healer
+from bit_ray.training.learner import Learner
 
 MODEL = "R1-1-1-1x0.5"
 
@@ -65,3 +69,31 @@ def weights(uri):
 def assert_identical(a, b):
     assert a.keys() == b.keys()
     assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def trained_here(plan, shards, *, init_weights=None, left_out=()):
+    """What a plan gives without workers, checkpoints and records: the loss after each step, and the weights.
+
+    Only the data is read by `ray_local`. It is the same, bit for bit, as a run on one worker.
+    """
+    healer = Healer(0, left_out) if left_out else None
+    learner = Learner(plan, torch.device("cpu"), init_weights=init_weights, healer=healer)
+    spec = StreamSpec(
+        shards=str(shards),
+        manifest_digest=plan.manifest_digest,
+        global_batch_size=plan.global_batch_size,
+        slots=learner.slots,
+        start_step=0,
+        stop_step=plan.schedule.num_steps,
+        seed=plan.seed,
+        shuffle=plan.shuffle,
+        view=plan.view,
+    )
+    losses, without = {}, {entry.step for entry in left_out}
+    with worker_threads("cpu"):
+        for batch in batches(spec):
+            loss, _ = learner.step(batch.step, batch.images, learner.targets(batch.rows))
+            if batch.step not in without:
+                losses[batch.step + 1] = loss.item()
+        learner.check()
+    return losses, learner.model.state_dict()

@@ -1,4 +1,9 @@
-"""Runs whose number of workers changes, on a cluster whose nodes come and go."""
+"""A run whose workers come and go with the nodes of a cluster, which Ray's own autoscaler brings for it.
+
+One story, on a cluster of `clusters/local.sh up --autoscaling` with one node of each type, one CPU each, and a run that
+takes one or two workers: no node at first; spot is not to be had, so an on-demand node comes; then a spot node too; the
+on-demand node's machine gets a spot notice; the spot node, the last one, is told to end, and another one comes.
+"""
 
 import json
 import os
@@ -6,135 +11,271 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from glyph_runs import history, run_config, weights
+from glyph_runs import history, run_config, trained_here
+from local_cluster import ROOT, TYPES, LocalCluster, address
+from metadata_service import Metadata, metadata, notice  # noqa: F401  # a fixture
 from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 
 import bit_ray
+from bit_ray.cluster.slots import Resources, choose_workers
 from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.errors import ConfigError
 from bit_ray.run_folder import RunFolder
+from bit_ray.training.config import PretrainConfig
 from bit_ray.training.learner import build_model
-from bit_ray.training.pretrain import pretrain, pretrain_plan
+from bit_ray.training.pretrain import pretrain_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-STEPS = 250
 
-# A user's own script. Growth pays only in runs of minutes, which `bit_ray.training.goodput.pays` is tested for.
-SCRIPT = """
-import sys
-from bit_ray.config_files import read_config
+STEPS, IDLE_S, NOTICE_S = 200, 15, 60
+# During the run no node goes because it is idle, as one is while the next workers start on a slow machine. Nothing asks
+# for the GPU: torch would find none.
+CHANGES = {
+    f"idle_timeout_minutes: {IDLE_S / 60}": "idle_timeout_minutes: 10",
+    "  spot:": "  gpu:\n    resources: {GPU: 4}\n    max_workers: 2\n    node_config: {}\n  spot:",
+    "{CPU: 2}\n    max_workers: 4": "{CPU: 1}\n    max_workers: 1",
+}
+# The job, but it says what it finds, and takes every worker there is room for: growth pays only in runs of minutes, for
+# which `bit_ray.training.goodput.pays` is tested.
+SCRIPT = f"""
+import dataclasses, json, runpy
+from bit_ray.cluster.session import cluster
 from bit_ray.training import attempts
-from bit_ray.training.config import PretrainConfig
-from bit_ray.training.pretrain import pretrain
 
 if __name__ == "__main__":
+    with cluster() as resources:
+        print("found: " + json.dumps(dataclasses.asdict(resources)), flush=True)
     attempts.pays = lambda *_: True
-    pretrain(read_config(PretrainConfig, sys.argv[1]))
+    runpy.run_path("{ROOT}/jobs/pretrain.py", run_name="__main__")
 """
 
 
-def attempts_of(folder, name):
-    path = folder / name / "attempts.json"
-    return json.loads(path.read_text())["attempts"] if path.exists() else []
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    types, text = tmp_path_factory.mktemp("types") / "cluster.yaml", TYPES.read_text()
+    for old, new in CHANGES.items():
+        assert old in text
+        text = text.replace(old, new)
+    types.write_text(text)
+    cluster = LocalCluster(types)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        left = cluster.down()
+    assert left == []
 
 
-def reached(log):
-    """The last step that the program printed."""
-    return max(map(int, re.findall(r"elastic: step (\d+)/", log.read_text())), default=0)
+@dataclass(frozen=True)
+class Story:
+    """What was seen of the cluster and the run."""
+
+    config: PretrainConfig
+    found: Resources
+    """What the job found, before there was any node."""
+    launches: list[tuple[str, str]]
+    """What the autoscaler did until the first node: ``Launched`` or ``Failed to launch``, and the type."""
+    up_s: float
+    """From the demand to two nodes."""
+    down_s: float
+    """From the end of the job to none."""
+    notifier: str
+    """What the notifier of spot machines printed."""
+    drained: dict[str, Any]
+    """What the head says of the node that it drained, when that has gone."""
+    head: dict[str, Any]
+    """The same of itself."""
+    log: str
+    """Of the job."""
+    attempts: list[dict[str, Any]]
+    left: tuple[str, str]
+    """Addresses of the nodes that were taken away."""
 
 
-def wait_until(true, program, log, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert program.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-
-
-def drain(address, node):
-    """What a spot notice, an eviction or SIGTERM to a node's Ray does."""
-    command = [
-        str(Path(sys.executable).with_name("ray")), "drain-node", "--address", address, "--node-id", node.node_id,
-        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "60",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-
-def test_a_run_on_2_1_and_2_workers_learns_what_one_on_a_fixed_number_does(folder, shards, ray_local, tmp_path):
-    """A node is taken away with a notice, and another one comes: no step is lost."""
-    runtime = {"num_workers": "1:2", "grow_after_s": 1.0, "log_every_steps": 1, "checkpoint_every_s": 1.0}
+@pytest.fixture(scope="module")
+def story(
+    cluster: LocalCluster,
+    folder: Path,
+    shards: Path,
+    metadata: Metadata,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Story:
+    runtime = {"num_workers": "1:3", "device": "cpu", "grow_after_s": 1.0, "checkpoint_every_s": 1.0}
     config = run_config(folder, "elastic", shards, STEPS, base_lr_per_256=0.004, **runtime)
-    script, settings, log = tmp_path / "script.py", tmp_path / "config.json", tmp_path / "log"
+    script, settings = (tmp_path_factory.mktemp("job") / name for name in ("script.py", "config.json"))
     script.write_text(SCRIPT)
     write_config(config, settings)
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    nodes = Cluster(head_node_args={"num_cpus": 0, "include_dashboard": False}, initialize_head=True)
-    try:
-        members = [nodes.add_node(**node) for _ in range(2)]
-        with log.open("w") as output:
-            program = subprocess.Popen(
-                [sys.executable, str(script), str(settings)],
-                env={**os.environ, "RAY_ADDRESS": nodes.address},
-                stdout=output,
-                stderr=output,
-                cwd=tmp_path,
-            )
 
-        def attempt_trains(number):
-            def true():
-                attempts = attempts_of(folder, "elastic")
-                return len(attempts) == number and reached(log) > attempts[-1]["first_step"]
+    def job() -> str:
+        return cluster.log_of("job-driver-elastic.log")
 
-            wait_until(true, program, log)
+    def attempts() -> list[dict[str, Any]]:
+        file = folder / "elastic" / "attempts.json"
+        return list(json.loads(file.read_text())["attempts"]) if file.exists() else []
 
-        attempt_trains(1)
-        drain(nodes.address, members[0])
-        attempt_trains(2)
-        nodes.add_node(**node)
-        assert program.wait(timeout=400) == 0, log.read_text()
-    finally:
-        nodes.shutdown()
+    def trains(number: int) -> bool:
+        """Whether this attempt has taken some steps."""
+        done = attempts()
+        steps = [int(step) for step in re.findall(r"elastic: step (\d+)/", job())]
+        return len(done) == number and max(steps, default=0) > done[-1]["first_step"] + 5
 
-    attempts = attempts_of(folder, "elastic")
-    assert [attempt["num_workers"] for attempt in attempts] == [2, 1, 2]
-    assert [attempt["shares"] for attempt in attempts] == [[32, 32], [64], [32, 32]]
-    assert [attempt["ended"] for attempt in attempts] == ["left", "left", "finished"]
-    assert [attempt["steps_lost"] for attempt in attempts] == [0, 0, 0]
+    def status() -> str:
+        return str(cluster.ask("/api/jobs/elastic")["status"])
+
+    def wait(
+        true: Callable[[], object], seconds: float = 200, while_it: tuple[str, ...] = ("PENDING", "RUNNING")
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert status() in while_it or true(), job()
+            assert time.monotonic() < deadline, job() + cluster.log_of("monitor.log")[-3000:]
+            time.sleep(0.3)
+
+    assert cluster.nodes() == set()
+    cluster.run("refuse", "spot")
+    cluster.ask(
+        "/api/jobs/", {"submission_id": "elastic", "entrypoint": f"{sys.executable} {script} --config {settings}"}
+    )
+    wait(lambda: "starting workers" in job())
+    began = time.monotonic()
+    wait(lambda: kinds(cluster.started()) == ["on-demand"])
+    [on_demand] = cluster.started()
+    wait(attempts)
+    launches = re.findall(r"(Failed to launch|Launched) \d nodes of type ([\w-]+)", cluster.log_of("monitor.log"))
+    cluster.run("offer", "spot")
+    wait(lambda: kinds(cluster.nodes()) == ["on-demand", "spot"])
+    [spot] = cluster.nodes() - {on_demand}
+    up_s = time.monotonic() - began
+
+    wait(lambda: len(attempts()) == 2)
+    cluster.run("refuse", "on-demand")
+    with notifier(cluster, on_demand, metadata) as process:
+        try:
+            wait(lambda: metadata.num_asked >= 5)
+            metadata.fails = False
+            wait(lambda: trains(2))
+            assert process.poll() is None  # no notice yet
+            metadata.aws = notice(NOTICE_S + 5)
+            notified, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, notified
+    wait(lambda: trains(3))
+    assert cluster.run("reclaim", spot) == f"{spot} has been given notice\n"
+    wait(lambda: kinds(cluster.started() - {spot}) == ["spot"] and spot not in cluster.started())
+    wait(lambda: cluster.member(on_demand)["state"] == "DEAD")
+    drained, head = cluster.member(on_demand), cluster.member("node0")
+    wait(lambda: status() == "SUCCEEDED", 400)
+    cluster.change("idle_timeout_minutes: 10", f"idle_timeout_minutes: {IDLE_S / 60}")
+    ended = time.monotonic()
+    wait(lambda: not cluster.nodes() and not cluster.started(), IDLE_S + 60, ("SUCCEEDED",))
+    return Story(
+        config=config,
+        found=Resources(**json.loads(re.findall(r"^found: (.*)$", job(), re.MULTILINE)[0])),
+        launches=launches,
+        up_s=up_s,
+        down_s=time.monotonic() - ended,
+        notifier=notified,
+        drained=drained,
+        head=head,
+        log=job(),
+        attempts=attempts(),
+        left=(address(on_demand), address(spot)),
+    )
+
+
+def kinds(nodes: set[str]) -> list[str]:
+    """Return the types of nodes, by their names."""
+    return sorted(node.partition("-")[2] for node in nodes)
+
+
+def notifier(cluster: LocalCluster, node: str, metadata: Metadata) -> "subprocess.Popen[str]":  # noqa: F811
+    """Start what watches a spot machine for its notice, while the metadata service fails."""
+    metadata.fails = True
+    node_id = cluster.member(node)["node_id"]
+    command = [sys.executable, str(ROOT / "clusters" / "spot_notifier.py"), "aws", "--metadata", metadata.address]
+    command += ["--address", f"{address('node0')}:{cluster.port}", "--node-id", node_id, "--interval", "0.1"]
+    environment = cluster.environment | {
+        "http_proxy": "http://127.0.0.1:9",  # a proxy of the environment is not for the metadata service
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_job_finds_what_the_autoscaler_may_bring(story: Story) -> None:
+    assert story.found == Resources(1, 0, 0, False, num_cpus_later=2, num_gpus_later=8)
+    assert choose_workers(story.found, 64) == (1, 8, True)
+    assert choose_workers(story.found, 64, num_workers=(1, 3), device="cpu") == (1, 2, False)
+    with pytest.raises(ConfigError, match="^runtime.num_workers: 3; accepted: at most 2, the CPUs that there may be; "):
+        choose_workers(story.found, 64, num_workers=(3, 4), device="cpu")
+
+
+def test_nodes_come_for_a_run_spot_first_and_go_after_it(story: Story) -> None:
+    assert story.launches[0] == ("Failed to launch", "spot")
+    assert ("Launched", "on-demand") in story.launches
+    assert story.up_s <= 120
+    assert story.down_s <= IDLE_S + 60
+    print(f"{story.up_s:.0f} s from the demand to both nodes, {story.down_s:.0f} s from its end to none")
+
+
+def test_a_node_whose_machine_gets_a_spot_notice_drains(story: Story) -> None:
+    assert story.notifier.count("asking again") == 1  # not once for every question
+    assert "the node drains" in story.notifier
+    assert story.drained["state"] == "DEAD"
+    assert "spot notice" in story.drained["state_message"], story.drained  # nothing ran on it any more
+    assert story.head["state"] == "ALIVE"
+
+
+def test_the_run_goes_on_at_once_on_what_there_is(story: Story) -> None:
+    attempts = story.attempts
+    assert [attempt["num_workers"] for attempt in attempts] == [1, 2, 1, 1]
+    assert [attempt["shares"] for attempt in attempts] == [[64], [32, 32], [64], [64]]
+    assert [attempt["ended"] for attempt in attempts] == ["left", "left", "left", "finished"]
+    assert [attempt["steps_lost"] for attempt in attempts] == [0, 0, 0, 0]
     for before, after in pairwise(attempts):
-        assert before["last_step"] == after["first_step"]
-    why = [attempt["why"] for attempt in attempts]
-    assert why[0] == "the run begins"
-    assert why[1].startswith("node ")
-    assert "is being taken away in " in why[1]
-    assert why[2] == "room for 1 more worker"
+        assert 0 < before["last_step"] == after["first_step"] < STEPS
+    begins, more_room, noticed, reclaimed = (attempt["why"] for attempt in attempts)
+    assert begins == "the run begins"
+    assert more_room == "room for 1 more worker"
+    for why, node, seconds in zip((noticed, reclaimed), story.left, (NOTICE_S, 20), strict=True):
+        said = re.fullmatch(rf"node {node} is being taken away in (\d+) s", why)
+        assert said is not None, why
+        assert 0 < int(said[1]) <= seconds
+    assert attempts[-1]["waited_s"] > 1  # all workers were needed, and there was no node
     # Checkpoints by the clock: the steps say nothing here, and the last two are kept.
-    saved, last = RunFolder(str(folder / "elastic")).checkpoints("training.json")
+    saved, last = RunFolder(f"{story.config.storage}/elastic").checkpoints("training.json")
     assert last == STEPS
     assert attempts[-1]["first_step"] < saved < STEPS
-    text = log.read_text()
-    assert "elastic: attempt 2 from step" in text
-    assert "elastic: goodput" in text
-    assert " 3 attempts, 0 steps lost (0 s again)" in text
+    assert "elastic: attempt 2 from step" in story.log
+    assert "elastic: goodput" in story.log
+    assert " 4 attempts, 0 steps lost (0 s again)" in story.log
 
-    fixed = pretrain(replace(config, name="fixed", runtime=replace(config.runtime, num_workers=1))).result
+
+def test_the_run_learns_what_one_worker_alone_does(story: Story, folder: Path, shards: Path, ray_local: None) -> None:
+    plan = pretrain_plan(story.config, read_manifest(shards))
+    expected, one = trained_here(plan, shards)
     model = bit_ray.load_model("models:/elastic@champion", tracking_uri=f"sqlite:///{folder}/mlflow.db")
     run_id = model.spec.provenance["run_id"]
-    losses, expected = dict(history(folder, run_id)), dict(history(folder, fixed.run_id))
-    assert losses.keys() == expected.keys() == set(range(1, STEPS + 1))
+    recorded = history(folder, run_id)
+    assert [step for step, _ in recorded] == list(range(1, STEPS + 1))  # each once
+    apart = {step: abs(loss / expected[step] - 1) for step, loss in recorded}
     # Sums in another order differ in their last bit, and training makes more of it with every step.
-    for until, bound in ((30, 1e-5), (STEPS, 5e-3)):
-        assert max(abs(losses[step] / expected[step] - 1) for step in range(1, until)) < bound
+    shared_from = story.attempts[1]["first_step"]
+    for until, bound in ((shared_from + 1, 1e-6), (shared_from + 30, 1e-5), (STEPS + 1, 5e-3)):
+        assert max(apart[step] for step in range(1, until)) < bound
     metrics = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(run_id).data.metrics
     assert 0 < metrics["run/goodput"] < 1
-    assert metrics["run/attempts"] == 3
-    start = build_model(pretrain_plan(config, read_manifest(shards)), None).state_dict()
-    one, other = weights(fixed.package_uri), model.model.state_dict()
+    assert metrics["run/attempts"] == 4
+    start = build_model(plan, None).state_dict()
+    other = model.model.state_dict()
     for name, tensor in one.items():
-        moved, apart = (tensor - start[name]).norm(), (tensor - other[name]).norm()
-        assert apart < 0.5 * moved, f"{name}: {apart:.3g} apart, {moved:.3g} moved"
+        moved, between = (tensor - start[name]).norm(), (tensor - other[name]).norm()
+        assert between < 0.5 * moved, f"{name}: {between:.3g} apart, {moved:.3g} moved"
