@@ -83,7 +83,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_processes_that_open_a_new_store_at_once_all_get_the_same_good_one(tmp_path: Path) -> None:
-    num_processes, num_rounds = 4, 4
+    num_processes, num_rounds = 4, 10
     with ExitStack() as stack:
         openers = [stack.enter_context(opener())[1] for _ in range(num_processes)]
         for number in range(num_rounds):
