@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_local")]
 
 @pytest.fixture
 def damaged(tmp_path):
-    """400 glyphs, the first of which has lost its pixels; and its id."""
+    """200 glyphs, the first of which has lost its pixels; and its id."""
     uri = tmp_path / "shards"
-    write_shards(GlyphSource("s", examples_per_class=8), uri, name="glyphs", row_group_size=16, shard_examples=128)
+    write_shards(GlyphSource("s", examples_per_class=4), uri, name="glyphs", row_group_size=16, shard_examples=128)
     path = uri / "shard-00000.parquet"
     data = path.read_bytes()
     start = data.index(b"IDAT") + 8
@@ -31,7 +31,7 @@ def damaged(tmp_path):
     return uri, read_rows(str(uri), read_manifest(uri), 0, [0])["id"][0].as_py()
 
 
-def run_config(folder, shards, max_bad_images):
+def run_config(folder, shards, max_bad_images, num_workers):
     recipe = UpstreamRecipe(
         name="small",
         epochs=2,
@@ -47,13 +47,13 @@ def run_config(folder, shards, max_bad_images):
         model="R1-1-1-1x0.5",
         storage=str(folder),
         recipe=recipe,
-        runtime=Runtime(num_workers=2, log_every_steps=4, max_bad_images=max_bad_images),
+        runtime=Runtime(num_workers=num_workers, log_every_steps=4, max_bad_images=max_bad_images),
     )
 
 
 def test_a_bad_image_is_left_out_counted_once_and_reported(damaged, tmp_path, capsys):
     shards, bad_id = damaged
-    result = pretrain(run_config(tmp_path, shards, 1)).result
+    result = pretrain(run_config(tmp_path, shards, 1, num_workers=2)).result
     assert result.metrics["data/bad_images"] == 1  # in two epochs, by two workers
     shown = capsys.readouterr().out
     assert "Left out: 1 images that cannot be read" in shown
@@ -71,7 +71,7 @@ def test_a_bad_image_is_left_out_counted_once_and_reported(damaged, tmp_path, ca
 def test_more_bad_images_than_allowed_stop_the_run_with_one_line(damaged, tmp_path):
     shards, bad_id = damaged
     with pytest.raises(DataError) as caught:
-        pretrain(run_config(tmp_path, shards, 0.001))
+        pretrain(run_config(tmp_path, shards, 0.001, num_workers=1))
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(

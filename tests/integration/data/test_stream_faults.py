@@ -84,7 +84,7 @@ def test_the_ids_are_those_of_the_order_each_once_per_epoch(local, undisturbed, 
         Faults(internal_error=0.2),
         Faults(reset=0.2),
         Faults(cut=0.1, short=0.1),
-        Faults(stall=0.2, stall_s=2.0),
+        Faults(stall=0.2, stall_s=1.0),
     ],
     ids=lambda faults: "+".join(kind for kind in Faults.KINDS if getattr(faults, kind)),
 )
@@ -104,7 +104,7 @@ def test_readers_that_are_killed_change_no_batch(remote, faulty_s3, undisturbed,
     killed, done = [], threading.Event()
 
     def kill():
-        while not done.is_set() and len(killed) < 3:
+        while not done.is_set() and len(killed) < 2:
             found = kill_ray_processes("ReadShards", at_most=1)
             killed.extend(found)
             time.sleep(0.5 if found else 0.02)

@@ -34,7 +34,7 @@ from bit_ray.weights.package import ModelSpec, load_package, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
 MODEL = "R1-1-1-1x0.5"
-NUM_STEPS, FEW = 30, 5
+NUM_STEPS, FEW = 25, 5
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(folder: Path) -> Path:
-    """Training and test shards."""
-    for split in ("train", "test"):
-        write_shards(f"digits:{split}", folder / "shards" / split, name=f"digits-{split}")
+    """Training and test shards; two row groups of the latter are evaluated in as many processes."""
+    for split, row_group_size in (("train", 64), ("test", 400)):
+        write_shards(
+            f"digits:{split}", folder / "shards" / split, name=f"digits-{split}", row_group_size=row_group_size
+        )
     return folder / "shards"
 
 
