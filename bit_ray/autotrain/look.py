@@ -29,6 +29,8 @@ class Looked:
     parts: Mapping[Part, Sequence[Found]]
     started: float
     """``time.monotonic()`` when it began."""
+    notes: tuple[str, ...]
+    """What was said of it, a line each."""
 
 
 def look(config: TrainConfig) -> Looked:
@@ -53,18 +55,18 @@ def look(config: TrainConfig) -> Looked:
         # A class of frames of one film, or of parts on one belt: better a split that is said to be easy than none.
         parts = split(split_apart(scan), *shares)
         separated = f"near-duplicates are not kept in one part: {error}"
-    _show(scan, parts, config, separated)
+    notes = _show(scan, parts, config, separated)
     if config.drop_duplicates:
         parts = without_copies(parts)
         for part in PARTS:
             if not parts[part]:
                 given = f"on, and all images of {part} are also in another part"
                 raise ConfigError.of("drop_duplicates", given, remedy="leave it out, or add images")
-    return Looked(config, scan, parts, started)
+    return Looked(config, scan, parts, started, notes)
 
 
-def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig, separated: str) -> None:
-    """Print what is in the folder, how it is split, and why near-duplicates are not kept together if they are not."""
+def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig, separated: str) -> tuple[str, ...]:
+    """Print what is in the folder, how it is split, and why near-duplicates are not kept together; return the lines."""
     counts = {
         part: np.bincount([image.label for image in parts[part]], minlength=len(scan.class_names)) for part in PARTS
     }
@@ -103,6 +105,7 @@ def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig
         lines.append(f"{shared:,} images of val and test are also in train or val, or their near-duplicates: {what}")
     for line in lines:
         console.print(line)
+    return tuple(lines)
 
 
 def _pair(first: Found, second: Found) -> str:

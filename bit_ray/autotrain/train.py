@@ -114,7 +114,7 @@ class _Run:
         self.uri = uri
         self.folder = RunFolder.of(self.config.storage, self.config.name)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.choices: list[str] = []
+        self.choices = list(looked.notes)
         self.shards = {part: store.join(self.folder.uri, "data", part) for part in PARTS}
         self.start_file = store.join(self.folder.uri, "start.json")
 

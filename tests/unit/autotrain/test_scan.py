@@ -189,10 +189,11 @@ def test_near_duplicates_stay_together_and_those_of_two_classes_are_named(tmp_pa
         parts = split(found, 0.15, 0.2, seed)
         assert num_shared(parts) == 0
         assert {"cats/1.png", "dogs/mislabelled.jpg"} <= {image.path for image in parts["train"]}
-    look(TrainConfig(folder=str(tmp_path)))
+    looked = look(TrainConfig(folder=str(tmp_path)))
     shown = " ".join(capsys.readouterr().out.split())
     assert "3 images are near-duplicates of others: resized, recompressed or cropped" in shown
     assert "alike, with different labels: cats/1.png and dogs/mislabelled.jpg" in shown
+    assert "alike, with different labels: cats/1.png and dogs/mislabelled.jpg" in looked.notes
 
 
 def test_near_duplicates_between_given_parts_are_counted_and_left_out_on_request(tmp_path, capsys):
