@@ -222,6 +222,7 @@ with cluster():
 """
 
 
+@pytest.mark.timeout(600)
 def test_images_and_predictions_in_an_object_store(photos: Path, package: Path, tmp_path: Path, s3: Bucket):
     for name in store.list_files(photos):
         if (photos / name).exists():
@@ -230,7 +231,7 @@ def test_images_and_predictions_in_an_object_store(photos: Path, package: Path, 
     outputs = [f"{s3.uri('results')}/{ending}" for ending in ("out.parquet", "out.csv", "parts/")]
     environment = {**os.environ, **s3.environment, "RAY_ADDRESS": ""}
     command = [sys.executable, "-c", IN_STORE, s3.uri("in"), str(package), *outputs]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["44", "4"] * 3
     for output in outputs:
