@@ -95,7 +95,7 @@ def prometheus(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     config = (ROOT / "clusters" / "prometheus.yml").read_text()
     assert config.count("http://127.0.0.1:8265/") == 1
     config = config.replace("http://127.0.0.1:8265", cluster["RAY_API_SERVER_ADDRESS"])
-    (folder / "prometheus.yml").write_text(re.sub(r"_interval: \d+s", "_interval: 1s", config))
+    (folder / "prometheus.yml").write_text(re.sub(r"_interval: \d+s", "_interval: 2s", config))
     shutil.copy(ROOT / "clusters" / "alerts.yml", folder)
     shutil.copy(Path(cluster["CLUSTER_DIR"], "auth_token"), folder)
     address = f"127.0.0.1:{free_ports(1)[0]}"
