@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bit_ray import store
 from bit_ray.cli.flags import positional
 from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.demo.config import DemoConfig
@@ -76,9 +75,6 @@ class PullConfig:
 
 def report(config: ModelReportConfig) -> None:
     """Write the page of a model."""
-    if config.images and store.is_local(config.images) and not store.exists(config.images):
-        accepted = "a folder of class folders, or a shard set"
-        raise ConfigError.of("images", f"{config.images}: no such path", accepted, "check the path")
     _look_at("report on", config)
     from bit_ray.report.write import report_model
 

@@ -43,7 +43,6 @@ WRONG = {
     "models pull models:/photos --output a": "mlflow.db: no such file",
     "report absent": "absent: no such directory; accepted: a saved model",
     "report models:/photos": "mlflow.db: no such file",
-    "report . --images absent": "images: absent: no such path; accepted: a folder of class folders, or a shard set",
     "demo absent.npz": "absent.npz: no such file; accepted: BiT weights",
     "demo models:/photos@champion": "mlflow.db: no such file",
     "models export absent --output a.onnx --format onnx": "absent: no such directory",
