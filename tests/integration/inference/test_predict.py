@@ -331,7 +331,7 @@ def test_what_cannot_work_is_one_line(photos: Path, tmp_path: Path, refused: Cal
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("")
     nothing = refused(f"{tmp_path}/nothing", "--output", output)
-    assert nothing.startswith(f"{tmp_path}/nothing: no image in it (1 other files); accepted: files ending in .jpg")
+    assert nothing.startswith(f"{tmp_path}/nothing: no image in it (1 .txt); accepted: files ending in .jpg")
     assert refused("nowhere", "--output", output).startswith("nowhere: no such path; accepted: an image file, a folder")
     assert "ending in .csv or .parquet, or a folder ending in /" in refused(str(photos), "--output", "a.json")
     assert "accepted: Parquet for vectors" in refused(str(photos), "--output", f"{tmp_path}/a.csv", "--features")
