@@ -69,12 +69,17 @@ def nodes_leaving() -> dict[str, float]:
     return {node: deadline / 1000 - now if deadline else float("inf") for node, deadline in draining.items()}
 
 
-def keep_statistics_here() -> None:
-    """Have Ray Data's actor of statistics on this node, for good.
+def keep_ray_data_here() -> None:
+    """Have Ray Data's two actors that outlive a run on this node: of statistics, and of its demand for nodes.
 
-    Where the first worker that reads starts it, its node never counts as idle, and an autoscaler keeps it.
+    Where the first worker that reads starts them, its node never counts as idle: an autoscaler keeps it, and one that
+    is drained does not go.
     """
     with suppress(Exception):  # private
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
         from ray.data._internal.stats import get_or_create_stats_actor
 
         get_or_create_stats_actor()
+        get_or_create_autoscaling_coordinator()

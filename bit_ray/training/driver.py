@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import ray
 
 from bit_ray import log_lines, store
-from bit_ray.cluster.seats import keep_statistics_here
+from bit_ray.cluster.seats import keep_ray_data_here
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import Resources, Workers, choose_workers
 from bit_ray.config import to_dict
@@ -250,7 +250,7 @@ def _fit(
     listener = Listener(worker.messages, run, progress, worker.plan.schedule, on_checkpoint, on_left_out)
     storage = store.absolute(config.storage)
     attempts = Attempts(name, worker, workers, storage, listener, run.furthest_step)
-    keep_statistics_here()
+    keep_ray_data_here()
     log_lines.mark_records()
     log_lines.about(run=name)
     pulse = Pulse(name, worker.plan.kind, folder, attempts.now)

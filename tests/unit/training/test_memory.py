@@ -73,7 +73,9 @@ for model, crop, batch in json.loads(sys.argv[1]):
         learner.step(step, torch.zeros(batch, crop, crop, 3, dtype=torch.uint8), torch.zeros(batch, dtype=torch.int64))
     del learner
     told = imported + memory.worker_memory(plan, batch) - memory._LIBRARIES
-    print(told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    # Not ru_maxrss, which begins with that of the process that this one was forked from.
+    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(told, peak * 1024, flush=True)
 """
 
 
