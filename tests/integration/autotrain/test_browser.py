@@ -149,7 +149,7 @@ def test_the_demo_classifies_what_is_dropped_and_ends_by_ctrl_c(browser, trained
     command = [sys.executable, "-m", "bit_ray.cli.main", "demo", f"{storage}/seen"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert started.stdout.readline() == f"demo of {storage}/seen\n"
+        assert started.stdout.readline() == f"demo of {storage}/seen/model\n"
         line = started.stdout.readline()
         url = line.split()[1]
         assert line.startswith("seen: http://127.0.0.1:")
