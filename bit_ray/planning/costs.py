@@ -78,8 +78,8 @@ GPUS = {
     "b200": Gpu(2250, 8.000, 180, "p6-b200.48xlarge", 8, 96, 3200),  # Blackwell brief, HGX at 1,000 W
     "l4": Gpu(121, 0.300, 24, "g6.48xlarge", 8, 96, 100),  # data sheet
     "l40s": Gpu(362, 0.864, 48, "g6e.48xlarge", 8, 96, 400),  # data sheet
-    "rtx3090": Gpu(71, 0.936, 24, "a machine of one's own, assumed", 4, 16, 10),  # GA102 whitepaper, app. A
-    "rtx4090": Gpu(165, 1.008, 24, "a machine of one's own, assumed", 4, 16, 10),  # Ada whitepaper, app. A
+    "rtx3090": Gpu(71, 0.936, 24, "a machine of one's own, assumed", 4, 16, 10),  # not confirmed
+    "rtx4090": Gpu(165, 1.008, 24, "a machine of one's own, assumed", 4, 16, 10),  # not confirmed
 }
 
 BYTES = 2

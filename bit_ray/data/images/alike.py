@@ -49,7 +49,7 @@ def near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
     """Return the pairs of images that are the same but for size, compression or a slight crop; the lower index first.
 
     Of more than a few copies of one image not every pair is named, but each copy is in one. The work grows with the
-    square of the number of images: a minute of one core for 100,000.
+    square of the number of images.
 
     Args:
         thumbnails: ``[N, SIDE, SIDE, 3] uint8``.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import photo
 from PIL import Image
 
 from bit_ray.autotrain.config import TrainConfig
@@ -159,16 +160,6 @@ def test_copies_in_another_part_are_counted_and_left_out_on_request():
     parts = {"train": train, "val": [], "test": test}
     assert num_shared(parts) == 1
     assert [image.sha256 for image in without_copies(parts)["test"]] == ["b"]
-
-
-def photo(seed):
-    """A smooth image with an edge, which survives compression; noise would not."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((240, 180), Image.Resampling.BICUBIC)
-    pixels = np.array(coarse)
-    top, left = random.integers(20, 100, 2)
-    pixels[top : top + 50, left : left + 60] = random.integers(0, 256, 3)
-    return Image.fromarray(pixels)
 
 
 def test_near_duplicates_stay_together_and_those_of_two_classes_are_named(tmp_path, capsys):

@@ -4,20 +4,11 @@ import io
 
 import numpy as np
 import pytest
+from photos import photo
 from PIL import Image, ImageOps
 
 from bit_ray.data.images.alike import near_duplicates, thumbnail
 from bit_ray.data.sources.embedded.catalog import open_embedded
-
-
-def photo(seed):
-    """Smooth colours and an edge."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((240, 180), Image.Resampling.BICUBIC)
-    pixels = np.array(coarse)
-    top, left = random.integers(20, 100, 2)
-    pixels[top : top + 50, left : left + 60] = random.integers(0, 256, 3)
-    return Image.fromarray(pixels)
 
 
 def encoded(image, kind="PNG", **options):
