@@ -64,7 +64,7 @@ def fetch_group(uri: str, shard: Shard, number: int, num_rows: int) -> Pieces:
 
     Raises:
         DamagedShardError: the shard is missing, or not what the manifest says.
-        DataError: the store refuses, or fails for longer than `store.PATIENCE_S`.
+        DataError: the store refuses, or fails for longer than `store_failures.PATIENCE_S`.
     """
     return _read(uri, shard, lambda file: _whole_group(file, shard, number, num_rows))
 

@@ -12,7 +12,7 @@ from fuzz.mutate import Rng, chance, damaged, pick
 from fuzz.object_store import ObjectStore
 from fuzz.seeds import CLASSES, encoded, picture
 
-from bit_ray import store
+from bit_ray import store_failures
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import index_rows, read_rows, to_examples
 from bit_ray.data.shards.row_group import LayoutError, footer_length, group_checksum, read_footer
@@ -41,7 +41,7 @@ class Kind:
         self.path = manifest.shards[0].path
         self.good = (self.set / self.path).read_bytes()
         self.footer = len(self.good) - footer_length(self.good)
-        self.store, store.PATIENCE_S = ObjectStore(), 1.0
+        self.store, store_failures.PATIENCE_S = ObjectStore(), 1.0
         groups = range(_ROWS // _GROUP)
         self.examples = to_examples(read_rows(str(self.set), manifest, 0, groups))
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_s3 import Faults
 
-from bit_ray import store
+from bit_ray import store, store_access, store_failures
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import index_rows, read_rows
 from bit_ray.data.shards.write import write_shards
@@ -85,7 +85,7 @@ def remote(s3, tmp_path):
 @pytest.fixture
 def patience(monkeypatch):
     """Short, so that a test that should fail fast but does not is seen."""
-    monkeypatch.setattr(store, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(store_failures, "PATIENCE_S", 30.0)
 
 
 def locate_all(s3, manifest, directory, groups, num_threads=4):
@@ -285,9 +285,9 @@ def test_missing_and_truncated_shards_are_damage_at_once(faulty_s3, s3, remote, 
 
 def test_a_store_that_is_gone_is_waited_for_and_then_named(faulty_s3, s3, remote, tmp_path, monkeypatch):
     manifest, tables = remote
-    monkeypatch.setattr(store, "PATIENCE_S", 3.0)
-    monkeypatch.setattr(store, "_ATTEMPTS", 3)
-    store._remote.cache_clear()  # it has given its clients their number of attempts
+    monkeypatch.setattr(store_failures, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(store_access, "_ATTEMPTS", 3)
+    store_access._remote.cache_clear()  # it has given its clients their number of attempts
     faulty_s3.faults = Faults(slow_down=1.0)
     with pytest.raises(DataError, match=r"answers with errors again and again .*503.* \(tried for \d+ s\)") as caught:
         locate_all(s3, manifest, tmp_path / "cache", list(tables)[:1])

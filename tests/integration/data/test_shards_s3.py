@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from faulty_s3 import Faults
 
-from bit_ray import claim, store
+from bit_ray import claim, store, store_access
 from bit_ray.data.shards.inspect import contact_sheet, inspect_shards
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import read_rows
@@ -210,6 +210,6 @@ def test_a_bucket_that_is_not_there_and_a_key_that_is_refused(s3, monkeypatch):
 
 def test_a_store_that_cannot_be_reached_is_named(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(store, "_ATTEMPTS", 3)
+    monkeypatch.setattr(store_access, "_ATTEMPTS", 3)
     with pytest.raises(DataError, match="http://127.0.0.1:9 cannot be reached; check AWS_ENDPOINT_URL"):
         read_manifest(f"s3://{s3.bucket}/set")
