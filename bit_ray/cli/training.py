@@ -148,7 +148,7 @@ def _print_trained(config: PretrainConfig | FinetuneConfig, trained: "Trained | 
 def print_where(uri: str, storage: str, run_id: str) -> None:
     """Print where a run's pictures are, and its page in MLflow: one line each, to be copied."""
     from bit_ray.tracking.address import tracking_uri
-    from bit_ray.tracking.runs import run_page
+    from bit_ray.tracking.recorded import run_page
 
     page = run_page(tracking_uri(uri, storage), run_id)
     console.print(f"Pictures: {page.artifacts}/evaluation")

@@ -66,7 +66,7 @@ def diagnose(config: DiagnoseConfig) -> Diagnosis:
         ModelError: There is no such run, or no loss of it is recorded yet.
         TrackingError: The server does not answer, or has no such run.
     """
-    from bit_ray.tracking.runs import recorded_metrics  # judging needs no MLflow
+    from bit_ray.tracking.recorded import recorded_metrics  # judging needs no MLflow
 
     folder = RunFolder.of(config.storage, config.run)
     if not store.exists(folder.plan):

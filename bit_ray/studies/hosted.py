@@ -35,7 +35,7 @@ from bit_ray.studies.cells import (
 )
 from bit_ray.studies.engine import Need
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import recorded_metrics
+from bit_ray.tracking.recorded import recorded_metrics
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.driver import train
 from bit_ray.training.initial_weights import InitialWeights

@@ -16,7 +16,7 @@ from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, render
 from bit_ray.studies.study_config import GridConfig, ReportConfig, changed, read_settings
 from bit_ray.studies.sweep import sweep_report
-from bit_ray.tracking.runs import recorded_artifact
+from bit_ray.tracking.recorded import recorded_artifact
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import Runtime
 

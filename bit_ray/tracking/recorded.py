@@ -1,13 +1,18 @@
-"""What MLflow has of a run that is over."""
+"""What MLflow has of a run, and where to look at it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bit_ray.errors import TrackingError
 from bit_ray.locks import scratch_directory
-from bit_ray.tracking.server import connect, one_line
+from bit_ray.tracking.address import tracking_uri
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import RunKind, find_run
+from bit_ray.tracking.server import connect, experiment_id, one_line
 from bit_ray.uris import shown
 
 # isort: split
@@ -74,6 +79,85 @@ def attach(uri: str, run_id: str, content: bytes, name: str) -> None:
             client.log_artifact(run_id, str(path))
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{shown(uri)}: {name} cannot be recorded ({one_line(error)})") from None
+
+
+def recorded_metrics(
+    config: TrackingConfig, storage: str, run_name: str, kind: str, names: str
+) -> dict[str, list[tuple[int, float]]]:
+    """Return the (step, value) pairs of a run's metrics, by step; a metric without values is left out.
+
+    Args:
+        config: Where the run is recorded.
+        storage: Folder or URI of the runs.
+        run_name: Name of the run.
+        kind: Its `RunKind`.
+        names: Regular expression of the whole names of the wanted metrics.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run.
+    """
+    uri = tracking_uri(config.uri, storage)
+    client = connect(uri)
+    run = find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
+    if run is None:
+        given = f"{shown(uri)} has no run {run_name!r}"
+        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
+    return {
+        name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
+        for name in sorted(run.data.metrics)
+        if re.fullmatch(names, name)
+    }
+
+
+def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind: RunKind, name: str) -> bytes:
+    """Return the content of an artifact of a run.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run or artifact.
+    """
+    uri = tracking_uri(config.uri, storage)
+    client = connect(uri)
+    run = find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
+    if run is None:
+        given = f"{shown(uri)} has no {kind} {run_name!r}"
+        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
+    try:
+        with scratch_directory() as directory:
+            return Path(client.download_artifacts(run.info.run_id, name, directory)).read_bytes()
+    except (MlflowException, OSError) as error:
+        given = f"{shown(uri)} has no {name} of {run_name!r} ({one_line(error)})"
+        raise TrackingError.of("tracking.uri", given, remedy=f"start the {kind} again") from None
+
+
+class RunPage(NamedTuple):
+    """Where to look at a run."""
+
+    url: str
+    """Its page in MLflow."""
+    command: str
+    """What serves that page; empty where a server does already."""
+    artifacts: str
+    """Its pictures and files: a folder, or a URI."""
+
+
+def run_page(uri: str, run_id: str) -> RunPage:
+    """Return where a run of a tracking store can be looked at.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run.
+    """
+    client = connect(uri)
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        raise TrackingError(f"{shown(uri)}: {one_line(error)}") from None
+    served = uri.startswith("http")
+    host = shown(uri).rstrip("/") if served else "http://127.0.0.1:5000"
+    return RunPage(
+        url=f"{host}/#/experiments/{info.experiment_id}/runs/{run_id}",
+        command="" if served else f"mlflow ui --backend-store-uri {uri}",
+        artifacts=shown(info.artifact_uri).removeprefix("file://"),
+    )
 
 
 def _values(client: MlflowClient, run_id: str, name: str) -> tuple[tuple[int, float], ...]:

@@ -120,7 +120,7 @@ class TrackedRun:
             try:
                 begun = f"{run_name!r} is being started"
                 with locked(opening, begun, field="name", remedy="wait for it", wait_s=60.0):
-                    run = _find_run(client, experiment, run_name, kind)
+                    run = find_run(client, experiment, run_name, kind)
                     if run is None:
                         user = user_name()
                         run = client.create_run(experiment, tags={"mlflow.user": user, **tags}, run_name=run_name)
@@ -243,85 +243,6 @@ class TrackedRun:
             self._outage = ""
 
 
-def recorded_metrics(
-    config: TrackingConfig, storage: str, run_name: str, kind: str, names: str
-) -> dict[str, list[tuple[int, float]]]:
-    """Return the (step, value) pairs of a run's metrics, by step; a metric without values is left out.
-
-    Args:
-        config: Where the run is recorded.
-        storage: Folder or URI of the runs.
-        run_name: Name of the run.
-        kind: Its `RunKind`.
-        names: Regular expression of the whole names of the wanted metrics.
-
-    Raises:
-        TrackingError: the server does not answer, or has no such run.
-    """
-    uri = tracking_uri(config.uri, storage)
-    client = connect(uri)
-    run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
-    if run is None:
-        given = f"{shown(uri)} has no run {run_name!r}"
-        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
-    return {
-        name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
-        for name in sorted(run.data.metrics)
-        if re.fullmatch(names, name)
-    }
-
-
-def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind: RunKind, name: str) -> bytes:
-    """Return the content of an artifact of a run.
-
-    Raises:
-        TrackingError: the server does not answer, or has no such run or artifact.
-    """
-    uri = tracking_uri(config.uri, storage)
-    client = connect(uri)
-    run = _find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
-    if run is None:
-        given = f"{shown(uri)} has no {kind} {run_name!r}"
-        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
-    try:
-        with scratch_directory() as directory:
-            return Path(client.download_artifacts(run.info.run_id, name, directory)).read_bytes()
-    except (MlflowException, OSError) as error:
-        given = f"{shown(uri)} has no {name} of {run_name!r} ({one_line(error)})"
-        raise TrackingError.of("tracking.uri", given, remedy=f"start the {kind} again") from None
-
-
-class RunPage(NamedTuple):
-    """Where to look at a run."""
-
-    url: str
-    """Its page in MLflow."""
-    command: str
-    """What serves that page; empty where a server does already."""
-    artifacts: str
-    """Its pictures and files: a folder, or a URI."""
-
-
-def run_page(uri: str, run_id: str) -> RunPage:
-    """Return where a run of a tracking store can be looked at.
-
-    Raises:
-        TrackingError: the server does not answer, or has no such run.
-    """
-    client = connect(uri)
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException as error:
-        raise TrackingError(f"{shown(uri)}: {one_line(error)}") from None
-    served = uri.startswith("http")
-    host = shown(uri).rstrip("/") if served else "http://127.0.0.1:5000"
-    return RunPage(
-        url=f"{host}/#/experiments/{info.experiment_id}/runs/{run_id}",
-        command="" if served else f"mlflow ui --backend-store-uri {uri}",
-        artifacts=shown(info.artifact_uri).removeprefix("file://"),
-    )
-
-
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested params by dotted name, as MLflow has them: ``{"model.width": "2"}``; lists as JSON."""
     flat: dict[str, str] = {}
@@ -340,7 +261,8 @@ def _lock(spool: Spool, run_name: str) -> AbstractContextManager[None]:
     return locked(spool.directory / ".lock", f"{run_name!r} is being recorded", field="name", remedy=remedy)
 
 
-def _find_run(client: MlflowClient, experiment: str, run_name: str, kind: str) -> Run | None:
+def find_run(client: MlflowClient, experiment: str, run_name: str, kind: str) -> Run | None:
+    """Return the run of this name and kind in an experiment, None if there is none."""
     query = f'tags.`bit_ray.run_name` = "{run_name}" and tags.`bit_ray.kind` = "{kind}"'
     runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
     return client.get_run(runs[0].info.run_id) if runs else None

@@ -14,7 +14,7 @@ from bit_ray.data.stream.history import recorded_shards
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.run_folder import TRAINING_FILE, RunFolder
-from bit_ray.tracking.runs import recorded_metrics
+from bit_ray.tracking.recorded import recorded_metrics
 from bit_ray.training.checkpoint.state import load_checkpoint
 from bit_ray.training.config import Precision, ReplayConfig
 from bit_ray.training.device import resolve_precision, worker_threads

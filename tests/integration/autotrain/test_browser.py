@@ -20,7 +20,7 @@ import bit_ray
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.studies.report import Report, Table, render
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.runs import run_page
+from bit_ray.tracking.recorded import run_page
 
 pytestmark = [pytest.mark.cluster, pytest.mark.browser]
 

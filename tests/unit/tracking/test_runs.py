@@ -18,8 +18,8 @@ from bit_ray.errors import ConfigError, DataError, TrackingError
 from bit_ray.tracking import server
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.tracking.recorded import attach, recorded_run
-from bit_ray.tracking.runs import Input, RunKind, TrackedRun, flatten, recorded_metrics, run_page
+from bit_ray.tracking.recorded import attach, recorded_metrics, recorded_run, run_page
+from bit_ray.tracking.runs import Input, RunKind, TrackedRun, flatten
 from bit_ray.tracking.spool import Spool
 from bit_ray.tracking.system import system_metrics
 
