@@ -17,7 +17,7 @@ from bit_ray.uris import shown
 
 # isort: split
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput
+from mlflow.entities import DatasetInput, Run
 from mlflow.exceptions import MlflowException
 
 
@@ -96,17 +96,9 @@ def recorded_metrics(
     Raises:
         TrackingError: the server does not answer, or has no such run.
     """
-    uri = tracking_uri(config.uri, storage)
-    client = connect(uri)
-    run = find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
-    if run is None:
-        given = f"{shown(uri)} has no run {run_name!r}"
-        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
-    return {
-        name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
-        for name in sorted(run.data.metrics)
-        if re.fullmatch(names, name)
-    }
+    client, run = _named(config, storage, run_name, kind)
+    found = [name for name in sorted(run.data.metrics) if re.fullmatch(names, name)]
+    return {name: list(_values(client, run.info.run_id, name)) for name in found}
 
 
 def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind: RunKind, name: str) -> bytes:
@@ -115,17 +107,12 @@ def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind:
     Raises:
         TrackingError: the server does not answer, or has no such run or artifact.
     """
-    uri = tracking_uri(config.uri, storage)
-    client = connect(uri)
-    run = find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
-    if run is None:
-        given = f"{shown(uri)} has no {kind} {run_name!r}"
-        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
+    client, run = _named(config, storage, run_name, kind)
     try:
         with scratch_directory() as directory:
             return Path(client.download_artifacts(run.info.run_id, name, directory)).read_bytes()
     except (MlflowException, OSError) as error:
-        given = f"{shown(uri)} has no {name} of {run_name!r} ({one_line(error)})"
+        given = f"{shown(client.tracking_uri)} has no {name} of {run_name!r} ({one_line(error)})"
         raise TrackingError.of("tracking.uri", given, remedy=f"start the {kind} again") from None
 
 
@@ -158,6 +145,15 @@ def run_page(uri: str, run_id: str) -> RunPage:
         command="" if served else f"mlflow ui --backend-store-uri {uri}",
         artifacts=shown(info.artifact_uri).removeprefix("file://"),
     )
+
+
+def _named(config: TrackingConfig, storage: str, run_name: str, kind: str) -> tuple[MlflowClient, Run]:
+    client = connect(tracking_uri(config.uri, storage))
+    run = find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
+    if run is None:
+        given = f"{shown(client.tracking_uri)} has no {kind} {run_name!r}"
+        raise TrackingError.of("tracking.uri", given, remedy="name the server that recorded it")
+    return client, run
 
 
 def _values(client: MlflowClient, run_id: str, name: str) -> tuple[tuple[int, float], ...]:

@@ -21,10 +21,10 @@ from bit_ray import store
 from bit_ray.config import is_unicode
 from bit_ray.data.images.decode import ImageError, decode_image, orientation, turn
 from bit_ray.data.images.pack import encode_turned, make_seekable, shrink
+from bit_ray.data.shards.footer import OPTIONAL_COLUMNS, shard_schema
 from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.options import PackOptions
 from bit_ray.data.shards.read import row_group_checksums
-from bit_ray.data.shards.row_group import OPTIONAL_COLUMNS, shard_schema
 from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
 from bit_ray.errors import DataError, StoreError, brief
 from bit_ray.locks import scratch_directory

@@ -19,21 +19,9 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from bit_ray import store
+from bit_ray.data.shards.footer import Footer, Group, LayoutError, footer_length, read_footer
 from bit_ray.data.shards.manifest import Shard
-from bit_ray.data.shards.row_group import (
-    Footer,
-    Group,
-    LayoutError,
-    Pieces,
-    ReadAt,
-    checksum,
-    footer_length,
-    group_file,
-    read_columns,
-    read_file,
-    read_footer,
-    value_extents,
-)
+from bit_ray.data.shards.row_group import Pieces, ReadAt, checksum, group_file, read_columns, read_file, value_extents
 from bit_ray.errors import DamagedShardError, DataError
 
 _FOOTER_BYTES = 32 * 1024  # 160 row groups; a longer footer takes another request

@@ -18,7 +18,8 @@ from typing import Any, get_type_hints
 
 from bit_ray import store
 from bit_ray.config import check_digest, from_dict
-from bit_ray.data.shards.row_group import CHECKSUM_DIGITS, OPTIONAL_COLUMNS
+from bit_ray.data.shards.footer import OPTIONAL_COLUMNS
+from bit_ray.data.shards.row_group import CHECKSUM_DIGITS
 from bit_ray.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
@@ -89,7 +90,7 @@ class Manifest:
     plan_digest: str = ""
     """SHA-256 of the plan that wrote the set (source and options); empty for a set written from an iterator."""
     optional_columns: tuple[str, ...] = ()
-    """Those of `bit_ray.data.shards.row_group.OPTIONAL_COLUMNS` that its shards have, in that order."""
+    """Those of `bit_ray.data.shards.footer.OPTIONAL_COLUMNS` that its shards have, in that order."""
     format: int = FORMATS[-1]
 
     def __post_init__(self) -> None:

@@ -12,16 +12,9 @@ import pyarrow.compute as pc
 
 from bit_ray import store
 from bit_ray.data.shards.fetch import ShardFile, damaged, fetch_columns, local_shard
+from bit_ray.data.shards.footer import OPTIONAL_COLUMNS, SCHEMA, LayoutError, shard_schema
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.data.shards.row_group import (
-    OPTIONAL_COLUMNS,
-    SCHEMA,
-    LayoutError,
-    group_checksum,
-    read_columns,
-    shard_schema,
-    value_extents,
-)
+from bit_ray.data.shards.row_group import group_checksum, read_columns, value_extents
 from bit_ray.data.sources.base import Example
 from bit_ray.errors import DamagedShardError
 

@@ -16,9 +16,10 @@ from bit_ray.data.images.decode import ImageError, decode_image
 from bit_ray.data.images.views import example_keys
 from bit_ray.data.shards.build import check_example, scratch_file
 from bit_ray.data.shards.fetch import local_shard
+from bit_ray.data.shards.footer import SCHEMA, Footer
 from bit_ray.data.shards.manifest import Manifest, Shard, read_manifest
 from bit_ray.data.shards.read import read_rows, to_examples
-from bit_ray.data.shards.row_group import SCHEMA, Footer, group_checksum, read_columns
+from bit_ray.data.shards.row_group import group_checksum, read_columns
 from bit_ray.errors import DataError
 from bit_ray.store import file_sha256
 

@@ -17,9 +17,9 @@ from bit_ray.cluster.tasks import each
 from bit_ray.config import digest, is_unicode
 from bit_ray.data.images.pack import extension
 from bit_ray.data.shards.build import ShardPlan, ShardResult, build_shard, check_example, median_size
+from bit_ray.data.shards.footer import OPTIONAL_COLUMNS
 from bit_ray.data.shards.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.shards.options import PackOptions, WriteOptions
-from bit_ray.data.shards.row_group import OPTIONAL_COLUMNS
 from bit_ray.data.shards.verify import repeated_ids
 from bit_ray.data.shards.writing import Writing, alone, whole_set
 from bit_ray.data.sources.base import Example, Source, Unreadable

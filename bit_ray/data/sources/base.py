@@ -60,7 +60,7 @@ class Source(Protocol):
     """Examples that can be split into parts, each of them readable in another process.
 
     One whose examples fill optional columns of a shard also has ``optional_columns``, their names as in
-    `bit_ray.data.shards.row_group.OPTIONAL_COLUMNS`.
+    `bit_ray.data.shards.footer.OPTIONAL_COLUMNS`.
     """
 
     @property

@@ -32,8 +32,9 @@ from typing import NamedTuple
 
 from bit_ray import store
 from bit_ray.data.shards.fetch import fetch_group, local_group
+from bit_ray.data.shards.footer import MAGIC
 from bit_ray.data.shards.manifest import Shard
-from bit_ray.data.shards.row_group import MAGIC, Pieces
+from bit_ray.data.shards.row_group import Pieces
 from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import DataError
 

@@ -13,9 +13,10 @@ from fuzz.object_store import ObjectStore
 from fuzz.seeds import CLASSES, encoded, picture
 
 from bit_ray import store_failures
+from bit_ray.data.shards.footer import LayoutError, footer_length, read_footer
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import index_rows, read_rows, to_examples
-from bit_ray.data.shards.row_group import LayoutError, footer_length, group_checksum, read_footer
+from bit_ray.data.shards.row_group import group_checksum
 from bit_ray.data.shards.verify import verify_shards
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example

@@ -144,7 +144,7 @@ def test_the_metrics_that_a_pattern_names_whole_are_read_by_step(storage: str):
         "probe/knn_5_shot": [(1, 0.1), (2, 0.1), (3, 0.1)],
         "train/loss": [(1, 1.0), (2, 1 / 2), (3, 1 / 3)],
     }
-    with pytest.raises(TrackingError, match="^tracking.uri: sqlite:.* has no run 'read'; name the server that recorde"):
+    with pytest.raises(TrackingError, match="^tracking.uri: sqlite:.* has no finetune 'read'; name the server that"):
         recorded_metrics(TrackingConfig(), storage, "read", "finetune", "train/loss")
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from bit_ray.data.shards.build import ShardPlan, build_shard
 from bit_ray.data.shards.fetch import local_shard
+from bit_ray.data.shards.footer import SCHEMA, LayoutError, footer_length, read_footer, shard_schema
 from bit_ray.data.shards.manifest import Manifest, read_manifest, write_manifest
 from bit_ray.data.shards.read import index_rows, read_rows, read_tables, row_group_checksums, to_examples
-from bit_ray.data.shards.row_group import SCHEMA, LayoutError, checksum, footer_length, read_footer, shard_schema
+from bit_ray.data.shards.row_group import checksum
 from bit_ray.data.shards.thrift import read_struct, write_struct
 from bit_ray.data.shards.verify import verify_shards
 from bit_ray.data.shards.write import write_shards

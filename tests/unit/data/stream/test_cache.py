@@ -15,9 +15,9 @@ from pyarrow import fs as pafs
 
 from bit_ray import store
 from bit_ray.data.shards import fetch
+from bit_ray.data.shards.footer import SCHEMA
 from bit_ray.data.shards.manifest import Manifest, Shard
 from bit_ray.data.shards.read import index_rows, read_rows, row_group_checksums
-from bit_ray.data.shards.row_group import SCHEMA
 from bit_ray.data.stream import cache
 from bit_ray.data.stream.cache import NodeCache
 from bit_ray.data.stream.requests import ReadRequest, read
