@@ -10,7 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.cli import autotrain, export, models, planning, runs, shards, status, studies, submission, sweeps, training
+from bit_ray.cli import (
+    autotrain,
+    export,
+    models,
+    planning,
+    runs,
+    shards,
+    shards_write,
+    status,
+    studies,
+    submission,
+    sweeps,
+    training,
+)
 from bit_ray.cli.flags import parse
 from bit_ray.demo.config import DemoConfig
 from bit_ray.errors import ConfigError
@@ -39,8 +52,8 @@ class Command(NamedTuple):
 GROUPS: dict[str, dict[str, Command]] = {
     "data": {
         "shards write": Command(
-            shards.WriteConfig,
-            shards.write,
+            shards_write.WriteConfig,
+            shards_write.write,
             "write images and labels as a shard set",
             "photos/train shards/train --name photos --convert-images --upright",
         ),

@@ -66,6 +66,7 @@ MAY_IMPORT_THEM_WHEN_CALLED = {
     "bit_ray.cli.planning",
     "bit_ray.cli.runs",
     "bit_ray.cli.shards",
+    "bit_ray.cli.shards_write",
     "bit_ray.cli.studies",
     "bit_ray.cli.submission",
     "bit_ray.cli.sweeps",
