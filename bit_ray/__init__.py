@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bit_ray.studies.sweep import run_sweep
     from bit_ray.studies.vtab import vtab_suite
     from bit_ray.studies.vtab_config import VtabConfig
-    from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
+    from bit_ray.training.config import FinetuneConfig, InMemoryRuntime, PretrainConfig, Runtime
     from bit_ray.training.finetune import finetune
     from bit_ray.training.pretrain import pretrain
     from bit_ray.weights.export import load_exported
@@ -53,6 +53,7 @@ __all__ = [
     "FewShotConfig",
     "FinetuneConfig",
     "GridConfig",
+    "InMemoryRuntime",
     "Manifest",
     "ModelReportConfig",
     "PretrainConfig",
@@ -103,6 +104,7 @@ _HOMES = {
     "FewShotConfig": "bit_ray.studies.config",
     "FinetuneConfig": "bit_ray.training.config",
     "GridConfig": "bit_ray.studies.study_config",
+    "InMemoryRuntime": "bit_ray.training.config",
     "Manifest": "bit_ray.data.shards.manifest",
     "ModelReportConfig": "bit_ray.report.config",
     "PretrainConfig": "bit_ray.training.config",

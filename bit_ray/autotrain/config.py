@@ -24,7 +24,7 @@ class TrainConfig:
     method: Literal["auto", "head", "finetune"] = "auto"
     """Train a linear head on frozen features, or fine-tune all of the network; auto: both, if there is time, and take
     what is better on the validation images."""
-    image_size: int = 0
+    crop_size: int = 0
     """Side of the squares that images are resized to, pixels; 0: chosen by cross-validation."""
     random_flip: bool = True
     """Mirror images at random in fine-tuning; off where left and right matter, as for digits and letters."""
@@ -50,8 +50,8 @@ class TrainConfig:
             check_folder_name(self.name)
         if not 0 < self.minutes < 10_000:
             raise ConfigError.of("minutes", self.minutes, "more than 0 and less than 10,000", "change it")
-        if self.image_size and not 32 <= self.image_size <= 1024:
-            raise ConfigError.of("image_size", self.image_size, "0, or 32 to 1024 pixels", "change it")
+        if self.crop_size and not 32 <= self.crop_size <= 1024:
+            raise ConfigError.of("crop_size", self.crop_size, "0, or 32 to 1024 pixels", "change it")
         for name in ("val_share", "test_share"):
             if not 0 < getattr(self, name) < 0.5:
                 raise ConfigError.of(name, getattr(self, name), "more than 0 and less than 0.5", "change it")

@@ -65,7 +65,7 @@ def invert(network: Network) -> Network:
 
 def choose_start(
     init: str,
-    image_size: int,
+    crop_size: int,
     shards: str,
     manifest: Manifest,
     *,
@@ -80,7 +80,7 @@ def choose_start(
 
     Args:
         init: The only weights to try; empty: all that are at hand, else the authors' smallest.
-        image_size: The only view to try, pixels; 0: the network's own, and larger ones.
+        crop_size: The only view to try, pixels; 0: the network's own, and larger ones.
         shards: The training images.
         manifest: Their manifest.
         tracking_uri: Of the registry.
@@ -119,7 +119,7 @@ def choose_start(
             continue
         if not init and classifier.spec.provenance.get("manifest_digest") == manifest.digest:
             continue  # it was trained on these images
-        size = image_size or classifier.spec.crop_size
+        size = crop_size or classifier.spec.crop_size
         tried.append(features_of(seen_at(classifier, size), uri, inverted=False))
     if not tried:
         first = f" ({refused[0]})" if refused else ""
@@ -140,7 +140,7 @@ def choose_start(
 
     height, width = manifest.median_image_size
     spent, own = 0.0, best.size
-    for factor in () if image_size else _ENLARGED:
+    for factor in () if crop_size else _ENLARGED:
         size = min(_LARGEST_VIEW, round(own * factor / _STEP) * _STEP)
         cost = best.seconds * (size / best.size) ** 2
         if size <= best.size or size > 1.5 * max(height, width) or spent + cost > seconds:
@@ -154,9 +154,7 @@ def choose_start(
             )
             best = larger
     if best.size == own:
-        why = (
-            "as given" if image_size else "as the weights were trained; no larger one that there is time for is better"
-        )
+        why = "as given" if crop_size else "as the weights were trained; no larger one that there is time for is better"
         say(f"view: {own} pixels, {why}")
     return best
 

@@ -192,7 +192,7 @@ class _Run:
         Raises:
             ConfigError: the name belongs to other images or settings.
         """
-        kept = ("minutes", "init", "method", "image_size", "random_flip", "drop_duplicates", "seed")
+        kept = ("minutes", "init", "method", "crop_size", "random_flip", "drop_duplicates", "seed")
         images = digest([[part, image.path, image.sha256] for part in PARTS for image in self.parts[part]])
         settings = {**{name: getattr(self.config, name) for name in kept}, "images": images[:12]}
         if store.exists(self.folder.settings):
@@ -213,7 +213,7 @@ class _Run:
             found = store.read_json(self.start_file)
             if isinstance(found, dict) and isinstance(found.get("uri"), str) and isinstance(found.get("size"), int):
                 return found["uri"], found["size"]
-        return self.config.init, self.config.image_size
+        return self.config.init, self.config.crop_size
 
     def _write(self, part: Part) -> Manifest:
         with follow(f"write {part}") as progress:

@@ -33,7 +33,7 @@ class ExportConfig:
     """Keep the weights of a program in 8 bits, a quarter of the size; --shards shows what that costs."""
     shards: str = ""
     """Shard set to run the program on, next to the model, best of the model's classes."""
-    num_examples: int = 1000
+    num_images: int = 1000
     """Images of it, from the first."""
     rescale: bool = False
     """timm and huggingface: multiply kernels by 10, so that their larger eps changes nothing even where kernels are
@@ -54,8 +54,8 @@ class ExportConfig:
         if self.int8 and not self.shards:
             accepted, remedy = "a shard set to measure the loss on", "write one with bit-ray shards write"
             raise ConfigError.of("shards", "empty with int8", accepted, remedy)
-        if self.num_examples < 1:
-            raise ConfigError.of("num_examples", self.num_examples, "at least 1", "for example 1000")
+        if self.num_images < 1:
+            raise ConfigError.of("num_images", self.num_images, "at least 1", "for example 1000")
 
 
 def export_model(config: ExportConfig) -> None:
@@ -101,7 +101,7 @@ def _compared(config: ExportConfig, model: "Classifier") -> list[tuple[str, str]
     from bit_ray.inference.exported import compare
     from bit_ray.weights.export import load_exported
 
-    found = compare(model, load_exported(config.output), config.shards, config.num_examples)
+    found = compare(model, load_exported(config.output), config.shards, config.num_images)
     rows = [
         ("compared on", f"{found.num_examples:,} images of {config.shards}"),
         ("same class", f"{found.agreement:.2%}"),

@@ -165,7 +165,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             ClusterPlanConfig,
             planning.plan,
             "estimate days, money and network of a pre-training",
-            "--model R152x4 --images 300e6 --epochs 40 --gpus 256 --gpu h100 --price 2.5",
+            "--model R152x4 --num-images 300e6 --epochs 40 --gpus 256 --gpu h100 --price 2.5",
         ),
         "submit": Command(
             SubmitConfig,

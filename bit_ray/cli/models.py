@@ -32,7 +32,7 @@ class PredictConfig:
     """Write the features before the head as well; Parquet only."""
     top_k: int = 5
     """Classes to name for each image."""
-    convert: bool = False
+    convert_images: bool = False
     """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
     batch_size: int = 64
     """Images per forward pass, with --output."""
@@ -134,7 +134,7 @@ def predict(config: PredictConfig) -> None:
     refused: list[DataError] = []
     for image in config.images:
         try:
-            [prediction] = model.predict(image, config.top_k, convert=config.convert)
+            [prediction] = model.predict(image, config.top_k, convert=config.convert_images)
         except DataError as error:
             refused.append(error)
             rows.append((image, str(error).removeprefix(f"images[0] ({image}): "), ""))
@@ -172,7 +172,7 @@ def _predict_into_file(config: PredictConfig) -> None:
             config.output,
             top_k=config.top_k,
             features=config.features,
-            convert=config.convert,
+            convert=config.convert_images,
             batch_size=config.batch_size,
             device=config.device,
             progress=progress,

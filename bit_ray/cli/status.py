@@ -142,8 +142,8 @@ def _print_cluster(address: str, config: StatusConfig) -> None:
             f"idle: {node.address}{' (the head)' if node.is_head else ''}, {node.num_cpus} CPUs, {node.num_gpus} "
             f"GPUs{for_long}"
         )
-    if idle and config.price:
-        console.print(f"idle nodes cost {config.price * len(idle):,.2f} an hour")
+    if idle and config.node_price:
+        console.print(f"idle nodes cost {config.node_price * len(idle):,.2f} an hour")
 
 
 def _attempt(attempt: "Attempt") -> tuple[str, ...]:

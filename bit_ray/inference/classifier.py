@@ -218,7 +218,7 @@ class Classifier:
             try:
                 return self.decode(image, convert=convert, max_pixels=max_pixels)
             except ImageError as error:
-                convert_it = "8-bit RGB; pass convert=True (--convert) to convert"
+                convert_it = "8-bit RGB; pass convert=True (--convert-images) to convert"
                 remedy = convert_it if error.convertible else "a complete image; replace it"
                 raise DataError(f"{where}: {error.reason}; accepted: {remedy}") from None
         if isinstance(image, Image.Image):

@@ -266,7 +266,7 @@ class _Predictor:
         try:
             pixels = self.classifier.decode(encoded.data, convert=self.settings.convert)
         except ImageError as error:
-            remedy = "; set convert (--convert) to convert it" if error.convertible else ""
+            remedy = "; set convert (--convert-images) to convert it" if error.convertible else ""
             return encoded.name, None, f"{error.reason}{remedy}"
         return encoded.name, self.classifier.view(pixels), None
 

@@ -78,11 +78,11 @@ class ClusterPlanConfig:
     """Where epochs, batch, images and classes come from if they are not given."""
     model: str = "R152x4"
     """Network."""
-    images: float = 0.0
+    num_images: float = 0.0
     """Images of the set, such as 300e6; 0: those of the shards, or of the recipe's published set."""
     epochs: float = 0.0
     """Passes over them; 0: the recipe's."""
-    batch_size: int = 0
+    global_batch_size: int = 0
     """Images per step over all GPUs; 0: the recipe's 4,096."""
     num_classes: int = 0
     """Outputs of the classifier; 0: as the shards, or the recipe's published set."""
@@ -119,9 +119,9 @@ class ClusterPlanConfig:
             given = f"given with gpu {self.gpu} and without shards"
             remedy = "leave out gpu to measure this machine's step, or give shards to measure reading and decoding"
             raise ConfigError.of("calibrate", given, "with something to measure", remedy)
-        for name in ("images", "epochs", "price"):
+        for name in ("num_images", "epochs", "price"):
             _check(name, getattr(self, name), 0)
-        for name in ("batch_size", "num_classes"):
+        for name in ("global_batch_size", "num_classes"):
             _check(name, getattr(self, name), 0)
         if self.crop_size < 32:
             raise ConfigError.of("crop_size", self.crop_size, "at least 32 pixels", "raise it")

@@ -66,10 +66,10 @@ def inputs_of(config: ClusterPlanConfig) -> Inputs:
         DataError: There is no such shard set.
     """
     recipe = RECIPES[config.recipe]()
-    batch, epochs = config.batch_size or recipe.global_batch_size, config.epochs or recipe.epochs
-    images, classes = config.images or recipe.reference_num_examples, config.num_classes
+    batch, epochs = config.global_batch_size or recipe.global_batch_size, config.epochs or recipe.epochs
+    images, classes = config.num_images or recipe.reference_num_examples, config.num_classes
     if not 1 <= images < 1e13 or images != int(images):
-        raise ConfigError.of("images", f"{images:g}", "a whole number of images, such as 300e6")
+        raise ConfigError.of("num_images", f"{images:g}", "a whole number of images, such as 300e6")
     if config.gpus > batch:
         remedy = "lower gpus, or raise batch_size, which changes what is learned"
         raise ConfigError.of("gpus", config.gpus, f"at most the images of a batch, {batch:,}", remedy)
@@ -79,14 +79,14 @@ def inputs_of(config: ClusterPlanConfig) -> Inputs:
         from bit_ray.data.shards.manifest import read_manifest
 
         manifest = read_manifest(config.shards)
-        images = config.images or manifest.num_examples
+        images = config.num_images or manifest.num_examples
         classes = classes or manifest.num_classes
         row_group_size = manifest.row_group_size
         num_shards = len(manifest.shards)
         image_bytes = Range.exactly(manifest.num_bytes / manifest.num_examples)
         image_source = "the shard set's manifest"
     if images * epochs < batch:
-        raise ConfigError.of("images", f"{images:g}", f"at least one batch, {batch:,}, in all epochs", "raise it")
+        raise ConfigError.of("num_images", f"{images:g}", f"at least one batch, {batch:,}, in all epochs", "raise it")
     network = _network(config.model).at(config.crop_size)
     classes = classes or recipe.reference_num_classes
     gpu = GPUS.get(config.gpu)

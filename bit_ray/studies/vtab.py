@@ -195,7 +195,7 @@ def _prepare_train_and_test(
             seed=config.seed,
             train=config.train,
         )
-        micro = config.micro_batch_size
+        micro = config.runtime.micro_batch_size
         network = transfer(plan, uris[0], manifest, None, tensors, num_threads=num_threads, micro_batch_size=micro)
         top_1 = top_1_on(network, uris[1], test_manifest, plan)
     except BitRayError as error:

@@ -9,7 +9,7 @@ from bit_ray.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, TASKS, Task, fin
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import check_train
+from bit_ray.training.config import InMemoryRuntime, check_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class VtabConfig:
     """What is trained: all, head, stages:K, norm_bias or adapters:R, as in finetune."""
     seed: int = 0
     """Seed of the order and the views."""
-    micro_batch_size: int = 0
-    """Examples per forward and backward pass; 0: the whole batch."""
+    runtime: InMemoryRuntime = field(default_factory=InMemoryRuntime)
+    """How each task is carried out; none of it changes what is learned."""
     side_by_side: int = 0
     """Tasks at a time; 0: as many as the cluster has GPUs or cores."""
     storage: str = DEFAULT_STORAGE
@@ -64,7 +64,7 @@ class VtabConfig:
             given = "empty, and model is empty"
             raise ConfigError.of("init", given, "weights to start from, or a model to train from scratch", "give one")
         check_train(self.train, self.init)
-        for name, least in (("num_train", 1), ("num_val", 1), ("seed", 0), ("subset_seed", 0), ("micro_batch_size", 0)):
+        for name, least in (("num_train", 1), ("num_val", 1), ("seed", 0), ("subset_seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError.of(name, getattr(self, name), f"a whole number of at least {least}", "raise it")
         if self.side_by_side < 0:

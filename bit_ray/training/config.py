@@ -143,6 +143,18 @@ class Runtime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InMemoryRuntime:
+    """How a training in one process, its examples in memory, is carried out; none of it changes what is learned."""
+
+    micro_batch_size: int = 0
+    """Examples per forward and backward pass; 0: the whole batch."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 0:
+            raise ConfigError.of("micro_batch_size", self.micro_batch_size, "a whole number of at least 0", "raise it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegisterAs:
     """Name under which the finished model is registered."""
 
@@ -273,12 +285,12 @@ class StatusConfig:
     """Folder of all runs, or s3://..."""
     address: str = ""
     """Dashboard of a cluster, http://...; empty: that of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or none."""
-    price: float = 0.0
+    node_price: float = 0.0
     """What a node costs an hour, to see what idle ones cost; 0: not known."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.price < math.inf:
-            raise ConfigError.of("price", self.price, "what a node costs an hour, at least 0")
+        if not 0 <= self.node_price < math.inf:
+            raise ConfigError.of("node_price", self.node_price, "what a node costs an hour, at least 0")
         try:
             check_folder_name(self.run or "all")
         except ConfigError as error:
@@ -295,7 +307,7 @@ class ReplayConfig:
     """Step whose recorded loss is wanted; losses are recorded as means over log_every_steps."""
     shards: str = ""
     """Shard set, if it has moved since."""
-    micro_batch_size: int = 0
-    """Examples per forward and backward pass; 0: the whole batch."""
+    runtime: InMemoryRuntime = field(default_factory=InMemoryRuntime)
+    """How it is carried out; none of it changes what is learned."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the run is recorded."""

@@ -65,7 +65,7 @@ def replay(config: ReplayConfig) -> Replayed:
     left_out = {batch.step for batch in folder.left_out()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = precision_of(folder, begin, device)
-    learner = Learner(plan, device, precision=precision, micro_batch_size=config.micro_batch_size)
+    learner = Learner(plan, device, precision=precision, micro_batch_size=config.runtime.micro_batch_size)
     if checkpoint:
         with scratch_directory() as directory:
             store.download_directory(checkpoint, directory)

@@ -169,7 +169,7 @@ def test_fine_tuning_and_the_head_are_compared_on_the_validation_images(
     for name, value in {"_LEAST_STEPS": 2, "_MOST_STEPS": 6, "_BATCHES": (32,), "_LEAST_PASSES": 1}.items():
         monkeypatch.setattr(way, name, value)
     monkeypatch.setattr(way, "Runtime", functools.partial(Runtime, num_workers=1))  # not half of the CPUs by name
-    status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--image-size", "32"])
+    status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--crop-size", "32"])
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "fine-tuning: 6 steps of 32 images" in printed.out
@@ -220,7 +220,7 @@ def test_without_the_time_for_fine_tuning_it_says_what_it_would_take(by_command)
         (["{photos}/n° 0"], "31 images lie directly in it"),
         (["{photos}", "--init", "absent"], "absent: no such directory; accepted: a saved model; check the path"),
         (["{photos}", "--minutes", "0"], "--minutes: 0.0; accepted: more than 0 and less than 10,000"),
-        (["{photos}", "--image-size", "8"], "--image-size: 8; accepted: 0, or 32 to 1024 pixels"),
+        (["{photos}", "--crop-size", "8"], "--crop-size: 8; accepted: 0, or 32 to 1024 pixels"),
         (["{photos}", "--val-share", "0.9"], "--val-share: 0.9; accepted: more than 0 and less than 0.5"),
         (["{photos}", "--method", "svm"], "--method: "),
         (["{photos}", "--name", "a/b"], "--name: given 'a/b'; accepted: text that can name a folder"),

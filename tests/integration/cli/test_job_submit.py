@@ -379,7 +379,7 @@ def test_status_shows_what_the_cluster_and_the_storage_say_and_the_storage_alone
         monkeypatch.setenv(name, cluster[name])
     address = ["--address", cluster["RAY_API_SERVER_ADDRESS"]]
     command = ["status", "small", "--storage", bucket.uri("runs")]
-    assert main([*command, *address, "--price", "2"]) == 0
+    assert main([*command, *address, "--node-price", "2"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("small: finished, pretrain of R1-1-1-1x0.5, step 25 of 25, saved after 25\n")
     assert re.search(r"raysubmit_\w+ *\S succeeded *\S small ", text)

@@ -214,7 +214,7 @@ def test_its_models_are_fine_tuned_evaluated_replayed_listed_pulled_and_asked(
 
     Image.new("L", (20, 20)).save(folder / "gray.png")
     capfd.readouterr()
-    assert main(["predict", "gray.png", "--model", "models:/down@champion", "--top-k", "2", "--convert"]) == 0
+    assert main(["predict", "gray.png", "--model", "models:/down@champion", "--top-k", "2", "--convert-images"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     ((name, best),) = bit_ray.load_model(folder / "pulled").predict(folder / "gray.png", top_k=1, convert=True)[0:1][0]

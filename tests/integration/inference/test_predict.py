@@ -104,7 +104,7 @@ def check_whole(table: pa.Table, report: PredictReport, folder: Path, package: P
     assert set(errors) - {"dangling.jpg"} == BAD
     assert errors["empty.png"] == "zero bytes"
     assert errors["text.jpg"] == "not an image of a known format, or its header is damaged"
-    assert errors["gray.png"] == "grayscale; set convert (--convert) to convert it"
+    assert errors["gray.png"] == "grayscale; set convert (--convert-images) to convert it"
     assert errors["cut.jpg"].startswith("truncated or damaged")
     check_rows(table, package, top_k=3)
     assert (report.num_images, report.num_unreadable) == (len(names), len(errors))

@@ -209,10 +209,11 @@ def test_a_setting_that_cannot_work_is_named_as_the_user_typed_it_once_for_the_f
     flags = ["--name", "x", "--model", NAME, "--tasks", "svhn", "eurosat", "--data-dir", str(data), "--num-train", "20"]
     flags += ["--num-val", "4", "--tracking.uri", tracking.uri, "--tracking.experiment", tracking.experiment]
     flags += ["--rule.mixup-alpha", "0.1", "--rule.num-steps", "12", "--rule.batch-size", "16"]
-    assert main(["vtab", *flags, "--micro-batch-size", "3"]) == 2
+    assert main(["vtab", *flags, "--runtime.micro-batch-size", "3"]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error == (
-        "error: svhn: --micro-batch-size: 3; accepted: an even number, because MixUp mixes pairs of neighbours; add one"
+        "error: svhn: --runtime.micro-batch-size: 3; accepted: an even number, because MixUp mixes pairs of "
+        "neighbours; add one"
     )
     assert [
         record.getMessage().partition(";")[0] for record in caplog.records if record.name == "bit_ray.studies.vtab"

@@ -50,9 +50,9 @@ FLAGS = {
     "shards ids": "SHARDS --step --image --sheet --num-images --run --seed --global-batch-size --epochs --crop-size "
     "--shuffle.*",
     "shards bench": "SHARDS --crop-size --batch-size --num-threads --seconds",
-    "replay": "--run --step --config --shards --micro-batch-size --tracking.*",
+    "replay": "--run --step --config --shards --runtime.* --tracking.*",
     "runs diagnose": "RUN --config --storage --tracking.*",
-    "train": "FOLDER --name --config --minutes --init --method --image-size --no-random-flip --val-share --test-share "
+    "train": "FOLDER --name --config --minutes --init --method --crop-size --no-random-flip --val-share --test-share "
     "--drop-duplicates --seed --storage --dry-run --tracking.* --register.*",
     "pretrain": "--name --shards --config --recipe --model --storage --seed --mixup-alpha --dropout --norm-batch "
     "--clip-norm --head-bias --keep-best --dry-run --recipe.* --shuffle.* --probe.* --runtime.* --tracking.* "
@@ -60,8 +60,8 @@ FLAGS = {
     "finetune": "--name --shards --config --init --model --test-shards --profile --no-random-crop --no-random-flip "
     "--train --norm-batch --shots --subset-seed --storage --seed --dry-run --rule.* --shuffle.* --runtime.* "
     "--tracking.* --register.*",
-    "plan": "--gpus --gpu --recipe --model --images --epochs --batch-size --num-classes --crop-size --shards "
-    "--seekable --calibrate --run --price --prices.* --node.* --failures.*",
+    "plan": "--gpus --gpu --recipe --model --num-images --epochs --global-batch-size --num-classes --crop-size "
+    "--shards --seekable --calibrate --run --price --prices.* --node.* --failures.*",
     "fewshot": "--name --init --shards --test-shards --config --shots --num-subsets --subsets --scratch-lrs --profile "
     "--no-random-crop --no-random-flip --train --storage --rule.* --tracking.*",
     "sweep": "COMMAND --name --config --set --space --val-shards --val-share --stop-early --fewer --trials --search "
@@ -74,21 +74,21 @@ FLAGS = {
     "study list": "",
     "study report": "NAME --config --output --storage --tracking.*",
     "vtab": "--name --config --init --model --tasks --data-dir --shards --index --subset-seed --num-train --num-val "
-    "--protocol --profile --rule.* --train --seed --micro-batch-size --side-by-side --storage --tracking.* --dry-run",
+    "--protocol --profile --rule.* --train --seed --runtime.* --side-by-side --storage --tracking.* --dry-run",
     "probe": "MODEL SHARDS --shots --num-subsets --neighbors --resize --crop --storage --tracking.*",
     "episodes": "MODEL SHARDS --ways --shots --queries --num-episodes --seed --storage --tracking.*",
     "models rank": "FOLDER --models --shots --per-class --by --convert-images --storage --tracking.*",
     "evaluate": "--model --shards --config --labels --crop-size --name --batch-size --storage --tracking.*",
-    "predict": "IMAGE --model --labels --crop-size --output --features --top-k --convert --batch-size --device "
+    "predict": "IMAGE --model --labels --crop-size --output --features --top-k --convert-images --batch-size --device "
     "--storage --tracking.*",
     "report": "MODEL --output --images --num-images --storage --tracking.*",
     "demo": "MODEL --port --device --storage --tracking.*",
-    "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-examples --rescale --storage "
+    "models export": "MODEL --output --format --labels --crop-size --int8 --shards --num-images --rescale --storage "
     "--tracking.*",
     "models list": "--storage --tracking.*",
     "submit": "JOB ARGS --address --no-preflight --no-wait --env",
     "preflight": "JOB ARGS --address --env",
-    "status": "RUN --storage --address --price",
+    "status": "RUN --storage --address --node-price",
     "models known": "",
     "models pull": "MODEL --output --storage --tracking.*",
 }
@@ -239,6 +239,24 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {error}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("replay", "--micro-batch-size", "--runtime.micro-batch-size"),
+        ("vtab", "--micro-batch-size", "--runtime.micro-batch-size"),
+        ("predict", "--convert", "--convert-images"),
+        ("train", "--image-size", "--crop-size"),
+        ("status", "--price", "--node-price"),
+        ("plan", "--images", "--num-images"),
+        ("plan", "--batch-size", "--global-batch-size"),
+        ("models export", "--num-examples", "--num-images"),
+    ],
+)
+def test_a_flag_that_was_renamed_is_answered_with_its_new_name(command: str, old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{old}: unknown flag; did you mean {new}[?]"):
+        parse(COMMANDS[command].config, [*COMMANDS[command].example.split(), f"{old}=1"], prog=f"bit-ray {command}")
 
 
 def test_flags_win_over_a_recipe_over_a_file_over_a_jobs_defaults_over_the_configs_own(tmp_path: Path) -> None:

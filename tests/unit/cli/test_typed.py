@@ -40,8 +40,8 @@ def test_what_a_user_types_for_each_setting() -> None:
         (FinetuneConfig, "base_lr", "--rule.base-lr"),
         (FinetuneConfig, "micro_batch_size", "--runtime.micro-batch-size"),
         (FinetuneConfig, "rule.boundaries[1]", "--rule.boundaries"),
-        (VtabConfig, "micro_batch_size", "--micro-batch-size"),
-        (ReplayConfig, "micro_batch_size", "--micro-batch-size"),
+        (VtabConfig, "micro_batch_size", "--runtime.micro-batch-size"),
+        (ReplayConfig, "micro_batch_size", "--runtime.micro-batch-size"),
         (InspectConfig, "shards", "SHARDS"),
         # The command's own setting, although a part has one of the same name.
         (PretrainConfig, "name", "--name"),

@@ -56,10 +56,10 @@ def test_each_printed_line_becomes_a_line_of_json_and_one_that_is_json_stays(abo
 
 
 def test_a_mistake_is_one_line_of_json_where_ray_is_told_to_write_json():
-    command = [sys.executable, "-m", "bit_ray.cli.main", "status", "--price", "-1"]
+    command = [sys.executable, "-m", "bit_ray.cli.main", "status", "--node-price", "-1"]
     environment = {**os.environ, "RAY_LOGGING_CONFIG_ENCODING": "JSON"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert done.returncode == 2
     line = json.loads(done.stderr)
     assert line["levelname"] == "ERROR"
-    assert line["message"].startswith("error: --price: -1.0; accepted: ")
+    assert line["message"].startswith("error: --node-price: -1.0; accepted: ")

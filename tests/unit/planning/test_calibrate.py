@@ -20,10 +20,10 @@ def test_a_step_of_this_machine_takes_the_place_of_what_is_assumed(
         calibrate=True,
         model="R1-1-1-1x0.5",
         crop_size=32,
-        images=3000,
+        num_images=3000,
         num_classes=5,
         epochs=2,
-        batch_size=8,
+        global_batch_size=8,
         failures=FailureConfig(restart_s=restart_s),
     )
     inputs = calibrated(config, inputs_of(config))

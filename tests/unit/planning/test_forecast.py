@@ -58,7 +58,9 @@ def test_what_the_authors_took_on_tpus_is_inside_the_interval(
 
 def test_a_plan_worked_by_hand() -> None:
     # A node of one worker that trains 1 image in 10 ms; one core decodes one in 2 ms; nothing fails.
-    config = ClusterPlanConfig(gpus=1, gpu="h100", images=10_000, epochs=4, batch_size=100, model="R50x1", price=3.6)
+    config = ClusterPlanConfig(
+        gpus=1, gpu="h100", num_images=10_000, epochs=4, global_batch_size=100, model="R50x1", price=3.6
+    )
     known = replace(
         inputs_of(config), step_s=Range.exactly(0.01), view_s=Range.exactly(0.002), image_bytes=Range.exactly(100e3)
     )
@@ -98,7 +100,7 @@ SETTINGS = st.fixed_dictionaries(
         "model": st.sampled_from(sorted(NETWORKS)),
         "gpu": st.sampled_from(sorted(GPUS)),
         "gpus": st.sampled_from([1, 8, 64, 256]),
-        "images": st.sampled_from([1e5, 1e7, 3e8]),
+        "num_images": st.sampled_from([1e5, 1e7, 3e8]),
         "epochs": st.sampled_from([1.0, 40.0]),
         "price": st.sampled_from([1.0, 30.0]),
     }
@@ -112,7 +114,7 @@ def test_every_interval_is_one_and_more_costs_more(given_: dict[str, object]) ->
     for name, value in vars(found).items():
         if isinstance(value, Range):
             assert value.low <= value.likely <= value.high, name
-    more_images = plan(**{**given_, "images": given_["images"] * 2})
+    more_images = plan(**{**given_, "num_images": given_["num_images"] * 2})
     assert more_images.total_s.likely > found.total_s.likely
     assert more_images.money["devices"].likely > found.money["devices"].likely
     assert more_images.fetched_bytes.likely > found.fetched_bytes.likely
@@ -140,8 +142,8 @@ def test_a_plan_takes_what_is_not_given_from_the_recipe() -> None:
         ({"gpus": 0}, "gpus"),
         ({"gpus": 5000}, "gpus"),
         ({"price": -1.0}, "price"),
-        ({"images": 1.5}, "images"),
-        ({"images": 10.0, "epochs": 1.0}, "images"),
+        ({"num_images": 1.5}, "num_images"),
+        ({"num_images": 10.0, "epochs": 1.0}, "num_images"),
         ({"crop_size": 8}, "crop_size"),
         ({"model": "R51x1"}, "model"),
         ({"calibrate": True}, "calibrate"),

@@ -72,8 +72,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         (["--step", "30"], "--step: 30; accepted: 0 to 29, the steps with a recorded loss; correct it"),
         (["--step", "-1"], "--step: -1; accepted: 0 to 29, the steps with a recorded loss; correct it"),
         (
-            ["--step", "25", "--micro-batch-size", "3"],
-            "--micro-batch-size: 3; accepted: an even number, because MixUp mixes pairs of neighbours; add one",
+            ["--step", "25", "--runtime.micro-batch-size", "3"],
+            "--runtime.micro-batch-size: 3; accepted: an even number, because MixUp mixes pairs of neighbours; add one",
         ),
         (
             ["--step", "25", "--tracking.experiment", " "],

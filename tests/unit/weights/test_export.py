@@ -63,7 +63,7 @@ def by_command(model, shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     save_package(folder / "saved", model, SPEC)
     command = ["models", "export", str(folder / "saved"), "--output", str(folder / "programs" / "int8-model.onnx")]
-    command += ["--format", "onnx", "--int8", "--shards", shards, "--num-examples", "20"]
+    command += ["--format", "onnx", "--int8", "--shards", shards, "--num-images", "20"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr("bit_ray.weights.export._LARGEST_PROTOBUF", 100_000)
         patch.setattr(console, "_width", 200)
