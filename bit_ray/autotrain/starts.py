@@ -123,7 +123,7 @@ def choose_start(
         tried.append(features_of(seen_at(classifier, size), uri, inverted=False))
     if not tried:
         first = f" ({refused[0]})" if refused else ""
-        raise ModelError(f"init: no weights at hand can be used{first}; accepted: weights to start from; give --init")
+        raise ModelError.of("init", f"no weights at hand can be used{first}", "weights to start from", "give some")
     best = max(tried, key=lambda start: start.head.accuracy)
     for reason in refused:
         say(f"left out: {reason}")

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bit_ray.cli.flags import positional
-from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
 from bit_ray.progress import print_table
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import UsesRegistry
 
 if TYPE_CHECKING:
     from bit_ray.inference.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(UsesRegistry):
     """Write a model for other programs: as a standalone program, or as weights under their names."""
 
     model: str = field(metadata=positional("MODEL"))
@@ -38,10 +37,6 @@ class ExportConfig:
     rescale: bool = False
     """timm and huggingface: multiply kernels by 10, so that their larger eps changes nothing even where kernels are
     tiny; not for training on."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
     def __post_init__(self) -> None:
         program = self.format in ("onnx", "torch")

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bit_ray.cli.flags import positional
-from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.demo.config import DemoConfig
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console, follow, print_table
 from bit_ray.report.config import ModelReportConfig
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.address import registry_uri, tracking_uri
+from bit_ray.tracking.config import UsesRegistry
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(UsesRegistry):
     """Classify images with a registered or saved model: a few on the screen, any number into a file."""
 
     images: tuple[str, ...] = field(metadata=positional("IMAGE ..."))
@@ -38,20 +38,11 @@ class PredictConfig:
     """Images per forward pass, with --output."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListConfig:
+class ListConfig(UsesRegistry):
     """List the registered models, by name and newest first."""
-
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +51,13 @@ class KnownConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PullConfig:
+class PullConfig(UsesRegistry):
     """Copy a registered model to a folder, verified, for use without a registry."""
 
     model: str = field(metadata=positional("MODEL"))
     """models:/NAME@ALIAS or models:/NAME/VERSION."""
     output: str
     """New or empty folder."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
 
 def report(config: ModelReportConfig) -> None:
@@ -197,7 +184,7 @@ def _predict_into_file(config: PredictConfig) -> None:
 
 def _registry_of(config: PredictConfig) -> str | None:
     """Return the URI of the registry if the model is registered; otherwise MLflow need not be loaded."""
-    return _registry(config.tracking, config.storage) if config.model.startswith("models:/") else None
+    return tracking_uri(config.tracking.uri, config.storage) if config.model.startswith("models:/") else None
 
 
 def known(config: KnownConfig) -> None:
@@ -227,10 +214,9 @@ def known(config: KnownConfig) -> None:
 
 def list_models(config: ListConfig) -> None:
     """Print the registered models."""
-    from bit_ray.tracking.address import registry_uri
     from bit_ray.uris import shown
 
-    registry = registry_uri(_registry(config.tracking, config.storage))
+    registry = registry_uri(tracking_uri(config.tracking.uri, config.storage))
     console.print(f"Registry: {shown(registry)}")
     from bit_ray.tracking.listing import read_embedded
 
@@ -264,13 +250,6 @@ def pull(config: PullConfig) -> None:
     look("pull", config.model, tracking=config.tracking, storage=config.storage)
     from bit_ray.tracking.registry import pull
 
-    place = pull(config.model, config.output, _registry(config.tracking, config.storage))
-    files = sorted(path for path in place.iterdir() if path.is_file())
-    print_table(f"{config.model} in {place}", [(path.name, f"{path.stat().st_size:,} bytes") for path in files])
-
-
-def _registry(tracking: RegistryConfig, storage: str) -> str:
-    """Return the URI of the registry."""
-    from bit_ray.tracking.address import tracking_uri
-
-    return tracking_uri(tracking.uri, storage)
+    folder = pull(config.model, config.output, tracking_uri(config.tracking.uri, config.storage))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    print_table(f"{config.model} in {folder}", [(path.name, f"{path.stat().st_size:,} bytes") for path in files])

@@ -63,8 +63,8 @@ class IdsConfig:
 
     def __post_init__(self) -> None:
         if (self.step is None) == (not self.image):
-            given = "neither is given" if self.step is None else "both are given"
-            raise ConfigError(f"--step, --image: {given}; accepted: one of the two; ask --step T or --image ID")
+            given = "neither it nor image is given" if self.step is None else f"{self.step}, and image is given too"
+            raise ConfigError.of("step", given, "one of the two", "ask --step T or --image ID")
         if self.step is not None and self.step < 0:
             raise ConfigError.of("step", self.step, "0 or more")
         for name, least in (

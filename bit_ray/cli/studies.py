@@ -10,11 +10,11 @@ from bit_ray.evaluation.config import ProbeConfig
 from bit_ray.progress import console, print_table
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.vtab_config import VtabConfig
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import UsesRegistry
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeModelConfig(ProbeConfig):
+class ProbeModelConfig(ProbeConfig, UsesRegistry):
     """Score frozen features in seconds: ridge regression and nearest neighbours on a few examples."""
 
     model: str = field(metadata=positional("MODEL"))
@@ -24,14 +24,10 @@ class ProbeModelConfig(ProbeConfig):
     test_shards: str = field(metadata=positional("TEST_SHARDS"))
     """Shard set of the same classes to score on, in full."""
     num_cpus: int = field(default=1, init=False)  # only for probes during a training
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodesConfig:
+class EpisodesConfig(UsesRegistry):
     """Score the frozen features of a model by N-way K-shot episodes and the nearest class mean."""
 
     model: str = field(metadata=positional("MODEL"))
@@ -48,10 +44,6 @@ class EpisodesConfig:
     """Episodes; mean and 95 % interval are over them."""
     seed: int = 0
     """Seed of the draws."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
     def __post_init__(self) -> None:
         if not self.shots:
@@ -59,7 +51,7 @@ class EpisodesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankConfig:
+class RankConfig(UsesRegistry):
     """Rank registered models by their features of some images, before any fine-tuning."""
 
     images: str = field(metadata=positional("FOLDER"))
@@ -76,8 +68,6 @@ class RankConfig:
     """Convert grayscale, CMYK, 16-bit, alpha, palette and animated images to 8-bit RGB instead of refusing them."""
     storage: str = DEFAULT_STORAGE
     """Folder of all runs, with the default registry; a folder of images is written there as a shard set."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
 
 def fewshot(config: FewShotConfig) -> None:

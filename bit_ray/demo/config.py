@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import UsesRegistry
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(UsesRegistry):
     """Serve a page for this machine alone, where images are dropped and their classes shown."""
 
     model: str = field(metadata={"positional": "MODEL"})
@@ -18,10 +17,6 @@ class DemoConfig:
     """Port on 127.0.0.1; 0: one that is free."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:

@@ -48,7 +48,7 @@ def t_interval(estimate: float, error: float, degrees: int, level: float = 0.95)
         ConfigError: the level is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise ConfigError(f"level: {level}; accepted: between 0 and 1, such as 0.95; correct it")
+        raise ConfigError.of("level", level, "between 0 and 1, such as 0.95")
     half = float(stdtrit(degrees, (1 + level) / 2)) * error
     return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
 
@@ -89,7 +89,7 @@ def pooled_spread(cells: Sequence[Sequence[float]]) -> Spread:
     """
     degrees = sum(len(cell) - 1 for cell in cells if len(cell))
     if degrees < 1:
-        raise ConfigError("cells: one value each; accepted: at least one setting with two seeds; run more seeds")
+        raise ConfigError.of("cells", "one value each", "at least one setting with two seeds", "run more seeds")
     squares = sum(float(np.sum((np.asarray(cell) - np.mean(cell)) ** 2)) for cell in cells if len(cell))
     return Spread(sd=math.sqrt(squares / degrees), degrees=degrees)
 
@@ -119,7 +119,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], level: fl
         ConfigError: the lengths differ, or there are fewer than two pairs.
     """
     if len(first) != len(second):
-        raise ConfigError(f"second: {len(second)} values; accepted: {len(first)}, one for each of the first; pair them")
+        raise ConfigError.of("second", f"{len(second)} values", f"{len(first)}, one for each of the first", "pair them")
     return mean_interval([a - b for a, b in zip(first, second, strict=True)], level)
 
 
@@ -131,7 +131,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """
     for p in p_values:
         if not 0 <= p <= 1:
-            raise ConfigError(f"p_values: {p}; accepted: 0 to 1; correct it")
+            raise ConfigError.of("p_values", p, "0 to 1")
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -183,7 +183,7 @@ def expected_choice(ranked: Sequence[float], read: Sequence[float], n: int) -> f
         ConfigError: n is out of range, or the lengths differ.
     """
     if len(ranked) != len(read):
-        raise ConfigError(f"read: {len(read)} scores; accepted: {len(ranked)}, one for each that is ranked; pair them")
+        raise ConfigError.of("read", f"{len(read)} scores", f"{len(ranked)}, one for each that is ranked", "pair them")
     first, second = np.asarray(ranked, np.float64), np.asarray(read, np.float64)
     # Trials of equal rank are chosen with equal probability.
     _, places = np.unique(first, return_inverse=True)
@@ -220,7 +220,7 @@ def expected_best_band(scores: Sequence[float], n: int, level: float = 0.95) -> 
     total = len(ordered)
     estimate = expected_best(scores, n)
     if ordered[0] < 0 or ordered[-1] > 1:
-        raise ConfigError(f"scores: {ordered[0]:g} to {ordered[-1]:g}; accepted: 0 to 1; divide percentages by 100")
+        raise ConfigError.of("scores", f"{ordered[0]:g} to {ordered[-1]:g}", "0 to 1", "divide percentages by 100")
     low_cdf, high_cdf = _cdf_band(total, level)
     widths = np.diff(np.concatenate([[0.0], ordered, [1.0]]))
     # E[max of n] = 1 - integral of F(x)^n over [0, 1].
@@ -244,9 +244,9 @@ def _cdf_band(total: int, level: float) -> tuple[npt.NDArray[np.float64], npt.ND
 
 def _check_count(name: str, values: Sequence[float], least: int) -> None:
     if len(values) < least:
-        raise ConfigError(f"{name}: {len(values)} values; accepted: at least {least}; run more seeds")
+        raise ConfigError.of(name, f"{len(values)} values", f"at least {least}", "run more seeds")
 
 
 def _check_n(n: int, total: int) -> None:
     if not 1 <= n <= total:
-        raise ConfigError(f"n: {n}; accepted: 1 to {total}, the number of trials; lower it, or run more")
+        raise ConfigError.of("n", n, f"1 to {total}, the number of trials", "lower it, or run more")

@@ -179,12 +179,10 @@ def _until_enough(steps: Sequence[int], since: int) -> int | None:
 
 def _check(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], margin: float) -> None:
     if len(x) != len(y):
-        raise ConfigError(f"values: {len(y)}; accepted: {len(x)}, one for each step; correct them")
+        raise ConfigError.of("values", len(y), f"{len(x)}, one for each step", "correct them")
     if len(x) and (x[0] < 1 or (np.diff(x) <= 0).any()):
-        raise ConfigError("steps: not ascending from 1; accepted: ascending steps; sort them")
+        raise ConfigError.of("steps", "not ascending from 1", "ascending steps", "sort them")
     if not np.isfinite(y).all():
-        raise ConfigError("values: not all finite; accepted: finite numbers; leave out what diverged")
+        raise ConfigError.of("values", "not all finite", "finite numbers", "leave out what diverged")
     if not margin > 0:
-        raise ConfigError(
-            f"margin: {margin}; accepted: above 0: a change per doubling that does not matter; correct it"
-        )
+        raise ConfigError.of("margin", margin, "above 0: a change per doubling that does not matter")

@@ -38,10 +38,8 @@ class Classifier:
 
     def __init__(self, model: Network, spec: ModelSpec, sha256: str = "") -> None:
         if model.config.num_classes != spec.num_classes:
-            raise ModelError(
-                f"num_classes: the head has {model.config.num_classes} classes, the spec {spec.num_classes} class "
-                f"names; accepted: equal numbers; pass the spec of this model"
-            )
+            given = f"the head has {model.config.num_classes} classes, the spec {spec.num_classes} class names"
+            raise ModelError.of("num_classes", given, "equal numbers", "pass the spec of this model")
         self.model = model.eval()
         self.spec = spec
         self.sha256 = sha256

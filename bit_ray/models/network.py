@@ -130,12 +130,9 @@ def check_input(x: Tensor, min_image_size: int, halvings: str) -> None:
         ConfigError: it has another shape or type, or is too small.
     """
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-        raise ConfigError(
-            f"input: {list(x.shape)} {str(x.dtype).removeprefix('torch.')}; accepted: [B, 3, H, W] floating point in "
-            f"[-1, 1]; permute and scale the images first"
-        )
+        given = f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+        accepted = "[B, 3, H, W] floating point in [-1, 1]"
+        raise ConfigError.of("input", given, accepted, "permute and scale the images first")
     if x.shape[2] < min_image_size or x.shape[3] < min_image_size:
-        raise ConfigError(
-            f"input: {x.shape[2]}x{x.shape[3]} pixels; accepted: at least {min_image_size}x{min_image_size}; "
-            f"resize the images: {halvings}"
-        )
+        given, accepted = f"{x.shape[2]}x{x.shape[3]} pixels", f"at least {min_image_size}x{min_image_size}"
+        raise ConfigError.of("input", given, accepted, f"resize the images: {halvings}")

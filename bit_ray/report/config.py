@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
-from bit_ray.tracking.config import RegistryConfig
+from bit_ray.tracking.config import UsesRegistry
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelReportConfig:
+class ModelReportConfig(UsesRegistry):
     """Write a page about a model: what it is, how good, where it errs, what it looks at; one file."""
 
     model: str = field(metadata={"positional": "MODEL"})
@@ -19,10 +18,6 @@ class ModelReportConfig:
     """Images to judge it by: a folder of class folders, or a shard set; empty: the test set that its run recorded."""
     num_images: int = 2000
     """Most images that are scored; of a larger set they are drawn by seed 0."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, with the default registry."""
-    tracking: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the registry is."""
 
     def __post_init__(self) -> None:
         if self.num_images < 1:

@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 
 from bit_ray.config import DEFAULT_STORAGE, check_folder_name
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.hyperrule import Profile, RuleOverrides
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import parse_train
+from bit_ray.training.config import ByRule, parse_train
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShotConfig:
+class FewShotConfig(ByRule):
     """Few-shot transfer of one model, over several subset sizes and draws."""
 
     name: str
@@ -31,14 +30,6 @@ class FewShotConfig:
     scratch_lrs: tuple[float, ...] = ()
     """Learning rates to try from scratch, for comparison: the best on training images outside the draw counts. Empty:
     no comparison."""
-    profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
-    rule: RuleOverrides = field(default_factory=RuleOverrides)
-    """Settings that replace the profile's."""
-    random_crop: bool = True
-    """Off for tasks in which position matters (paper App. F)."""
-    random_flip: bool = True
-    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
     train: str = "all"
     """What is trained of the pre-trained network: all, head, stages:K, norm_bias or adapters:R, as in finetune."""
     storage: str = DEFAULT_STORAGE

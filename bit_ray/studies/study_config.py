@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from bit_ray.config import DEFAULT_STORAGE, check_folder_name, replace
 from bit_ray.errors import ConfigError, brief
-from bit_ray.recipes.hyperrule import Profile, RuleOverrides
+from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.spaces import Method, parse_space, parse_values
 from bit_ray.tracking.config import TrackingConfig
-from bit_ray.training.config import FinetuneConfig, PretrainConfig
+from bit_ray.training.config import ByRule, FinetuneConfig, PretrainConfig
 
 Where = Literal["memory", "cluster"]
 
@@ -146,7 +146,7 @@ class SweepConfig(_Search):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(_Search):
+class CompareConfig(_Search, ByRule):
     """Compare BiT-HyperRule with a sweep of the paper's space (App. A): accuracy, regret and costs."""
 
     name: str = "hyperrule-or-sweep"
@@ -162,14 +162,8 @@ class CompareConfig(_Search):
     """Trainings of the rule, and of the best of the sweep, per task."""
     val_share: float = 0.2
     """Share of each task's training examples that the sweep selects on."""
-    profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
     rule: RuleOverrides = field(default_factory=RuleOverrides)
     """Settings that replace the profile's, for the rule and for all trials."""
-    random_crop: bool = True
-    """Off for tasks in which position matters (paper App. F)."""
-    random_flip: bool = True
-    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,8 @@
 """Where runs are recorded, as settings; MLflow itself is not needed to read them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import ConfigError
 
 
@@ -27,3 +28,13 @@ class RegistryConfig:
     uri: str = ""
     """MLflow tracking URI; empty: MLFLOW_TRACKING_URI, or else the SQLite file in the run storage. Give a user and a
     password by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: other users of the machine can read flags."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsesRegistry:
+    """Settings of every command that takes a registered model and records nothing."""
+
+    storage: str = DEFAULT_STORAGE
+    """Folder of all runs, with the default registry."""
+    tracking: RegistryConfig = field(default_factory=RegistryConfig)
+    """Where the registry is."""

@@ -165,40 +165,20 @@ class RegisterAs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Pre-train a BiT network on a shard set."""
+class _Training:
+    """What all trainings on a cluster have in common."""
 
     name: str
     """Name of the run; starting again with the same name continues it."""
     shards: str
     """Shard set to train on: a folder, s3://... or gs://..."""
-    model: str = "R50x1"
-    """Network: R26x1 R50x1 R50x3 R101x1 R101x3 R152x1 R152x2 R152x4, or a size of your own such as R1-1-1-1x0.5;
-    BatchNorm with -bn or -syncbn behind it, no Weight Standardization with -nows (paper §4.3)."""
-    recipe: UpstreamRecipe = field(default_factory=bit_m)
-    """What the paper says, or your own."""
     storage: str = DEFAULT_STORAGE
     """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
-    seed: int = 0
-    """Seed of the initial weights, the order, the views and MixUp."""
-    mixup_alpha: float = 0.0
-    """MixUp's parameter; the paper found no use for it upstream (§2.2)."""
-    dropout: float = 0.0
-    """Share of the features that are dropped before the head; the paper has none upstream."""
     norm_batch: int = 0
     """Images over which a network with BatchNorm (-bn) takes its statistics; 0: 32, or the batch if 32 does not divide
     it."""
-    clip_norm: float = 0.0
-    """Largest global gradient norm; 0: off."""
-    head_bias: float = 0.0
-    """Initial bias of the head; big_vision starts sigmoid training at -10."""
     shuffle: Shuffle = field(default_factory=Shuffle)
     """How far apart examples are mixed."""
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
-    keep_best: str = ""
-    """Score of the probes, such as ridge_10_shot or knn_10_shot, by which the best checkpoint is kept besides the
-    newest; empty: none is."""
     runtime: Runtime = field(default_factory=Runtime)
     """How the plan is carried out; none of it changes what is learned."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -210,6 +190,49 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByRule:
+    """How BiT-HyperRule is used."""
+
+    profile: Profile = "code"
+    """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
+    rule: RuleOverrides = field(default_factory=RuleOverrides)
+    """Settings that replace the profile's."""
+    random_crop: bool = True
+    """Off for tasks in which position matters (paper App. F)."""
+    random_flip: bool = True
+    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(_Training):
+    """Pre-train a BiT network on a shard set."""
+
+    model: str = "R50x1"
+    """Network: R26x1 R50x1 R50x3 R101x1 R101x3 R152x1 R152x2 R152x4, or a size of your own such as R1-1-1-1x0.5;
+    BatchNorm with -bn or -syncbn behind it, no Weight Standardization with -nows (paper §4.3)."""
+    recipe: UpstreamRecipe = field(default_factory=bit_m)
+    """What the paper says, or your own."""
+    seed: int = 0
+    """Seed of the initial weights, the order, the views and MixUp."""
+    mixup_alpha: float = 0.0
+    """MixUp's parameter; the paper found no use for it upstream (§2.2)."""
+    dropout: float = 0.0
+    """Share of the features that are dropped before the head; the paper has none upstream."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0: off."""
+    head_bias: float = 0.0
+    """Initial bias of the head; big_vision starts sigmoid training at -10."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
+    keep_best: str = ""
+    """Score of the probes, such as ridge_10_shot or knn_10_shot, by which the best checkpoint is kept besides the
+    newest; empty: none is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         scores = [f"{kind}_{shots}_shot" for kind in ("ridge", "knn") for shots in self.probe.shots]
         if self.keep_best and self.keep_best not in scores:
             raise ConfigError.of("keep_best", self.keep_best, ", ".join(scores), "choose one, or change probe.shots")
@@ -219,13 +242,9 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(_Training, ByRule):
     """Fine-tune a network on a shard set by BiT-HyperRule."""
 
-    name: str
-    """Name of the run; starting again with the same name continues it."""
-    shards: str
-    """Shard set to train on: a folder, s3://... or gs://..."""
     init: str = ""
     """Weights to start from: models:/NAME@ALIAS, a saved model's folder or URI, BiT weights of other programs (.npz,
     .safetensors, .pth, .bin, Hugging Face folder), or a name, such as bit_m_r50x1 (bit-ray models known), timm/NAME or
@@ -234,14 +253,6 @@ class FinetuneConfig:
     """Network, when training from scratch; otherwise the weights say it."""
     test_shards: str = ""
     """Shard set to evaluate the result on, in full; empty: no evaluation."""
-    profile: Profile = "code"
-    """HyperRule as in the reference code, as in the paper, or the authors' cheaper one."""
-    rule: RuleOverrides = field(default_factory=RuleOverrides)
-    """Settings that replace the profile's."""
-    random_crop: bool = True
-    """Off for tasks in which position matters (paper App. F)."""
-    random_flip: bool = True
-    """Off for tasks in which left and right matter, such as digits (paper App. F)."""
     train: str = "all"
     """What is trained: all (as the paper), head, stages:K (the last K of 4, and the head), norm_bias (GroupNorm's
     affine, and the head), adapters:R (updates of rank R to all convolutions, merged into them at the end)."""
@@ -249,26 +260,11 @@ class FinetuneConfig:
     """Train on this many examples per class, drawn by subset_seed; 0: on all."""
     subset_seed: int = 0
     """Seed of the few-shot draw."""
-    storage: str = DEFAULT_STORAGE
-    """Folder of all runs, or s3://...; on a cluster of several nodes it must be one that all of them reach."""
     seed: int = 0
     """Seed of the order, the views and MixUp."""
-    shuffle: Shuffle = field(default_factory=Shuffle)
-    """How far apart examples are mixed."""
-    norm_batch: int = 0
-    """Images over which a network with BatchNorm (-bn) takes its statistics; 0: 32, or the batch if 32 does not divide
-    it."""
-    runtime: Runtime = field(default_factory=Runtime)
-    """How the plan is carried out; none of it changes what is learned."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where the run is recorded."""
-    register: RegisterAs = field(default_factory=RegisterAs)
-    """Where the finished model is registered."""
-    dry_run: bool = False
-    """Print the resolved plan and stop."""
 
     def __post_init__(self) -> None:
-        check_folder_name(self.name)
+        super().__post_init__()
         parse_train(self.train)
         for name in ("shots", "subset_seed", "seed"):
             if getattr(self, name) < 0:

@@ -32,14 +32,15 @@ def label_names(
     """
     if labels:
         if isinstance(labels, str | os.PathLike):
-            names, holder = _read(Path(labels)), f"{os.fspath(labels)} has "
+            try:
+                names, holder = _read(Path(labels)), f"{os.fspath(labels)} has "
+            except ModelError as error:
+                raise error.about("labels") from None
         else:
             names, holder = class_names(labels, "labels"), ""
         if len(names) != num_classes:
-            raise ModelError(
-                f"labels: {holder}{len(names)} names, but {model} has a head of {num_classes} classes; accepted: one "
-                f"name for each class; use the label file of these weights"
-            )
+            given = f"{holder}{len(names)} names, but {model} has a head of {num_classes} classes"
+            raise ModelError.of("labels", given, "one name for each class", "use the label file of these weights")
         return names
     if num_classes == 1000:
         from torchvision.models import ResNet50_Weights
@@ -47,34 +48,34 @@ def label_names(
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     if num_classes in (21841, 21843):
         return _imagenet21k(num_classes, model)
-    raise ModelError(
-        f"labels: {model} has a head of {num_classes} classes and no names for them; known names: for {_NAMED}; "
-        f"give a file with one name per line (predict, or models export --format package, with --labels FILE), or "
-        f"fine-tune the weights on your classes (--init)"
+    given = f"{model} has a head of {num_classes} classes and no names for them; known names: for {_NAMED}"
+    remedy = (
+        "give a file with one name per line (predict, or models export --format package, with --labels FILE), or "
+        "fine-tune the weights on your classes (--init)"
     )
+    raise ModelError.of("labels", given, remedy=remedy)
 
 
 def _imagenet21k(num_classes: int, model: str) -> tuple[str, ...]:
     try:
         from timm.data import ImageNetInfo
     except ImportError:
-        raise ModelError(
-            f"labels: {model} has a head of {num_classes} classes; their ImageNet-21k names come with timm, which is "
-            f"not installed; run pip install timm, or give a file with one name per line (--labels FILE)"
-        ) from None
+        given = f"{model} has a head of {num_classes} classes; their names come with timm, which is not installed"
+        remedy = "run pip install timm, or give a file with one name per line (--labels FILE)"
+        raise ModelError.of("labels", given, remedy=remedy) from None
     return tuple(ImageNetInfo("imagenet-21k-goog" if num_classes == 21843 else "imagenet-22k").label_descriptions())
 
 
 def _read(path: Path) -> tuple[str, ...]:
+    accepted = "a text file with one name per line"
     try:
         text = read_text(path)
     except OSError as error:
-        accepted = "a text file with one name per line"
-        raise ModelError(f"labels: {path}: {error.strerror}; accepted: {accepted}; check it") from None
+        raise ModelError(f"{path}: {error.strerror}; accepted: {accepted}; check it") from None
     except UnicodeDecodeError:
-        raise ModelError(f"labels: {path}: not UTF-8 text; accepted: one name per line; convert it") from None
+        raise ModelError(f"{path}: not UTF-8 text; accepted: one name per line; convert it") from None
     except ValueError as error:
-        raise ModelError(f"labels: {path}: {error}; accepted: a text file with one name per line; check it") from None
+        raise ModelError(f"{path}: {error}; accepted: {accepted}; check it") from None
     if path.suffix != ".json":
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     try:
@@ -84,10 +85,8 @@ def _read(path: Path) -> tuple[str, ...]:
     except (ValueError, KeyError, TypeError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelError(
-            f"labels: {path}: other JSON; accepted: a JSON list of names, or an object of names; correct it"
-        )
-    return class_names(names, f"labels: {path}")
+        raise ModelError(f"{path}: other JSON; accepted: a JSON list of names, or an object of names; correct it")
+    return class_names(names, str(path))
 
 
 def read_text(path: Path) -> str:

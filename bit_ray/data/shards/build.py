@@ -205,7 +205,7 @@ def _tmpdir_explained() -> Iterator[None]:
 def check_example(example: Example, num_classes: int, multi_label: bool, optional_columns: Sequence[str] = ()) -> None:
     """Raise DataError unless the example's values fit a set of ``num_classes`` and these columns."""
     if not isinstance(example, Example):
-        raise DataError(f"source: returned {type(example).__name__}; accepted: Example(id, image, labels); convert it")
+        raise DataError.of("source", f"returned {type(example).__name__}", "Example(id, image, labels)", "convert it")
     if not isinstance(example.id, str) or not example.id or not is_unicode(example.id):
         raise DataError(f"id: {brief(example.id)}; accepted: text in UTF-8 that is not empty; give every example an id")
     if not isinstance(example.image, bytes):

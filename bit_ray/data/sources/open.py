@@ -92,9 +92,8 @@ def open_source(
             cast(Iterable[Example], source), tuple(class_names), options.multi_label, tuple(optional_columns)
         )
     if not opened.class_names or not len(opened):
-        raise DataError(
-            f"source: {len(opened)} examples of {len(opened.class_names)} classes; accepted: at least one of each"
-        )
+        found = f"{len(opened)} examples of {len(opened.class_names)} classes"
+        raise DataError.of("source", found, "at least one of each", "check it")
     check_classes("source", tuple(opened.class_names), "unique names")
     return opened
 

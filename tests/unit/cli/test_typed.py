@@ -1,10 +1,13 @@
+import ast
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+import bit_ray
 from bit_ray.cli.main import COMMANDS, main
 from bit_ray.cli.shards import InspectConfig
 from bit_ray.cli.training import exit_status
@@ -85,6 +88,7 @@ def test_the_subject_of_an_error_stays_before_the_flag() -> None:
 
 VTAB = ["vtab", "--name", "x", "--model", "R50x1"]
 FINETUNE = ["finetune", "--name", "x", "--shards", "data"]
+PACKAGE = Path(bit_ray.__file__).parent
 SHARDS = Path(__file__).parents[2] / "assets" / "shards_format_1"
 
 
@@ -178,3 +182,25 @@ def test_an_error_outside_of_a_command_keeps_its_field(capfd: pytest.CaptureFixt
     capfd.readouterr()
     assert exit_status(fails) == 2
     assert capfd.readouterr().err == "error: shards: 1; accepted: 2; correct it\n"
+
+
+def by_hand(source: str) -> list[str]:
+    """Errors about settings whose field is part of the text, so that the command line cannot name the flag."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Name("ConfigError" | "MissingError"), args=[ast.Constant(text), *_]):
+                found.append(text)
+            case ast.Call(
+                func=ast.Name("ConfigError" | "MissingError"), args=[ast.JoinedStr([ast.Constant(text), *_]), *_]
+            ):
+                found.append(text)
+    return [text for text in found if re.match(r"(--)?[a-z][a-z0-9_.-]*: ", text)]
+
+
+def test_no_error_names_a_setting_by_hand() -> None:
+    found = {path.name: texts for path in PACKAGE.rglob("*.py") if (texts := by_hand(path.read_text()))}
+    # A recipe is chosen before there is a config, and a command is no setting.
+    assert found == {"flags.py": ["--recipe: "], "submission.py": ["preflight: "]}
+    assert by_hand('raise ConfigError(f"shots: {shots}; accepted: at least 1; raise it")') == ["shots: "]
+    assert by_hand('raise ConfigError("init: empty; accepted: weights; name some")')

@@ -199,8 +199,11 @@ def test_only_what_is_asked_for_is_read(shards, run, capfd, tmp_path):
         (["--run", "RUN", "--step", "-1"], "--step: -1; accepted: 0 or more"),
         (["--run", "RUN", "--step", "11"], "--step: 11; accepted: 0 to 10, the steps of the run"),
         (["--run", "RUN", "--image", "e60"], "--image: e60: no such id in SHARDS"),
-        (["--run", "RUN"], "--step, --image: neither is given"),
-        (["--run", "RUN", "--step", "1", "--image", "e00"], "--step, --image: both are given"),
+        (["--run", "RUN"], "--step: neither it nor image is given; accepted: one of the two; ask --step T or"),
+        (
+            ["--run", "RUN", "--step", "1", "--image", "e00"],
+            "--step: 1, and image is given too; accepted: one of the two",
+        ),
         (["--step", "1"], "--global-batch-size: missing; accepted: images per step; give it, or the run"),
         (["--step", "1", "--global-batch-size", "0"], "--global-batch-size: 0; accepted: 1 or more"),
         (["--step", "1", "--global-batch-size", "4", "--seed", "-1"], "--seed: -1; accepted: 0 or more"),
