@@ -305,7 +305,7 @@ def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
     return ConfigError.of(where or "config", f"given {brief(value)} ({type(value).__name__})", accepted, "")
 
 
-def _unknown(place: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
+def _unknown(shown: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
     nearest = difflib.get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {_join(where, nearest[0])}?" if nearest else ""
-    return ConfigError(f"{place}: unknown setting; accepted: {', '.join(known)}{hint}")
+    return ConfigError(f"{shown}: unknown setting; accepted: {', '.join(known)}{hint}")

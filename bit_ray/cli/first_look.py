@@ -24,13 +24,13 @@ def look(verb: str, weights: str, *sets: str, tracking: RegistryConfig | Trackin
     Raises:
         BitRayError: a set or a model is not there, as the command itself would say it.
     """
-    places = []
+    parts = []
     for uri in filter(None, sets):
         size = f" ({read_manifest(uri).num_examples:,} images)" if store.is_local(uri) else ""
-        places.append(f"{uri}{size}")
+        parts.append(f"{uri}{size}")
     if weights.startswith("models:/"):
         registry_uri(tracking_uri(tracking.uri, storage))
     elif weights:
         check_there(weights)
     what = f"{verb} {weights}" if weights else verb
-    console.print(shown(f"{what} on {', '.join(places)}" if places else what))
+    console.print(shown(f"{what} on {', '.join(parts)}" if parts else what))

@@ -48,7 +48,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
     """
     command.set(cls)
     args = list(args)
-    if "--" in args and not args[0].startswith("-"):  # positionals are read in one place, and what follows -- is some
+    if "--" in args and not args[0].startswith("-"):  # positionals are read at one point, and what follows -- is some
         args = [*args[1 : args.index("--")], "--", args[0], *args[args.index("--") + 1 :]]
     settings = _merged(_defaults(cls), {name: _plain(value) for name, value in defaults.items()})
     path = _take(args, "--config", prog) if _is_run(cls) else None
@@ -169,16 +169,16 @@ def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) ->
 def _leaf(field: "dataclasses.Field[Any]", kind: Any, text: str, hint: str) -> Any:
     bare = _without_none(kind)
     items = get_args(bare) if get_origin(bare) is tuple else ()
-    place = field.metadata.get("positional")
+    shown_as = field.metadata.get("positional")
     spec: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
         nargs="*" if items and items[-1] is Ellipsis else len(items) or 1,
-        metavar=place or metavar(bare),
+        metavar=shown_as or metavar(bare),
         instance_from_str=lambda tokens: _from_text(kind, tokens),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [],
     )
     about = tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=spec.metavar)
-    return Annotated[(Any, spec, about, *((tyro.conf.Positional,) if place else ()))]
+    return Annotated[(Any, spec, about, *((tyro.conf.Positional,) if shown_as else ()))]
 
 
 def _shown_only(name: str, metavar: str, text: str) -> Any:
@@ -222,11 +222,11 @@ def _flags(parsed: Any, prefix: str = "") -> Iterator[str]:
 def _take(args: list[str], flag: str, prog: str) -> str | None:
     """Remove a flag and its value from the arguments; the last one counts."""
     value = None
-    while (place := next((i for i, arg in enumerate(args) if arg == flag or arg.startswith(f"{flag}=")), -1)) >= 0:
-        arg = args.pop(place)
-        if arg == flag and place == len(args):
+    while (at := next((i for i, arg in enumerate(args) if arg == flag or arg.startswith(f"{flag}=")), -1)) >= 0:
+        arg = args.pop(at)
+        if arg == flag and at == len(args):
             raise ConfigError(f"{flag}: no value; see {prog} --help")
-        value = args.pop(place) if arg == flag else arg.removeprefix(f"{flag}=")
+        value = args.pop(at) if arg == flag else arg.removeprefix(f"{flag}=")
     return value
 
 

@@ -216,8 +216,8 @@ def rank(config: RankConfig) -> None:
         shards = config.images
         if not store.exists(store.join(shards, MANIFEST)):
             name = PurePath(shards.rstrip("/")).name
-            place = hashlib.sha256(store.absolute(shards).encode()).hexdigest()[:8]
-            shards = store.join(config.storage, "ranked", f"{name}-{place}")
+            mark = hashlib.sha256(store.absolute(shards).encode()).hexdigest()[:8]
+            shards = store.join(config.storage, "ranked", f"{name}-{mark}")
             write_shards(
                 config.images,
                 shards,

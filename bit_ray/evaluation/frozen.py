@@ -235,11 +235,11 @@ def episodes(
     if ways > len(classes):
         raise DataError.of("ways", ways, f"at most {len(classes)}, the number of classes with images", "lower it")
     members = {int(c): np.flatnonzero(labels == c) for c in classes}
-    for c, places in members.items():
-        if len(places) < shots + queries:
+    for c, of_class in members.items():
+        if len(of_class) < shots + queries:
             name = f"class {c} ({class_names[c]!r})" if class_names else f"class {c}"
             given = f"{shots} with {queries} queries"
-            accepted = f"together at most {len(places)}, the number of examples of {name}"
+            accepted = f"together at most {len(of_class)}, the number of examples of {name}"
             raise DataError.of("shots", given, accepted, "lower shots or queries")
     x = _unit(_tensor(features)).numpy()
     truth = np.repeat(np.arange(ways), queries)
@@ -250,8 +250,8 @@ def episodes(
             generator.choice(members[int(c)], shots + queries, replace=False)
             for c in generator.choice(classes, ways, replace=False)
         ]
-        support = np.stack([x[places[:shots]].mean(0) for places in drawn])
-        query = np.concatenate([x[places[shots:]] for places in drawn])
+        support = np.stack([x[of_class[:shots]].mean(0) for of_class in drawn])
+        query = np.concatenate([x[of_class[shots:]] for of_class in drawn])
         # |q - s|^2 without |q|^2, which is the same for all classes.
         distance = (support**2).sum(1) - 2 * query @ support.T
         values.append(_accuracy(distance.argmin(1), truth))

@@ -141,9 +141,9 @@ class ClassificationMetrics:
         _add(_bins(outcomes.confidence), self.bin_total, (self.bin_correct, outcomes.right))
         np.add.at(self.bin_confidence, _bins(outcomes.confidence), outcomes.confidence)
         sizes = losses.cpu().numpy()
-        places = np.searchsorted(_LOSS_EDGES, sizes)
-        np.add.at(self.loss_total, places, 1)
-        np.add.at(self.loss_sum, places, sizes)
+        buckets = np.searchsorted(_LOSS_EDGES, sizes)
+        np.add.at(self.loss_total, buckets, 1)
+        np.add.at(self.loss_sum, buckets, sizes)
         if not self.multi_label:
             true = labels.cpu().numpy()
             _add(true, self.class_total, (self.class_correct, outcomes.right), (self.class_top_5, within_5))
@@ -228,14 +228,14 @@ class ClassificationMetrics:
 
 
 def _add(
-    places: npt.NDArray[np.int64],
+    buckets: npt.NDArray[np.int64],
     total: npt.NDArray[np.int64],
     *marked: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]],
 ) -> None:
     """Count the indices into ``total``, and into each other array those that are marked for it."""
-    total += np.bincount(places, minlength=len(total))
+    total += np.bincount(buckets, minlength=len(total))
     for counts, where in marked:
-        counts += np.bincount(places[where], minlength=len(total))
+        counts += np.bincount(buckets[where], minlength=len(total))
 
 
 def _bins(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

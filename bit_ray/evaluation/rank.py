@@ -81,8 +81,8 @@ def choose_examples(
         accepted = f"at most {max(counts[c] - 1, 0)}, because {examples}"
         raise DataError.of("shots", shots, accepted, "lower it, or add examples")
     chosen = [
-        places[few_shot_subset(np.zeros(len(places), np.int64), min(per_class, len(places)), 0)]
-        for places in (np.flatnonzero(labels == c) for c in range(len(class_names)))
+        positions[few_shot_subset(np.zeros(len(positions), np.int64), min(per_class, len(positions)), 0)]
+        for positions in (np.flatnonzero(labels == c) for c in range(len(class_names)))
     ]
     return np.sort(np.concatenate(chosen))
 
@@ -122,7 +122,7 @@ def rank_models(
         accepted = f"more than shots ({shots}), which is at least 1"
         raise ConfigError.of("per_class", per_class, accepted, "raise it")
     _, labels = read_labels(shards, manifest)
-    places = choose_examples(labels, manifest.class_names, shots, per_class)
+    positions = choose_examples(labels, manifest.class_names, shots, per_class)
     ranked: dict[tuple[object, ...], Ranked] = {}
     broken = []
     for uri in uris:
@@ -136,7 +136,7 @@ def rank_models(
         key = (classifier.sha256, spec.resize_mode, spec.resize_size, spec.crop_size, spec.input_range)
         if key in ranked:
             continue
-        found = cluster_features(classifier, shards, manifest, resources, places)
+        found = cluster_features(classifier, shards, manifest, resources, positions)
         ridge, knn, evidence = score_features(found, manifest.class_names, shots)
         ranked[key] = Ranked(
             uri=uri,

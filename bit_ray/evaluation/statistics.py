@@ -186,9 +186,9 @@ def expected_choice(ranked: Sequence[float], read: Sequence[float], n: int) -> f
         raise ConfigError.of("read", f"{len(read)} scores", f"{len(ranked)}, one for each that is ranked", "pair them")
     first, second = np.asarray(ranked, np.float64), np.asarray(read, np.float64)
     # Trials of equal rank are chosen with equal probability.
-    _, places = np.unique(first, return_inverse=True)
-    means = np.bincount(places, second) / np.bincount(places)
-    return float(_weights_of_best(len(first), n) @ means[np.sort(places)])
+    _, inverse = np.unique(first, return_inverse=True)
+    means = np.bincount(inverse, second) / np.bincount(inverse)
+    return float(_weights_of_best(len(first), n) @ means[np.sort(inverse)])
 
 
 def _weights_of_best(total: int, n: int) -> npt.NDArray[np.float64]:

@@ -130,21 +130,21 @@ def subset_places(
         DataError: An example is not in the set, or a class has another number of examples than k.
     """
     wanted = frozenset(subset.ids)
-    places = np.array([i for i, name in enumerate(ids) if name in wanted], np.int64)
-    if len(places) < len(wanted):
+    positions = np.array([i for i, name in enumerate(ids) if name in wanted], np.int64)
+    if len(positions) < len(wanted):
         absent = sorted(wanted - frozenset(ids))
         raise DataError(
             f"{uri}: ids: {absent[0]!r}{f' and {len(absent) - 1} more' if len(absent) > 1 else ''} not in the set; "
             "accepted: ids of its examples; use the set that the subset was drawn from, or draw the subset again"
         )
-    counts = np.bincount(labels[places], minlength=len(class_names))
+    counts = np.bincount(labels[positions], minlength=len(class_names))
     if np.any(counts != subset.k):
         c = int(np.argmax(counts != subset.k))
         raise DataError(
             f"{uri}: {counts[c]} examples of class {c} ({class_names[c]!r}); accepted: {subset.k} of every class; "
             "draw the subset again"
         )
-    return places
+    return positions
 
 
 def draw_subsets(

@@ -63,9 +63,9 @@ def _spread(cells: Tensor, side: int) -> Tensor:
     """
     last = cells.shape[1] - 1
     stride = 2 ** math.ceil(math.log2(side / (last + 1)))
-    place = (torch.arange(side, device=cells.device) / stride).clamp(max=last)
+    position = (torch.arange(side, device=cells.device) / stride).clamp(max=last)
     # [side, n]: linear between two cells, constant beyond the last.
-    share = (1 - (place[:, None] - torch.arange(last + 1, device=cells.device)).abs()).clamp(min=0)
+    share = (1 - (position[:, None] - torch.arange(last + 1, device=cells.device)).abs()).clamp(min=0)
     return share @ cells @ share.T
 
 

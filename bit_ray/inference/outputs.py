@@ -87,18 +87,18 @@ def prediction_table(
     """
     readable = np.array([error is None for error in errors])
     # Index of each row's result; null for a row without one.
-    places = pa.array(np.cumsum(readable) - 1, mask=~readable)
+    positions = pa.array(np.cumsum(readable) - 1, mask=~readable)
     columns: dict[str, pa.Array] = {"path": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
     if results:
         best, classes, *features = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
         all_names = pa.array(class_names, pa.string())
         for k in range(best.shape[1]):
-            columns[f"class_{k + 1}"] = all_names.take(pa.array(classes[:, k])).take(places)
-            columns[f"probability_{k + 1}"] = pa.array(best[:, k]).take(places)
+            columns[f"class_{k + 1}"] = all_names.take(pa.array(classes[:, k])).take(positions)
+            columns[f"probability_{k + 1}"] = pa.array(best[:, k]).take(positions)
         for vectors in features:
             offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], pa.int32())
             lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1), pa.float32()))
-            columns["features"] = lists.take(places)
+            columns["features"] = lists.take(positions)
     return pa.table(
         [columns[field.name] if field.name in columns else pa.nulls(len(names), field.type) for field in schema],
         schema=schema,

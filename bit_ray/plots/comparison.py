@@ -55,8 +55,8 @@ def comparison_figure(rows: Sequence[ComparisonRow], title: str = "Few-shot accu
         axes.plot(*zip(*line, strict=True), color=color, linewidth=1.4, alpha=0.6, zorder=2)
     for at, k in enumerate(ks):
         present = sorted((name for name in series if (name, k) in medians), key=lambda name: -medians[name, k])
-        for place, name in enumerate(present):
-            above = place == 0
+        for position, name in enumerate(present):
+            above = position == 0
             repeats = next(row.values for row in rows if (row.series, row.k) == (name, k))
             edge = max(repeats) if above else min(repeats)
             color = SERIES[series.index(name)]

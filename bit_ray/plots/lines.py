@@ -144,8 +144,8 @@ def line_figure(plot: LinePlot) -> Figure:
         return figure
     columns = 3 if max(map(len, names)) <= 22 else 2
     figure.set_size_inches(7.5, 4.6 + 0.2 * (len(names) // columns))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.2}
-    legend = figure.legend(handles, names, frameon=False, labelcolor=INK, fontsize=9, **place)
+    options: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.2}
+    legend = figure.legend(handles, names, frameon=False, labelcolor=INK, fontsize=9, **options)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
@@ -172,7 +172,7 @@ def _rows_of_marks(figure: Figure, axes: Axes, plot: LinePlot) -> None:
 
 
 def _drawn(values: tuple[float, ...], log: bool) -> npt.NDArray[np.float64]:
-    """The values, NaN for those that have no place on the axis; near the largest float matplotlib overflows."""
+    """The values, NaN for those that the axis cannot show; near the largest float matplotlib overflows."""
     array = np.asarray(values, np.float64)
     return np.where((array > (1e-100 if log else -1e100)) & (array < 1e100), array, np.nan)
 
@@ -220,17 +220,17 @@ def _mark(axes: Axes, verticals: list[tuple[float, str]]) -> None:
 def _in_axes(axes: Axes, points: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
     """Where points are, in fractions of the axes."""
     axes.get_xlim(), axes.get_ylim()  # sets the limits by the data
-    places: npt.NDArray[np.float64] = (axes.transScale + axes.transLimits).transform(points)
-    return places
+    positions: npt.NDArray[np.float64] = (axes.transScale + axes.transLimits).transform(points)
+    return positions
 
 
 def _ticks(axis: Axis, log: bool, percent: bool) -> None:
-    """Choose places and texts of the ticks, without formulas."""
+    """Choose positions and texts of the ticks, without formulas."""
     axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     if log:
         low, high = axis.get_view_interval()
         axis.set_minor_locator(NullLocator())
-        if high > 10 * low:  # within one decade, the places of a linear axis
+        if high > 10 * low:  # within one decade, the positions of a linear axis
             axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     scale, unit = (100, "%") if percent else (1, "")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:,.10g}{unit}"))

@@ -57,8 +57,8 @@ def find_subject(model: str, *, storage: str, tracking_uri: str, device: str = "
     version, run = None, _NOTHING
     run_id = classifier.spec.provenance.get("run_id", "")
     try:
-        place = package if "://" in package else store.absolute(package)
-        same = [each for each in list_models(tracking_uri) if each.weights_uri == place]
+        package_uri = package if "://" in package else store.absolute(package)
+        same = [each for each in list_models(tracking_uri) if each.weights_uri == package_uri]
         if reference:  # of several names of the same weights, the one that was asked for
             same = [each for each in same if (each.name, each.version) == (reference.name, reference.version)]
         version = same[0] if same else None

@@ -43,10 +43,10 @@ def _holds_something(path: Path) -> bool:
 def _make(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with partial(path, directory=True) as place:  # a directory, as SQLite has a second file next to the first
-        store = SqlAlchemyStore(f"sqlite:///{place / path.name}", str(path.parent / "mlruns"))
+    with partial(path, directory=True) as folder:  # a directory, as SQLite has a second file next to the first
+        store = SqlAlchemyStore(f"sqlite:///{folder / path.name}", str(path.parent / "mlruns"))
         store.engine.dispose()
-        os.replace(place / path.name, path)
+        os.replace(folder / path.name, path)
 
 
 def _check(path: Path) -> None:

@@ -50,10 +50,10 @@ def check_code(where: str) -> None:
     """
     submitted = os.environ.get(SUBMITTED_CODE, "")
     if submitted and submitted != code_digest():
-        place = Path(bit_ray.__file__).parent
+        folder = Path(bit_ray.__file__).parent
         raise ConfigError(
-            f"{where}: runs bit_ray with the source digest {code_digest()}, from {place}; accepted: {submitted}, which "
-            "was submitted; remove the other bit_ray from PYTHONPATH on this node, and submit again"
+            f"{where}: runs bit_ray with the source digest {code_digest()}, from {folder}; accepted: {submitted}, "
+            "which was submitted; remove the other bit_ray from PYTHONPATH on this node, and submit again"
         )
 
 

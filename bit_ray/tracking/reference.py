@@ -143,8 +143,8 @@ def log_reference(
         if isinstance(error, MlflowException):
             raise
         # If the artifacts do not go through the server, this is the store's own kind of error.
-        place = shown(logged.artifact_location)
-        raise TrackingError(f"{name}: cannot be registered: {place}: {one_line(error)}") from None
+        artifacts = shown(logged.artifact_location)
+        raise TrackingError(f"{name}: cannot be registered: {artifacts}: {one_line(error)}") from None
     return str(logged.model_id)
 
 

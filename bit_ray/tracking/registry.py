@@ -193,10 +193,10 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
 
 def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
     """Return the bytes of ``model.json`` and the parsed content, after checking the size of the weights file."""
-    place = store.join(package_uri, DESCRIPTION_FILE)
+    file_uri = store.join(package_uri, DESCRIPTION_FILE)
     try:
-        data = store.read_bytes(place)
-        spec, weights = parse_description(data, place)
+        data = store.read_bytes(file_uri)
+        spec, weights = parse_description(data, file_uri)
         size = store.file_sizes([store.join(package_uri, weights.file)])[0]
     except DataError as error:
         raise ModelError(f"{package_uri}: no readable saved model ({one_line(error)})") from None
@@ -234,14 +234,16 @@ def _card(client: MlflowClient, name: str, alias: str, spec: ModelSpec, weights:
 
 def _write_card(package_uri: str, card: str) -> None:
     """Put the card next to the weights, unless another README.md is there or the folder is not writable."""
-    place = store.join(package_uri, CARD_FILE)
+    file_uri = store.join(package_uri, CARD_FILE)
     try:
-        if store.exists(place) and not store.read_bytes(place).startswith(MARK.encode()):
-            log.warning("%s is not a card of bit_ray and is not changed; the card is the version's description", place)
+        if store.exists(file_uri) and not store.read_bytes(file_uri).startswith(MARK.encode()):
+            log.warning(
+                "%s is not a card of bit_ray and is not changed; the card is the version's description", file_uri
+            )
         else:
-            store.write_bytes(place, card.encode())
+            store.write_bytes(file_uri, card.encode())
     except DataError as error:
-        log.warning("%s: the card is only in the registry: %s", place, one_line(error))
+        log.warning("%s: the card is only in the registry: %s", file_uri, one_line(error))
 
 
 def _create_version(

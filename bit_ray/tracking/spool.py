@@ -54,14 +54,14 @@ class Spool:
 
     def add_file(self, path: Path) -> str:
         """Copy a file or a directory into the queue and return its path there, for use in an operation."""
-        place = Path("files", uuid.uuid4().hex, path.name)
-        target = self.directory / place
+        relative = Path("files", uuid.uuid4().hex, path.name)
+        target = self.directory / relative
         target.parent.mkdir(parents=True)
         if path.is_dir():
             shutil.copytree(path, target)
         else:
             shutil.copyfile(path, target)
-        return place.as_posix()
+        return relative.as_posix()
 
     def seal(self) -> list[Path]:
         """Return the segments to send, oldest first; the next operation starts a new one."""
@@ -82,9 +82,9 @@ class Spool:
         with open(self.directory / "refused.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps({**operation, "refused": reason}) + "\n" for operation in operations)
 
-    def drop_file(self, place: str) -> None:
+    def drop_file(self, relative: str) -> None:
         """Remove a copy made by ``add_file``."""
-        shutil.rmtree((self.directory / place).parent, ignore_errors=True)
+        shutil.rmtree((self.directory / relative).parent, ignore_errors=True)
 
     def remove_if_empty(self) -> None:
         """Remove the directory, unless it has waiting or refused operations."""

@@ -205,11 +205,11 @@ def _trace(baked: Network) -> torch.export.ExportedProgram:
         return torch.export.export(_Logits(baked), (torch.zeros(2, 3, 80, 96),), dynamic_shapes=shapes)
 
 
-def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str], place: Path) -> None:
+def _save_torch(program: torch.export.ExportedProgram, metadata: dict[str, str], target: Path) -> None:
     # Through memory: PyTorch's writer ends the whole process if the disk is full.
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=metadata)
-    place.write_bytes(buffer.getbuffer())
+    target.write_bytes(buffer.getbuffer())
 
 
 def _onnx(baked: Network, int8: bool) -> Any:
@@ -238,16 +238,16 @@ def _quantize_onnx(proto: Any) -> None:
     """Replace the weights of convolutions and classifier by int8 and a DequantizeLinear each."""
     onnx = _need("onnx")
     graph = proto.graph
-    places = {initializer.name: i for i, initializer in enumerate(graph.initializer)}
+    indices = {initializer.name: i for i, initializer in enumerate(graph.initializer)}
     nodes, replaced = [], set()
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm") and node.input[1] in places:
+        if node.op_type in ("Conv", "Gemm") and node.input[1] in indices:
             name = node.input[1]
             assert node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
             if name not in replaced:
-                weight = torch.from_numpy(onnx.numpy_helper.to_array(graph.initializer[places[name]]).copy())
+                weight = torch.from_numpy(onnx.numpy_helper.to_array(graph.initializer[indices[name]]).copy())
                 rounded, scale = quantize(weight)
-                graph.initializer[places[name]].CopyFrom(onnx.numpy_helper.from_array(rounded.numpy(), f"{name}_int8"))
+                graph.initializer[indices[name]].CopyFrom(onnx.numpy_helper.from_array(rounded.numpy(), f"{name}_int8"))
                 graph.initializer.append(onnx.numpy_helper.from_array(scale.numpy(), f"{name}_scale"))
                 nodes.append(
                     onnx.helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=0)

@@ -36,21 +36,21 @@ def folder_spec(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: the folder has no ``config.json``, or one of a network that is not BiT.
     """
-    place = path / CONFIG_FILE
-    config = _read(place)
+    config_path = path / CONFIG_FILE
+    config = _read(config_path)
     if config is None:
         accepted = "a folder of timm's or Hugging Face's BiT"
         raise ModelError(f"{path}: no {CONFIG_FILE}; accepted: {accepted}; check the path")
     try:
         if config.get("model_type") == "bit":
-            return _from_huggingface(place, config, _read(path / PROCESSOR_FILE) or {})
+            return _from_huggingface(config_path, config, _read(path / PROCESSOR_FILE) or {})
         if str(config.get("architecture")).startswith("resnetv2_"):
-            return _from_timm(place, config)
+            return _from_timm(config_path, config)
         kind = config.get("model_type") or config.get("architecture") or "unknown"
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ModelError(f"{place}: {reason}; accepted: the config of a BiT model; correct it") from None
-    raise ModelError(f"{place}: model {brief(kind)}; accepted: BiT of timm or Hugging Face; use such a folder")
+        raise ModelError(f"{config_path}: {reason}; accepted: the config of a BiT model; correct it") from None
+    raise ModelError(f"{config_path}: model {brief(kind)}; accepted: BiT of timm or Hugging Face; use such a folder")
 
 
 def huggingface_files(spec: ModelSpec, network: ResNetConfig) -> dict[str, dict[str, Any]]:
@@ -118,20 +118,20 @@ def timm_name(model: str) -> str:
     return f"resnetv2_{model[1:]}_bit" if model in _TIMM_MODELS else ""
 
 
-def _from_huggingface(place: Path, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+def _from_huggingface(config_path: Path, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in _HUGGINGFACE_BIT.items():
         if config.get(name, value) != value:
             raise ModelError(
-                f"{place}: {name}: {brief(config[name])}; accepted: {value!r}, as in BiT; these weights are of another "
-                "network"
+                f"{config_path}: {name}: {brief(config[name])}; accepted: {value!r}, as in BiT; these weights are "
+                "of another network"
             )
     spec: dict[str, Any] = {}
     names = in_order(config.get("id2label", {}))
     if names and names != [f"LABEL_{index}" for index in range(len(names))]:  # the default without names
-        spec["class_names"] = class_names(names, f"{place}: id2label")
+        spec["class_names"] = class_names(names, f"{config_path}: id2label")
     if config.get("problem_type") is not None:
         spec["multi_label"] = config["problem_type"] == "multi_label_classification"
-    beside = place.with_name(PROCESSOR_FILE)
+    beside = config_path.with_name(PROCESSOR_FILE)
     size, crop = processor.get("size", {}), processor.get("crop_size", {})
     if "shortest_edge" in size:
         resize = _side(beside, "size", size["shortest_edge"])
@@ -143,24 +143,26 @@ def _from_huggingface(place: Path, config: Mapping[str, Any], processor: Mapping
     return spec | _input_range(beside, processor.get("image_mean"), processor.get("image_std"))
 
 
-def _from_timm(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def _from_timm(config_path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     about = {**config, **config.get("pretrained_cfg", {})}
     spec: dict[str, Any] = {}
     if names := about.get("label_names"):
         names = in_order(names) if isinstance(names, dict) else names
         described = about.get("label_descriptions") or {}
-        spec["class_names"] = class_names((described.get(name, name) for name in names), f"{place}: label_names")
+        spec["class_names"] = class_names((described.get(name, name) for name in names), f"{config_path}: label_names")
     if "input_size" in about:
-        crop = _side(place, "input_size", about["input_size"][-1])
+        crop = _side(config_path, "input_size", about["input_size"][-1])
         square = about.get("crop_mode") == "squash"
         share = about.get("crop_pct", 0.875)
         if not isinstance(share, (int, float)) or not 0.01 <= share <= 1:
-            raise ModelError(f"{place}: crop_pct: {brief(share)}; accepted: a share, for example 0.875; correct it")
+            raise ModelError(
+                f"{config_path}: crop_pct: {brief(share)}; accepted: a share, for example 0.875; correct it"
+            )
         # timm rounds down; the small number is for quotients such as 224 / (224 / 256), slightly below 256.
         resize = crop if square else math.floor(crop / share + 1e-6)
         mode = "square" if square else "shorter_side"
         spec |= {"resize_mode": mode, "resize_size": resize, "crop_size": crop}
-    return spec | _input_range(place, about.get("mean"), about.get("std"))
+    return spec | _input_range(config_path, about.get("mean"), about.get("std"))
 
 
 def _mean_std(spec: ModelSpec) -> tuple[float, float]:
@@ -168,37 +170,37 @@ def _mean_std(spec: ModelSpec) -> tuple[float, float]:
     return -low / (high - low), 1 / (high - low)
 
 
-def _input_range(place: Path, mean: Any, std: Any) -> dict[str, Any]:
+def _input_range(config_path: Path, mean: Any, std: Any) -> dict[str, Any]:
     """Return the range of pixels after ``(x / 255 - mean) / std``; ours is the same for all channels."""
     if mean is None or std is None:
         return {}
     numbers = [*mean, *std]
     if not mean or not std or not all(type(x) in (int, float) and abs(x) <= _LARGEST_STATISTIC for x in numbers):
-        raise ModelError(f"{place}: mean {brief(mean)}, std {brief(std)}; accepted: lists of numbers; correct it")
+        raise ModelError(f"{config_path}: mean {brief(mean)}, std {brief(std)}; accepted: lists of numbers; correct it")
     if len({*mean}) != 1 or len({*std}) != 1:
         raise ModelError(
-            f"{place}: mean {list(mean)}, std {list(std)}; accepted: one value for all channels, 0.5 in BiT; these "
-            f"weights are for another input"
+            f"{config_path}: mean {list(mean)}, std {list(std)}; accepted: one value for all channels, 0.5 in BiT; "
+            f"these weights are for another input"
         )
     if std[0] < 1 / _LARGEST_STATISTIC:
-        raise ModelError(f"{place}: std {std[0]}; accepted: a positive number, 0.5 in BiT; correct it")
+        raise ModelError(f"{config_path}: std {std[0]}; accepted: a positive number, 0.5 in BiT; correct it")
     return {"input_range": ((0 - mean[0]) / std[0], (1 - mean[0]) / std[0])}
 
 
-def _side(place: Path, name: str, value: Any) -> int:
+def _side(config_path: Path, name: str, value: Any) -> int:
     """Return a number of pixels; `ModelSpec` checks its range."""
     if type(value) is not int:
-        raise ModelError(f"{place}: {name}: {brief(value)}; accepted: a whole number of pixels; correct it")
+        raise ModelError(f"{config_path}: {name}: {brief(value)}; accepted: a whole number of pixels; correct it")
     return value
 
 
-def _read(place: Path) -> dict[str, Any] | None:
+def _read(config_path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(read_text(place))
+        content = json.loads(read_text(config_path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{place}: cannot be read ({error}); fetch the folder again") from None
+        raise ModelError(f"{config_path}: cannot be read ({error}); fetch the folder again") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{place}: not a JSON object; accepted: a model's settings; fetch the folder again")
+        raise ModelError(f"{config_path}: not a JSON object; accepted: a model's settings; fetch the folder again")
     return content

@@ -112,7 +112,7 @@ def fetch_by_name(name: str) -> Path | None:
 
 
 def is_name(name: str) -> bool:
-    """Return whether weights are meant by their name, not by their place.
+    """Return whether weights are meant by their name, not by their path or URI.
 
     Raises:
         ModelError: there are no weights of this name.
@@ -196,9 +196,9 @@ def _from_hub(name: str) -> Path:
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     try:
         # One question instead of the library's own, which tries again for half a minute where there is no connection.
-        place = f"{hub.endpoint}/api/models/{repository}" + (f"/revision/{revision}" if revision else "")
+        api_url = f"{hub.endpoint}/api/models/{repository}" + (f"/revision/{revision}" if revision else "")
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
-        with requests.get(place, headers=headers, timeout=_TIMEOUT_S) as answer:
+        with requests.get(api_url, headers=headers, timeout=_TIMEOUT_S) as answer:
             answer.raise_for_status()
             about = answer.json()
         found = [str(each["rfilename"]) for each in about["siblings"]]

@@ -134,10 +134,10 @@ def weight_names(naming: Naming, units: Collection[int]) -> dict[str, str]:
     for stage, num_units in enumerate(units):
         for layer in range(num_units):
             for n, part in enumerate("abc", start=1):
-                place = _place(stage, layer) | {"n": n, "part": part}
-                names[ours.conv.format(**place)] = naming.conv.format(**place)
-                norms[ours.norm.format(**place)] = naming.norm.format(**place)
-        names[ours.proj.format(**_place(stage, 0))] = naming.proj.format(**_place(stage, 0))
+                position = _position(stage, layer) | {"n": n, "part": part}
+                names[ours.conv.format(**position)] = naming.conv.format(**position)
+                norms[ours.norm.format(**position)] = naming.norm.format(**position)
+        names[ours.proj.format(**_position(stage, 0))] = naming.proj.format(**_position(stage, 0))
     for norm, theirs in norms.items():
         names |= {norm + a: theirs + b for a, b in zip(ours.affine, naming.affine, strict=True)}
     return names | dict(zip(ours.head, naming.head, strict=True))
@@ -148,7 +148,7 @@ def count_units(naming: Naming, names: Collection[str]) -> tuple[int, ...]:
     units = []
     for stage in range(4):
         layer = 0
-        while naming.conv.format(**_place(stage, layer), n=1, part="a") in names:
+        while naming.conv.format(**_position(stage, layer), n=1, part="a") in names:
             layer += 1
         units.append(layer)
     return tuple(units)
@@ -197,5 +197,5 @@ def _is_norm(name: str) -> bool:
     return "gn" in name
 
 
-def _place(stage: int, layer: int) -> dict[str, int]:
+def _position(stage: int, layer: int) -> dict[str, int]:
     return {"stage": stage, "layer": layer, "block": stage + 1, "unit": layer + 1}

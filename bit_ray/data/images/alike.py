@@ -88,8 +88,8 @@ def _candidates(luma: npt.NDArray[np.float32]) -> Iterator[tuple[npt.NDArray[np.
 
 def _hashes(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return whether each low frequency is above the image's median, -1 or 1: ``[N, 256]``."""
-    places, frequencies = (np.arange(SIDE) + 0.5) / SIDE, np.arange(1, _FREQUENCIES + 1)
-    waves = np.cos(np.pi * frequencies[:, None] * places).astype(np.float32)
+    coordinates, frequencies = (np.arange(SIDE) + 0.5) / SIDE, np.arange(1, _FREQUENCIES + 1)
+    waves = np.cos(np.pi * frequencies[:, None] * coordinates).astype(np.float32)
     found = (waves @ luma @ waves.T).reshape(len(luma), -1)
     return np.where(found > np.median(found, axis=1, keepdims=True), 1, -1).astype(np.float32)
 
@@ -98,11 +98,11 @@ def _compare(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDAr
     """Whether each pair ``[P, SIDE, SIDE, 3]`` is the same where they overlap."""
     a, b = (whole - whole.mean((1, 2, 3), keepdims=True) for whole in (a, b))
     a, b = (whole / (whole.std((1, 2, 3), keepdims=True) + 1e-6) for whole in (a, b))
-    place = np.tile(np.array([1, 0, 1, 0], np.float32), (len(a), 1))
+    alignment = np.tile(np.array([1, 0, 1, 0], np.float32), (len(a), 1))
     for factor, steps in ((2, _STEPS), (1, _STEPS // 2)):
-        place = _aligned(_shrunk(a @ _LUMA, factor), _shrunk(b @ _LUMA, factor), place, steps)
-    laid = np.stack([_warp(b[..., channel], *place.T) for channel in range(3)], axis=-1)
-    common = _inside(place, SIDE)[..., None]
+        alignment = _aligned(_shrunk(a @ _LUMA, factor), _shrunk(b @ _LUMA, factor), alignment, steps)
+    laid = np.stack([_warp(b[..., channel], *alignment.T) for channel in range(3)], axis=-1)
+    common = _inside(alignment, SIDE)[..., None]
     num = common.sum((1, 2, 3)) * 3
     difference = (a - laid) * common
     blocks = difference.reshape(len(a), SIDE // 4, 4, SIDE // 4, 4, 3).mean((2, 4))
@@ -114,26 +114,26 @@ def _compare(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDAr
 
 
 def _aligned(
-    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], place: npt.NDArray[np.float32], steps: int
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], alignment: npt.NDArray[np.float32], steps: int
 ) -> npt.NDArray[np.float32]:
     """Return for each pair of ``[P, S, S]`` the scales and shifts that lay b on a: ``[P, 4]``, in shares of S."""
     side = a.shape[1]
-    places = _places(side)
+    coordinates = _coordinates(side)
     down, right = np.gradient(a, 1 / side, axis=(1, 2))
-    slopes = np.stack([down * places[:, None], down, right * places, right], axis=-1).reshape(len(a), -1, 4)
+    slopes = np.stack([down * coordinates[:, None], down, right * coordinates, right], axis=-1).reshape(len(a), -1, 4)
     squares = slopes.transpose(0, 2, 1) @ slopes
     damped = squares + 1e-3 * np.trace(squares, axis1=1, axis2=2)[:, None, None] * np.eye(4, dtype=np.float32) + 1e-6
     solve = np.linalg.inv(damped) @ slopes.transpose(0, 2, 1)
-    best, least = place, np.full(len(a), np.inf, np.float32)
+    best, least = alignment, np.full(len(a), np.inf, np.float32)
     low, high = np.array([_SCALES[0], -_SHIFT] * 2), np.array([_SCALES[1], _SHIFT] * 2)
     for _ in range(steps):
-        common = _inside(place, side)
-        error = (a - _warp(b, *place.T)) * common
+        common = _inside(alignment, side)
+        error = (a - _warp(b, *alignment.T)) * common
         mean = (error**2).sum((1, 2)) / np.maximum(common.sum((1, 2)), 1)
-        best = np.where((mean < least)[:, None], place, best)
+        best = np.where((mean < least)[:, None], alignment, best)
         least = np.minimum(mean, least)
         step = (solve @ error.reshape(len(a), -1, 1))[..., 0]
-        place = np.clip(place + np.clip(step, -0.05, 0.05), low, high).astype(np.float32)
+        alignment = np.clip(alignment + np.clip(step, -0.05, 0.05), low, high).astype(np.float32)
     return best
 
 
@@ -142,14 +142,16 @@ def _shrunk(pixels: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.floa
     return pixels.reshape(len(pixels), side, factor, side, factor).mean((2, 4))
 
 
-def _places(side: int) -> npt.NDArray[np.float32]:
+def _coordinates(side: int) -> npt.NDArray[np.float32]:
     """Middles of pixels, -0.5 to 0.5."""
     return ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
 
 
-def _inside(place: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.bool_]:
+def _inside(alignment: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.bool_]:
     """Where an image that is laid on another covers it: ``[P, S, S]``."""
-    down, right = (np.abs(place[:, i, None] * _places(side) + place[:, i + 1, None]) <= 0.5 for i in (0, 2))
+    down, right = (
+        np.abs(alignment[:, i, None] * _coordinates(side) + alignment[:, i + 1, None]) <= 0.5 for i in (0, 2)
+    )
     return down[:, :, None] & right[:, None, :]
 
 
@@ -164,7 +166,7 @@ def _warp(
     side = pixels.shape[1]
 
     def weights(scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        at = (scale[:, None] * _places(side) + shift[:, None] + 0.5) * side - 0.5
+        at = (scale[:, None] * _coordinates(side) + shift[:, None] + 0.5) * side - 0.5
         nearness = 1 - np.abs(np.clip(at, 0, side - 1)[:, :, None] - np.arange(side))
         return np.maximum(0, nearness).astype(np.float32)
 

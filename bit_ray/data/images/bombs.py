@@ -155,11 +155,11 @@ def _tiff_tile(data: bytes) -> tuple[int, int]:
     at += 8 if big else 2
     entry, value = (20, 12) if big else (12, 8)
     largest = {_TILE_WIDTH: 0, _TILE_LENGTH: 0}
-    for place in range(at, min(at + count * entry, len(data) - entry + 1), entry):
-        tag, kind = struct.unpack_from(order + "HH", data, place)
+    for entry_at in range(at, min(at + count * entry, len(data) - entry + 1), entry):
+        tag, kind = struct.unpack_from(order + "HH", data, entry_at)
         if tag in largest:
             form = _TIFF_KINDS.get(kind, "I")
-            where = place + value
+            where = entry_at + value
             if form == "Q" and not big:
                 (where,) = struct.unpack_from(order + "I", data, where)
             largest[tag] = max(largest[tag], struct.unpack_from(order + form, data, where)[0])

@@ -67,7 +67,7 @@ class Writing:
         self.done: dict[int, ShardResult] = {}
         self._started: set[int] = set()
         self._texts: dict[int, str] = {}  # of results, so that a save of many does not make all of them again
-        self._place = store.join(output, WRITING)
+        self._uri = store.join(output, WRITING)
         names = [name for name in store.list_files(output) if name != LOCK]
         self._fresh = WRITING not in names
         if self._fresh and names:
@@ -89,7 +89,7 @@ class Writing:
             StoreError: as what came, with the advice to run the command again.
         """
         if error is None:
-            store.delete_files([self._place])  # now that the manifest is there
+            store.delete_files([self._uri])  # now that the manifest is there
         elif isinstance(error, Exception) and (_is_of_the_data(error) or not self.done):
             with suppress(BitRayError):
                 self._abandon()
@@ -116,7 +116,7 @@ class Writing:
             self._texts[index] = json.dumps(asdict(self.done[index]), ensure_ascii=False)
         done = ",\n".join(self._texts[index] for index in sorted(self.done))
         plan = json.dumps(self.plan, ensure_ascii=False)
-        store.write_bytes(self._place, f'{{"plan": {plan},\n"done": [{done}]}}\n'.encode())
+        store.write_bytes(self._uri, f'{{"plan": {plan},\n"done": [{done}]}}\n'.encode())
         self._saved = time.monotonic()
         self._save_took = self._saved - began
 
@@ -142,7 +142,7 @@ class Writing:
         names = [*map(shard_name, sorted(self._started)), SKIPPED]
         store.delete_files(store.join(self.output, name) for name in names)
         self._delete_partial(store.list_files(self.output))
-        store.delete_files([self._place])
+        store.delete_files([self._uri])
 
     def _delete_partial(self, names: list[str]) -> None:
         """Delete what is half-written in a local directory; in a store nothing is."""

@@ -91,9 +91,9 @@ def read_members(path: str | Path, names: Collection[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if Path(path).is_dir():
         for name in names:
-            for place in (Path(path) / name, Path(path).parent / name):
-                if place.is_file():
-                    found[name] = store.read_bytes(place, MAX_WHOLE_BYTES)
+            for where in (Path(path) / name, Path(path).parent / name):
+                if where.is_file():
+                    found[name] = store.read_bytes(where, MAX_WHOLE_BYTES)
                     break
     else:
         store.check_file(path)
@@ -119,8 +119,8 @@ def read_members(path: str | Path, names: Collection[str]) -> dict[str, bytes]:
     return found
 
 
-def as_text(data: bytes, place: str | Path) -> str:
-    """Return the content of a text file; ``place`` is its name in messages.
+def as_text(data: bytes, where: str | Path) -> str:
+    """Return the content of a text file; ``where`` is its name in messages.
 
     Raises:
         DataError: it is not UTF-8.
@@ -128,7 +128,7 @@ def as_text(data: bytes, place: str | Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise DataError(f"{place}: not text in UTF-8; accepted: the publisher's file; fetch it again") from None
+        raise DataError(f"{where}: not text in UTF-8; accepted: the publisher's file; fetch it again") from None
 
 
 def decompressed(path: str | Path) -> str:

@@ -109,11 +109,11 @@ def check_classes(uri: str, classes: tuple[str, ...], accepted: str) -> None:
         raise DataError(f"{uri}: class {twice!r} is twice in the class list; accepted: unique names; remove one")
 
 
-def outside(place: str, label: str, classes: tuple[str, ...]) -> str:
+def outside(where: str, label: str, classes: tuple[str, ...]) -> str:
     """Return the message for a label that is not in the class list."""
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return (
-        f"{place}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) "
+        f"{where}: label {label!r} is outside the class list; accepted: one of {len(classes)} classes ({names}) "
         "or its index; correct the label or the class list"
     )
 

@@ -23,8 +23,8 @@ _SPARSE, _LAST_CLASS = 5, 15
 _LARGEST = 2**53
 
 
-def read_mat(data: bytes, place: str, *names: str) -> dict[str, npt.NDArray[Any]]:
-    """Read variables without their dimensions of length 1; ``place`` is the file's name in messages.
+def read_mat(data: bytes, where: str, *names: str) -> dict[str, npt.NDArray[Any]]:
+    """Read variables without their dimensions of length 1; ``where`` is the file's name in messages.
 
     Raises:
         DataError: not a MATLAB file, damaged, or without one of them.
@@ -35,14 +35,14 @@ def read_mat(data: bytes, place: str, *names: str) -> dict[str, npt.NDArray[Any]
         found = loadmat(io.BytesIO(_unpacked(data)), variable_names=names, squeeze_me=True)
     except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{place}: not readable as a MATLAB file ({reason}); fetch it again") from None
+        raise DataError(f"{where}: not readable as a MATLAB file ({reason}); fetch it again") from None
     for name in names:
         if name not in found:
-            raise DataError(f"{place}: no {name} in it; accepted: the publisher's file; fetch it again")
+            raise DataError(f"{where}: no {name} in it; accepted: the publisher's file; fetch it again")
     return {name: np.atleast_1d(found[name]) for name in names}
 
 
-def whole_numbers(values: npt.NDArray[Any], place: str) -> npt.NDArray[np.int64]:
+def whole_numbers(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
     """Return the values of a variable as ``[N] int64``.
 
     Raises:
@@ -50,7 +50,7 @@ def whole_numbers(values: npt.NDArray[Any], place: str) -> npt.NDArray[np.int64]
     """
     fits = values.dtype.kind in "iuf" and (np.abs(values) < _LARGEST).all() and (values == np.floor(values)).all()
     if not fits:
-        raise DataError(f"{place}: values other than whole numbers; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{where}: values other than whole numbers; accepted: the publisher's file; fetch it again")
     return values.ravel().astype(np.int64)
 
 

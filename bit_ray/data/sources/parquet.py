@@ -35,13 +35,13 @@ class ParquetPart:
     column: str
     ids: list[str]
     labels: list[tuple[int, ...]]
-    places: list[tuple[int, int, int]]
+    locations: list[tuple[int, int, int]]
 
     def __iter__(self) -> Iterator[Example | Unreadable]:
         """Yield the rows in order."""
         images: dict[tuple[int, int, int], bytes | None] = {}
         wanted: dict[tuple[int, int], list[int]] = {}
-        for file, group, row in self.places:
+        for file, group, row in self.locations:
             wanted.setdefault((file, group), []).append(row)
         for (file, group), rows in sorted(wanted.items()):
             with _opened(self.files[file]) as parquet:
@@ -49,8 +49,8 @@ class ParquetPart:
             column = table.column(self.column).combine_chunks().field("bytes")
             for row in rows:
                 images[file, group, row] = column[row].as_py()
-        for id, labels, place in zip(self.ids, self.labels, self.places, strict=True):
-            data = images.pop(place)
+        for id, labels, location in zip(self.ids, self.labels, self.locations, strict=True):
+            data = images.pop(location)
             yield (
                 Example(id, data, labels)
                 if data is not None
@@ -109,7 +109,7 @@ class ParquetSource:
         groups = np.searchsorted(self._starts, indices, side="right") - 1
         rows = indices - self._starts[groups]
         used = sorted({self._groups[g][0] for g in groups})
-        place_of = {file: i for i, file in enumerate(used)}
+        index_of = {file: i for i, file in enumerate(used)}
         found = [self._groups[g] for g in groups]
         numbers = self._starts_in_file[groups] + rows
         return ParquetPart(
@@ -117,7 +117,7 @@ class ParquetSource:
             column=self.column,
             ids=[f"{self._short[file]}/{number:07d}" for (file, _), number in zip(found, numbers, strict=True)],
             labels=[tuple(row) for row in self.labels.take(pa.array(indices)).to_pylist()],
-            places=[(place_of[file], group, int(row)) for (file, group), row in zip(found, rows, strict=True)],
+            locations=[(index_of[file], group, int(row)) for (file, group), row in zip(found, rows, strict=True)],
         )
 
 

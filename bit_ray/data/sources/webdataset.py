@@ -78,27 +78,27 @@ def _examples(file: str, label: str, multi_label: bool) -> Iterator[tuple[str, M
         for key, group in groupby(kept, lambda member: _split(member.name)[0]):
             parts = {_split(member.name)[1]: member for member in group}
             image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
-            place = f"{file}: {key}"
+            where = f"{file}: {key}"
             if image is None:
                 raise DataError(
-                    f"{place}: no image among .{', .'.join(parts)}; accepted: .{', .'.join(IMAGES)}; "
+                    f"{where}: no image among .{', .'.join(parts)}; accepted: .{', .'.join(IMAGES)}; "
                     "correct the tar file"
                 )
             wanted = (label, "json") if label else LABELS
             suffix = next((name for name in wanted if name in parts), None)
             if suffix is None:
                 raise DataError(
-                    f"{place}: no label among .{', .'.join(parts)}; accepted: .cls or .json; "
+                    f"{where}: no label among .{', .'.join(parts)}; accepted: .cls or .json; "
                     "name the ending by --label (label), or correct the tar file"
                 )
             if parts[suffix].length > _MAX_LABEL_BYTES:
                 raise DataError(
-                    f"{place}.{suffix}: {parts[suffix].length:,} bytes; accepted: at most {_MAX_LABEL_BYTES:,} with a "
+                    f"{where}.{suffix}: {parts[suffix].length:,} bytes; accepted: at most {_MAX_LABEL_BYTES:,} with a "
                     "label; correct the tar file"
                 )
             with store.explained(file):
                 data = bytes(store.read_range(opened, parts[suffix].offset, parts[suffix].length))
-            yield key, image, _labels(data, suffix, label, multi_label, f"{place}.{suffix}")
+            yield key, image, _labels(data, suffix, label, multi_label, f"{where}.{suffix}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -108,7 +108,7 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + key if key else "", suffix.lower()
 
 
-def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str) -> list[str]:
+def _labels(data: bytes, suffix: str, label: str, multi_label: bool, where: str) -> list[str]:
     try:
         value: Any = data.decode().strip()
         if suffix == "json":
@@ -116,10 +116,10 @@ def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str)
             key = label if label and label != "json" else "label"
             if not isinstance(record, dict) or key not in record:
                 known = ", ".join(list(record)[:_MAX_KEYS_SHOWN]) if isinstance(record, dict) else type(record).__name__
-                raise DataError(f"{place}: no key {key} in it; accepted: one of {known}; name it by --label (label)")
+                raise DataError(f"{where}: no key {key} in it; accepted: one of {known}; name it by --label (label)")
             value = record[key]
     except (ValueError, RecursionError):
-        raise DataError(f"{place}: neither text nor JSON; accepted: an index or a name; correct the tar file") from None
+        raise DataError(f"{where}: neither text nor JSON; accepted: an index or a name; correct the tar file") from None
     if multi_label:
         values = value if isinstance(value, list) else value.split() if isinstance(value, str) else [value]
     else:
@@ -127,7 +127,7 @@ def _labels(data: bytes, suffix: str, label: str, multi_label: bool, place: str)
     for one in values:
         if not isinstance(one, (int, str)) or isinstance(one, bool) or one == "" or not is_unicode(str(one)):
             raise DataError(
-                f"{place}: label {brief(one)}; accepted: an index or a name"
+                f"{where}: label {brief(one)}; accepted: an index or a name"
                 + ("" if multi_label else ", or lists with --multi-label (multi_label)")
                 + "; correct it"
             )

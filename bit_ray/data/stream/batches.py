@@ -181,7 +181,7 @@ class _Stream:
     def read(self, units: range) -> list[tuple[_Window, np.ndarray, np.ndarray]]:
         """Windows of some units, one per reader task, with the step and slot of each example."""
         spec = self.spec
-        requests, places = [], []
+        requests, positions = [], []
         per_task = -(-len(units) // self.num_readers)
         for start in range(0, len(units), per_task):
             parts = [self.order.unit(index, spec.slots) for index in units[start : start + per_task]]
@@ -211,10 +211,10 @@ class _Stream:
                     annotations="annotation" in self.manifest.optional_columns,
                 )
             )
-            places.append((epoch[wanted], step[wanted], slot[wanted] - spec.slots.start))
+            positions.append((epoch[wanted], step[wanted], slot[wanted] - spec.slots.start))
         found = []
         tables = read_on_node(requests, self.num_readers) if requests else []
-        for request, table, (epoch, step, slot) in zip(requests, tables, places, strict=True):
+        for request, table, (epoch, step, slot) in zip(requests, tables, positions, strict=True):
             try:
                 window = _Window(spec, request, table, epoch)
             except FileNotFoundError:  # evicted, or removed by a neighbour, since the reader answered

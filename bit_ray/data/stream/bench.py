@@ -119,8 +119,8 @@ def measure_reading(
     sample: list[tuple[str, bytes]] = []
     num_images = num_bytes = 0
     started = time.perf_counter()
-    for places in np.array_split(order, -(-len(order) // 16)):
-        groups = tuple((manifest.shards[sizes[i][0]], sizes[i][1]) for i in places)
+    for indices in np.array_split(order, -(-len(order) // 16)):
+        groups = tuple((manifest.shards[sizes[i][0]], sizes[i][1]) for i in indices)
         counts = [min(manifest.row_group_size, s.num_examples - g * manifest.row_group_size) for s, g in groups]
         request = ReadRequest(
             shards=uri,

@@ -161,10 +161,10 @@ def uses_of_image(
     stop = plan.num_steps
     if stop is not None:
         num_epochs = -(-stop * plan.global_batch_size // manifest.num_examples)
-    places = plan.order(manifest).steps_of(shard, row, range(num_epochs))
+    positions = plan.order(manifest).steps_of(shard, row, range(num_epochs))
     return [
         Use(epoch, step, slot, shard, row, image, labels)
-        for epoch, (step, slot) in enumerate(places)
+        for epoch, (step, slot) in enumerate(positions)
         if stop is None or step < stop
     ]
 
@@ -214,14 +214,14 @@ def _read(
     for shard, row in set(rows):
         wanted.setdefault((shard, row // size), []).append(row)
 
-    def read(place: tuple[int, int]) -> list[dict[str, Any]]:
-        table = read_rows(shards, manifest, place[0], [place[1]], columns)
-        picked: list[dict[str, Any]] = table.take([row % size for row in wanted[place]]).to_pylist()
+    def read(key: tuple[int, int]) -> list[dict[str, Any]]:
+        table = read_rows(shards, manifest, key[0], [key[1]], columns)
+        picked: list[dict[str, Any]] = table.take([row % size for row in wanted[key]]).to_pylist()
         return picked
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         found = dict(zip(wanted, pool.map(read, wanted), strict=True))
-    return {(place[0], row): value for place in wanted for row, value in zip(wanted[place], found[place], strict=True)}
+    return {(key[0], row): value for key in wanted for row, value in zip(wanted[key], found[key], strict=True)}
 
 
 def _find(

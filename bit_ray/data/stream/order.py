@@ -170,7 +170,7 @@ class Order:
         shard, first, _ = self._locate(groups[index])
         return shard, first + position - begins[index]
 
-    def _places(self, epoch: int, lane: int, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _steps_and_slots(self, epoch: int, lane: int, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps and slots ``[n]`` of ranks in the epoch's lane: the inverse of _rank, counted from the run's start."""
         low, high = self._lane_slots[lane], self._lane_slots[lane + 1]
         steps, slots = np.divmod(ranks + self._rank(lane, epoch * self.num_examples), high - low)
@@ -197,7 +197,7 @@ class Order:
         epoch, window = divmod(window, self.windows_per_epoch)
         lane = lanes[lane_index]
         shards, rows = self._window_rows(epoch, lane, window)
-        steps, slot = self._places(epoch, lane, window * self.window + np.arange(len(rows)))
+        steps, slot = self._steps_and_slots(epoch, lane, window * self.window + np.arange(len(rows)))
         mine = (slot >= slots.start) & (slot < slots.stop)
         return Unit(epoch, steps[mine], slot[mine], shards[mine], rows[mine])
 
@@ -237,8 +237,8 @@ class Order:
             position = positions[block] + self._locate(groups[block * _BLOCK : index])[2].sum() + row_in_group
             ends = np.cumsum(self._lane_counts(epoch))
             lane = int(np.searchsorted(ends, position, side="right"))
-            window, place = divmod(int(position - ends[lane] + self._lane_counts(epoch)[lane]), self.window)
-            rank = np.flatnonzero(self._window_permutation(epoch, lane, window) == place) + window * self.window
-            steps, slots = self._places(epoch, lane, rank)
+            window, offset = divmod(int(position - ends[lane] + self._lane_counts(epoch)[lane]), self.window)
+            rank = np.flatnonzero(self._window_permutation(epoch, lane, window) == offset) + window * self.window
+            steps, slots = self._steps_and_slots(epoch, lane, rank)
             found.append((int(steps[0]), int(slots[0])))
         return found

@@ -21,7 +21,7 @@ from bit_ray.errors import DamagedShardError
 # Parallel requests to an object store; one of them fetches tens of megabytes per second.
 _MOST_THREADS = 16
 
-PLACES = pa.schema(
+LOCATIONS = pa.schema(
     [
         pa.field("id", pa.string()),
         pa.field("labels", pa.list_(pa.int32())),
@@ -77,30 +77,30 @@ class ReadRequest:
     @property
     def schema(self) -> pa.Schema:
         """Columns of the answer."""
-        return PLACES.append(_ANNOTATION) if self.annotations else PLACES
+        return LOCATIONS.append(_ANNOTATION) if self.annotations else LOCATIONS
 
 
 def read(request: ReadRequest) -> pa.Table:
     """Find the examples of a request, and fetch those that are not on this node yet.
 
     Returns:
-        Table of schema `PLACES`; rows of a damaged or missing shard have a ``problem``.
+        Table of schema `LOCATIONS`; rows of a damaged or missing shard have a ``problem``.
 
     Raises:
         DataError: The store refuses or cannot be reached, or the cache cannot be written.
     """
     cache = NodeCache(request.cache)
 
-    def one(place: int) -> pa.Table:
-        shard, group = request.groups[place]
-        rows = request.row[request.group == place]
+    def one(index: int) -> pa.Table:
+        shard, group = request.groups[index]
+        rows = request.row[request.group == index]
         try:
             found, table = _index(cache, request, shard, group)
         except DamagedShardError as error:
             return _unreadable(len(rows), str(error), request.schema)
         wrong = row_problems(table, request.num_classes, request.multi_label)
         problems = [wrong.get(row) for row in rows.tolist()]
-        ids, labels = table["id"], table["labels"].cast(PLACES.field("labels").type)
+        ids, labels = table["id"], table["labels"].cast(LOCATIONS.field("labels").type)
         if wrong:
             ids, labels = _without(table, wrong)
         table, n = table.take(rows), len(rows)
@@ -146,7 +146,7 @@ def _without(table: pa.Table, wrong: dict[int, str]) -> tuple[pa.Array, pa.Array
     """Ids and labels of a row group with bad rows: for these, ids that can be printed, and no labels."""
     ids = [id.decode(errors="replace") for id in table["id"].cast(pa.binary()).to_pylist()]
     labels = [None if row in wrong else labels for row, labels in enumerate(table["labels"].to_pylist())]
-    return pa.array(ids, pa.string()), pa.array(labels, PLACES.field("labels").type)
+    return pa.array(ids, pa.string()), pa.array(labels, LOCATIONS.field("labels").type)
 
 
 def _unreadable(count: int, problem: str, schema: pa.Schema) -> pa.Table:

@@ -10,7 +10,7 @@ from fuzz.kind import Attempt, Case
 from fuzz.mutate import Rng, chance, damaged, pick
 
 from bit_ray.data.sources.published.cifar import open_cifar
-from bit_ray.data.sources.published.files import Place
+from bit_ray.data.sources.published.files import PublishedFiles
 
 _GLOBALS = (
     b"cnumpy\ndtype\n",
@@ -50,7 +50,7 @@ class Kind:
         return Case({f"{folder}/test_batch": batch, f"{folder}/batches.meta": meta}, partial(self._open, len(batch)))
 
     def _open(self, num_bytes: int, place: Path, attempt: Attempt) -> None:
-        source = open_cifar(["test"], Place(dataset="cifar10", folder=place, how_to_get="x"))
+        source = open_cifar(["test"], PublishedFiles(dataset="cifar10", folder=place, how_to_get="x"))
         assert source.pixels.nbytes <= num_bytes, "more pixels than the file has bytes"
         assert len(source.pixels) == len(source.labels) == len(source), "not one label for each image"
         assert all(len(example.image) for example in source.part(np.arange(min(len(source), 3)))), "no images"

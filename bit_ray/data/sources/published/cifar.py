@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bit_ray.data.images.png import rgb_png
 from bit_ray.data.sources.archives import as_text, read_members
 from bit_ray.data.sources.base import Example
-from bit_ray.data.sources.published.files import Download, Place
+from bit_ray.data.sources.published.files import Download, PublishedFiles
 from bit_ray.data.sources.published.pickled import read_pickle
 from bit_ray.errors import DataError
 
@@ -101,7 +101,7 @@ class CifarSource:
         return CifarPart([self.ids[i] for i in indices], self.pixels[indices], self.labels[indices].tolist())
 
 
-def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
+def open_cifar(splits: Sequence[str], published: PublishedFiles) -> CifarSource:
     """Read the images of the splits, from the Python version if it is there, else from the binary one.
 
     The labels of CIFAR-100 are the 100 fine ones.
@@ -109,10 +109,10 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
     Raises:
         DataError: neither version exists, or a file of it is damaged.
     """
-    python, binary = PYTHON[place.dataset], BINARY[place.dataset]
-    path = place.look(binary.archive, binary.folder)
-    if path is None or place.look(python.archive, python.folder):
-        layout, path = python, place.find(python.archive, python.folder)
+    python, binary = PYTHON[published.dataset], BINARY[published.dataset]
+    path = published.look(binary.archive, binary.folder)
+    if path is None or published.look(python.archive, python.folder):
+        layout, path = python, published.find(python.archive, python.folder)
     else:
         layout = binary
     # Only the needed batches are read from the archive.
@@ -124,15 +124,17 @@ def open_cifar(splits: Sequence[str], place: Place) -> CifarSource:
         read = {name: _python_batch(files[name], f"{path}: {name}") for name in batches}
     else:
         class_names = tuple(as_text(files[layout.names], f"{path}: {layout.names}").split())
-        fine = place.dataset == "cifar100"
+        fine = published.dataset == "cifar100"
         read = {name: _binary_batch(files[name], fine, f"{path}: {name}") for name in batches}
     ids, counts = [], dict.fromkeys(splits, 0)
     for name, split in batches.items():
         start = counts[split]
         counts[split] += len(read[name][0])
-        ids += [f"{place.dataset}/{split}/{i:05d}" for i in range(start, counts[split])]
+        ids += [f"{published.dataset}/{split}/{i:05d}" for i in range(start, counts[split])]
     pixels = np.concatenate([pixels for pixels, _ in read.values()])
-    return CifarSource(place.dataset, ids, pixels, np.concatenate([labels for _, labels in read.values()]), class_names)
+    return CifarSource(
+        published.dataset, ids, pixels, np.concatenate([labels for _, labels in read.values()]), class_names
+    )
 
 
 def cifar_downloads(name: str) -> tuple[Download]:
@@ -147,38 +149,38 @@ def _read(path: Path, folder: str, names: list[str]) -> dict[str, bytes]:
     return read_members(path, [name.removeprefix(f"{folder}/") for name in names] if path.is_dir() else names)
 
 
-def _unpickled(data: bytes, place: str) -> dict[str, Any]:
+def _unpickled(data: bytes, where: str) -> dict[str, Any]:
     try:
         return read_pickle(data)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{place}: not a batch of CIFAR ({reason}); fetch the archive again") from None
+        raise DataError(f"{where}: not a batch of CIFAR ({reason}); fetch the archive again") from None
 
 
-def _python_names(data: bytes, place: str) -> tuple[str, ...]:
-    found = _unpickled(data, place)
+def _python_names(data: bytes, where: str) -> tuple[str, ...]:
+    found = _unpickled(data, where)
     names = found.get("fine_label_names", found.get("label_names"))
     if not isinstance(names, list) or not names or not all(isinstance(name, (str, bytes)) for name in names):
-        raise DataError(f"{place}: no class names; accepted: the publisher's archive; fetch it again")
+        raise DataError(f"{where}: no class names; accepted: the publisher's archive; fetch it again")
     return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
-def _python_batch(data: bytes, place: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    found = _unpickled(data, place)
+def _python_batch(data: bytes, where: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    found = _unpickled(data, where)
     pixels, labels = found.get("data"), found.get("fine_labels", found.get("labels"))
     if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,):
-        raise DataError(f"{place}: has no rows of {_PIXELS:,} bytes; accepted: the publisher's archive; fetch it again")
+        raise DataError(f"{where}: has no rows of {_PIXELS:,} bytes; accepted: the publisher's archive; fetch it again")
     if not isinstance(labels, list) or len(labels) != len(pixels):
-        raise DataError(f"{place}: not one label per image; accepted: the publisher's archive; fetch it again")
+        raise DataError(f"{where}: not one label per image; accepted: the publisher's archive; fetch it again")
     if not all(type(label) is int and 0 <= label < _MAX_CLASSES for label in labels):
-        raise DataError(f"{place}: labels out of range; accepted: the publisher's archive; fetch it again")
+        raise DataError(f"{where}: labels out of range; accepted: the publisher's archive; fetch it again")
     return pixels, np.array(labels, np.int64)
 
 
-def _binary_batch(data: bytes, fine: bool, place: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _binary_batch(data: bytes, fine: bool, where: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Read rows of a label, or of a coarse and a fine label, and the pixels."""
     row = _PIXELS + (2 if fine else 1)
     if not data or len(data) % row:
-        raise DataError(f"{place}: {len(data):,} bytes; accepted: rows of {row:,} bytes; fetch the archive again")
+        raise DataError(f"{where}: {len(data):,} bytes; accepted: rows of {row:,} bytes; fetch the archive again")
     rows = np.frombuffer(data, np.uint8).reshape(-1, row)
     return rows[:, -_PIXELS:], rows[:, 1 if fine else 0].astype(np.int64)

@@ -22,7 +22,7 @@ class Download(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class PublishedFiles:
     """The user's folder of data sets, for one of the sets."""
 
     dataset: str
@@ -62,5 +62,5 @@ class Place:
 
     def look(self, *names: str) -> Path | None:
         """Return the first of these files or folders that exists, or None."""
-        places = (folder / name for name in names for folder in (self.folder / self.dataset, self.folder))
-        return next((place for place in places if place.exists()), None)
+        paths = (folder / name for name in names for folder in (self.folder / self.dataset, self.folder))
+        return next((path for path in paths if path.exists()), None)

@@ -13,13 +13,13 @@ from bit_ray import store
 from bit_ray.data.sources.archived import ArchiveSource, Items
 from bit_ray.data.sources.archives import MAX_WHOLE_BYTES, members
 from bit_ray.data.sources.mat import read_mat, whole_numbers
-from bit_ray.data.sources.published.files import Download, Place
+from bit_ray.data.sources.published.files import Download, PublishedFiles
 from bit_ray.errors import DataError
 
 SETS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
-def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
+def open_flowers(splits: Sequence[str], published: PublishedFiles) -> ArchiveSource:
     """Open the images of the splits; the classes are named as torchvision does, since no file of the set names them.
 
     Raises:
@@ -27,8 +27,8 @@ def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
     """
     from torchvision.datasets import Flowers102
 
-    files = [place.find(name, f"flowers-102/{name}") for name in ("imagelabels.mat", "setid.mat")]
-    images = place.find("102flowers.tgz", "102flowers.tar", "flowers-102/jpg", "jpg")
+    files = [published.find(name, f"flowers-102/{name}") for name in ("imagelabels.mat", "setid.mat")]
+    images = published.find("102flowers.tgz", "102flowers.tar", "flowers-102/jpg", "jpg")
     labels = _read(files[0], "labels")["labels"]
     numbers = _read(files[1], *SETS.values())
     found = {member.name.rpartition("/")[2]: member for member in members(images)}
@@ -42,8 +42,8 @@ def open_flowers(splits: Sequence[str], place: Place) -> ArchiveSource:
                     f"{where}: no {name} in it, but {files[1].name} lists it; accepted: the publisher's files; "
                     "fetch them again"
                 )
-            items.add(f"{place.dataset}/{name}", found[f"{name}.jpg"], [int(labels[number - 1]) - 1])
-    return items.source(place.dataset, Flowers102.classes)
+            items.add(f"{published.dataset}/{name}", found[f"{name}.jpg"], [int(labels[number - 1]) - 1])
+    return items.source(published.dataset, Flowers102.classes)
 
 
 def _read(path: Path, *names: str) -> dict[str, npt.NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from bit_ray.data.sources.archived import ArchiveSource, Items
 from bit_ray.data.sources.archives import Member, as_text, members, read_members, tar_members
 from bit_ray.data.sources.labels import is_number, one_each
 from bit_ray.data.sources.mat import read_mat
-from bit_ray.data.sources.published.files import Place
+from bit_ray.data.sources.published.files import PublishedFiles
 from bit_ray.errors import DataError
 
 _DEVKIT = "ILSVRC2012_devkit_t12"
@@ -29,7 +29,7 @@ _READ_AHEAD = 64
 _SUFFIXES = (".jpeg", ".jpg")
 
 
-def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
+def open_imagenet(splits: Sequence[str], published: PublishedFiles) -> ArchiveSource:
     """Open ILSVRC-2012: class i is the i-th of the 1,000 WordNet ids in sorted order, as everywhere.
 
     Classes are named by the id and the words, "n01440764 tench, Tinca tinca", as some words occur twice. Images are in
@@ -39,14 +39,14 @@ def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
     Raises:
         DataError: a file is missing or damaged, or an image has no class.
     """
-    devkit = place.find(f"{_DEVKIT}.tar.gz", _DEVKIT)
+    devkit = published.find(f"{_DEVKIT}.tar.gz", _DEVKIT)
     read = read_members(devkit, (_META, _TRUTH))
     words, wnid_of = _synsets(read[_META], f"{devkit}: {_META}")
     classes = {wnid: i for i, wnid in enumerate(sorted(words))}
     truth = _numbers(as_text(read[_TRUTH], f"{devkit}: {_TRUTH}"), f"{devkit}: {_TRUTH}")
     items = Items()
     for split in splits:
-        path = place.find(*IMAGES[split])
+        path = published.find(*IMAGES[split])
         for wnid, member in _labelled(members(path)):
             name = PurePosixPath(member.name).stem
             if wnid not in classes and split == "val":
@@ -58,20 +58,20 @@ def open_imagenet(splits: Sequence[str], place: Place) -> ArchiveSource:
                     f"{path}: {member.name}: unknown class; accepted: an image of one of the {len(classes):,} classes "
                     f"of {devkit.name}, the publisher's files unchanged; fetch them again"
                 )
-            items.add(f"{place.dataset}/{name}", member, [classes[wnid]])
-    return items.source(place.dataset, [f"{wnid} {words[wnid]}" for wnid in classes])
+            items.add(f"{published.dataset}/{name}", member, [classes[wnid]])
+    return items.source(published.dataset, [f"{wnid} {words[wnid]}" for wnid in classes])
 
 
-def open_imagenet21k(splits: Sequence[str], place: Place) -> ArchiveSource:
+def open_imagenet21k(splits: Sequence[str], published: PublishedFiles) -> ArchiveSource:
     """Open ImageNet-21k: a folder with a tar file or a folder for each WordNet id, or the whole archive.
 
-    Class i is the i-th of the existing ids, in sorted order, or of ``place.class_names``.
+    Class i is the i-th of the existing ids, in sorted order, or of ``published.class_names``.
 
     Raises:
         DataError: no file exists, a file is damaged, or a class is not in the list.
     """
-    path = place.look(*WHOLE) or place.look("") or place.find(WHOLE[0])
-    known = {wnid: i for i, wnid in enumerate(place.class_names or ())}
+    path = published.look(*WHOLE) or published.look("") or published.find(WHOLE[0])
+    known = {wnid: i for i, wnid in enumerate(published.class_names or ())}
     classes: dict[str, int] = dict(known)  # without a list, numbered as found and sorted at the end
     labels = array("i")
     items = Items()
@@ -84,13 +84,13 @@ def open_imagenet21k(splits: Sequence[str], place: Place) -> ArchiveSource:
                 "ids; add it to the list, or remove its images"
             )
         labels.append(classes.setdefault(wnid, len(classes)))
-        items.add(f"{place.dataset}/{PurePosixPath(member.name).stem}", member)
+        items.add(f"{published.dataset}/{PurePosixPath(member.name).stem}", member)
     if not labels:
-        place.find(WHOLE[0])
+        published.find(WHOLE[0])
     names = list(known) or sorted(classes)
     place_of = {wnid: i for i, wnid in enumerate(names)}
     renumbered = np.array([place_of[wnid] for wnid in classes], np.int32)[np.array(labels)]
-    return items.source(place.dataset, names, labels=one_each(pa.array(renumbered)))
+    return items.source(published.dataset, names, labels=one_each(pa.array(renumbered)))
 
 
 def _labelled(found: Iterator[Member]) -> Iterator[tuple[str, Member]]:
@@ -118,22 +118,22 @@ def _is_wnid(name: str) -> bool:
     return name[:1] == "n" and is_number(name[1:])
 
 
-def _numbers(text: str, place: str) -> list[int]:
+def _numbers(text: str, where: str) -> list[int]:
     words = text.split()
     if not all(map(is_number, words)):
-        raise DataError(f"{place}: not one number per line; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{where}: not one number per line; accepted: the publisher's file; fetch it again")
     return [int(word) for word in words]
 
 
-def _synsets(data: bytes, place: str) -> tuple[dict[str, str], dict[int, str]]:
+def _synsets(data: bytes, where: str) -> tuple[dict[str, str], dict[int, str]]:
     """Return the words of each WordNet id of the task, and the WordNet id of each of the kit's own numbers."""
-    synsets = read_mat(data, place, "synsets")["synsets"]
+    synsets = read_mat(data, where, "synsets")["synsets"]
     columns = ("ILSVRC2012_ID", "WNID", "words", "num_children")
     if synsets.dtype.names is None or not set(columns) <= set(synsets.dtype.names):
-        raise DataError(f"{place}: no {', '.join(columns)} in synsets; accepted: the publisher's file; fetch it again")
+        raise DataError(f"{where}: no {', '.join(columns)} in synsets; accepted: the publisher's file; fetch it again")
     rows = list(zip(*(synsets[name].ravel().tolist() for name in columns), strict=True))
     try:
         leaves = [(int(number), str(wnid), str(words)) for number, wnid, words, children in rows if int(children) == 0]
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{place}: synsets of other types; accepted: the publisher's file; fetch it again") from None
+        raise DataError(f"{where}: synsets of other types; accepted: the publisher's file; fetch it again") from None
     return {wnid: words for _, wnid, words in leaves}, {number: wnid for number, wnid, _ in leaves}

@@ -10,7 +10,7 @@ from pathlib import Path
 from bit_ray import store
 from bit_ray.data.sources.base import Source
 from bit_ray.data.sources.published.cifar import cifar_downloads, open_cifar
-from bit_ray.data.sources.published.files import Download, Place
+from bit_ray.data.sources.published.files import Download, PublishedFiles
 from bit_ray.data.sources.published.flowers import flowers_downloads, open_flowers
 from bit_ray.data.sources.published.imagenet import open_imagenet, open_imagenet21k
 from bit_ray.data.sources.published.pets import open_pets, pets_downloads
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Named:
     """A published data set."""
 
-    open: Callable[[Sequence[str], Place], Source]
+    open: Callable[[Sequence[str], PublishedFiles], Source]
     sizes: Mapping[str, int | None]
     """Images of each split, as published; None: there are several editions."""
     num_classes: int | None
@@ -110,7 +110,7 @@ def open_dataset(
         raise DataError(f"{name}:{split}: no such split; accepted: {accepted}, or several joined by +; choose one")
     if not store.is_local(data_dir):
         raise DataError.of("data_dir", data_dir, "a local folder with the publisher's files", "copy them to one")
-    place = Place(
+    published = PublishedFiles(
         dataset=name,
         folder=Path(data_dir).expanduser().absolute(),
         how_to_get=named.how_to_get,
@@ -118,8 +118,8 @@ def open_dataset(
         download=download,
         class_names=tuple(class_names) if class_names is not None else None,
     )
-    log.info("%s:%s: looking through %s for its images", name, split, place.folder)
-    source = named.open(splits, place)
+    log.info("%s:%s: looking through %s for its images", name, split, published.folder)
+    source = named.open(splits, published)
     sizes = [named.sizes[split] for split in splits]
     if check_size and None not in sizes:
         found, expected = len(source), sum(size for size in sizes if size is not None)

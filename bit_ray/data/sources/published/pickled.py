@@ -155,10 +155,10 @@ class _Machine:
         return taken
 
     def _take_to_mark(self) -> list[Any]:
-        for place in reversed(range(len(self.stack))):
-            if self.stack[place] is _MARK:
-                taken = self.stack[place + 1 :]
-                del self.stack[place:]
+        for index in reversed(range(len(self.stack))):
+            if self.stack[index] is _MARK:
+                taken = self.stack[index + 1 :]
+                del self.stack[index:]
                 return taken
         raise IndexError("no mark")
 

@@ -36,7 +36,7 @@ class KnownSource(Source, Protocol):
 class Images(Protocol):
     """Encoded images by index."""
 
-    def take(self, places: npt.NDArray[np.int64]) -> Iterable[bytes]:
+    def take(self, chosen: npt.NDArray[np.int64]) -> Iterable[bytes]:
         """The images at these indices, in this order, as a small object that pickles."""
 
 
@@ -128,9 +128,9 @@ class ArrayImages:
     pixels: npt.NDArray[np.uint8]
     """``[N, H, W] uint8``, or ``[N, H, W, 3]``."""
 
-    def take(self, places: npt.NDArray[np.int64]) -> "ArrayImages":
+    def take(self, chosen: npt.NDArray[np.int64]) -> "ArrayImages":
         """A copy of some of them."""
-        return ArrayImages(self.pixels[places])
+        return ArrayImages(self.pixels[chosen])
 
     def __iter__(self) -> Iterator[bytes]:
         """Encode them in order."""
@@ -144,9 +144,9 @@ class ZipImages:
     path: Path
     names: tuple[str, ...]
 
-    def take(self, places: npt.NDArray[np.int64]) -> "ZipImages":
+    def take(self, chosen: npt.NDArray[np.int64]) -> "ZipImages":
         """Some of them."""
-        return ZipImages(self.path, tuple(self.names[i] for i in places))
+        return ZipImages(self.path, tuple(self.names[i] for i in chosen))
 
     def __iter__(self) -> Iterator[bytes]:
         """Read them in order."""

@@ -55,13 +55,13 @@ def fits(index: Index, seed: int, num_train: int, num_val: int) -> bool:
     return origin and (len(index.train), len(index.val)) == (num_train, num_val)
 
 
-def read_index(place: str | Path, task: Task) -> Index | None:
+def read_index(folder: str | Path, task: Task) -> Index | None:
     """Read a user's lists of a task: ``TASK.json`` as `write_index` writes it, or text files below ``TASK/``.
 
     Those are ``train800.txt`` and ``val200.txt``, if wanted ``test.txt``: an id per line, as others publish them.
 
     Args:
-        place: Folder of the lists.
+        folder: Folder of the lists.
         task: The task.
 
     Returns:
@@ -70,12 +70,12 @@ def read_index(place: str | Path, task: Task) -> Index | None:
     Raises:
         DataError: a list that is damaged, or has an id twice.
     """
-    path = store.join(place, f"{task.name}.json")
+    path = store.join(folder, f"{task.name}.json")
     if store.exists(path):
         return load_index(path, task)
     lists: dict[str, tuple[str, ...]] = {}
     for field, name in (("train", "train800.txt"), ("val", "val200.txt"), ("test", "test.txt")):
-        path = store.join(place, task.name, name)
+        path = store.join(folder, task.name, name)
         if store.exists(path):
             lines = as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).splitlines()
             lists[field] = tuple(line.split()[0] for line in lines if line.strip())
@@ -83,10 +83,10 @@ def read_index(place: str | Path, task: Task) -> Index | None:
             return None
         elif field == "val":
             raise DataError(f"{path}: missing, but train800.txt exists; accepted: both; add it")
-    origin = f"{LISTED} {place}, which are canonical if their author says so"
+    origin = f"{LISTED} {folder}, which are canonical if their author says so"
     return _checked(
         Index(task=task.name, origin=origin, train=lists["train"], val=lists["val"], test=lists.get("test", ())),
-        store.join(place, task.name),
+        store.join(folder, task.name),
     )
 
 

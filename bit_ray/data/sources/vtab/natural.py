@@ -41,17 +41,17 @@ def open_caltech(task: Task, folder: Path, part: str) -> KnownSource:
     names, labels, classes = class_folders(task, files)
     chosen = []
     for label, name in enumerate(classes):
-        places = np.flatnonzero(labels == label)
-        if len(places) <= CALTECH_PER_CLASS:
+        positions = np.flatnonzero(labels == label)
+        if len(positions) <= CALTECH_PER_CLASS:
             raise DataError(
-                f"{where}: {len(places)} images of {name}; accepted: more than {CALTECH_PER_CLASS}; fetch it again"
+                f"{where}: {len(positions)} images of {name}; accepted: more than {CALTECH_PER_CLASS}; fetch it again"
             )
-        order = seeded_order(len(places), 0, label)
-        chosen.append(places[order[:CALTECH_PER_CLASS] if part == "train" else order[CALTECH_PER_CLASS:]])
-    places = np.sort(np.concatenate(chosen))
-    used = [names[i] for i in places]
+        order = seeded_order(len(positions), 0, label)
+        chosen.append(positions[order[:CALTECH_PER_CLASS] if part == "train" else order[CALTECH_PER_CLASS:]])
+    positions = np.sort(np.concatenate(chosen))
+    used = [names[i] for i in positions]
     ids = ["/".join(name.split("/")[-2:]) for name in used]
-    return files.source(task.folder, ids, used, labels[places].tolist(), classes)
+    return files.source(task.folder, ids, used, labels[positions].tolist(), classes)
 
 
 def open_dtd(task: Task, folder: Path, part: str) -> KnownSource:

@@ -81,8 +81,8 @@ class _Sprites:
 
     source: KnownSource
 
-    def take(self, places: npt.NDArray[np.int64]) -> "_SpritePart":
-        return _SpritePart(self.source.part(places))
+    def take(self, chosen: npt.NDArray[np.int64]) -> "_SpritePart":
+        return _SpritePart(self.source.part(chosen))
 
 
 @dataclass(frozen=True)

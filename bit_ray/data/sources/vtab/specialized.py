@@ -43,8 +43,8 @@ def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
         DataError: no such files, or not files of PatchCamelyon.
         ConfigError: h5py is not installed.
     """
-    place = {"val": "valid"}.get(part, part)
-    pixels, labels = (find(task, folder, f"camelyonpatch_level_2_split_{place}_{one}.h5") for one in "xy")
+    part_name = {"val": "valid"}.get(part, part)
+    pixels, labels = (find(task, folder, f"camelyonpatch_level_2_split_{part_name}_{one}.h5") for one in "xy")
     with opened_h5(pixels) as file:
         num_images = len(_array(file, "x", pixels, (96, 96, 3)))
     with opened_h5(labels) as file:
@@ -66,9 +66,9 @@ class H5Images:
     path: Path
     rows: npt.NDArray[np.int64]
 
-    def take(self, places: npt.NDArray[np.int64]) -> "H5Images":
+    def take(self, chosen: npt.NDArray[np.int64]) -> "H5Images":
         """Some of them."""
-        return H5Images(self.path, self.rows[places])
+        return H5Images(self.path, self.rows[chosen])
 
     def __iter__(self) -> Iterator[bytes]:
         """Encode them in order; the file is read from front to back."""
@@ -175,9 +175,9 @@ class EyeImages:
 
     paths: tuple[Path, ...]
 
-    def take(self, places: npt.NDArray[np.int64]) -> "EyeImages":
+    def take(self, chosen: npt.NDArray[np.int64]) -> "EyeImages":
         """Some of them."""
-        return EyeImages(tuple(self.paths[i] for i in places))
+        return EyeImages(tuple(self.paths[i] for i in chosen))
 
     def __iter__(self) -> Iterator[bytes]:
         """Prepare them in order; bytes that are not an image are not changed, and the writer refuses them."""

@@ -86,7 +86,7 @@ class TaskData:
 
     task: Task
     source: Joined
-    places: dict[Split, npt.NDArray[np.int64]]
+    members: dict[Split, npt.NDArray[np.int64]]
     """Indices of each split's images."""
     in_storage_order: bool = False
     """Whether they are in the order by which the benchmark takes its subsets."""
@@ -96,7 +96,7 @@ class TaskData:
     @property
     def missing(self) -> str:
         """What differs from the published sizes, as a line, or empty."""
-        found = {split: len(self.places[split]) for split in _SPLITS}
+        found = {split: len(self.members[split]) for split in _SPLITS}
         published = (NUM_TRAIN, NUM_VAL, self.task.sizes[2]) if self.released else self.task.sizes
         wrong = [
             f"{split} {found[split]:,} of {size:,}"
@@ -115,15 +115,17 @@ class TaskData:
         if name not in SUBSETS:
             raise ConfigError.of(f"{self.task.name}:{name}", "no such split", ", ".join(SUBSETS), "choose one")
         if name in ("train", "val"):
-            return Selected(self.source, self.places["train" if name == "train" else "val"])
-        place = {id: i for i, id in enumerate(self.source.ids)}
+            return Selected(self.source, self.members["train" if name == "train" else "val"])
+        row_of = {id: i for i, id in enumerate(self.source.ids)}
         test = (
-            np.array([place[id] for id in index.test if id in place], np.int64) if index.test else self.places["test"]
+            np.array([row_of[id] for id in index.test if id in row_of], np.int64)
+            if index.test
+            else self.members["test"]
         )
         of_test = set(test.tolist())
         wanted = {"train800": index.train, "val200": index.val, "train800val200": index.train + index.val}.get(name)
         for id in (*index.train, *index.val, *index.test):
-            if id not in place:
+            if id not in row_of:
                 known = ", ".join(self.source.ids[:2])
                 given, accepted = f"{id} is in the index but not in the data", f"ids such as {known}"
                 remedy = "correct the index, or fetch the data that it was made for"
@@ -131,12 +133,12 @@ class TaskData:
         if name == "test":
             return Selected(self.source, test)
         assert wanted is not None
-        leaked = next((id for id in wanted if place[id] in of_test), None)
+        leaked = next((id for id in wanted if row_of[id] in of_test), None)
         if leaked is not None:
             given = f"{leaked} is in the index for training, but is in the test set"
             remedy = "correct the index, or add its own test set to it"
             raise DataError.of(self.task.name, given, "training and validation images", remedy)
-        return Selected(self.source, np.array([place[id] for id in wanted], np.int64))
+        return Selected(self.source, np.array([row_of[id] for id in wanted], np.int64))
 
 
 def open_task(task: Task, data: str | Path) -> TaskData:
@@ -158,16 +160,16 @@ def open_task(task: Task, data: str | Path) -> TaskData:
     parts = {name: read(task, folder, name) for name in names}
     starts = dict(zip(names, np.cumsum([0, *(len(part) for part in parts.values())]).tolist(), strict=False))
     orders = {name: None if prepared else storage_order(task.folder, name, part.ids) for name, part in parts.items()}
-    places: dict[Split, npt.NDArray[np.int64]] = {}
+    members: dict[Split, npt.NDArray[np.int64]] = {}
     for split in _SPLITS:
         cut = task.cut(split)
         order = orders[cut.part]
         if order is None:  # prepared data is in this order; data without one is mixed, always in the same way
             order = np.arange(len(parts[cut.part])) if prepared else seeded_order(len(parts[cut.part]), 0)
         first, end = cut.bounds(len(order))
-        places[split] = starts[cut.part] + order[first:end]
+        members[split] = starts[cut.part] + order[first:end]
     known = prepared or all(order is not None for order in orders.values())
-    return TaskData(task, Joined(tuple(parts.values())), places, in_storage_order=known)
+    return TaskData(task, Joined(tuple(parts.values())), members, in_storage_order=known)
 
 
 def is_vtab(source: str) -> bool:
@@ -199,13 +201,13 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
     """
     chosen: dict[str, tuple[str, ...]] = {}
     for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
-        places = data.places["train" if split == "train" else "val"]
-        if len(places) < count:
-            given = f"{len(places)} {split} images"
+        members = data.members["train" if split == "train" else "val"]
+        if len(members) < count:
+            given = f"{len(members)} {split} images"
             raise DataError.of(data.task.name, given, f"at least {count}", "fetch the whole set")
         in_order = data.released or (data.in_storage_order and not seed)
-        order = np.arange(count) if in_order else seeded_order(len(places), seed, number)[:count]
-        chosen[split] = tuple(data.source.ids[i] for i in places[order])
+        order = np.arange(count) if in_order else seeded_order(len(members), seed, number)[:count]
+        chosen[split] = tuple(data.source.ids[i] for i in members[order])
     if data.released:
         return Index(task=data.task.name, origin=RELEASED, train=chosen["train"], val=chosen["val"])
     if data.in_storage_order and not seed:
@@ -220,5 +222,5 @@ def _open_released(task: Task, folder: Path) -> TaskData:
     """Open a task that comes with its lists: its splits are the 800, the 200 and the test set."""
     parts = [open_released(task, folder, split) for split in _SPLITS]
     ends = np.cumsum([len(part) for part in parts])
-    places = dict(zip(_SPLITS, np.split(np.arange(ends[-1]), ends[:2]), strict=True))
-    return TaskData(task, Joined(tuple(parts)), places, released=True)
+    members = dict(zip(_SPLITS, np.split(np.arange(ends[-1]), ends[:2]), strict=True))
+    return TaskData(task, Joined(tuple(parts)), members, released=True)

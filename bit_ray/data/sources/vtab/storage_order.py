@@ -61,9 +61,9 @@ def storage_order(dataset: str, part: str, ids: Sequence[str]) -> npt.NDArray[np
         return None
     key, salted = _KEYS[dataset], hashlib.md5(_SPLITS[part].encode(), usedforsecurity=False)
 
-    def hashed(place: int) -> bytes:
+    def hashed(index: int) -> bytes:
         md5 = salted.copy()
-        md5.update(key(ids[place]).encode())
+        md5.update(key(ids[index]).encode())
         return md5.digest()
 
     return np.array(sorted(range(len(ids)), key=hashed), np.int64)

@@ -196,9 +196,9 @@ class SpriteImages:
     path: Path
     rows: npt.NDArray[np.int64]
 
-    def take(self, places: npt.NDArray[np.int64]) -> "SpriteImages":
+    def take(self, chosen: npt.NDArray[np.int64]) -> "SpriteImages":
         """Some of them."""
-        return SpriteImages(self.path, self.rows[places])
+        return SpriteImages(self.path, self.rows[chosen])
 
     def __iter__(self) -> Iterator[bytes]:
         """Encode them in order, 0 and 1 as 0 and 255."""

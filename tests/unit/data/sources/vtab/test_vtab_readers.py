@@ -59,16 +59,16 @@ def test_cifar_flowers_and_pets_are_split_as_the_benchmark_does(tmp_path):
     cifar, flowers, pets = (
         open_task(find_task(n), tmp_path) for n in ("cifar100", "oxford_flowers102", "oxford_iiit_pet")
     )
-    assert [len(cifar.places[split]) for split in ("train", "val", "test")] == [36, 4, 20]  # 90 %, the rest
-    assert [len(pets.places[split]) for split in ("train", "val", "test")] == [32, 8, 37]  # 80 %, the rest
+    assert [len(cifar.members[split]) for split in ("train", "val", "test")] == [36, 4, 20]  # 90 %, the rest
+    assert [len(pets.members[split]) for split in ("train", "val", "test")] == [32, 8, 37]  # 80 %, the rest
     for split, name in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
-        found = [flowers.source.ids[i] for i in flowers.places[split]]
+        found = [flowers.source.ids[i] for i in flowers.members[split]]
         assert sorted(found) == sorted(f"oxford_flowers102/image_{n:05d}" for n in sets[name])
-    for id, (label, image) in examples(cifar.source, cifar.places["val"]).items():
+    for id, (label, image) in examples(cifar.source, cifar.members["val"]).items():
         number = int(id[-5:])
         assert label == number % 100
         assert (image == [number, 2 * number, 3 * number]).all()
-    for id, (label, image) in examples(pets.source, pets.places["test"][[5, 1]]).items():
+    for id, (label, image) in examples(pets.source, pets.members["test"][[5, 1]]).items():
         same(image, files.picture(label, int(id.rpartition("test")[2]), (30, 40), "JPEG"))
 
 

@@ -49,7 +49,7 @@ def test_another_seed_is_a_draw_that_says_so(eurosat):
     assert index.statement == "eurosat: 8 + 4 examples, drawn with seed 1, not the canonical subset of VTAB-1k"
     # From NumPy's documented PCG64 words alone.
     words = np.random.PCG64(np.random.SeedSequence((1, 0))).random_raw(60)
-    order = eurosat.places["train"][np.argsort(words, kind="stable")[:8]]
+    order = eurosat.members["train"][np.argsort(words, kind="stable")[:8]]
     assert index.train == tuple(eurosat.source.ids[i] for i in order)
 
 
