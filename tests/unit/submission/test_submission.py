@@ -156,7 +156,13 @@ def test_a_cluster_that_cannot_run_it_is_refused_before_anything_is_uploaded(
         ([JOB, "--", "--shards", "x/y", "--name", "a"], "--shards: x/y is a path on this machine; accepted: s3://"),
         (
             [JOB, "--", "--shards", "s3://b/s", "--name", "a"],
-            "--storage: bit_ray_runs is a path on this machine; accepted: s3://..., gs://..., or an absolute path",
+            "--storage: bit_ray_runs is a path on this machine; accepted: s3://..., gs://..., or an absolute path that "
+            "all nodes share; name such a place",
+        ),
+        # It would be written on the head, in a folder that goes with the job.
+        (
+            ["predict", "--", "s3://b/images", "--model", "s3://b/m", "--storage", "s3://b/runs", "--output", "o.csv"],
+            "--output: o.csv is a path on this machine; accepted: s3://",
         ),
         (
             [JOB, "--", *PLACES, "--tracking.uri", "http://me:PLANTED@host"],
