@@ -55,9 +55,9 @@ lock-resolves: $(VENV)/.installed-dev
 	$(VENV)/bin/uv pip install --dry-run --quiet --require-hashes --requirement $(LOCK) --target $(VENV)/none \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_31
 
-# Known vulnerabilities; it needs the network and is no part of CI.
+# Known vulnerabilities; it needs the network and is no part of CI. Strict, or packages that cannot be asked about pass.
 audit: $(VENV)/.installed-dev
-	$(VENV)/bin/uvx pip-audit --disable-pip --require-hashes --requirement $(LOCK)
+	$(VENV)/bin/uvx pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK)
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --quiet --no-compile --editable .

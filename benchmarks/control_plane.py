@@ -236,7 +236,7 @@ def seats(config: Config, place: Path) -> Rows:
             held.release()
             rows.append(
                 (
-                    f"room for {number:,} workers, a placement group each",
+                    f"room for {number:,} workers in {min(number, 256)} placement groups or fewer",
                     f"asked for in {asked:.1f} s, {ready:,} stood after {stood:.1f} s; one look {look * 1e3:,.0f} ms",
                 )
             )

@@ -16,6 +16,7 @@ from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.uris import shown
 
 _MOST_BYTES = 64 * 2**20
+_MOST_LISTED = 10_000  # Ray takes no higher limit
 _SECONDS_TO_ANSWER = 10.0
 ACCEPTED = "http(s)://HEAD:8265, where the cluster's dashboard listens"
 
@@ -109,15 +110,33 @@ def nodes(address: str) -> list[Node]:
     busy |= {_text(task, "node_id") for task in _listed(address, "tasks", "RUNNING")}
     for group in _listed(address, "placement_groups", "CREATED"):
         busy |= {_text(bundle, "node_id") for bundle in _list(group.get("bundles"))}
-    alive = [_node(node, busy, address) for node in _listed(address, "nodes", "ALIVE")]
+    listed = _listed(address, "nodes", "ALIVE")
+    ended = _last_ends(address, {_text(node, "node_id") for node in listed if _could_work(node)} - busy)
+    alive = [_node(node, ended) for node in listed]
     return sorted(alive, key=lambda node: (not node.is_head, node.address))
 
 
-def _listed(address: str, kind: str, value: str, key: str = "state") -> list[Mapping[str, Any]]:
-    """Return what Ray's state API lists of a kind, in one state or with another value."""
-    asked = f"filter_keys={key}&filter_predicates=%3D&filter_values={quote(value)}&detail=true&limit=10000"
-    found = _ask(address, f"/api/v0/{kind}?{asked}")
+def _last_ends(address: str, idle: set[str]) -> dict[str, float]:
+    """Return when the last task on each of some nodes ended, Unix milliseconds; 0 where Ray remembers none."""
+    tasks = _listed(address, "tasks") if idle else []
+    if len(tasks) >= _MOST_LISTED:  # then some are left out
+        tasks = [task for node in sorted(idle) for task in _listed(address, "tasks", node, "node_id")]
+    ended = dict.fromkeys(idle, 0.0)
+    for task in tasks:
+        if (node := _text(task, "node_id")) in ended:
+            ended[node] = max(ended[node], _number(task, "end_time_ms"))
+    return ended
+
+
+def _listed(address: str, kind: str, value: str = "", key: str = "state") -> list[Mapping[str, Any]]:
+    """Return what Ray's state API lists of a kind, all or in one state or with another value."""
+    only = f"filter_keys={key}&filter_predicates=%3D&filter_values={quote(value)}&" if value else ""
+    found = _ask(address, f"/api/v0/{kind}?{only}detail=true&limit={_MOST_LISTED}")
     return _list(_mapping(_mapping(found, "data"), "result").get("result"))
+
+
+def _could_work(node: Mapping[str, Any]) -> bool:
+    return any(int(_number(_mapping(node, "resources_total"), kind)) for kind in ("CPU", "GPU"))
 
 
 def _takes(actor: Mapping[str, Any]) -> bool:
@@ -139,21 +158,16 @@ def _job(job: Mapping[str, Any]) -> Job:
     )
 
 
-def _node(node: Mapping[str, Any], busy: set[str], address: str) -> Node:
-    resources, node_id = _mapping(node, "resources_total"), _text(node, "node_id")
-    cpus, gpus = int(_number(resources, "CPU")), int(_number(resources, "GPU"))
-    is_idle, since = bool(cpus or gpus) and node_id not in busy, 0.0
-    if is_idle:
-        # Ray's own "idle for so long" is not told over HTTP, and is as old as the node where no autoscaler runs.
-        ends = [_number(task, "end_time_ms") for task in _listed(address, "tasks", node_id, "node_id")]
-        since = max([_number(node, "start_time_ms"), *ends]) / 1000
+def _node(node: Mapping[str, Any], ended: Mapping[str, float]) -> Node:
+    resources, last = _mapping(node, "resources_total"), ended.get(_text(node, "node_id"))
     return Node(
         address=_text(node, "node_ip"),
-        num_cpus=cpus,
-        num_gpus=gpus,
+        num_cpus=int(_number(resources, "CPU")),
+        num_gpus=int(_number(resources, "GPU")),
         is_head=node.get("is_head_node") is True,
-        is_idle=is_idle,
-        idle_since_s=since,
+        is_idle=last is not None,
+        # Ray's own "idle for so long" is not told over HTTP, and is as old as the node where no autoscaler runs.
+        idle_since_s=max(_number(node, "start_time_ms"), last) / 1000 if last is not None else 0.0,
     )
 
 

@@ -11,9 +11,10 @@ from bit_ray.data.sources.vtab.splits import is_vtab
 from bit_ray.errors import ConfigError
 from bit_ray.uris import shown
 
-_PLACES = ("storage", "shards", "test_shards", "val_shards", "data_dir", "index", "images")
+_WRITTEN = ("storage", "output")
+_PLACES = (*_WRITTEN, "shards", "test_shards", "val_shards", "data_dir", "index", "images")
 """Settings that are always a folder or a URI."""
-_PERHAPS_PLACES = ("init", "model", "labels", "run", "output", "source", "directory", "tasks")
+_PERHAPS_PLACES = ("init", "model", "labels", "run", "source", "directory", "tasks")
 """Settings that may also be a name."""
 
 
@@ -54,7 +55,7 @@ def check_places(config: Any) -> None:
                 name,
                 f"{value} is a path on this machine",
                 "s3://..., gs://..., or an absolute path that all nodes share",
-                "copy it there, and name that place",
+                "name such a place" if field in _WRITTEN else "copy it there, and name that place",
             )
 
 
@@ -63,7 +64,7 @@ def local_places(config: Any) -> list[tuple[str, str]]:
     found = []
     for name, value in _leaves(to_dict(config)):
         field = name.rpartition(".")[2]
-        if field in (*_PLACES, *_PERHAPS_PLACES) and field not in ("storage", "output", "directory"):
+        if field in (*_PLACES, *_PERHAPS_PLACES) and field not in (*_WRITTEN, "directory"):
             path = value.removeprefix("file://")
             if os.path.isabs(path):
                 found.append((name, path))

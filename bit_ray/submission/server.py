@@ -46,9 +46,16 @@ class JobServer(JobSubmissionClient):
         super().__init__(address)
 
     def versions(self) -> Versions:
-        """Return the versions of Python and Ray on the head."""
+        """Return the versions of Python and Ray on the head.
+
+        Raises:
+            ConfigError: Something else than Ray answers.
+        """
         reply = self._do_request("GET", "/api/v0/cluster_metadata")
-        data = reply.json()["data"] if reply.status_code == 200 else {}
+        try:
+            data = dict(reply.json()["data"]) if reply.status_code == 200 else {}
+        except (ValueError, TypeError, KeyError):
+            raise self._no_server(reply) from None
         return Versions(str(data.get("pythonVersion", "unknown")), str(data.get("rayVersion", "unknown")))
 
     def _do_request(self, method: str, endpoint: str, **rest: Any) -> requests.Response:
@@ -78,12 +85,15 @@ class JobServer(JobSubmissionClient):
         if reply.status_code == 403:
             raise ConfigError.of("address", f"{self.given} refuses the token that was sent", _TOKEN, "correct it")
         if endpoint == "/api/version" and "ray_version" not in reply.text:
-            given = f"{self.given}: not the answer of a Ray job server (HTTP {reply.status_code})"
-            raise ConfigError.of("address", given, ACCEPTED, "correct it")
+            raise self._no_server(reply)
         if reply.status_code >= 500:
             last = (reply.text.strip().splitlines() or ["no reason"])[-1]
             raise UnreachableError.of("address", f"{self.given}: {last[:300]} (HTTP {reply.status_code})")
         return reply
+
+    def _no_server(self, reply: requests.Response) -> ConfigError:
+        given = f"{self.given}: not the answer of a Ray job server (HTTP {reply.status_code})"
+        return ConfigError.of("address", given, ACCEPTED, "correct it")
 
     def _raise_error(self, r: requests.Response) -> None:
         text = (r.text.strip().splitlines() or ["no reason"])[-1]

@@ -22,27 +22,14 @@ from ray.autoscaler.tags import (
     TAG_RAY_NODE_STATUS,
     TAG_RAY_USER_NODE_TYPE,
 )
-from ray.autoscaler.v2 import autoscaler
-from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
-from ray.core.generated.instance_manager_pb2 import InstanceUpdateEvent
+
+from bit_ray.cluster.launcher import tell_refused
 
 HEAD = "node0"
 MOST_NODES = 99
 _SECONDS_TO_END = 5.0  # after its notice
 
 Tags = dict[str, str]
-_monitors: list[CloudResourceMonitor] = []
-
-
-class _Monitor(CloudResourceMonitor):
-    """Knows of types that were refused, too: Ray 2.60 tells it only of machines that come too late."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        _monitors.append(self)
-
-
-autoscaler.CloudResourceMonitor = _Monitor  # made after this module is loaded
 
 
 class LocalNodes(NodeProvider):
@@ -106,8 +93,7 @@ class LocalNodes(NodeProvider):
         for _ in range(count):
             with self._lock:
                 if (self._folder / "refused").exists() or (self._folder / f"refused-{kind}").exists():
-                    for monitor in _monitors:
-                        monitor.allocation_timeout(InstanceUpdateEvent(instance_type=kind))
+                    tell_refused(kind)
                     raise NodeLaunchException("InsufficientCapacity", f"no machine of type {kind} is to be had", None)
                 number = self._free_number()
                 node = f"node{number}-{kind}"

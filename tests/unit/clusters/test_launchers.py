@@ -5,22 +5,17 @@ Every rule is tried on a file that breaks it.
 
 import copy
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import boto3
 import botocore.session
 import jsonschema
-import moto
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from ray.autoscaler._private.aws.config import bootstrap_aws
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 CLUSTERS = Path(__file__).resolve().parents[3] / "clusters"
@@ -38,7 +33,7 @@ def problems(config: Config) -> list[str]:
         validate_config(full)
     except (ValueError, jsonschema.ValidationError) as error:
         return [f"Ray: {str(error).splitlines()[0]}"]
-    check = {"aws": aws_problems, "gcp": gcp_problems}[full["provider"]["type"]]
+    check = {"AWS": aws_problems, "GCP": gcp_problems}[full["provider"]["module"].rpartition(".")[2]]
     found = [
         f"{name}: {problem}"
         for name, kind in full["available_node_types"].items()
@@ -314,69 +309,3 @@ def test_the_firewall_rules_of_the_page_admit_the_cluster_and_googles_proxy() ->
     assert "--source-ranges 35.235.240.0/20" in rules[1]
     assert "--rules tcp:22" in rules[1]
     assert "0.0.0.0/0" not in page
-
-
-# EC2, as far as moto has it
-
-
-@pytest.fixture
-def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    with moto.mock_aws():
-        yield boto3.client("ec2", region_name="eu-west-1")
-
-
-def test_ray_launches_labels_and_ends_machines_with_the_heads_role(ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's own code for AWS against moto's EC2: what is launched, and by which actions."""
-    network = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
-    subnet = ec2.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
-    group = ec2.create_security_group(GroupName="bit-ray", Description="x", VpcId=network)["GroupId"]
-    image = ec2.register_image(Name="ubuntu")["ImageId"]
-    ec2.create_key_pair(KeyName="bit-ray")
-    iam = boto3.client("iam")
-    for role in ("bit-ray-head", "bit-ray-worker"):  # as the page says; moto's IAM parses the policies
-        iam.create_role(RoleName=role, AssumeRolePolicyDocument=(CLUSTERS / "aws/ec2-trust.json").read_text())
-        for name in ("head-role", "worker-role"):
-            policy = (CLUSTERS / f"aws/{name}.json").read_text()
-            iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=policy)
-        iam.create_instance_profile(InstanceProfileName=role)
-        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
-    text = (CLUSTERS / "aws/cluster.yaml").read_text()
-    for unset, value in (("subnet-SET-ME", subnet), ("sg-SET-ME", group), ("ami-SET-ME", image)):
-        text = text.replace(unset, value)
-    config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
-    assert len(ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [network]}])["SecurityGroups"]) == 2
-    monkeypatch.setattr(logging.getLogger("ray"), "disabled", True)
-
-    called: list[str] = []
-    provider = AWSNodeProvider(config["provider"], "bit-ray")
-    for resource in (provider.ec2, provider.ec2_fail_fast):
-        resource.meta.client.meta.events.register(
-            "before-call.ec2", lambda model, **_: called.append(f"ec2:{model.name}")
-        )
-    kind = config["available_node_types"]["gpu-spot"]
-    provider.create_node(kind["node_config"], {"ray-node-type": "worker"}, 1)
-    nodes = provider.non_terminated_nodes({"ray-node-type": "worker"})
-    assert len(nodes) == 1
-    provider.set_node_tags(nodes[0], {"ray-node-status": "up-to-date"})
-    [*machines] = (m for r in ec2.describe_instances(InstanceIds=nodes)["Reservations"] for m in r["Instances"])
-    for machine in machines:
-        assert machine["InstanceType"] == "g6.12xlarge"
-        assert machine["InstanceLifecycle"] == "spot"
-        assert machine["IamInstanceProfile"]["Arn"].endswith("/bit-ray-worker")
-        assert machine["SubnetId"] == subnet
-        assert [each["GroupId"] for each in machine["SecurityGroups"]] == [group]
-        assert {"Key": "ray-cluster-name", "Value": "bit-ray"} in machine["Tags"]
-        assert "PublicIpAddress" not in machine
-    provider.terminate_nodes(nodes)
-    states = {
-        m["State"]["Name"] for r in ec2.describe_instances(InstanceIds=nodes)["Reservations"] for m in r["Instances"]
-    }
-    assert states <= {"terminated", "shutting-down"}  # not stopped, with disks that cost
-    assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:DescribeInstances"} <= set(called)
-    assert set(called) <= {
-        action for statement in statements("head-role.json") for action in listed(statement["Action"])
-    }

@@ -10,7 +10,6 @@ FOLDER = Path(__file__).resolve().parents[3] / "clusters" / "local-autoscaling"
 
 
 def test_a_type_that_was_refused_comes_after_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoscaler, "CloudResourceMonitor", autoscaler.CloudResourceMonitor)  # put back afterwards
     monkeypatch.syspath_prepend(FOLDER)
     for name, value in {"CLUSTER_DIR": str(tmp_path), "CLUSTER_PORT": "1", "CLUSTER_NOTICE_S": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -16,6 +16,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.autotrain.train",
     "bit_ray.cli.main",
     "bit_ray.cluster.autoscaler",
+    "bit_ray.cluster.launcher",
     "bit_ray.cluster.session",
     "bit_ray.data.stream.bench",
     "bit_ray.data.stream.batches",

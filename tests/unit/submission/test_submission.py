@@ -117,10 +117,14 @@ def versions(ray: str, python: str) -> dict[str, tuple[int, str]]:
     [
         ({"/api/version": (401, "Unauthorized")}, "--address: SERVER wants a token, and "),  # what it got is said
         ({"/api/version": (200, "<html>")}, "--address: SERVER: not the answer of a Ray job server (HTTP 200); acc"),
+        (
+            {**versions("2.60.0", "3.11.7"), "/api/v0/cluster_metadata": (200, "<html>")},
+            "--address: SERVER: not the answer of a Ray job server (HTTP 200); acc",
+        ),
         (versions("2.40.0", "3.11.7"), "--address: SERVER runs Ray 2.40.0; accepted: 2.60 or newer; use another im"),
         (versions("2.60.0", "3.9.1"), "--address: SERVER runs Python 3.9.1; accepted: 3.11 or newer; use another i"),
     ],
-    ids=["token", "no job server", "Ray", "Python"],
+    ids=["token", "no job server", "half a job server", "Ray", "Python"],
 )
 def test_a_cluster_that_cannot_run_it_is_refused_before_anything_is_uploaded(
     server: type[Server], answers: dict[str, tuple[int, str]], error: str, capsys: pytest.CaptureFixture[str]
@@ -156,7 +160,13 @@ def test_a_cluster_that_cannot_run_it_is_refused_before_anything_is_uploaded(
         ([JOB, "--", "--shards", "x/y", "--name", "a"], "--shards: x/y is a path on this machine; accepted: s3://"),
         (
             [JOB, "--", "--shards", "s3://b/s", "--name", "a"],
-            "--storage: bit_ray_runs is a path on this machine; accepted: s3://..., gs://..., or an absolute path",
+            "--storage: bit_ray_runs is a path on this machine; accepted: s3://..., gs://..., or an absolute path that "
+            "all nodes share; name such a place",
+        ),
+        # It would be written on the head, in a folder that goes with the job.
+        (
+            ["predict", "--", "s3://b/images", "--model", "s3://b/m", "--storage", "s3://b/runs", "--output", "o.csv"],
+            "--output: o.csv is a path on this machine; accepted: s3://",
         ),
         (
             [JOB, "--", *PLACES, "--tracking.uri", "http://me:PLANTED@host"],

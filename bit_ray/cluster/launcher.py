@@ -1,0 +1,59 @@
+"""The node providers of `ray up` for AWS and Google, which also tell Ray's autoscaler what was refused.
+
+Ray 2.60 lowers a type of machine only for one that was promised and came too late: a type that the cloud refuses, as
+spot machines often are, it would ask for again and again.
+"""
+
+from typing import Any
+
+from ray.autoscaler.v2 import autoscaler
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+from ray.core.generated.instance_manager_pb2 import InstanceUpdateEvent
+
+_monitors: list[CloudResourceMonitor] = []
+
+
+class _Monitor(CloudResourceMonitor):
+    """Can be found by those who know of a refusal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _monitors.append(self)
+
+
+autoscaler.CloudResourceMonitor = _Monitor  # the autoscaler makes its own after it has loaded the provider
+
+
+def tell_refused(kind: str) -> None:
+    """Have the autoscaler of this process try other types before this one for a while.
+
+    For how long is ``RAY_AUTOSCALER_AVAILABILITY_RECOVERY_S``, ten minutes by default.
+    """
+    for monitor in _monitors:
+        monitor.allocation_timeout(InstanceUpdateEvent(instance_type=kind))
+
+
+def __getattr__(name: str) -> type:
+    """Return the provider ``AWS`` or ``GCP``, each of which needs its cloud's client."""
+    if name == "AWS":
+        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider as OfRay
+    elif name == "GCP":
+        from ray.autoscaler._private.gcp.node_provider import GCPNodeProvider as OfRay
+    else:
+        raise AttributeError(name)
+    return type(name, (_Telling, OfRay), {})
+
+
+class _Telling:
+    """Comes before a provider of Ray's."""
+
+    def create_node_with_resources_and_labels(
+        self, node_config: Any, tags: Any, count: int, resources: Any, labels: Any
+    ) -> Any:
+        try:
+            return super().create_node_with_resources_and_labels(  # type: ignore[misc]
+                node_config, tags, count, resources, labels
+            )
+        except Exception:
+            tell_refused(tags["ray-user-node-type"])
+            raise
