@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bit_ray.errors import TrackingError
+from bit_ray.errors import TrackingError, one_line
 from bit_ray.locks import scratch_directory
-from bit_ray.tracking.server import connect, one_line
+from bit_ray.tracking.server import connect
 from bit_ray.uris import shown
 
 # isort: split
