@@ -106,6 +106,12 @@ class TrackingError(BitRayError):
     """The MLflow server cannot be reached or refuses what was sent."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line of at most 300 characters."""
+    text = shown(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
 def brief(value: object) -> str:
     """A given value as a message shows it: at most 80 characters of its repr."""
     try:

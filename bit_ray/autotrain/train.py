@@ -47,7 +47,6 @@ from bit_ray.training.estimate import measure_speed
 from bit_ray.training.finetune import finetune_plan
 from bit_ray.training.goodput import as_duration
 from bit_ray.training.initial_weights import InitialWeights, read_init
-from bit_ray.training.memory import bytes_per_image
 from bit_ray.training.plan import TrainPlan
 from bit_ray.weights.package import ModelSpec, save_package
 
@@ -63,7 +62,6 @@ _BATCHES = (512, 256, 128, 64, 32)
 _LEAST_STEPS, _MOST_STEPS, _LEAST_PASSES = 100, 500, 5
 # Of HyperRule below 20,000 images.
 _RULE_STEPS, _RULE_RATE, _LARGEST_RATE = 500, 0.003, 0.01
-_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,16 +372,16 @@ def _plan(
     The learning rate keeps HyperRule's sum over the steps, up to 0.01.
     """
     settings = _finetune_config(config, shards=shards, init=init.parent)
-    num_workers, micro = num_local_cores(), 0
-    if device == "cuda":  # on CPUs the run splits its batches itself
+    # Images that are measured at a time: a GPU is slow with few, and the learner splits what has no room.
+    num_workers, most = num_local_cores(), _BATCHES[-1]
+    if device == "cuda":
         num_workers = torch.cuda.device_count()
-        room = _MEMORY_SHARE * torch.cuda.mem_get_info()[0]
-        micro = max(1, int(room / bytes_per_image(start.classifier.spec.model, start.size)))
+        most = _BATCHES[0] // num_workers
 
     def planned(batch: int, steps: int) -> tuple[FinetuneConfig, TrainPlan]:
         rate = min(_LARGEST_RATE, _RULE_RATE * _RULE_STEPS / steps)
         rule = RuleOverrides(regime="small", crop=start.size, batch_size=batch, num_steps=steps, base_lr=rate)
-        ready = replace(settings, rule=rule, runtime=Runtime(micro_batch_size=micro, checkpoint_every_s=120))
+        ready = replace(settings, rule=rule, runtime=Runtime(checkpoint_every_s=120))
         return ready, finetune_plan(ready, manifest, init, manifest.num_examples)
 
     begun = RunFolder.of(config.storage, settings.name)
@@ -392,7 +390,7 @@ def _plan(
         ready, plan = planned(record["global_batch_size"], record["schedule"]["num_steps"])
         return ready, plan, f"as it was begun, {plan.schedule.num_steps:,} steps of {plan.global_batch_size} images"
     _, plan = planned(_BATCHES[-1], _LEAST_STEPS)
-    speed = measure_speed(plan, "auto", device, micro or _BATCHES[-1]).images_per_s * num_workers
+    speed = measure_speed(plan, "auto", device, most).images_per_s * num_workers
     images = int((seconds - _STARTING_S) * speed)
     least = max(_LEAST_PASSES * manifest.num_examples, _LEAST_STEPS * _BATCHES[-1])
     if images < least:

@@ -9,7 +9,10 @@ from bit_ray.progress import console, print_table
 def train(config: TrainConfig) -> None:
     """Train on a folder, and print the result and the command that predicts."""
     from bit_ray.autotrain.look import look
+    from bit_ray.cli.first_look import look as first_look
 
+    if config.init:
+        first_look("train from", config.init, tracking=config.tracking, storage=config.storage)
     looked = look(config)
     if config.dry_run:
         return

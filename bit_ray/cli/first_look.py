@@ -5,6 +5,7 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.progress import console
 from bit_ray.tracking.address import registry_uri, tracking_uri
 from bit_ray.tracking.config import RegistryConfig, TrackingConfig
+from bit_ray.tracking.listing import find_embedded
 from bit_ray.uris import shown
 from bit_ray.weights.location import check_there
 
@@ -29,7 +30,7 @@ def look(verb: str, weights: str, *sets: str, tracking: RegistryConfig | Trackin
         size = f" ({read_manifest(uri).num_examples:,} images)" if store.is_local(uri) else ""
         parts.append(f"{uri}{size}")
     if weights.startswith("models:/"):
-        registry_uri(tracking_uri(tracking.uri, storage))
+        find_embedded(registry_uri(tracking_uri(tracking.uri, storage)), weights)
     elif weights:
         check_there(weights)
     what = f"{verb} {weights}" if weights else verb

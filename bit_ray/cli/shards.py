@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bit_ray.cli.flags import positional
 from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.models.inputs import MIN_IMAGE_SIZE
 from bit_ray.progress import console, follow, print_table
+
+if TYPE_CHECKING:
+    from bit_ray.data.images.views import TrainView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +26,21 @@ class InspectConfig:
     """Images on the contact sheet."""
     augmented: bool = False
     """Show next to each image three training views of it, as upstream pre-training sees them."""
-    crop_size: int = 224
-    """Side of the training views, pixels."""
+    finetune: bool = False
+    """Show the views that finetune has by BiT-HyperRule instead."""
+    crop_size: int = 0
+    """Side of the training views, pixels; 0: 224, or that of BiT-HyperRule for these images."""
     seed: int = 0
     """Seed of the draw and of the views."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError.of("seed", self.seed, "0 or more")
-        if self.augmented and not self.sheet:
-            raise ConfigError.of("augmented", "given without sheet", "with a PNG file to draw", "add --sheet FILE.png")
+        for name in ("augmented", "finetune"):
+            if getattr(self, name) and not self.sheet:
+                raise ConfigError.of(name, "given without sheet", "with a PNG file to draw", "add --sheet FILE.png")
+        if self.crop_size and self.crop_size < MIN_IMAGE_SIZE:
+            raise ConfigError.of("crop_size", self.crop_size, f"0, or {MIN_IMAGE_SIZE} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +160,22 @@ def inspect(config: InspectConfig) -> None:
     if found["shards_counted"] < found["num_shards"]:
         rows.append(("counted", f"classes in {found['shards_counted']} of the shards"))
     if config.sheet:
-        crop_size = config.crop_size if config.augmented else None
-        contact_sheet(config.shards, config.sheet, config.num_images, seed=config.seed, crop_size=crop_size)
+        contact_sheet(config.shards, config.sheet, config.num_images, seed=config.seed, view=_view(config))
         rows.append(("contact sheet", config.sheet))
     print_table(config.shards, rows)
+
+
+def _view(config: InspectConfig) -> "TrainView | None":
+    """The training views that are asked for."""
+    from bit_ray.data.images.views import TrainView
+    from bit_ray.data.shards.manifest import read_manifest
+    from bit_ray.recipes.hyperrule import hyperrule
+
+    if not config.finetune:
+        return TrainView(crop="inception", crop_size=config.crop_size or 224) if config.augmented else None
+    manifest = read_manifest(config.shards)
+    rule = hyperrule(manifest.num_examples, manifest.median_image_size, crop=config.crop_size or None)
+    return TrainView(crop="resize_crop", crop_size=rule.crop, resize_size=rule.resize)
 
 
 def bench(config: BenchConfig) -> None:

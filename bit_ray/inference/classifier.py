@@ -296,9 +296,10 @@ def load_model(
 
 def _load(uri: str, tracking_uri: str | None, cache: Path | None) -> tuple[Network, ModelSpec, str]:
     if uri.startswith("models:/"):
-        from bit_ray.tracking import fetch, registry  # MLflow, which only these names need
+        from bit_ray.tracking.fetch import fetch
+        from bit_ray.tracking.reference import find
 
-        directory = fetch.fetch(registry.resolve(uri, tracking_uri), cache)
+        directory = fetch(find(uri, tracking_uri), cache)
     elif store.is_local(uri):
         directory = Path(store.filesystem(uri)[1])
     else:

@@ -11,7 +11,8 @@ from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.named import saved_model
 from bit_ray.tracking.listing import ListedModel
 from bit_ray.tracking.recorded import RecordedRun, recorded_run
-from bit_ray.tracking.registry import list_models, resolve
+from bit_ray.tracking.reference import find
+from bit_ray.tracking.registry import list_models
 
 LOSS, RATE = "train/loss", "train/lr"
 _NOTHING = RecordedRun(params={}, metrics={}, sets={}, curves={})
@@ -50,7 +51,7 @@ def find_subject(model: str, *, storage: str, tracking_uri: str, device: str = "
         TrackingError: the registry that the model is named by cannot be reached.
     """
     named = saved_model(model, storage)
-    reference = resolve(model, tracking_uri) if model.startswith("models:/") else None
+    reference = find(model, tracking_uri) if model.startswith("models:/") else None
     package = reference.weights_uri if reference else named
     classifier = load_model(named, tracking_uri=tracking_uri, device=device)
     missing = []

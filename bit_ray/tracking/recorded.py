@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bit_ray.errors import TrackingError
+from bit_ray.errors import TrackingError, one_line
 from bit_ray.locks import scratch_directory
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import RunKind, find_run
-from bit_ray.tracking.server import connect, experiment_id, one_line
+from bit_ray.tracking.server import connect, experiment_id
 from bit_ray.uris import shown
 
 # isort: split

@@ -6,7 +6,6 @@ description (``model.json``) and the digest of its weights. The MLmodel file has
 never stores them twice; loading a version reads them from their original URI and verifies the digest.
 """
 
-import difflib
 import hashlib
 import json
 import logging
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray import store
-from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError
+from bit_ray.errors import ConfigError, DataError, ModelError, TrackingError, one_line
 from bit_ray.tracking import address, server
 from bit_ray.tracking.card import CARD_FILE, MARK, description, model_card
 from bit_ray.tracking.fetch import download
-from bit_ray.tracking.listing import ListedModel, in_order, listed
-from bit_ray.tracking.reference import ModelReference, check_package_uri, log_reference, read_reference
-from bit_ray.tracking.server import one_line
+from bit_ray.tracking.listing import ListedModel, chosen, in_order, listed, no_such_name, parsed
+from bit_ray.tracking.logged import log_reference, read_reference
+from bit_ray.tracking.reference import ModelReference, check_package_uri, find
 from bit_ray.uris import shown, shown_in
 from bit_ray.weights.location import DESCRIPTION_FILE
 from bit_ray.weights.package import ModelSpec, Weights, parse_description
@@ -35,8 +34,6 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
-
-"""The embedded tracking store if no tracking URI is set, relative to the current directory."""
 
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
@@ -147,13 +144,9 @@ def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
         ModelError: no such name, alias or version, or one that bit_ray did not register.
         TrackingError: the server cannot be reached, or none is named.
     """
-    match = re.fullmatch(r"models:/([^/:@]+)(?:@([^/@]+)|/([0-9]{1,18}))?", uri)
-    if match is None:
-        raise ModelError(f"{uri}: accepted: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME; correct it")
-    name, alias, number = match.groups()
+    name = parsed(uri)[0]
     client = server.connect(address.registry_uri(tracking_uri))
-    version = _look_up(client, uri, name, alias, number)
-    return read_reference(client, name, version)
+    return read_reference(client, name, _look_up(client, uri))
 
 
 def pull(uri: str, output_dir: str | Path, tracking_uri: str | None = None) -> Path:
@@ -165,7 +158,7 @@ def pull(uri: str, output_dir: str | Path, tracking_uri: str | None = None) -> P
     directory = Path(output_dir).absolute()
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise ModelError(f"{output_dir}: not empty; accepted: a new or empty directory; choose another")
-    download(resolve(uri, tracking_uri), directory)
+    download(find(uri, tracking_uri), directory)
     return directory
 
 
@@ -267,33 +260,22 @@ def _create_version(
     return str(version.version)
 
 
-def _look_up(client: MlflowClient, uri: str, name: str, alias: str | None, number: str | None) -> str:
+def _look_up(client: MlflowClient, uri: str) -> str:
     """Return the number of the version that the URI names; the error lists those that exist."""
+    name, alias, _ = parsed(uri)
     try:
-        aliases: dict[str, Any] = client.get_registered_model(name).aliases
-        if alias is not None:
-            if alias not in aliases:
-                raise ModelError(f"{uri}: no such alias; {_choices(alias, list(aliases))}")
-            return str(aliases[alias])
-        quote = '"' if "'" in name else "'"
-        versions: list[ModelVersion] = _all_pages(client.search_model_versions, f"name={quote}{name}{quote}")
+        aliases = dict(client.get_registered_model(name).aliases)
+        numbers: list[str] = []
+        if alias is None:
+            quote = '"' if "'" in name else "'"
+            versions: list[ModelVersion] = _all_pages(client.search_model_versions, f"name={quote}{name}{quote}")
+            numbers = [str(version.version) for version in versions]
     except MlflowException as error:
         if error.error_code not in _MISSING:
             raise ModelError(f"{uri}: {one_line(error)}") from None
         names = [model.name for model in _all_pages(client.search_registered_models)]
-        raise ModelError(f"{uri}: no model of that name; {_choices(name, names)}") from None
-    numbers = sorted((str(version.version) for version in versions), key=int, reverse=True)
-    if not numbers or (number is not None and str(int(number)) not in numbers):
-        raise ModelError(f"{uri}: no such version; {_choices('', numbers)}")
-    return numbers[0] if number is None else str(int(number))
-
-
-def _choices(given: str, known: list[str]) -> str:
-    if not known:
-        return "there are none yet; register one first"
-    nearest = difflib.get_close_matches(given, known, n=10, cutoff=0) if given else known[:10]
-    more = f" and {len(known) - len(nearest)} more" if len(known) > len(nearest) else ""
-    return f"accepted: {', '.join(nearest)}{more}; see bit-ray models list"
+        raise no_such_name(uri, names) from None
+    return chosen(uri, aliases, numbers)
 
 
 def _all_pages(search: Callable[..., Any], query: str | None = None) -> list[Any]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bit_ray import store
 from bit_ray.config import digest
-from bit_ray.errors import TrackingError
+from bit_ray.errors import TrackingError, one_line
 from bit_ray.locks import locked, scratch_directory, user_name
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.sending import send
-from bit_ray.tracking.server import connect, experiment_id, one_line
+from bit_ray.tracking.server import connect, experiment_id
 from bit_ray.tracking.spool import Operation, Spool, spool_directory
 from bit_ray.uris import shown, shown_in
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from bit_ray.tracking.server import one_line, probe
+from bit_ray.errors import one_line
+from bit_ray.tracking.server import probe
 from bit_ray.tracking.spool import Operation, Spool, read_segment
 
 # isort: split

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from bit_ray.errors import BitRayError, TrackingError
+from bit_ray.errors import BitRayError, TrackingError, one_line
 from bit_ray.tracking.address import DATABASE_PORTS, sqlite_file
 from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
@@ -105,12 +105,6 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
         given = f"{name!r} was deleted in {shown(client.tracking_uri)}"
         raise TrackingError.of("tracking.experiment", given, remedy=remedy)
     return str(experiment.experiment_id)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text as one line of at most 300 characters."""
-    text = shown(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _artifact_location(uri: str, experiment: str, storage: str | None) -> str | None:

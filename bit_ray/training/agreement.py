@@ -12,6 +12,18 @@ _WORKERS_PER_STEP = 256
 _MANY_WORKERS = 512
 
 
+def least(value: int, device: torch.device) -> int:
+    """Return the least value that a worker has; all ask at the same point, and wait for it.
+
+    Args:
+        value: This worker's.
+        device: Where its tensors travel: its GPU with NCCL.
+    """
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return int(found)
+
+
 class Agreement:
     """Yes-or-no questions that any worker may answer with yes; all know the answers one step later.
 

@@ -60,8 +60,8 @@ class Runtime:
     """Training workers: a number, or MIN:MAX to follow a cluster that grows and shrinks; 0: one per GPU of the cluster,
     or without GPUs one per CPU core of this machine; where an autoscaler may add nodes, 1 to what it may come to."""
     micro_batch_size: int = 0
-    """Examples per forward and backward pass of a worker; 0: its whole share of the batch, or on the CPUs of this
-    machine as many as its memory has room for."""
+    """Examples per forward and backward pass of a worker; 0: its whole share of the batch, or on GPUs and on the CPUs
+    of this machine as many as the memory has room for."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: CUDA when the cluster has GPUs."""
     precision: Precision = "auto"

@@ -104,7 +104,11 @@ def describe(
             "memory",
             f"about {worker_memory(plan, micro) / 1e9:,.1f} GB for each of {workers.most} workers, "
             f"{micro:,} images at a time"
-            + ("" if workers.use_gpu else f"; this machine has {total_memory() / 1e9:,.1f} GB"),
+            + (
+                ("" if runtime.micro_batch_size else "; fewer where a GPU has no room for them")
+                if workers.use_gpu
+                else f"; this machine has {total_memory() / 1e9:,.1f} GB"
+            ),
         ),
         ("precision", runtime.precision + (", torch.compile" if runtime.compile else "")),
         ("shuffle", f"{plan.shuffle.num_lanes} lanes x windows of {plan.shuffle.lane_window} images"),

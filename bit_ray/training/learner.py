@@ -14,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from bit_ray.data.stream.rows import Row
 from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
+from bit_ray.training.agreement import least
 from bit_ray.training.config import Precision
 from bit_ray.training.device import resolve_precision, to_channels_last
 from bit_ray.training.healing import Healer
+from bit_ray.training.memory import free_gpu_memory, gpu_micro_batch
 from bit_ray.training.optimizer import build_optimizer, initial_weights
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
@@ -32,7 +34,8 @@ class Learner:
         device: Where.
         precision: See `bit_ray.training.device.resolve_precision`.
         init_weights: Initial tensors by name; the head's are left out. None: from scratch.
-        micro_batch_size: Examples per forward and backward pass; 0: the worker's whole share.
+        micro_batch_size: Examples per forward and backward pass; 0: the worker's whole share, or on a GPU as many as it
+            has room for.
         rank: Number of this worker.
         num_workers: Workers that share the global batch.
         healer: Leaves out steps that are out of the ordinary. None: one that is not finite is an error.
@@ -57,6 +60,8 @@ class Learner:
         self.slots = plan_slots(plan, num_workers)[rank]
         """Slots of every batch that are this worker's."""
         self._micro = plan_micro_batch(plan, len(self.slots), micro_batch_size)
+        self.micro_batch_size = micro_batch_size
+        """Examples per forward and backward pass, as set or as there is room; 0: the whole share."""
         self.model = build_model(plan, init_weights).to(device)
         """The network itself; in training mode."""
         self.dtype = resolve_precision(
@@ -65,6 +70,9 @@ class Learner:
         """Data type of the convolutions."""
         to_channels_last(self.model)
         self.model.train()
+        self._by_room = device.type == "cuda" and not micro_batch_size and not plan.batch_of_statistics
+        if self._by_room:
+            self._split(gpu_micro_batch(plan, free_gpu_memory(device)))
         self.optimizer = build_optimizer(self.model, plan)
         self._step = TrainStep(
             self.model,
@@ -77,9 +85,14 @@ class Learner:
         )
 
     def wrap(self, *, distributed: bool, compile: bool = False) -> None:
-        """Share gradients with the other workers, whose weights become those of rank 0; compile the network."""
+        """Share gradients with the other workers, whose weights become those of rank 0; compile the network.
+
+        Where GPUs have different room, the smallest counts for all.
+        """
         wrapped: nn.Module = self.model
         if distributed:
+            if self._by_room:
+                self._split(least(self.micro_batch_size, self.device))
             # Running statistics are the same on all workers, by `bit_ray.models.batch_norm.update_running`.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of a new name that PyTorch 2.11 does not know
@@ -89,6 +102,10 @@ class Learner:
         if compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         self._step.model = wrapped
+
+    def _split(self, micro_batch_size: int) -> None:
+        self.micro_batch_size = micro_batch_size
+        self._micro = plan_micro_batch(self.plan, len(self.slots), micro_batch_size)
 
     def targets(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the objective's targets for the rows of a batch; see `step`."""

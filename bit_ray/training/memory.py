@@ -26,6 +26,9 @@ _COPIES = 3
 _BYTES = 4
 # Share of the memory that training may take; readers, the object store and everything else have the rest.
 _SHARE = 0.5
+# Of what a GPU has free once the weights are on it; workspaces of kernels and gaps between blocks have the rest. Not
+# measured on a GPU yet; the activations are counted in float32, so with bfloat16 it is on the safe side.
+_GPU_SHARE = 0.7
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -33,7 +36,8 @@ def with_room(plan: TrainPlan, runtime: Runtime, workers: Workers, *, local: boo
     """Return the settings with a micro-batch that fits into this machine's memory, where none was set.
 
     The result of the training does not depend on it, up to rounding. Only workers on the CPUs of this machine are known
-    here; with GPUs and on a cluster the settings are unchanged, as they are with BatchNorm, which decides the size.
+    here; on a cluster the settings are unchanged, as they are with BatchNorm, which decides the size. On GPUs each
+    worker looks what is free: `gpu_micro_batch`.
 
     Raises:
         ConfigError: The batch cannot be shared out over the workers.
@@ -44,6 +48,23 @@ def with_room(plan: TrainPlan, runtime: Runtime, workers: Workers, *, local: boo
     room = _SHARE * total_memory() / workers.most - _fixed(plan)
     fitting = max(2, int(room / bytes_per_image(plan.model, plan.view.crop_size)) // 2 * 2)  # even, for MixUp's pairs
     return runtime if fitting >= micro else replace(runtime, micro_batch_size=fitting)
+
+
+def gpu_micro_batch(plan: TrainPlan, free: float) -> int:
+    """Images per forward and backward pass that fit into a GPU beside gradients and momentum; even, and at least 2.
+
+    Args:
+        plan: What is to be learned, by a network without BatchNorm.
+        free: Bytes that are free once the weights are there.
+    """
+    room = _GPU_SHARE * free - _COPIES * _BYTES * count_parameters(plan.model, plan.num_classes, plan.train)[1]
+    return max(2, int(room / bytes_per_image(plan.model, plan.view.crop_size)) // 2 * 2)
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Bytes that tensors of this process can have on a GPU: what nobody has, and what PyTorch keeps for it."""
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def worker_memory(plan: TrainPlan, micro_batch_size: int) -> int:

@@ -134,7 +134,9 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                 device="cuda" if device.type == "cuda" else "cpu",
                 precision="bf16" if learner.dtype == torch.bfloat16 else "fp32",
                 num_workers=num_workers,
-                micro_batch_size=share_out(plan, runtime, num_workers)[1],
+                micro_batch_size=share_out(
+                    plan, replace(runtime, micro_batch_size=learner.micro_batch_size), num_workers
+                )[1],
             )
         )
 

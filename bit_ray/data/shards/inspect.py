@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.images.sheet import COLORS, Tile, write_sheet
+from bit_ray.data.images.views import TrainView, example_keys, place_view, uniforms
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.read import read_rows, to_examples
 from bit_ray.data.sources.base import Example
@@ -58,7 +59,7 @@ def inspect_shards(uri: str | Path) -> dict[str, Any]:
 
 
 def contact_sheet(
-    uri: str | Path, path: str | Path, n: int = 48, *, seed: int = 0, crop_size: int | None = None
+    uri: str | Path, path: str | Path, n: int = 48, *, seed: int = 0, view: TrainView | None = None
 ) -> None:
     """Write a PNG of ``n`` seeded examples of a shard set with their class names, from few row groups.
 
@@ -67,11 +68,11 @@ def contact_sheet(
         path: PNG file to write, or its URI.
         n: Number of examples.
         seed: Seed of the draw and of the views.
-        crop_size: Side in pixels of the training views next to each image, as upstream pre-training with this seed
-            draws them in its first epochs; None: only the images.
+        view: Of the three training views next to each image, as training with this seed draws them in its first epochs;
+            None: only the images.
 
     Raises:
-        ConfigError: n is below 1, or crop_size too small.
+        ConfigError: n is below 1.
         DataError: no complete shard set there, or a shard or image that cannot be read.
     """
     if n < 1:
@@ -85,10 +86,10 @@ def contact_sheet(
         )
         for example in examples
     ]
-    if crop_size is None:
+    if view is None:
         write_sheet(path, tiles)
     else:
-        beside = _views(examples, tiles, seed, crop_size, manifest.convert_images)
+        beside = _views(examples, tiles, seed, view, manifest.convert_images)
         write_sheet(path, beside, columns=3 * (1 + len(COLORS)), together=1 + len(COLORS))
 
 
@@ -114,13 +115,11 @@ def _draw(uri: str, manifest: Manifest, n: int, seed: int) -> list[Example]:
     return picked
 
 
-def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, crop_size: int, convert: bool) -> list[Tile]:
+def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, view: TrainView, convert: bool) -> list[Tile]:
     """Each image with the boxes of its views in it, followed by the views."""
     # Imported here, because the other functions of this module do not need PyTorch.
     from bit_ray.data.images.decode_view import decode_train_view
-    from bit_ray.data.images.views import TrainView, example_keys, place_view, uniforms
 
-    view = TrainView(crop="inception", crop_size=crop_size)
     keys = example_keys([example.id for example in examples])
     numbers = np.stack([uniforms(seed, epoch, keys) for epoch in range(len(COLORS))], axis=1)
     result = []
@@ -130,7 +129,7 @@ def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, crop_s
         for epoch, (u, color) in enumerate(zip(of_image, COLORS, strict=True)):
             placement = place_view(view, height, width, u)
             boxes.append((*placement.box, color))
-            pixels = np.empty((crop_size, crop_size, 3), np.uint8)
+            pixels = np.empty((view.crop_size, view.crop_size, 3), np.uint8)
             decode_train_view(example.image, view, u, pixels, convert=convert)
             text = f"epoch {epoch}" + (", mirrored" if placement.flip else "")
             beside.append(Tile(pixels=pixels, text=text, frame=color))

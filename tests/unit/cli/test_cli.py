@@ -45,7 +45,7 @@ FLAGS = {
     "shards write": "SOURCE OUTPUT --name --class-names --multi-label --root --data-dir --download --no-check-size "
     "--label --convert-images --upright --on-bad "
     "--seekable --shorter-side --row-group-size --shard-examples --seed --num-workers",
-    "shards inspect": "SHARDS --sheet --num-images --augmented --crop-size --seed",
+    "shards inspect": "SHARDS --sheet --num-images --augmented --finetune --crop-size --seed",
     "shards verify": "SHARDS --no-decode --num-workers",
     "shards ids": "SHARDS --step --image --sheet --num-images --run --seed --global-batch-size --epochs --crop-size "
     "--shuffle.*",

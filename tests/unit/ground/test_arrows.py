@@ -33,9 +33,8 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.report.subject",
     "bit_ray.report.gallery",
     "bit_ray.report.write",
-    "bit_ray.tracking.fetch",
+    "bit_ray.tracking.logged",
     "bit_ray.tracking.recorded",
-    "bit_ray.tracking.reference",
     "bit_ray.tracking.registry",
     "bit_ray.tracking.runs",
     "bit_ray.tracking.sending",
@@ -149,9 +148,8 @@ def test_import_arrows_hold() -> None:
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
     graph = grimp.build_graph("bit_ray", include_external_packages=True, exclude_type_checking_imports=True)
-    # load_model asks the registry only for a models:/ URI, and then needs MLflow.
-    for name in ("fetch", "registry"):
-        graph.remove_import(importer="bit_ray.inference.classifier", imported=f"bit_ray.tracking.{name}")
+    # MLflow is asked only for a models:/ URI of a server.
+    graph.remove_import(importer="bit_ray.tracking.reference", imported="bit_ray.tracking.registry")
     return graph
 
 

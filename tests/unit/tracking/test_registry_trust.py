@@ -23,6 +23,7 @@ from bit_ray.errors import BitRayError, ConfigError, ModelError
 from bit_ray.inference.classifier import Classifier
 from bit_ray.models.zoo import create_model
 from bit_ray.tracking.listing import read_embedded
+from bit_ray.tracking.reference import find
 from bit_ray.tracking.registry import list_models, register, resolve
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.finetune import finetune
@@ -204,6 +205,21 @@ def test_a_listing_without_mlflow_is_the_same(registry: Registry, tmp_path: Path
     assert read_embedded(f"sqlite:///{tmp_path}/absent.db") is None
     assert not (tmp_path / "absent.db").exists()
     assert read_embedded("http://127.0.0.1:9") is None
+
+
+def test_what_is_found_without_mlflow_is_what_mlflow_finds(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["m@best", "m/1", "m", "m@worst", "m/2", "n", "n@best"]
+
+    def said(look_up: Callable[..., object], name: str) -> object:
+        try:
+            return look_up(f"models:/{name}", registry.uri)
+        except ModelError as error:
+            return str(error)
+
+    expected = [said(resolve, name) for name in names]
+    assert expected[0] == expected[1] == expected[2] != expected[3]
+    monkeypatch.setattr("bit_ray.tracking.registry.resolve", lambda *_: pytest.fail("MLflow was asked"))
+    assert [said(find, name) for name in names] == expected
 
 
 @pytest.mark.parametrize(("function", "config"), [(pretrain, PretrainConfig), (finetune, FinetuneConfig)])

@@ -11,7 +11,8 @@ from bit_ray.cluster.slots import Workers
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.training import memory
 from bit_ray.training.config import Runtime
-from bit_ray.training.memory import bytes_per_image, total_memory, with_room, worker_memory
+from bit_ray.training.memory import bytes_per_image, gpu_micro_batch, total_memory, with_room, worker_memory
+from bit_ray.training.parts import count_parameters
 from bit_ray.training.plan import transfer_plan
 
 CPU = Workers(2, 2, use_gpu=False)
@@ -39,6 +40,19 @@ def test_a_batch_is_split_where_it_has_no_room(monkeypatch, gigabytes, expected)
     assert replace(found, micro_batch_size=0) == Runtime()
     if expected > 2:
         assert worker_memory(plan(), expected) <= gigabytes * 1e9 / 4 < worker_memory(plan(), expected + 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes", "expected"),
+    [("R1-1-1-1x0.5", 80, 508), ("R1-1-1-1x0.5", 16, 100), ("R50x1", 80, 96), ("R50x1", 16, 18), ("R50x1", 1, 2)],
+)
+def test_a_gpu_takes_as_many_images_as_it_has_room_for(model, gigabytes, expected):
+    """Of 480 pixels: an even number, for MixUp's pairs, that fits in float32 into 0.7 of what is free."""
+    fitting = gpu_micro_batch(plan(model), gigabytes * 1e9)
+    assert fitting == expected
+    for images, fits in ((fitting, expected > 2), (fitting + 2, False)):
+        taken = 3 * 4 * count_parameters(model, 6, "all")[1] + images * bytes_per_image(model, 480)
+        assert (taken <= 0.7 * gigabytes * 1e9) == fits
 
 
 @pytest.mark.parametrize(

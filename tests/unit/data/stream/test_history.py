@@ -25,6 +25,7 @@ from bit_ray.training.plan import TrainPlan
 
 NUM_IMAGES, BATCH, NUM_STEPS, SEED = 60, 16, 11, 5
 SIZE = 112  # of a tile on a sheet, so that views stand on it as they are
+UPSTREAM = TrainView(crop="inception", crop_size=SIZE)
 SHUFFLE = Shuffle(num_lanes=2, lane_window=8, full_up_to=10)
 
 
@@ -88,9 +89,8 @@ def tile(path, index):
         return np.asarray(sheet.convert("RGB"))[y : y + SIZE, x : x + SIZE]
 
 
-def same(shown, image, epoch, seed=SEED):
+def same(shown, image, epoch, seed=SEED, view=UPSTREAM):
     """Whether pixels are the training view of an image, up to rounding."""
-    view = TrainView(crop="inception", crop_size=SIZE)
     expected = train_view(decode_image(png(int(image[1:]))), view, uniforms(seed, int(epoch), example_keys([image]))[0])
     return np.abs(shown.astype(int) - expected).max() <= 2
 
@@ -267,7 +267,7 @@ def test_a_set_that_was_recorded_with_keys_is_asked_for_anew(shards, run, tmp_pa
 
 
 def test_an_augmented_sheet_shows_three_views_beside_each_image(shards, tmp_path):
-    contact_sheet(shards, tmp_path / "sheet.png", n=6, seed=3, crop_size=SIZE)
+    contact_sheet(shards, tmp_path / "sheet.png", n=6, seed=3, view=TrainView(crop="inception", crop_size=SIZE))
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 + 12 * 120 + 2 * 16, 8 + 2 * 154)
         pixels = np.asarray(sheet.convert("RGB"))
@@ -277,6 +277,19 @@ def test_an_augmented_sheet_shows_three_views_beside_each_image(shards, tmp_path
         assert sum(same(shown, f"e{i:02d}", epoch, seed=3) for i in range(NUM_IMAGES)) == 1
 
 
-def test_an_augmented_sheet_needs_a_file(shards, capfd):
-    assert main(["shards", "inspect", shards, "--augmented"]) == 2
-    assert capfd.readouterr().err.startswith("error: --augmented: given without sheet")
+def test_a_sheet_shows_the_views_of_fine_tuning(shards, tmp_path, capfd):
+    flags = ["--finetune", "--crop-size", str(SIZE), "--sheet", str(tmp_path / "sheet.png"), "--num-images", "6"]
+    assert main(["shards", "inspect", shards, *flags]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    view = TrainView(crop="resize_crop", crop_size=SIZE, resize_size=140)  # 160 to 128 is the rule's for such images
+    for epoch in range(3):
+        x = 8 + 120 * (1 + epoch)
+        shown = pixels[8 : 8 + SIZE, x : x + SIZE]
+        assert sum(same(shown, f"e{i:02d}", epoch, seed=0, view=view) for i in range(NUM_IMAGES)) == 1
+
+
+@pytest.mark.parametrize("flag", ["--augmented", "--finetune"])
+def test_an_augmented_sheet_needs_a_file(shards, capfd, flag):
+    assert main(["shards", "inspect", shards, flag]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {flag}: given without sheet")
