@@ -2,8 +2,9 @@
 
 python benchmarks/studies.py
 
-Prints Markdown tables. In memory: the same `carry_out` of the same cells, in turns. Wall seconds and processor seconds
-of this process and all below it; Ray is started before, for both. Trials have the priority of the loop.
+Prints Markdown tables. In memory: the same `carry_out` of the same cells; on the cluster: the same `carry_out_hosted`,
+a Ray Train run each; in turns, each second turn in the other order. Wall seconds and processor seconds of this process
+and all below it; Ray is started before, for both. Trials have the priority of the loop.
 """
 
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # before Ray is imported
 
@@ -29,11 +31,13 @@ from bit_ray.studies.conduct import CellOutcome, Outcome
 from bit_ray.studies.engine import Bar, Study, Trial
 from bit_ray.studies.findings import grid_report
 from bit_ray.studies.grid import grid_jobs
+from bit_ray.studies.hosted import Host, carry_out_hosted, need
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import render
 from bit_ray.studies.study_config import GridConfig
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun
+from bit_ray.training.config import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,10 @@ class Config:
     """Trainings in memory."""
     steps: int = 150
     """Steps of each, 32 images of 32 pixels a step."""
+    hosted: int = 4
+    """Trainings on the cluster, with one worker each."""
+    hosted_steps: int = 150
+    """Steps of each."""
     rounds: int = 2
     """Turns of each."""
     finished: int = 1000
@@ -80,18 +88,90 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - began, used() - before
 
 
-def cells(config: Config, storage: str) -> list[Cell]:
+def cells(number: int, steps: int, storage: str) -> list[Cell]:
     """The same small trainings with other seeds."""
     inputs = Inputs(storage, TrackingConfig())
     settings = GridConfig(
         study="weight-decay",
-        set=(f"recipe.epochs={config.steps * 32 / 3000}", "recipe.decay_epochs=[]", "recipe.warmup_steps=2"),
+        set=(f"recipe.epochs={steps * 32 / 3000}", "recipe.decay_epochs=[]", "recipe.warmup_steps=2"),
         axes=("recipe.weight_decay=0.0", "recipe.base_lr_per_256=0.16"),
-        seeds=config.trials,
+        seeds=number,
         storage=storage,
     )
     jobs = grid_jobs(find_study("weight-decay"), settings, inputs)
     return [replace(job.cell, at_steps=(), probe=None) for job in jobs]
+
+
+def through_engine(
+    name: str, storage: str, function: Callable[..., CellScore], trials: list[Trial], **settings: Any
+) -> None:
+    """All of the trials as a study of this name."""
+    study = Study(RunFolder.of(storage, name), trials, load_cell)
+    with TrackedRun.open(TrackingConfig(), run_name=name, storage=storage, params={}, tags={}, kind="study") as run:
+        study.run(function, {}, run, Bar(name, "trials"), num_threads=1, **settings)
+    assert len(study.scores) == len(trials)
+
+
+def trial(number: int, cell: Cell, *arguments: Any) -> Trial:
+    """A cell as a trial."""
+    params = {"number": number}
+    return Trial(key=f"{number}", identity=cell.identity, params=params, arguments=(cell, *arguments), size=1.0)
+
+
+def in_memory(wanted: list[Cell], storage: str, turn: int) -> dict[str, Callable[[], None]]:
+    """What is measured of trainings in memory, by name; the loop first."""
+
+    def loop() -> None:
+        for number, cell in enumerate(wanted):
+            carry_out({}, cell, f"{storage}/loop-{turn}-{number}", 60.0, 1)
+
+    def engine(at_a_time: int) -> None:
+        name = f"engine-{turn}-{at_a_time}"
+        trials = [trial(i, cell, f"{storage}/{name}-{i}", 60.0) for i, cell in enumerate(wanted)]
+        through_engine(name, storage, carry_out, trials, side_by_side=at_a_time)
+
+    return {
+        "a plain loop in one process": loop,
+        "the engine, one at a time": lambda: engine(1),
+        "the engine, two at a time": lambda: engine(2),
+    }
+
+
+def on_the_cluster(wanted: list[Cell], storage: str, turn: int) -> dict[str, Callable[[], None]]:
+    """The same of trainings that are Ray Train runs."""
+    runtime = Runtime(num_workers=1)
+
+    def host(study: str) -> Host:
+        tracking = TrackingConfig(uri=f"sqlite:///{storage}/mlflow.db")
+        return Host(study=study, runtime=runtime, storage=storage, tracking=tracking, parent_run_id="")
+
+    def loop() -> None:
+        for number, cell in enumerate(wanted):
+            carry_out_hosted({}, cell, f"{number}", host(f"runs-{turn}"), 1)
+
+    def engine() -> None:
+        name = f"hosted-{turn}"
+        trials = [trial(i, cell, f"{i}", host(name)) for i, cell in enumerate(wanted)]
+        wants = need(runtime, 0)
+        through_engine(name, storage, carry_out_hosted, trials, side_by_side=1, need=lambda _: wants)
+
+    return {"a plain loop of Ray Train runs": loop, "the engine, one at a time": engine}
+
+
+def compared(title: str, rounds: int, ways: Callable[[int], dict[str, Callable[[], None]]]) -> None:
+    """Measure ways in turns, and print them beside the first."""
+    print(f"\n{title}:\n")
+    print("| how | turn | wall s | processor s | wall against the loop | processor against the loop |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for turn in range(rounds):
+        found = ways(turn)
+        order = list(found) if turn % 2 == 0 else list(reversed(found))
+        taken = {how: timed(found[how]) for how in order}
+        loop_wall, loop_processor = taken[next(iter(found))]
+        for how in found:
+            wall, processor = taken[how]
+            ratios = f"{wall / loop_wall:.2f} | {processor / loop_processor:.2f}"
+            print(f"| {how} | {turn + 1} | {wall:.1f} | {processor:.1f} | {ratios} |", flush=True)
 
 
 def main(config: Config) -> None:
@@ -99,42 +179,16 @@ def main(config: Config) -> None:
     console.quiet = True
     threading.Thread(target=keep_counting, daemon=True).start()
     with tempfile.TemporaryDirectory() as storage, cluster():
-        wanted = cells(config, storage)
-        rows = []
-        for turn in range(config.rounds):
-
-            def loop(turn: int = turn) -> None:
-                for number, cell in enumerate(wanted):
-                    carry_out({}, cell, f"{storage}/loop-{turn}-{number}", 60.0, 1)
-
-            def engine(at_a_time: int, turn: int = turn) -> None:
-                name = f"engine-{turn}-{at_a_time}"
-                trials = [
-                    Trial(
-                        key=f"{number}",
-                        identity=cell.identity,
-                        params={"number": number},
-                        arguments=(cell, f"{storage}/{name}-{number}", 60.0),
-                        size=1.0,
-                    )
-                    for number, cell in enumerate(wanted)
-                ]
-                study = Study(RunFolder.of(storage, name), trials, load_cell)
-                with TrackedRun.open(
-                    TrackingConfig(), run_name=name, storage=storage, params={}, tags={}, kind="study"
-                ) as run:
-                    study.run(carry_out, {}, run, Bar(name, "trials"), side_by_side=at_a_time, num_threads=1)
-                assert len(study.scores) == len(wanted)
-
-            rows.append(("a plain loop in one process", turn, *timed(loop)))
-            rows.append(("the engine, one at a time", turn, *timed(lambda: engine(1))))
-            rows.append(("the engine, two at a time", turn, *timed(lambda: engine(2))))
-    print(f"\n{config.trials} trainings of {config.steps} steps:\n")
-    print("| how | turn | wall s | processor s | wall against the loop |\n| --- | --- | --- | --- | --- |")
-    loops = {turn: wall for how, turn, wall, _ in rows if how.startswith("a plain")}
-    for how, turn, wall, processor in rows:
-        print(f"| {how} | {turn + 1} | {wall:.1f} | {processor:.1f} | {wall / loops[turn]:.2f} |")
-    many_finished(config.finished)
+        if config.trials:
+            wanted = cells(config.trials, config.steps, storage)
+            title = f"{config.trials} trainings of {config.steps} steps in memory"
+            compared(title, config.rounds, lambda turn: in_memory(wanted, storage, turn))
+        if config.hosted:
+            runs = cells(config.hosted, config.hosted_steps, storage)
+            title = f"{config.hosted} trainings of {config.hosted_steps} steps on the cluster"
+            compared(title, config.rounds, lambda turn: on_the_cluster(runs, storage, turn))
+    if config.finished:
+        many_finished(config.finished)
 
 
 def many_finished(count: int) -> None:

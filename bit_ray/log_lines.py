@@ -55,6 +55,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class StderrHandler(logging.Handler):
+    """Prints log records where ``sys.stderr`` leads at this moment: while a table is on the terminal, above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; where nobody reads it, the work goes on."""
+        try:
+            print(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
 class JsonLines(io.TextIOBase):
     """Writes each line that is printed as one line of JSON; a line that is JSON of a logger already stays."""
 

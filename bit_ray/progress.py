@@ -58,7 +58,7 @@ def track(
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console, redirect_stderr=sys.stderr.isatty()) as bar:
             task = bar.add_task(title, total=total, rate="")
 
             def advance(count: int) -> None:
@@ -121,6 +121,7 @@ class TrainingProgress:
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=console,
+                redirect_stderr=sys.stderr.isatty(),
             )
             self.task = self.bar.add_task(title, total=None, facts="starting workers")
             self.bar.start()

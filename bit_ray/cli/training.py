@@ -13,7 +13,7 @@ from bit_ray.cli.typed import as_typed, command
 from bit_ray.config import DEFAULT_STORAGE
 from bit_ray.errors import BitRayError, StoppedError, root_cause
 from bit_ray.evaluation.config import EvaluateConfig
-from bit_ray.log_lines import JsonFormatter, as_json, print_json
+from bit_ray.log_lines import JsonFormatter, StderrHandler, as_json, print_json
 from bit_ray.progress import console, print_table
 from bit_ray.tracking.identity import check_code
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, ReplayConfig
@@ -182,7 +182,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger("bit_ray")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = StderrHandler()
         handler.setFormatter(JsonFormatter() if as_json() else logging.Formatter("warning: %(message)s"))
         handler.setLevel(logging.WARNING)
         logger.addHandler(handler)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
+from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
@@ -18,8 +19,8 @@ from bit_ray.progress import console, print_table
 from bit_ray.run_folder import RunFolder, first_difference
 from bit_ray.studies.cells import Cell, CellScore, carry_out, load_cell
 from bit_ray.studies.display import Display, Goal
-from bit_ray.studies.engine import Study, Trial
-from bit_ray.studies.hosted import Host, carry_out_hosted, check_hosted, need
+from bit_ray.studies.engine import Study, Trial, room_for
+from bit_ray.studies.hosted import Host, carry_out_hosted, need
 from bit_ray.studies.report import Report, render
 from bit_ray.studies.spaces import shown
 from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig
@@ -161,7 +162,6 @@ class Conduct:
         folder = store.join(self.study.folder.uri, "cells", job.key)
         arguments: tuple[Any, ...] = (job.cell, folder, self.config.save_every_s)
         if self.config.where == "cluster":
-            check_hosted(job.cell)
             host = Host(
                 study=self.name,
                 runtime=self.runtime,
@@ -208,8 +208,12 @@ def conducted(
     """
     folder = RunFolder.of(config.storage, name)
     plain = json.loads(json.dumps(dict(decides)))
-    with claimed_run(config.storage, name):
+    with claimed_run(config.storage, name), ExitStack() as held:
         _check_settings(folder, plain)
+        if config.where == "cluster" and not store.exists(folder.study):
+            # What has no room is refused before the name belongs to its settings; the Ray stays for the trainings.
+            resources = held.enter_context(cluster())
+            room_for(resources, need(runtime, resources.most_gpus))
         with TrackedRun.open(
             config.tracking,
             run_name=name,

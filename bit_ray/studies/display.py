@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from bit_ray.progress import console
 from bit_ray.studies.cells import CellScore
@@ -58,7 +59,9 @@ class Display(Bar):
         """Show them: on a terminal the table, elsewhere lines with a count."""
         self._total = len(self._study.scores) + total
         if self._is_table:
-            with Live(get_renderable=self.table, console=console, refresh_per_second=1):
+            # Warnings stand above the table, but not those that go into a file.
+            above = sys.stderr.isatty()
+            with Live(get_renderable=self.table, console=console, refresh_per_second=1, redirect_stderr=above):
                 yield
         else:
             with super().open(total):
@@ -94,22 +97,25 @@ class Display(Bar):
         return text + (f", {device_s / 3600 * self._price:.2f} to pay" if self._price else "")
 
     def table(self) -> Table:
-        """Return the table as of now."""
-        table = Table(title=self._headline(), title_justify="left", title_style="bold")
+        """Return the table as of now, what matters most at its top: a small terminal shows no more."""
+        title = Text("\n".join(filter(None, (self._headline(), self._best()))), no_wrap=False, overflow="fold")
+        table = Table(title=title, title_justify="left", title_style="bold")
         for name in ("training", "state", " and ".join(self._goal.measures)):
-            table.add_column(name)
-        for key in self._recent:
+            table.add_column(name, overflow="fold")
+        for key, since in self._running.items():
+            table.add_row(self._name(key), f"running, {as_duration(time.monotonic() - since)}", "")
+        for key in reversed(self._recent):
             score = self._study.scores[key]
             value = self._goal.value(score)
             state = f"done in {as_duration(score.device_s)}{_end(score)}"
-            table.add_row(shown(self._study.trials[key].params), state, "" if value is None else short(value))
-        for key, since in self._running.items():
-            table.add_row(
-                shown(self._study.trials[key].params), f"running, {as_duration(time.monotonic() - since)}", ""
-            )
-        table.caption = self._best()
-        table.caption_justify = "left"
+            table.add_row(self._name(key), state, "" if value is None else short(value))
         return table
+
+    def _name(self, key: str) -> str:
+        """What distinguishes a training, by the last parts of the names where these differ."""
+        params = self._study.trials[key].params
+        last = {name.rpartition(".")[2]: value for name, value in params.items()}
+        return shown(last if len(last) == len(params) else params)
 
     def _headline(self) -> str:
         done = f"{self._title}: {len(self._study.scores)} of {self._total} done"
@@ -120,7 +126,7 @@ class Display(Bar):
         if not values:
             return ""
         key = (max if self._goal.better == "higher" else min)(values, key=lambda key: values[key])
-        return f"best so far: {shown(self._study.trials[key].params)}: {short(values[key])}"
+        return f"best so far: {self._name(key)}: {short(values[key])}"
 
 
 def _end(score: CellScore) -> str:

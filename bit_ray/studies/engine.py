@@ -22,10 +22,11 @@ from bit_ray.errors import BitRayError, ConfigError, ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.progress import track
 from bit_ray.run_folder import RunFolder
-from bit_ray.tracking.runs import TrackedRun
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each trial's process imports this file, and has no use for MLflow
     from _typeshed import DataclassInstance
+
+    from bit_ray.tracking.runs import TrackedRun
 
 S = TypeVar("S", bound="DataclassInstance")
 
@@ -126,7 +127,7 @@ class Study(Generic[S]):
         self,
         function: Callable[..., S],
         shared: Any,
-        tracked: TrackedRun,
+        tracked: "TrackedRun",
         display: Bar,
         *,
         side_by_side: int = 0,
@@ -206,6 +207,24 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in {**values, **nested}.items() if isinstance(value, float)}
 
 
+def room_for(resources: Resources, need: Need) -> int:
+    """Return how many trials that are Ray Train runs of their own fit on a cluster at a time.
+
+    Raises:
+        ConfigError: there is no room for one.
+    """
+    rooms = [resources.most_cpus / (need.num_cpus + _HOST_CPUS)]
+    rooms += [resources.most_gpus / need.num_gpus] if need.num_gpus else []
+    if min(rooms) < 1:
+        raise ConfigError.of(
+            "runtime.num_workers",
+            f"a trial takes {need.num_cpus:g} CPUs and {need.num_gpus:g} GPUs",
+            f"at most {resources.most_cpus} and {resources.most_gpus}, all of the cluster",
+            "lower num_workers, or use a larger cluster",
+        )
+    return int(min(rooms))
+
+
 def _room(resources: Resources, most: int, num_threads: int, need: Need | None) -> tuple[int, int, dict[str, float]]:
     """Return the trials at a time, the threads of each, and the CPUs and GPUs that its process asks for.
 
@@ -213,17 +232,7 @@ def _room(resources: Resources, most: int, num_threads: int, need: Need | None) 
         ConfigError: there is no room for one.
     """
     if need is not None:
-        rooms = [resources.most_cpus / (need.num_cpus + _HOST_CPUS)]
-        rooms += [resources.most_gpus / need.num_gpus] if need.num_gpus else []
-        at_a_time = min(most, int(min(rooms)))
-        if at_a_time < 1:
-            raise ConfigError.of(
-                "runtime.num_workers",
-                f"a trial takes {need.num_cpus:g} CPUs and {need.num_gpus:g} GPUs",
-                f"at most {resources.most_cpus} and {resources.most_gpus}, all of the cluster",
-                "lower num_workers, or use a larger cluster",
-            )
-        return at_a_time, max(1, num_threads), {"CPU": _HOST_CPUS}
+        return min(most, room_for(resources, need)), max(1, num_threads), {"CPU": _HOST_CPUS}
     at_a_time = min(most, resources.num_slots)
     # No more than one node has: it would be waited for without end.
     of_one = resources.cpus_of_one or resources.most_cpus

@@ -12,6 +12,7 @@ from bit_ray.studies.conduct import OUTCOME_FILE, Outcome, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import grid_report
 from bit_ray.studies.grid import grid_jobs
+from bit_ray.studies.hosted import check_hosted
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, render
 from bit_ray.studies.study_config import GridConfig, ReportConfig, changed, read_settings
@@ -33,6 +34,8 @@ def run_study(config: GridConfig) -> Report | None:
     jobs = grid_jobs(study, config, inputs)
     for job in jobs:
         check_settings(job.cell.plan, Runtime())
+        if config.where == "cluster":
+            check_hosted(job.cell)
     if config.dry_run:
         print_plan(config, jobs, name, inputs.before)
         return None

@@ -14,6 +14,7 @@ from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_
 from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import missing, settings_of
 from bit_ray.studies.halving import RUNGS, num_kept, rung_steps
+from bit_ray.studies.hosted import check_hosted
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import Adaptive, draw
@@ -116,7 +117,10 @@ def _jobs(
         one = changed(base, {**values, "seed": number}, "space")
         plan, part = inputs.training(one, rows)
         check_settings(plan, Runtime())
-        return trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts, rungs)
+        job = trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts, rungs)
+        if config.where == "cluster":
+            check_hosted(job.cell)
+        return job
 
     return make
 

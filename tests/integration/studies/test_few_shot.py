@@ -27,6 +27,7 @@ from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import RuleOverrides, hyperrule
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import transfer_plan
 from bit_ray.weights.package import ModelSpec, save_package
@@ -77,10 +78,11 @@ def examples(folder, name):
 
 
 @pytest.fixture(scope="module")
-def by_command(folder, tmp_path_factory, ray_local):
+def by_command(folder, tmp_path_factory, mlflow_store, ray_local):
     """A study that the command ran, and what it printed."""
     storage = tmp_path_factory.mktemp("runs")
-    config = suite(folder, storage, scratch_lrs=(0.01, 0.03))
+    tracking = TrackingConfig(uri=mlflow_store, experiment="few-shot")
+    config = suite(folder, storage, scratch_lrs=(0.01, 0.03), tracking=tracking)
     write_config(config, storage / "config.json")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["fewshot", "--config", str(storage / "config.json")]) == 0
@@ -153,8 +155,8 @@ def test_the_study_leaves_index_files_a_table_and_a_picture(done):
         assert len(row.values) == 2
         assert report.median(row.series, row.k) == statistics.median(row.values)
     assert set(report.scratch_lr) == {1, 2}
-    client = MlflowClient(tracking_uri=f"sqlite:///{config.storage}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    runs = client.search_runs([client.get_experiment_by_name(config.tracking.experiment).experiment_id])
     [run] = [run for run in runs if run.data.tags["bit_ray.kind"] == "fewshot" and run.info.run_name == "suite"]
     below = [child for child in runs if child.data.tags.get("mlflow.parentRunId") == run.info.run_id]
     assert len(below) == 2 * 2 * 3

@@ -18,6 +18,7 @@ from servers import kill_ray_processes
 
 from bit_ray import store
 from bit_ray.cli.main import main
+from bit_ray.tracking.config import TrackingConfig
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -85,6 +86,10 @@ def study(sets: Path, *args: str) -> list[str]:
     return ["study", "run", "tiny", "--name", "decay", "--val-shards", f"{sets}/val", "--seeds", "1", *args]
 
 
+def recorded(tracking: TrackingConfig) -> list[str]:
+    return ["--tracking.uri", tracking.uri, "--tracking.experiment", tracking.experiment]
+
+
 def kill(processes: list[psutil.Process]) -> None:
     """SIGKILL to processes and all below them."""
     found = list(processes)
@@ -107,12 +112,12 @@ def steps_of(files: list[str]) -> set[int]:
     return {int(name.removeprefix("step-")) for name in whole if name.startswith("step-")}
 
 
-def test_a_training_on_the_cluster_outlives_its_trial_and_then_its_node(sets, tmp_path):
+def test_a_training_on_the_cluster_outlives_its_trial_and_then_its_node(sets, tmp_path, tracking):
     """SIGKILL of the trial while its worker trains, then of the only node, with another one that joins."""
     folder = tmp_path / "runs" / f"decay.{KEY}"
     args = ["--where", "cluster", "--set", f"shards={sets}/train", "recipe.epochs=40", "recipe.decay_epochs=[30]"]
     args += ["runtime.num_workers=1", "runtime.checkpoint_every_steps=100", "runtime.log_every_steps=100"]
-    args += ["--axes", "recipe.weight-decay=0.0", "--storage", f"{tmp_path}/runs"]
+    args += ["--axes", "recipe.weight-decay=0.0", "--storage", f"{tmp_path}/runs", *recorded(tracking)]
 
     def starts() -> list[int]:
         path = folder / "runtime.json"
@@ -144,7 +149,7 @@ def test_a_training_on_the_cluster_outlives_its_trial_and_then_its_node(sets, tm
 
 
 def test_a_study_on_an_object_store_outlives_its_node_and_then_its_driver_with_the_whole_ray(
-    sets, s3, tmp_path, ray_local, tiny, capsys
+    sets, s3, tmp_path, ray_local, tiny, capsys, tracking
 ):
     """The first training in memory loses the only node, and another one joins; SIGKILL of all during the second one.
 
@@ -160,7 +165,7 @@ def test_a_study_on_an_object_store_outlives_its_node_and_then_its_driver_with_t
     def content(score: str) -> bytes:
         return store.read_bytes(store.join(storage, "decay", "scores", score))
 
-    args = ["--side-by-side", "1", "--save-every-s", "0", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    args = ["--side-by-side", "1", "--save-every-s", "0", *recorded(tracking)]
     args += ["--storage", storage, "--set", f"shards={sets}/train", "recipe.epochs=4", "recipe.decay_epochs=[3]"]
 
     def steps(key: str) -> set[int]:

@@ -22,18 +22,20 @@ from bit_ray.studies.compare import compare_hyperrule
 from bit_ray.studies.run import run_study, write_report
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.sweep import run_sweep
+from bit_ray.tracking.config import TrackingConfig
 from bit_ray.weights.package import ModelSpec, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_local", "tiny")]
 
 
-def small(sets: Path, storage: object, **changes) -> GridConfig:
+def small(sets: Path, storage: object, tracking: TrackingConfig, **changes) -> GridConfig:
     settings = {
         "study": "tiny",
         "name": "decay",
         "set": (f"shards={sets}/train",),
         "val_shards": f"{sets}/val",
         "storage": str(storage),
+        "tracking": tracking,
     }
     return GridConfig(**settings | changes)
 
@@ -70,9 +72,9 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, tmp_path, capsys):
+def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, tmp_path, tracking, capsys):
     before = idle_cpus()
-    report = run_study(small(sets, tmp_path))
+    report = run_study(small(sets, tmp_path, tracking))
     assert report is not None
     assert report.missing == ()
     assert any("weight_decay 0.01 against 0" in line for line in report.findings)
@@ -84,8 +86,8 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
     assert len(scores) == 4
     assert not (folder / "cells").exists() or not any(path.is_file() for path in (folder / "cells").rglob("*"))
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("bit_ray").experiment_id
+    client = MlflowClient(tracking_uri=tracking.uri)
+    experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
     [parent] = client.search_runs([experiment], 'tags.`bit_ray.kind` = "study"')
     below = client.search_runs([experiment], f'tags.`mlflow.parentRunId` = "{parent.info.run_id}"')
     assert {run.info.run_name for run in below} == scores.keys()
@@ -95,24 +97,27 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
 
     for path in sorted((folder / "report").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
-    again, where = write_report(ReportConfig(name="decay", storage=str(tmp_path), output=str(tmp_path / "again")))
+    again, where = write_report(
+        ReportConfig(name="decay", storage=str(tmp_path), output=str(tmp_path / "again"), tracking=tracking)
+    )
     assert again == report
     assert files_below(Path(where)) == written
 
     earlier = files_below(folder / "scores")
-    assert run_study(small(sets, tmp_path)) == report
+    assert run_study(small(sets, tmp_path, tracking)) == report
     assert files_below(folder / "scores") == earlier
     with pytest.raises(
         ConfigError, match=r"^name: the study in .* has .* choose another name, or restore the setting$"
     ):
-        run_study(small(sets, tmp_path, axes=("recipe.weight-decay=0,1e-3",)))
+        run_study(small(sets, tmp_path, tracking, axes=("recipe.weight-decay=0,1e-3",)))
     capsys.readouterr()
-    status = main(["study", "report", "dekay", "--storage", str(tmp_path)])
+    asked = ["--storage", str(tmp_path), "--tracking.uri", tracking.uri, "--tracking.experiment", tracking.experiment]
+    status = main(["study", "report", "dekay", *asked])
     assert status == 2
     assert "has no study 'dekay'" in capsys.readouterr().err
 
 
-def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path, two_trials_at_a_time):
+def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path, tracking, two_trials_at_a_time):
     def sweep(trials: int) -> SweepConfig:
         return SweepConfig(
             command="pretrain",
@@ -130,6 +135,7 @@ def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path
             trials=trials,
             search="tpe",
             storage=str(tmp_path),
+            tracking=tracking,
         )
 
     before = idle_cpus()
@@ -146,7 +152,7 @@ def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path
     nothing_is_left(before)
 
 
-def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, capsys):
+def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, tracking, capsys):
     for split, first in (("train", 0), ("test", 400)):
         source = DigitsSource("train")
         part = source.part(np.arange(first, first + 100))
@@ -166,6 +172,7 @@ def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, capsy
         rule=RuleOverrides(num_steps=4, batch_size=8, crop=32, resize=36),
         storage=str(tmp_path / "runs"),
         price=1.0,
+        tracking=tracking,
     )
     assert compare_hyperrule(replace(config, dry_run=True)) is None
     assert "hyperrule-or-sweep: 8 trainings" in capsys.readouterr().out
@@ -181,9 +188,24 @@ def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, capsy
     assert compare_hyperrule(config) == report
 
 
-def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path):
-    config = small(sets, tmp_path, where="cluster", set=(f"shards={sets}/train", "runtime.num_workers=4"))
+def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, tracking):
+    config = small(sets, tmp_path, tracking, where="cluster", set=(f"shards={sets}/train", "runtime.num_workers=4"))
     with pytest.raises(ConfigError, match=r"a trial takes 8 CPUs and 0 GPUs; accepted: at most 6 and 0, all of"):
         run_study(config)
     with pytest.raises(ConfigError, match=r"^runtime.num_workers: 0, with where cluster"):
-        run_study(small(sets, tmp_path / "other", where="cluster"))
+        run_study(small(sets, tmp_path, tracking, where="cluster"))
+    on_a_part = SweepConfig(
+        command="pretrain",
+        name="decay",
+        where="cluster",
+        set=(f"shards={sets}/train", "model=R1-1-1-1x0.5", "recipe.crop_size=32"),
+        space=("recipe.weight-decay=0.0,1e-3",),
+        storage=str(tmp_path),
+        tracking=tracking,
+    )
+    with pytest.raises(
+        ConfigError, match=r"^where: cluster, but the training is on a part of .*; name a set to select"
+    ):
+        run_sweep(on_a_part)
+    # The name is still free, for a study whose settings are others.
+    assert files_below(tmp_path / "decay").keys() <= {".lock"}

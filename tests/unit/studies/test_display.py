@@ -1,11 +1,15 @@
 """What one sees of a study while it runs."""
 
 import io
+import logging
+import re
+import sys
 
 import pytest
 from rich.console import Console
 from unit.studies.study_scores import score
 
+from bit_ray.log_lines import StderrHandler
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies import display as module
 from bit_ray.studies.display import Display, Goal
@@ -49,13 +53,40 @@ def test_the_table_has_the_running_ones_the_best_and_what_is_left(study, monkeyp
     text = out.getvalue()
     # 2 of 6 left, 600 s each, 5 at a time; 3.60 an hour is 0.001 a second.
     assert "rates: trials: 4 of 6 done, 2 left, 4 min, 1.20 to pay" in text
-    assert made.caption == "best so far: lr 0.3: 0.65"
+    assert "best so far: lr 0.3: 0.65" in text
     rows = list(zip(*(column.cells for column in made.columns), strict=True))
-    assert rows[0] == ("lr 0.1", "done in 10 min", "0.45")
-    assert rows[1] == ("lr 0.2", "done in 10 min (stopped at step 25)", "")
-    assert rows[3] == ("lr 0.4", "done in 10 min (diverged)", "0")
-    assert rows[4] == ("lr 0.5", "running, 0 s", "")
+    assert rows[0] == ("lr 0.5", "running, 0 s", "")
+    assert rows[1] == ("lr 0.4", "done in 10 min (diverged)", "0")
+    assert rows[3] == ("lr 0.2", "done in 10 min (stopped at step 25)", "")
+    assert rows[4] == ("lr 0.1", "done in 10 min", "0.45")
     assert len(rows) == 5
+
+
+def test_a_small_terminal_shows_all_that_matters_most(study, monkeypatch):
+    """40 columns and 12 lines: nothing at the top is cut, and what there is no room for is what ended first."""
+    for trial in study.trials.values():
+        trial.params.update({"recipe.weight_decay": 1e-4, "recipe.base_lr_per_256": 0.16})
+    display = Display("rates: trials", GOAL, 3.6, study)
+    out = io.StringIO()
+    # As `bit_ray.progress.console`, which does not wrap lines.
+    small = Console(file=out, width=40, height=12, force_terminal=True, markup=False, soft_wrap=True)
+    monkeypatch.setattr(module, "console", small)
+    display._is_table = True
+    with display.open(6):
+        for trial in study.trials.values():
+            display.started(trial)
+        for trial in list(study.trials.values())[:5]:
+            study.scores[trial.key] = score({"val-a/top_1": 0.4, "val-b/top_1": 0.5}, device_s=600.0)
+            display.finished(trial)
+        out.truncate(out.seek(0))
+        small._live_stack[0].refresh()
+        lines = [re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", line).strip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines[:4]) == (
+        "rates: trials: 5 of 6 done, 1 left, 2 min, 0.60 to pay best so far: lr 0.1, weight_decay 0.0001, "
+        "base_lr_per_256 0.16: 0.45"
+    )
+    assert any("running" in line for line in lines)
 
 
 def test_elsewhere_there_is_a_line_for_each_training_and_a_count(study, monkeypatch):
@@ -71,6 +102,22 @@ def test_elsewhere_there_is_a_line_for_each_training_and_a_count(study, monkeypa
     assert lines[1].startswith("rates: trials: 1/6 trainings")
 
 
+def test_a_warning_stands_above_the_table_as_a_whole(study, monkeypatch):
+    display = Display("rates: trials", GOAL, 0.0, study)
+    out = shown_of(display, monkeypatch, is_terminal=True)
+    monkeypatch.setattr(sys, "stderr", errors := io.StringIO())
+    monkeypatch.setattr(errors, "isatty", lambda: True)
+    logger, handler = logging.getLogger("bit_ray"), StderrHandler()
+    logger.addHandler(handler)
+    try:
+        with display.open(6):
+            logger.warning("MLflow cannot be used")
+    finally:
+        logger.removeHandler(handler)
+    assert "MLflow cannot be used" in out.getvalue()
+    assert errors.getvalue() == ""
+
+
 def test_a_failed_training_leaves_no_line_and_lower_may_be_better(study, monkeypatch):
     display = Display("decay: trainings", Goal(measures=("val/loss",), better="lower"), 0.0, study)
     out = shown_of(display, monkeypatch, is_terminal=True)
@@ -81,6 +128,6 @@ def test_a_failed_training_leaves_no_line_and_lower_may_be_better(study, monkeyp
         for trial, loss in ((second, 2.0), (third, 1.5)):
             study.scores[trial.key] = score({"val/loss": loss})
             display.finished(trial)
-    assert list(display.table().columns[0].cells) == ["lr 0.2", "lr 0.3"]
-    assert display.table().caption == "best so far: lr 0.3: 1.5"
+    assert list(display.table().columns[0].cells) == ["lr 0.3", "lr 0.2"]
+    assert "best so far: lr 0.3: 1.5" in out.getvalue()
     assert "decay: trainings: 2 of 6 done" in out.getvalue()
