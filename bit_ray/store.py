@@ -52,7 +52,7 @@ def exists(uri: str | Path) -> bool:
 
 
 def check_file(uri: str | Path) -> None:
-    """Make sure that a path is a file before it is opened: opening a pipe or a device may wait or read for ever.
+    """Make sure that a path is a file before it is opened: opening a pipe or a device may wait or read without end.
 
     Symbolic links are followed; an object is always a file. A missing path is no error here, but when it is opened.
 

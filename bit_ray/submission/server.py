@@ -38,7 +38,7 @@ class JobServer(JobSubmissionClient):
         """Reach the server.
 
         Raises:
-            ConfigError: It does not answer, is none, or refuses the token.
+            ConfigError: It does not answer, is not such a server, or refuses the token.
         """
         token_header()
         # Ray's client lets the environment override what it is given.

@@ -145,7 +145,7 @@ def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
 
     Raises:
         ModelError: no such name, alias or version, or one that bit_ray did not register.
-        TrackingError: the server cannot be reached, or none is named.
+        TrackingError: the server cannot be reached, or no registry is named.
     """
     match = re.fullmatch(r"models:/([^/:@]+)(?:@([^/@]+)|/([0-9]{1,18}))?", uri)
     if match is None:

@@ -236,7 +236,7 @@ class Attempts:
                 elif begun and silent_s >= max(runtime.stalled_after_s, start / 4) and not stalled:
                     stalled = True
                     self._messages.wish(number, Wishes(leave=asked, stacks=True))
-                    places = f"{self._folder.stacks(number)}, their collectives beside it"
+                    places = f"{self._folder.stacks(number)}, their collectives next to it"
                     console.print(f"{self._name}: {_slowest(signs)}; stacks of all workers: {places}")
                 if stalled and len(stacks) > written:
                     written = len(stacks)

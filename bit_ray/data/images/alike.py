@@ -1,4 +1,4 @@
-"""Near-duplicates: images that are the same but for size, compression, a slight crop or a small change of tone.
+"""Near-duplicates: images that differ only in size, compression, a slight crop or a small change of tone.
 
 Each image is reduced to a thumbnail. Hashes of thumbnails (the signs of their low frequencies, as in pHash and PDQ) say
 which pairs are worth a look; a look lays one thumbnail on the other, by a scale and a shift of each axis (Lucas and
@@ -46,7 +46,7 @@ def thumbnail(data: bytes) -> Thumbnails:
 
 
 def near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
-    """Return the pairs of images that are the same but for size, compression or a slight crop; the lower index first.
+    """Return the pairs of images that differ only in size, compression or a slight crop; the lower index first.
 
     Of more than a few copies of one image not every pair is named, but each copy is in one. The work grows with the
     square of the number of images.

@@ -88,8 +88,8 @@ def contact_sheet(
     if crop_size is None:
         write_sheet(path, tiles)
     else:
-        beside = _views(examples, tiles, seed, crop_size, manifest.convert_images)
-        write_sheet(path, beside, columns=3 * (1 + len(COLORS)), together=1 + len(COLORS))
+        views = _views(examples, tiles, seed, crop_size, manifest.convert_images)
+        write_sheet(path, views, columns=3 * (1 + len(COLORS)), together=1 + len(COLORS))
 
 
 def _count_labels(uri: str, manifest: Manifest, index: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -126,13 +126,13 @@ def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, crop_s
     result = []
     for example, tile, of_image in zip(examples, tiles, numbers, strict=True):
         height, width, _ = tile.pixels.shape
-        boxes, beside = [], []
+        boxes, views = [], []
         for epoch, (u, color) in enumerate(zip(of_image, COLORS, strict=True)):
             placement = place_view(view, height, width, u)
             boxes.append((*placement.box, color))
             pixels = np.empty((crop_size, crop_size, 3), np.uint8)
             decode_train_view(example.image, view, u, pixels, convert=convert)
             text = f"epoch {epoch}" + (", mirrored" if placement.flip else "")
-            beside.append(Tile(pixels=pixels, text=text, frame=color))
-        result += [replace(tile, boxes=tuple(boxes)), *beside]
+            views.append(Tile(pixels=pixels, text=text, frame=color))
+        result += [replace(tile, boxes=tuple(boxes)), *views]
     return result

@@ -11,7 +11,7 @@ from bit_ray.data.sources.vtab.tasks import Task
 from bit_ray.errors import DataError, brief
 
 FIRST = "the first in the order of TensorFlow Datasets"
-RELEASED = "from the lists beside the images, which are canonical if their author says so"
+RELEASED = "from the lists next to the images, which are canonical if their author says so"
 LISTED = "from the lists in"
 _FORMAT = 1
 
