@@ -107,7 +107,7 @@ class TrackingError(BitRayError):
 
 
 def brief(value: object) -> str:
-    """A given value as a message shows it: at most 80 characters of its repr."""
+    """Return a given value as a message shows it: at most 80 characters of its repr."""
     try:
         text = shown(repr(value))  # before it is cut: half of a password would not be recognised
     except Exception:  # such as for an int of thousands of digits
@@ -116,7 +116,7 @@ def brief(value: object) -> str:
 
 
 def root_cause(error: BaseException) -> BitRayError | None:
-    """The user's error inside Ray's exception from another process, or None."""
+    """Return the user's error inside Ray's exception from another process, or None."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

@@ -258,11 +258,11 @@ class RunFolder:
         return store.join(self.uri, "now.json")
 
     def stacks(self, attempt: int) -> str:
-        """URI of where the workers of an attempt were when they made no step."""
+        """Return the URI of where the workers of an attempt were when they made no step."""
         return store.join(self.uri, f"stacks-attempt-{attempt}.txt")
 
     def collectives(self, attempt: int, rank: int) -> str:
-        """URI of the collectives that a worker began and ended last, as PyTorch's flight recorder has them."""
+        """Return the URI of the collectives that a worker began and ended last, from PyTorch's flight recorder."""
         return store.join(self.uri, f"stacks-attempt-{attempt}", f"collectives-rank-{rank:05d}.json")
 
     @property
@@ -276,19 +276,19 @@ class RunFolder:
         return store.join(self.uri, "subsets")
 
     def score(self, key: str) -> str:
-        """URI of the score of one trial of a study."""
+        """Return the URI of the score of one trial of a study."""
         return store.join(self.uri, "scores", f"{key}.json")
 
     def checkpoint(self, step: int) -> str:
-        """URI of the checkpoint after a number of steps."""
+        """Return the URI of the checkpoint after a number of steps."""
         return store.join(self.uri, checkpoint_name(step))
 
     def nonfinite(self, step: int) -> str:
-        """URI of the weights before a step whose loss was not finite."""
+        """Return the URI of the weights before a step whose loss was not finite."""
         return store.join(self.uri, f"nonfinite-step-{step:08d}")
 
     def milestone(self, step: int) -> str:
-        """URI of the weights after a step of a study's training; they stay until they are measured."""
+        """Return the URI of the weights after a step of a study's training; they stay until they are measured."""
         return store.join(self.uri, f"milestone-{step:08d}")
 
     @property

@@ -172,7 +172,7 @@ def _rows_of_marks(figure: Figure, axes: Axes, plot: LinePlot) -> None:
 
 
 def _drawn(values: tuple[float, ...], log: bool) -> npt.NDArray[np.float64]:
-    """The values, NaN for those that the axis cannot show; near the largest float matplotlib overflows."""
+    """Return the values, NaN for those that the axis cannot show; near the largest float matplotlib overflows."""
     array = np.asarray(values, np.float64)
     return np.where((array > (1e-100 if log else -1e100)) & (array < 1e100), array, np.nan)
 
@@ -218,7 +218,7 @@ def _mark(axes: Axes, verticals: list[tuple[float, str]]) -> None:
 
 
 def _in_axes(axes: Axes, points: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
-    """Where points are, in fractions of the axes."""
+    """Return where points are, in fractions of the axes."""
     axes.get_xlim(), axes.get_ylim()  # sets the limits by the data
     positions: npt.NDArray[np.float64] = (axes.transScale + axes.transLimits).transform(points)
     return positions

@@ -38,8 +38,8 @@ def connect(uri: str) -> MlflowClient:
     A missing SQLite file is made; see `bit_ray.tracking.embedded`.
 
     Raises:
-        TrackingError: it cannot be reached, refuses the credentials, or is not an MLflow server.
-        ConfigError: other processes have been making the SQLite file for minutes.
+        TrackingError: It cannot be reached, refuses the credentials, or is not an MLflow server.
+        ConfigError: Other processes have been making the SQLite file for minutes.
     """
     probe(uri)
     try:
@@ -59,7 +59,7 @@ def probe(uri: str) -> None:
     """Check that the server answers, once and without MLflow's minutes of retries.
 
     Raises:
-        TrackingError: no answer came within seconds.
+        TrackingError: No answer came within seconds.
     """
     remedy = "start the server, correct tracking.uri, or unset it and MLFLOW_TRACKING_URI for a local file"
     parts = urlsplit(uri)
@@ -85,7 +85,7 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
     never into a folder below the current directory, which is MLflow's own default.
 
     Raises:
-        TrackingError: it was deleted, or cannot be made.
+        TrackingError: It was deleted, or cannot be made.
     """
     try:
         experiment = client.get_experiment_by_name(name)

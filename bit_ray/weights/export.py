@@ -70,8 +70,8 @@ def export(
             arithmetic stay float32. A quarter of the size.
 
     Raises:
-        ConfigError: the file's name has another ending.
-        ModelError: the path is not writable, or a package is missing.
+        ConfigError: The file's name has another ending.
+        ModelError: The path is not writable, or a package is missing.
     """
     path = Path(path)
     if path.suffix != SUFFIX[to]:
@@ -111,7 +111,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     Unlike weights, a ``.pt2`` is a program, and PyTorch runs code in it: open only files that you made or trust.
 
     Raises:
-        ModelError: it is missing, damaged or not ours, or onnxruntime is missing.
+        ModelError: It is missing, damaged or not ours, or onnxruntime is missing.
     """
     path = Path(path)
     if not path.is_file():

@@ -34,7 +34,7 @@ def folder_spec(path: Path) -> dict[str, Any]:
     """Return the content of ``config.json`` and its companion files, as fields of `ModelSpec`.
 
     Raises:
-        ModelError: the folder has no ``config.json``, or one of a network that is not BiT.
+        ModelError: The folder has no ``config.json``, or one of a network that is not BiT.
     """
     config_path = path / CONFIG_FILE
     config = _read(config_path)

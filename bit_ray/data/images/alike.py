@@ -38,7 +38,7 @@ def thumbnail(data: bytes) -> Thumbnails:
     """Return an encoded image, upright and made square, as ``[SIDE, SIDE, 3] uint8``.
 
     Raises:
-        ImageError: as `decode_image` with ``convert``.
+        ImageError: As `decode_image` with ``convert``.
     """
     pixels = decode_image(data, convert=True, least=4 * SIDE)
     small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
@@ -95,7 +95,7 @@ def _hashes(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _compare(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Whether each pair ``[P, SIDE, SIDE, 3]`` is the same where they overlap."""
+    """Return whether each pair ``[P, SIDE, SIDE, 3]`` is the same where they overlap."""
     a, b = (whole - whole.mean((1, 2, 3), keepdims=True) for whole in (a, b))
     a, b = (whole / (whole.std((1, 2, 3), keepdims=True) + 1e-6) for whole in (a, b))
     alignment = np.tile(np.array([1, 0, 1, 0], np.float32), (len(a), 1))
@@ -148,7 +148,7 @@ def _coordinates(side: int) -> npt.NDArray[np.float32]:
 
 
 def _inside(alignment: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.bool_]:
-    """Where an image that is laid on another covers it: ``[P, S, S]``."""
+    """Return where an image that is laid on another covers it: ``[P, S, S]``."""
     down, right = (
         np.abs(alignment[:, i, None] * _coordinates(side) + alignment[:, i + 1, None]) <= 0.5 for i in (0, 2)
     )

@@ -25,7 +25,7 @@ def inspect_shards(uri: str | Path) -> dict[str, Any]:
     """Return what a shard set has as plain data; class counts come from at most 64 of the shards.
 
     Raises:
-        DataError: no complete shard set there, or a shard that cannot be read.
+        DataError: No complete shard set there, or a shard that cannot be read.
     """
     uri = str(uri)
     manifest = read_manifest(uri)
@@ -71,8 +71,8 @@ def contact_sheet(
             draws them in its first epochs; None: only the images.
 
     Raises:
-        ConfigError: n is below 1, or crop_size too small.
-        DataError: no complete shard set there, or a shard or image that cannot be read.
+        ConfigError: N is below 1, or crop_size too small.
+        DataError: No complete shard set there, or a shard or image that cannot be read.
     """
     if n < 1:
         raise ConfigError.of("num_images", n, "1 or more")
@@ -115,7 +115,7 @@ def _draw(uri: str, manifest: Manifest, n: int, seed: int) -> list[Example]:
 
 
 def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, crop_size: int, convert: bool) -> list[Tile]:
-    """Each image with the boxes of its views in it, followed by the views."""
+    """Return each image with the boxes of its views in it, followed by the views."""
     # Imported here, because the other functions of this module do not need PyTorch.
     from bit_ray.data.images.decode_view import decode_train_view
     from bit_ray.data.images.views import TrainView, example_keys, place_view, uniforms

@@ -92,8 +92,8 @@ class NodeCache:
             row_group_size: Rows of every row group except a shard's last.
 
         Raises:
-            DamagedShardError: the shard is missing, or not what the manifest says.
-            DataError: the store refuses or cannot be reached, or the directory cannot be written.
+            DamagedShardError: The shard is missing, or not what the manifest says.
+            DataError: The store refuses or cannot be reached, or the directory cannot be written.
         """
         if store.is_local(set_uri):
             path = local_group(set_uri, shard, group, _rows(shard, group, row_group_size))
@@ -177,7 +177,7 @@ class NodeCache:
         return max(usage.num_bytes + size - self._max_kept, size - self._free())
 
     def _free(self) -> int:
-        """Bytes that may still be written to the disk."""
+        """Return bytes that may still be written to the disk."""
         disk = os.statvfs(self.directory)
         return disk.f_bavail * disk.f_frsize - int(min(disk.f_blocks * disk.f_frsize * _FREE_SHARE, _FREE_BYTES))
 
@@ -344,7 +344,7 @@ def _rows(shard: Shard, group: int, row_group_size: int) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file exists and has its end; after a power failure, a file with its final name may be truncated."""
+    """Return whether a file exists and has its end; a power failure may truncate a file with its final name."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -356,7 +356,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that the path names."""
+    """Return whether the open file is the one that the path names."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -39,7 +39,7 @@ class Index:
         return f"{self.task}: {len(self.train)} + {len(self.val)} examples, {self.origin}"
 
     def has_own_test(self, task: Task) -> bool:
-        """Whether the test set of the task is specific to this index, not published."""
+        """Return whether the test set of the task is specific to this index, not published."""
         chosen_here = self.origin.startswith("drawn") or (self.origin.startswith(LISTED) and not self.test)
         return chosen_here and not task.test_is_published
 
@@ -68,7 +68,7 @@ def read_index(folder: str | Path, task: Task) -> Index | None:
         None if there is no list for this task.
 
     Raises:
-        DataError: a list that is damaged, or has an id twice.
+        DataError: A list that is damaged, or has an id twice.
     """
     path = store.join(folder, f"{task.name}.json")
     if store.exists(path):
@@ -99,7 +99,7 @@ def load_index(uri: str | Path, task: Task) -> Index:
     """Read an index file.
 
     Raises:
-        DataError: no such file, not one of this format, or of another task.
+        DataError: No such file, not one of this format, or of another task.
     """
     found = store.read_json(uri)
     remedy = "draw the subset again, or correct the file"
