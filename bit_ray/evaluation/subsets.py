@@ -114,7 +114,7 @@ def subset_file(folder: str | Path, k: int, seed: int) -> str:
     return store.join(folder, f"{k}-per-class-seed-{seed}.json")
 
 
-def subset_places(
+def subset_indices(
     subset: Subset, ids: Sequence[str], labels: npt.NDArray[np.int64], class_names: Sequence[str], uri: str | Path
 ) -> npt.NDArray[np.int64]:
     """Return indices ``[k * C]`` of a subset's examples in their set, ascending.
@@ -184,7 +184,7 @@ def draw_subsets(
                 subset = load_subset(uri, manifest.digest)
                 if subset.k != k:
                     raise DataError(f"{uri}: k: {subset.k}; accepted: {k}, as in its name; draw the subset again")
-                subsets[k, seed] = subset_places(subset, ids, labels, manifest.class_names, uri)
+                subsets[k, seed] = subset_indices(subset, ids, labels, manifest.class_names, uri)
                 continue
             try:
                 chosen = few_shot_subset(labels, k, seed, class_names=manifest.class_names)

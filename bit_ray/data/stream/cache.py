@@ -37,6 +37,7 @@ from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.row_group import Pieces
 from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import DataError
+from bit_ray.locks import is_at
 
 # Share of the bound, and most bytes, of entries that pass through and stay for neighbours and the next window.
 _PASSING_SHARE, _PASSING_BYTES = 1 / 8, 2 * 10**9
@@ -248,7 +249,7 @@ class NodeCache:
         for entry in _entries(self._partial):
             with suppress(FileNotFoundError), open(entry.path, "rb") as file, suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(file.fileno(), Path(entry.path)):
+                if is_at(file.fileno(), Path(entry.path)):
                     os.unlink(entry.path)
                     with self._usage() as usage:
                         usage.counted = 0.0  # it may have been counted
@@ -268,13 +269,13 @@ class NodeCache:
             partial = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(partial, fcntl.LOCK_EX)
-                if not _is_at(partial, path):
+                if not is_at(partial, path):
                     continue  # its holder has renamed or removed it
                 os.ftruncate(partial, 0)
                 try:
                     yield partial
                 finally:
-                    if _is_at(partial, path):
+                    if is_at(partial, path):
                         path.unlink()
                 return
             finally:
@@ -353,14 +354,6 @@ def _is_whole(path: Path) -> bool:
         return os.pread(descriptor, 4, max(0, os.fstat(descriptor).st_size - 4)) == MAGIC
     finally:
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether the open file is the one that the path names."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
