@@ -26,7 +26,8 @@ from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
-from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord, LeftOut, Now, WorkerNow
+from bit_ray.run_folder import TRAINING_FILE
+from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
 from bit_ray.tracking.registry import registered_packages
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report

@@ -21,7 +21,8 @@ from bit_ray.data.shards.read import read_rows
 from bit_ray.data.stream.order import Order
 from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError, DataError
-from bit_ray.run_folder import RunFolder, RunRecord
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import RunRecord
 
 _NUM_THREADS = 16
 
