@@ -1,6 +1,6 @@
 """What changes of the cluster and failures cost a run, on several raylets of this machine.
 
-    python benchmarks/elastic.py changes   # 3, 2, 1, 2 workers by notices and growth, beside a fixed run; draws losses
+    python benchmarks/elastic.py changes   # 3, 2, 1, 2 workers by notices and growth, next to a fixed run; draws losses
     python benchmarks/elastic.py kills     # a worker is killed every 60 s, for ten minutes: goodput
 
 Each prints the attempts of the run. The run's own rule would not grow for the seconds that are left of so short a run,

@@ -38,7 +38,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Return the config as plain JSON-able data: nested dicts in field order, tuples as lists, floats as floats.
 
     Raises:
-        ConfigError: a value set in code is not of its field's declared type.
+        ConfigError: A value set in code is not of its field's declared type.
     """
     plain = _plain(_read(type(config), config, ""), "")
     assert isinstance(plain, dict)
@@ -49,7 +49,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass ``cls`` from plain data; ``where`` is the dotted path of ``data``, named in errors.
 
     Raises:
-        ConfigError: an unknown or missing name, a wrong type, or a value that the dataclass itself refuses.
+        ConfigError: An unknown or missing name, a wrong type, or a value that the dataclass itself refuses.
     """
     config = _read(cls, data, where)
     assert isinstance(config, cls)
@@ -60,7 +60,7 @@ def from_json(cls: type[T], data: bytes) -> T:
     """Build the dataclass ``cls`` from an untrusted JSON document of at most 64 MB.
 
     Raises:
-        ConfigError: it is not such a document; the message always has at most about 300 characters.
+        ConfigError: It is not such a document; the message always has at most about 300 characters.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ConfigError(f"more than {MAX_DOCUMENT_BYTES:,} bytes")
@@ -79,7 +79,7 @@ def read_document(path: Path) -> bytes:
     """Return the bytes of a local file; of one that is too large for `from_json`, only enough to detect that.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: It cannot be read.
     """
     with path.open("rb") as file:
         return file.read(MAX_DOCUMENT_BYTES + 1)
@@ -89,7 +89,7 @@ def check_digest(name: str, value: str) -> None:
     """Refuse a value that is not a SHA-256 as hashlib writes it; file names are made from digests in documents.
 
     Raises:
-        ConfigError: it is not one; ``name`` is its name in the message.
+        ConfigError: It is not one; ``name`` is its name in the message.
     """
     if not re.fullmatch("[0-9a-f]{64}", value):
         raise ConfigError.of(name, f"given {brief(value)}", "a SHA-256 of 64 digits, 0 to 9 and a to f", "")
@@ -99,7 +99,7 @@ def check_num_bytes(name: str, value: int) -> None:
     """Refuse a value that is not the size of a file.
 
     Raises:
-        ConfigError: it is not one; ``name`` is its name in the message.
+        ConfigError: It is not one; ``name`` is its name in the message.
     """
     if not 0 <= value < 2**63:
         raise ConfigError.of(name, f"given {brief(value)}", "the size of a file, 0 or more bytes", "")
@@ -121,7 +121,7 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
     """Return the config with fields replaced by dotted name, as in ``{"model.width": 2}``, and checked again once.
 
     Raises:
-        ConfigError: a name that the config does not have, or a value that the field does not accept.
+        ConfigError: A name that the config does not have, or a value that the field does not accept.
     """
     known = list(_names(config))
     data = to_dict(config)
@@ -228,7 +228,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    """Whether it is an integer of 64 bits; one of thousands of digits could not even be printed."""
+    """Return whether it is an integer of 64 bits; one of thousands of digits could not even be printed."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 

@@ -17,7 +17,7 @@ def read_config(cls: type[T], path: str | Path) -> T:
     """Read a config from a ``.json``, ``.yaml`` or ``.yml`` file.
 
     Raises:
-        ConfigError: one line that starts with the path, for a missing or malformed file or a refused setting.
+        ConfigError: One line that starts with the path, for a missing or malformed file or a refused setting.
     """
     data = _read_file(Path(path))
     try:
@@ -30,7 +30,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """Read the settings of a ``.json``, ``.yaml`` or ``.yml`` file as plain data, not yet checked against a config.
 
     Raises:
-        ConfigError: one line that starts with the path, for a missing or malformed file.
+        ConfigError: One line that starts with the path, for a missing or malformed file.
     """
     data = _read_file(Path(path))
     if not isinstance(data, dict):

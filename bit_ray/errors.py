@@ -113,7 +113,7 @@ def one_line(error: BaseException) -> str:
 
 
 def brief(value: object) -> str:
-    """A given value as a message shows it: at most 80 characters of its repr."""
+    """Return a given value as a message shows it: at most 80 characters of its repr."""
     try:
         text = shown(repr(value))  # before it is cut: half of a password would not be recognised
     except Exception:  # such as for an int of thousands of digits
@@ -121,8 +121,29 @@ def brief(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def connection_reason(error: BaseException, patience_s: float) -> str:
+    """Return why a server cannot be reached, in few words; empty for what is not a failed connection.
+
+    Args:
+        error: What the library for HTTP or for sockets raised.
+        patience_s: Seconds for which it waited.
+    """
+    text = str(error).lower()
+    reasons = {
+        "refused": "connection refused",
+        "resolve": "unknown host name",
+        "name or service not known": "unknown host name",
+        "timed out": f"no answer within {patience_s:.0f} s",
+        "unreachable": "network unreachable",
+        "certificate": "its TLS certificate is not trusted",
+        "aborted": "the connection was closed",
+        "reset": "the connection was closed",
+    }
+    return next((reason for sign, reason in reasons.items() if sign in text), "")
+
+
 def root_cause(error: BaseException) -> BitRayError | None:
-    """The user's error inside Ray's exception from another process, or None."""
+    """Return the user's error inside Ray's exception from another process, or None."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

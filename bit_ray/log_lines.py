@@ -39,7 +39,7 @@ def mark_records() -> None:
 
 
 def as_json() -> bool:
-    """Whether lines are wanted as JSON."""
+    """Return whether lines are wanted as JSON."""
     return os.environ.get("RAY_LOGGING_CONFIG_ENCODING", "").upper() == "JSON"
 
 

@@ -46,7 +46,7 @@ def track(
         total: Amount of work; None: not known.
         unit: Unit of the amount.
         started: ``time.monotonic()`` when it began; None: now.
-        seconds_per_line: Least time between two lines, but for the last one.
+        seconds_per_line: Least time between two lines, except before the last one.
     """
     if sys.stdout.isatty():
         columns = (

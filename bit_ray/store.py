@@ -52,7 +52,7 @@ def exists(uri: str | Path) -> bool:
 
 
 def check_file(uri: str | Path) -> None:
-    """Make sure that a path is a file before it is opened: opening a pipe or a device may wait or read for ever.
+    """Make sure that a path is a file before it is opened: opening a pipe or a device may wait or read without end.
 
     Symbolic links are followed; an object is always a file. A missing path is no error here, but when it is opened.
 
@@ -74,7 +74,7 @@ def open_file(uri: str | Path) -> pa.NativeFile:
     """Open a file for reading.
 
     Raises:
-        StoreError: no such file, or the store cannot be reached or refuses.
+        StoreError: No such file, or the store cannot be reached or refuses.
         UnfitFileError: It is not a regular file.
     """
     files, path = filesystem(uri)
@@ -87,7 +87,7 @@ def read_bytes(uri: str | Path, max_bytes: int | None = None) -> bytes:
     """Return the whole content of a file, of at most ``max_bytes``.
 
     Raises:
-        StoreError: no such file, or the store cannot be reached or refuses.
+        StoreError: No such file, or the store cannot be reached or refuses.
         UnfitFileError: It is not a regular file, or is larger; nothing of it is read then.
     """
     files, path = filesystem(uri)
@@ -120,7 +120,7 @@ def read_range(file: pa.NativeFile, start: int, num_bytes: int) -> memoryview:
     """Return ``num_bytes`` of an open file from byte ``start`` on; any number of threads may read one file.
 
     Raises:
-        OSError: there are fewer. The file system itself accepts an answer that is too short, and does not fill the
+        OSError: There are fewer. The file system itself accepts an answer that is too short, and does not fill the
             remaining memory.
     """
     data = np.empty(num_bytes, np.uint8).data  # not bytearray, which would fill it with zeros first
@@ -139,7 +139,7 @@ def read_json(
     """Return the content of a JSON file, each object in it replaced by the result of ``object_hook``.
 
     Raises:
-        DataError: no such file, one of more than ``max_bytes``, or not a complete JSON text.
+        DataError: No such file, one of more than ``max_bytes``, or not a complete JSON text.
     """
     try:
         return json.loads(read_bytes(uri, max_bytes), object_hook=object_hook)
@@ -158,7 +158,7 @@ def read_record(
     """Return the dataclass in a JSON file; ``remedy`` is the advice in the error.
 
     Raises:
-        DataError: no such file, one of more than ``max_bytes``, not JSON, or not the fields of this dataclass.
+        DataError: No such file, one of more than ``max_bytes``, not JSON, or not the fields of this dataclass.
     """
     plain = read_json(uri, max_bytes=max_bytes)
     try:
@@ -227,7 +227,7 @@ def download_directory(uri: str | Path, local: str | Path) -> None:
     """Copy a directory with all its content to the local path, absent or empty before; completely or not at all.
 
     Raises:
-        DataError: no such directory, the local path is not empty, or the store cannot be reached or refuses.
+        DataError: No such directory, the local path is not empty, or the store cannot be reached or refuses.
     """
     local = Path(local).absolute()
     if local.is_file() or (local.is_dir() and any(local.iterdir())):
@@ -255,7 +255,7 @@ def list_tree(uri: str | Path, *, recursive: bool = True) -> tuple[list[tuple[st
     directly below.
 
     Raises:
-        DataError: a name that is not UTF-8.
+        DataError: A name that is not UTF-8.
     """
     files, path = filesystem(uri)
     flat = scheme_of(uri) == "gs"  # pyarrow lists Google's objects, all of them, and no directories

@@ -32,7 +32,7 @@ def scheme_of(uri: str | Path) -> str:
     """Return ``file``, ``s3`` or ``gs``.
 
     Raises:
-        DataError: the URI has another scheme.
+        DataError: The URI has another scheme.
     """
     scheme, separator, _ = str(uri).partition("://")
     scheme = scheme.lower() if separator else "file"
@@ -53,8 +53,8 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     A public Google bucket is read without credentials as ``gs://anonymous@bucket/path``.
 
     Raises:
-        DataError: the scheme is not one of file, s3 and gs, the bucket is not named, or there is a key in the URI.
-        StoreError: there are no credentials for Google's store.
+        DataError: The scheme is not one of file, s3 and gs, the bucket is not named, or there is a key in the URI.
+        StoreError: There are no credentials for Google's store.
     """
     text = str(uri)
     check_uri(text)
@@ -81,7 +81,7 @@ def check_uri(uri: str | Path) -> None:
     """Refuse a URI with a key or a password in it: it would be recorded, logged and shown.
 
     Raises:
-        DataError: it has a key or a password, or the scheme is not one of file, s3 and gs.
+        DataError: It has a key or a password, or the scheme is not one of file, s3 and gs.
     """
     text = str(uri)
     scheme = scheme_of(text)
@@ -107,7 +107,7 @@ def absolute(uri: str | Path) -> str:
     """Return the URI in a form that is also valid in a process with another working directory.
 
     Raises:
-        DataError: the scheme is not one of file, s3 and gs, or there is a key in the URI.
+        DataError: The scheme is not one of file, s3 and gs, or there is a key in the URI.
     """
     check_uri(uri)
     return filesystem(uri)[1] if is_local(uri) else str(uri).rstrip("/")

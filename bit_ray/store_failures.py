@@ -56,8 +56,8 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
         patience_s: Seconds after which no new attempt starts; by default PATIENCE_S. A local file has one attempt.
 
     Raises:
-        FileNotFoundError: no such file, at once.
-        StoreError: the store refuses, at once; or it still fails after ``patience_s``.
+        FileNotFoundError: No such file, at once.
+        StoreError: The store refuses, at once; or it still fails after ``patience_s``.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
     start = time.monotonic()

@@ -54,7 +54,7 @@ find_ray() {
   local python
   python=$(command -v "$PYTHON") || fail "PYTHON: given $PYTHON; accepted: a Python with Ray; run make first"
   RAY=$(dirname "$python")/ray
-  [ -x "$RAY" ] || fail "PYTHON: given $python, which has no ray beside it; run make first, or set PYTHON"
+  [ -x "$RAY" ] || fail "PYTHON: given $python, which has no ray next to it; run make first, or set PYTHON"
 }
 
 # A process that has ended but was not waited for (a zombie) does not count.

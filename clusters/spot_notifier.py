@@ -2,7 +2,7 @@
 """Tells Ray that this spot machine will be taken away, so that trainings save, and leave it while it still runs.
 
 It asks the cloud's metadata service every five seconds. On a notice it drains this node with the seconds that are left,
-and ends. The cluster files start it beside `ray start`:
+and ends. The cluster files start it next to `ray start`:
 
     python spot_notifier.py aws --address $RAY_HEAD_IP:6379
     python spot_notifier.py gcp --address $RAY_HEAD_IP:6379

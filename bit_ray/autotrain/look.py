@@ -37,7 +37,7 @@ def look(config: TrainConfig) -> Looked:
     """Look through a folder, split it, and print both.
 
     Raises:
-        BitRayError: There is no such folder, or it is none of classes.
+        BitRayError: There is no such folder, or it has no class folders.
     """
     started = time.monotonic()
     named_after = Path(store.absolute(config.folder).rstrip("/")).name

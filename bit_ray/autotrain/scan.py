@@ -73,7 +73,7 @@ class Scan:
     images: tuple[Found, ...]
     """All that may be readable, by path."""
     unreadable: tuple[tuple[str, str], ...]
-    """Path and reason of files that have the ending of an image and are none."""
+    """Path and reason of files that have the ending of an image but are not one."""
     others: Mapping[str, int]
     """Files with other endings, by ending."""
     alike: tuple[tuple[Found, Found], ...] = ()
@@ -92,7 +92,7 @@ class Scan:
 
     @property
     def num_near_duplicates(self) -> int:
-        """Images that are in the folder before, but for size, compression or a slight crop."""
+        """Images that are in the folder already, apart from size, compression or a slight crop."""
         return len({image.sha256 for image in self.images}) - len({image.original for image in self.images})
 
 

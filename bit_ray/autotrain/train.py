@@ -337,7 +337,7 @@ class _Run:
         return result, evaluation
 
     def _report(self, result: FolderResult, evaluation: Evaluation, test_set: Manifest) -> str:
-        """Write the page about the model, beside it and into its run; return its URI, empty if that fails.
+        """Write the page about the model, next to it and into its run; return its URI, empty if that fails.
 
         The model is trained and registered already: a page that cannot be written is no reason to fail.
         """
@@ -367,7 +367,7 @@ def _plan(
     device: str,
     seconds: float,
 ) -> tuple[FinetuneConfig, TrainPlan, str] | str:
-    """Return settings and plan of a fine-tuning that takes at most some seconds, with a reason; or why there is none.
+    """Return settings and plan of a fine-tuning that takes at most some seconds, with a reason; or why not.
 
     The learning rate keeps HyperRule's sum over the steps, up to 0.01.
     """

@@ -115,6 +115,6 @@ def _compared(config: ExportConfig, model: "Classifier") -> list[tuple[str, str]
 
 
 def _num_bytes(path: Path) -> int:
-    beside = path.with_name(path.name + ".data")  # ONNX keeps weights of more than 2 GB there
-    files = path.iterdir() if path.is_dir() else [file for file in (path, beside) if file.is_file()]
+    data_path = path.with_name(path.name + ".data")  # ONNX keeps weights of more than 2 GB there
+    files = path.iterdir() if path.is_dir() else [file for file in (path, data_path) if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -23,7 +23,7 @@ def look(verb: str, weights: str, *sets: str, tracking: RegistryConfig | Trackin
         storage: Folder of all runs.
 
     Raises:
-        BitRayError: a set or a model is not there, as the command itself would say it.
+        BitRayError: A set or a model is not there, as the command itself would say it.
     """
     parts = []
     for uri in filter(None, sets):

@@ -43,8 +43,8 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
     """Build a config: flags over ``--recipe`` over ``--config FILE`` over ``defaults`` over the config's own defaults.
 
     Raises:
-        ConfigError: one line, for an unknown flag, a refused value, or a missing required one.
-        SystemExit: with status 0, after ``--help``.
+        ConfigError: One line, for an unknown flag, a refused value, or a missing required one.
+        SystemExit: With status 0, after ``--help``.
     """
     command.set(cls)
     args = list(args)
@@ -79,12 +79,12 @@ def _fields(cls: Any) -> list["dataclasses.Field[Any]"]:
 
 
 def _has_recipe(settings: Mapping[str, Any]) -> bool:
-    """Whether a recipe, with all its settings, is part of the config."""
+    """Return whether a recipe, with all its settings, is part of the config."""
     return isinstance(settings.get("recipe"), Mapping)
 
 
 def _is_run(cls: type) -> bool:
-    """Whether its runs are recorded, so that one can be replayed."""
+    """Return whether its runs are recorded, so that one can be replayed."""
     return get_type_hints(cls).get("tracking") is TrackingConfig
 
 

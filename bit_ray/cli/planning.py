@@ -59,7 +59,8 @@ def _record(config: ClusterPlanConfig, found: "Forecast") -> None:
     from bit_ray import store
     from bit_ray.config import to_dict
     from bit_ray.errors import ConfigError
-    from bit_ray.run_folder import PlannedTime, RunFolder
+    from bit_ray.run_folder import RunFolder
+    from bit_ray.run_records import PlannedTime
 
     if math.isinf(found.total_s.high):
         given = "this plan may never end: failures cost more than is trained"

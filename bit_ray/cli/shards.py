@@ -246,7 +246,7 @@ def verify(config: VerifyConfig) -> None:
     """Check a shard set.
 
     Raises:
-        DataError: something is wrong with it; all that was found has been printed.
+        DataError: Something is wrong with it; all that was found has been printed.
     """
     from bit_ray.data.shards.verify import verify_shards
 

@@ -7,7 +7,7 @@ from bit_ray.progress import console, print_table
 from bit_ray.training.config import StatusConfig
 
 if TYPE_CHECKING:
-    from bit_ray.run_folder import Attempt, Now
+    from bit_ray.run_records import Attempt, Now
 
 _SECONDS_TO_BE_SILENT = 60.0  # a driver says every 15 s where it is
 _NUM_JOBS = 10

@@ -57,7 +57,7 @@ def exit_status(main: Callable[[], object]) -> int:
 
 
 def _reader_is_gone() -> bool:
-    """Whether the output goes into a pipe that nobody reads any more, as after ``| head``."""
+    """Return whether the output goes into a pipe that nobody reads any more, as after ``| head``."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -32,7 +32,7 @@ def typed(cls: type[Any], prefix: str = "") -> dict[str, str]:
 
 
 def as_typed(error: BitRayError) -> BitRayError:
-    """Return the same error with its setting as the user types it; unchanged if it is none of the command's settings.
+    """Return the same error with its setting as the user types it; unchanged if the command has no such setting.
 
     An error may name a setting without the config it is part of, such as ``crop`` for ``rule.crop``: it means the only
     setting of that name. A command's own setting has priority over those of its parts.

@@ -172,7 +172,7 @@ def _node(node: Mapping[str, Any], ended: Mapping[str, float]) -> Node:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token to another place."""
+    """A redirect would carry the token to another server."""
 
     def redirect_request(self, *_: Any) -> None:
         """Follow none."""

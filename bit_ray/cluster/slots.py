@@ -107,7 +107,7 @@ def choose_workers(
         device: Where they compute; ``auto``: on GPUs if there are any, or may be.
 
     Raises:
-        ConfigError: CUDA is requested and there is none, nor will be; no CPU would be left for readers on this machine;
+        ConfigError: CUDA is requested, but there is no GPU; no CPU would be left for readers on this machine;
             or an autoscaler cannot bring room for so many.
     """
     use_gpu = device == "cuda" or (device == "auto" and resources.most_gpus > 0)

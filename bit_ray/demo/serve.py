@@ -90,7 +90,7 @@ def _refused(text: str, status: int) -> web.Response:
 
 
 def _same_origin(request: web.Request) -> bool:
-    """Whether a browser says that the request is of a page from here; programs that are no browser say nothing."""
+    """Return whether a browser says that the request is of a page from here; other programs say nothing."""
     origin = request.headers.get("Origin")
     return origin is None or origin == f"http://{request.host}"
 

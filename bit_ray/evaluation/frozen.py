@@ -275,5 +275,5 @@ def _with_bias(x: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """Rows scaled to length 1; a row of zeros is not changed."""
+    """Return rows scaled to length 1; a row of zeros is not changed."""
     return x / x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)

@@ -33,7 +33,7 @@ def bootstrap_intervals(
         ``mean_per_class``, which is over the classes that a resample has.
 
     Raises:
-        DataError: no example was counted.
+        DataError: No example was counted.
     """
     assert 0 < level < 1
     if metrics.num_examples == 0:

@@ -65,7 +65,7 @@ def fit_linear_head(
         seed: Of the folds.
 
     Raises:
-        DataError: a class has fewer than 2 examples, or there is only one class.
+        DataError: A class has fewer than 2 examples, or there is only one class.
     """
     counts = np.bincount(labels, minlength=num_classes)
     if num_classes < 2 or counts.min() < 2:
@@ -147,7 +147,7 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int
 
 
 def clearly_better(right: npt.NDArray[np.bool_], than: npt.NDArray[np.bool_]) -> bool:
-    """Whether one classifier beats another on the same examples by two standard errors of the paired difference."""
+    """Return whether one classifier beats another on the same examples by two standard errors of the difference."""
     gained, lost = int((right & ~than).sum()), int((than & ~right).sum())
     return gained - lost > 2 * (gained + lost) ** 0.5
 

@@ -100,8 +100,8 @@ class ClassificationMetrics:
             The prediction for each of its images.
 
         Raises:
-            DataError: a label outside the classes.
-            ModelError: logits of another number of classes, or not finite.
+            DataError: A label outside the classes.
+            ModelError: Logits of another number of classes, or not finite.
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ModelError(
@@ -204,7 +204,7 @@ class ClassificationMetrics:
             of ``mean_per_class``, which is missing with several labels per image.
 
         Raises:
-            DataError: no example was counted.
+            DataError: No example was counted.
         """
         if self.num_examples == 0:
             raise DataError("num_examples: 0; accepted: at least 1; the data set or the split is empty")
@@ -239,7 +239,7 @@ def _add(
 
 
 def _bins(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The calibration bin of each confidence; a limit belongs to the bin below it."""
+    """Return the calibration bin of each confidence; a limit belongs to the bin below it."""
     edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)
     return np.clip(np.searchsorted(edges, confidence) - 1, 0, NUM_CALIBRATION_BINS - 1)
 
@@ -250,7 +250,7 @@ def _first_argmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Number ``[B]`` of classes that come before the label: a larger logit, or an equal one of a lower index."""
+    """Return the number ``[B]`` of classes before the label: a larger logit, or an equal one of a lower index."""
     own = logits.gather(1, labels[:, None])
     before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     return ((logits > own) | ((logits == own) & before)).sum(dim=1)

@@ -79,7 +79,7 @@ def probe(classifier: Classifier, task: ProbeTask, resources: Resources | None =
 
 
 def probe_metrics(scores: Sequence[ProbeScore]) -> dict[str, float]:
-    """Medians by name: ``probe/ridge_5_shot``, ``probe/knn_5_shot`` and so on, fractions of 1."""
+    """Return medians by name: ``probe/ridge_5_shot``, ``probe/knn_5_shot`` and so on, fractions of 1."""
     medians = {}
     for score in scores:
         medians[f"probe/ridge_{score.k}_shot"] = statistics.median(score.ridge)

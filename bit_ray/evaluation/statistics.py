@@ -45,7 +45,7 @@ def t_interval(estimate: float, error: float, degrees: int, level: float = 0.95)
         level: Share of such intervals that contain the true value.
 
     Raises:
-        ConfigError: the level is not between 0 and 1.
+        ConfigError: The level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise ConfigError.of("level", level, "between 0 and 1, such as 0.95")
@@ -61,7 +61,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         level: Share of such intervals that contain the true mean.
 
     Raises:
-        ConfigError: there are fewer than two values.
+        ConfigError: There are fewer than two values.
     """
     _check_count("values", values, 2)
     sd = float(np.std(values, ddof=1))
@@ -85,7 +85,7 @@ def pooled_spread(cells: Sequence[Sequence[float]]) -> Spread:
         cells: The values of each setting, one per seed. A cell of one value adds nothing.
 
     Raises:
-        ConfigError: no setting has two values.
+        ConfigError: No setting has two values.
     """
     degrees = sum(len(cell) - 1 for cell in cells if len(cell))
     if degrees < 1:
@@ -104,7 +104,7 @@ def difference(first: Sequence[float], second: Sequence[float], spread: Spread, 
         level: As `mean_interval`.
 
     Raises:
-        ConfigError: one of them is empty.
+        ConfigError: One of them is empty.
     """
     _check_count("first", first, 1)
     _check_count("second", second, 1)
@@ -116,7 +116,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], level: fl
     """Return the mean of first - second with its t interval, for runs that share seeds, draws or tasks in pairs.
 
     Raises:
-        ConfigError: the lengths differ, or there are fewer than two pairs.
+        ConfigError: The lengths differ, or there are fewer than two pairs.
     """
     if len(first) != len(second):
         raise ConfigError.of("second", f"{len(second)} values", f"{len(first)}, one for each of the first", "pair them")
@@ -127,7 +127,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return p-values adjusted for their number (Holm 1979): below alpha, one false claim in all has probability alpha.
 
     Raises:
-        ConfigError: a value is no probability.
+        ConfigError: A value is no probability.
     """
     for p in p_values:
         if not 0 <= p <= 1:
@@ -163,7 +163,7 @@ def expected_best(scores: Sequence[float], n: int) -> float:
         n: Number of trials, 1 to N.
 
     Raises:
-        ConfigError: n is out of range.
+        ConfigError: N is out of range.
     """
     ordered = np.sort(np.asarray(scores, np.float64))
     return float(_weights_of_best(len(ordered), n) @ ordered)
@@ -180,7 +180,7 @@ def expected_choice(ranked: Sequence[float], read: Sequence[float], n: int) -> f
         n: As `expected_best`.
 
     Raises:
-        ConfigError: n is out of range, or the lengths differ.
+        ConfigError: N is out of range, or the lengths differ.
     """
     if len(ranked) != len(read):
         raise ConfigError.of("read", f"{len(read)} scores", f"{len(ranked)}, one for each that is ranked", "pair them")
@@ -214,7 +214,7 @@ def expected_best_band(scores: Sequence[float], n: int, level: float = 0.95) -> 
         level: Probability that the band contains the whole curve.
 
     Raises:
-        ConfigError: n or a score is out of range.
+        ConfigError: N or a score is out of range.
     """
     ordered = np.sort(np.asarray(scores, np.float64))
     total = len(ordered)

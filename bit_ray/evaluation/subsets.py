@@ -39,8 +39,8 @@ def few_shot_subset(
         ``[k * C] int64`` indices into ``labels``, ascending.
 
     Raises:
-        ConfigError: k or seed out of range.
-        DataError: no labels, several per example, a label outside the classes, or a class with fewer than k examples.
+        ConfigError: K or seed out of range.
+        DataError: No labels, several per example, a label outside the classes, or a class with fewer than k examples.
     """
     if k < 1:
         raise ConfigError.of("k", k, "at least 1 example per class", "the paper has 1, 5, 10, 25 and 100")
@@ -97,7 +97,7 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
     """Read an index file made for the data set with this manifest digest.
 
     Raises:
-        DataError: no such file, not an index file, or one made for another data set.
+        DataError: No such file, not an index file, or one made for another data set.
     """
     remedy = "draw the subset again"
     subset = store.read_record(Subset, uri, remedy)
@@ -110,14 +110,14 @@ def load_subset(uri: str | Path, manifest_digest: str) -> Subset:
 
 
 def subset_file(folder: str | Path, k: int, seed: int) -> str:
-    """The name of an index file in its folder."""
+    """Return the name of an index file in its folder."""
     return store.join(folder, f"{k}-per-class-seed-{seed}.json")
 
 
-def subset_places(
+def subset_indices(
     subset: Subset, ids: Sequence[str], labels: npt.NDArray[np.int64], class_names: Sequence[str], uri: str | Path
 ) -> npt.NDArray[np.int64]:
-    """Indices ``[k * C]`` of a subset's examples in their set, ascending.
+    """Return indices ``[k * C]`` of a subset's examples in their set, ascending.
 
     Args:
         subset: As `load_subset` read it from ``uri``.
@@ -156,7 +156,7 @@ def draw_subsets(
     saved: str | Path = "",
     given: str | Path = "",
 ) -> dict[tuple[int, int], npt.NDArray[np.int64]]:
-    """The subsets of a protocol: read from their index files, or drawn and saved.
+    """Return the subsets of a protocol: read from their index files, or drawn and saved.
 
     Args:
         shards: The set; ids and labels are read, images are not.
@@ -184,7 +184,7 @@ def draw_subsets(
                 subset = load_subset(uri, manifest.digest)
                 if subset.k != k:
                     raise DataError(f"{uri}: k: {subset.k}; accepted: {k}, as in its name; draw the subset again")
-                subsets[k, seed] = subset_places(subset, ids, labels, manifest.class_names, uri)
+                subsets[k, seed] = subset_indices(subset, ids, labels, manifest.class_names, uri)
                 continue
             try:
                 chosen = few_shot_subset(labels, k, seed, class_names=manifest.class_names)

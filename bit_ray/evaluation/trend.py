@@ -65,7 +65,7 @@ def trend(
         better: Which direction is an improvement.
 
     Raises:
-        ConfigError: the steps do not ascend, the lengths differ, a value is not finite, or the margin is not positive.
+        ConfigError: The steps do not ascend, the lengths differ, a value is not finite, or the margin is not positive.
     """
     x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     _check(x, y, margin)
@@ -96,7 +96,7 @@ def relative_trend(
     """Say whether a curve of positive values still falls; as `trend`, with slope and margin as shares of the value.
 
     Raises:
-        ConfigError: as `trend`.
+        ConfigError: As `trend`.
     """
     first = max(since, steps[-1] / 2) if len(steps) else 0
     looked_at = [value for step, value in zip(steps, values, strict=False) if step > first]
@@ -113,7 +113,7 @@ def loss_trend(steps: Sequence[int], losses: Sequence[float], schedule: Schedule
         schedule: Learning rate of the run.
 
     Raises:
-        ConfigError: as `trend`.
+        ConfigError: As `trend`.
     """
     since = schedule.last_change(steps[-1]) if len(steps) else 0
     # The first mean after the change may still have steps before it.

@@ -51,7 +51,7 @@ class Classifier:
 
     @classmethod
     def from_state(cls, state: ClassifierState, device: str) -> "Classifier":
-        """The classifier of a `state`, on a torch device."""
+        """Return the classifier of a `state`, on a torch device."""
         tensors, spec = state
         network = create_model(spec.model, spec.num_classes)
         network.load_state_dict(tensors)
@@ -85,7 +85,7 @@ class Classifier:
             One list of (class name, probability) for each image: softmax, or sigmoid of a multi-label model.
 
         Raises:
-            DataError: an image is missing, damaged, or not RGB; the message says which one.
+            DataError: An image is missing, damaged, or not RGB; the message says which one.
             ConfigError: ``top_k`` or ``batch_size`` is not an integer of at least 1, or ``convert`` is not a bool.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
@@ -132,7 +132,7 @@ class Classifier:
             ``[B, num_classes] float32`` on `device`.
 
         Raises:
-            DataError: the batch has another shape or type.
+            DataError: The batch has another shape or type.
         """
         return self.model(self._input(batch)).float()
 
@@ -147,7 +147,7 @@ class Classifier:
             Pooled features ``[B, D] float32`` and logits ``[B, num_classes] float32``, on `device`.
 
         Raises:
-            DataError: the batch has another shape or type.
+            DataError: The batch has another shape or type.
         """
         features = self.model.forward_features(self._input(batch))
         return features.float(), self.model.forward_head(features).float()
@@ -163,8 +163,8 @@ class Classifier:
             ``[B, D, h, w] float32`` on `device`.
 
         Raises:
-            DataError: the batch has another shape or type.
-            NotImplementedError: the network has no such map.
+            DataError: The batch has another shape or type.
+            NotImplementedError: The network has no such map.
         """
         return self.model.forward_map(self._input(batch)).float()
 
@@ -191,7 +191,7 @@ class Classifier:
             max_pixels: Most pixels.
 
         Raises:
-            ImageError: it is refused.
+            ImageError: It is refused.
         """
         pixels = decode_image(data, convert=convert or self.spec.convert_images, max_pixels=max_pixels)
         if self.spec.upright and (stored := orientation(data)) > 1:
@@ -271,8 +271,8 @@ def load_model(
         The classifier. A saved model's weights are verified against their recorded digest.
 
     Raises:
-        ModelError: there is no such model, or it is damaged, or has no classifier, or no names for its classes.
-        ConfigError: the device does not exist, or ``labels`` or ``crop_size`` is set for a saved model, which has its
+        ModelError: There is no such model, or it is damaged, or has no classifier, or no names for its classes.
+        ConfigError: The device does not exist, or ``labels`` or ``crop_size`` is set for a saved model, which has its
             own.
     """
     try:

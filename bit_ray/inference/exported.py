@@ -41,7 +41,7 @@ def compare(
 
     Raises:
         ConfigError: ``num_examples`` is less than 1.
-        DataError: a shard is missing or damaged, or an image cannot be decoded.
+        DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
     if num_examples < 1:
         raise ConfigError.of("num_examples", num_examples, "at least 1", "for example 1000")

@@ -48,7 +48,7 @@ class CentreCrop(Classifier):
 def image_features(
     classifier: Classifier, images: Iterable[npt.NDArray[np.uint8]], *, batch_size: int = 64
 ) -> npt.NDArray[np.float32]:
-    """Features ``[N, D]`` of images in memory, each ``[H, W, 3] uint8`` of any size."""
+    """Return features ``[N, D]`` of images in memory, each ``[H, W, 3] uint8`` of any size."""
     views = (classifier.view(image) for image in images)
     parts = []
     while batch := list(islice(views, batch_size)):
@@ -64,7 +64,7 @@ def read_features(
     *,
     batch_size: int = 64,
 ) -> FeatureSet:
-    """Features of a shard set, or of its examples at some indices, in this process.
+    """Return features of a shard set, or of its examples at some indices, in this process.
 
     Args:
         classifier: Its network and view are used, its head is not.
@@ -111,7 +111,7 @@ def check_single_label(manifest: Manifest, shards: str) -> None:
 def _part(
     groups: list[Group], state: ClassifierState, centre_crop: bool, shards: str, digest: str, batch_size: int
 ) -> FeatureSet:
-    """Features of some row groups; runs in a Ray task and may run again."""
+    """Return features of some row groups; runs in a Ray task and may run again."""
     classifier = Classifier.from_state(state, "cuda" if torch.cuda.is_available() else "cpu")
     if centre_crop:
         classifier = CentreCrop(classifier, classifier.spec.resize_size, classifier.spec.crop_size)

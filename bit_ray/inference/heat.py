@@ -57,7 +57,7 @@ def class_activation(classifier: Classifier, view: npt.NDArray[np.uint8], classe
 
 
 def _spread(cells: Tensor, side: int) -> Tensor:
-    """Cells ``[K, n, n]`` over the pixels ``[K, side, side]``.
+    """Return cells ``[K, n, n]`` over the pixels ``[K, side, side]``.
 
     BiT's padding is the same on both sides whatever the size, so cell i looks at pixel 32 i and its surroundings.
     """
@@ -88,5 +88,5 @@ def _occlusion(classifier: Classifier, view: npt.NDArray[np.uint8], classes: lis
 
 
 def _relative(classifier: Classifier, values: Tensor) -> Tensor:
-    """Values ``[C, ...]`` of the classes, less their mean where they compete."""
+    """Return values ``[C, ...]`` of the classes, less their mean where they compete."""
     return values if classifier.spec.multi_label else values - values.mean(dim=0)

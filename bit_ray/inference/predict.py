@@ -182,7 +182,7 @@ def _begin_folder(folder: str, images: Images, classifier: Classifier, settings:
 def _tables(
     classifier: Classifier, images: Images, settings: _Settings, resources: Resources, device: str
 ) -> Iterator[pa.Table]:
-    """The tables that the actors return, in the order of the parts."""
+    """Yield the tables that the actors return, in the order of the parts."""
     use_gpu = device != "cpu" and resources.most_gpus > 0
     if device == "cuda" and not use_gpu:
         raise ConfigError.of("device", "cuda, but the cluster has no GPU", "auto or cpu", "choose one")

@@ -84,7 +84,7 @@ class Network(nn.Module):
             feature_mask: ``[B, D]`` factors of the features, for dropout; the training code draws them.
 
         Raises:
-            ConfigError: the input has another shape or type, or is too small.
+            ConfigError: The input has another shape or type, or is too small.
         """
         features = self.forward_features(x)
         return self.forward_head(features if feature_mask is None else features * feature_mask)
@@ -110,7 +110,7 @@ def check_num_classes(num_classes: int) -> None:
     """Refuse a number of classes that no network is built for.
 
     Raises:
-        ConfigError: it is out of range.
+        ConfigError: It is out of range.
     """
     if num_classes < 1:
         raise ConfigError.of("num_classes", brief(num_classes), "at least 1", "for features alone use forward_features")
@@ -127,7 +127,7 @@ def check_input(x: Tensor, min_image_size: int, halvings: str) -> None:
         halvings: The reason, such as "the network halves them five times".
 
     Raises:
-        ConfigError: it has another shape or type, or is too small.
+        ConfigError: It has another shape or type, or is too small.
     """
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         given = f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"

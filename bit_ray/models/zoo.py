@@ -34,7 +34,7 @@ def model_config(name: str, num_classes: int) -> NetworkConfig:
     """Return the configuration of a name such as ``R50x1``, ``R1-1-1-1x0.5`` or ``R50x1-bn-nows``.
 
     Raises:
-        ConfigError: an unknown name, or a depth, width or number of classes that cannot be built or is out of bounds.
+        ConfigError: An unknown name, or a depth, width or number of classes that cannot be built or is out of bounds.
     """
     name = name if isinstance(name, str) else str(name)
     config = _resnet(name, num_classes) if len(name) <= _LONGEST_NAME else None
@@ -48,7 +48,7 @@ def model_config(name: str, num_classes: int) -> NetworkConfig:
 
 
 def _resnet(name: str, num_classes: int) -> ResNetConfig | None:
-    """The configuration of a ResNet; None for another name."""
+    """Return the configuration of a ResNet; None for another name."""
     match = _RESNET.fullmatch(name)
     if match is None or ("-" not in match["units"] and match["units"] not in _UNITS):
         return None

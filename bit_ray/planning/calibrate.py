@@ -31,7 +31,7 @@ class _Measured:
 
 
 def calibrated(config: ClusterPlanConfig, inputs: Inputs) -> Inputs:
-    """Return the inputs with measured numbers in the place of assumed ones.
+    """Return the inputs with measured numbers instead of assumed ones.
 
     A step is measured unless the configuration names a GPU, reading and decoding if it names shards. The interval of a
     step is that of the steps measured, and of what they would take without the CPU's other work; the others' that of
@@ -112,7 +112,7 @@ def _step(config: ClusterPlanConfig, inputs: Inputs) -> tuple[Inputs, _Measured]
 
 
 def _yield_as_workers_do() -> None:
-    """Give this thread the priority of Ray's workers, which get a small share of the cores beside other work."""
+    """Give this thread the priority of Ray's workers, which get a small share of the cores when there is other work."""
     with suppress(OSError, AttributeError):  # not on every system
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 

@@ -1,7 +1,7 @@
 """What a pre-training on a cluster takes: days, money, network, storage, cores, checkpoints, failures.
 
 A model, not a measurement: each number comes from the costs and assumptions in `bit_ray.planning.costs`, or from what
-`bit_ray.planning.calibrate` has measured in their place, and has their interval.
+`bit_ray.planning.calibrate` has measured instead, and has their interval.
 """
 
 import math

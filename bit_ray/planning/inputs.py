@@ -1,4 +1,4 @@
-"""What a plan is made from: what the user gave, and in the place of what was left out what is published or assumed."""
+"""What a plan is made from: what the user gave, and what is published or assumed instead of what was left out."""
 
 import math
 from dataclasses import dataclass, replace

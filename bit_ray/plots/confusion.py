@@ -36,7 +36,7 @@ def confusion_figure(
     few = num_classes <= _MAX_LABELLED_CLASSES
     side = float(np.clip(2.6 + 0.36 * num_classes, 4.5, 9.5)) if few else 6.8
     figure = Figure(figsize=(side + 0.9, side) if few else (side + 4.2, side), layout="constrained")
-    axes, *beside = figure.subplots(1, 1 if few else 2, squeeze=False, width_ratios=[1] if few else [7, 3])[0]
+    axes, *right = figure.subplots(1, 1 if few else 2, squeeze=False, width_ratios=[1] if few else [7, 3])[0]
     # A block of classes shows its largest share, as a single cell of hundreds would be too small to see.
     block = -(-num_classes // _MAX_CELLS)
     starts = np.arange(0, num_classes, block)
@@ -69,7 +69,7 @@ def confusion_figure(
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("predicted class number", color=INK)
         axes.set_ylabel("true class number", color=INK)
-        _list_confusions(beside[0], confusion, class_names)
+        _list_confusions(right[0], confusion, class_names)
     if num_classes <= _MAX_NUMBERED_CLASSES:
         for row, column in np.argwhere(confusion > 0):
             color = "white" if share[row, column] > 0.3 else INK

@@ -74,7 +74,7 @@ class LinePlot:
     percent_y: bool = False
     """Whether y is a fraction of 1, shown as per cent."""
     caption: str = ""
-    """What a reader must know besides, written below the plot in a report."""
+    """What else a reader must know, written below the plot in a report."""
     verticals: tuple[tuple[float, str], ...] = ()
     """x and label of what happens at one x, such as a drop of the learning rate."""
 
@@ -130,7 +130,7 @@ def line_figure(plot: LinePlot) -> Figure:
     ends = [(x[there][-1], y[there][-1]) for (x, y, _, _), there in zip(data, present, strict=True) if there.any()]
     at = _in_axes(axes, ends)
     names = [short(plain(line.label), 40) for line in plot.lines]
-    # A name beside its line is read faster than a legend, but needs all ends at the right and a text's height apart.
+    # A name next to its line is read faster than a legend, but needs all ends at the right and a text's height apart.
     if (
         len(ends) == len(names)
         and not any(line.points for line in plot.lines)
@@ -172,7 +172,7 @@ def _rows_of_marks(figure: Figure, axes: Axes, plot: LinePlot) -> None:
 
 
 def _drawn(values: tuple[float, ...], log: bool) -> npt.NDArray[np.float64]:
-    """The values, NaN for those that the axis cannot show; near the largest float matplotlib overflows."""
+    """Return the values, NaN for those that the axis cannot show; near the largest float matplotlib overflows."""
     array = np.asarray(values, np.float64)
     return np.where((array > (1e-100 if log else -1e100)) & (array < 1e100), array, np.nan)
 
@@ -218,7 +218,7 @@ def _mark(axes: Axes, verticals: list[tuple[float, str]]) -> None:
 
 
 def _in_axes(axes: Axes, points: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
-    """Where points are, in fractions of the axes."""
+    """Return where points are, in fractions of the axes."""
     axes.get_xlim(), axes.get_ylim()  # sets the limits by the data
     positions: npt.NDArray[np.float64] = (axes.transScale + axes.transLimits).transform(points)
     return positions

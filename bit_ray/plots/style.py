@@ -23,7 +23,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     """Write a figure in the format of the path's suffix (png, svg, pdf), completely or not at all.
 
     Raises:
-        ConfigError: an unknown suffix, or a folder that cannot be written.
+        ConfigError: An unknown suffix, or a folder that cannot be written.
     """
     path = Path(path)
     canvas = FigureCanvasAgg(figure)
@@ -74,7 +74,7 @@ def bare(axes: Axes) -> None:
 
 
 def short(name: str, length: int) -> str:
-    """The name, without its middle if it is long: the ends distinguish class names."""
+    """Return the name, without its middle if it is long: the ends distinguish class names."""
     if len(name) <= length:
         return name
     head = length // 2

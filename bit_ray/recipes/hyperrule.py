@@ -195,7 +195,7 @@ def hyperrule(
         **replaced: The same, one by one, by the names of `RuleOverrides`: ``hyperrule(..., num_steps=100)``.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: A setting out of range.
     """
     overrides = replace(overrides, **replaced)
     for name, value, kind in (

@@ -52,7 +52,7 @@ class Schedule:
         """Return the learning rate of optimizer step ``step``, counted from 0.
 
         Raises:
-            ConfigError: the run has no such step.
+            ConfigError: The run has no such step.
         """
         if not 0 <= step < self.num_steps:
             raise ConfigError.of("step", step, f"0 to {self.num_steps - 1}", f"the run has {self.num_steps} steps")

@@ -81,7 +81,7 @@ class UpstreamRecipe:
         """Return the length of a run over ``num_examples`` images, optimizer steps.
 
         Raises:
-            ConfigError: less than one step.
+            ConfigError: Less than one step.
         """
         if num_examples < 1:
             raise ConfigError.of("num_examples", num_examples, "at least 1", "use a data set with images")
@@ -95,7 +95,7 @@ class UpstreamRecipe:
         """Return the learning rate of a run over ``num_examples`` images.
 
         Raises:
-            ConfigError: the run is not longer than the warm-up.
+            ConfigError: The run is not longer than the warm-up.
         """
         steps = self.num_steps(num_examples)
         if self.warmup_steps >= steps:
@@ -115,7 +115,7 @@ class UpstreamRecipe:
         """Return the loss for a data set with one (False) or several (True) labels per image.
 
         Raises:
-            ConfigError: softmax, which knows one label, with several.
+            ConfigError: Softmax, which knows one label, with several.
         """
         if self.loss == "auto":
             return "sigmoid" if multi_label else "softmax"

@@ -1,4 +1,4 @@
-"""Single images on the page of a model, each beside what spoke for the predicted class."""
+"""Single images on the page of a model, each next to what spoke for the predicted class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

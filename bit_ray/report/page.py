@@ -71,7 +71,7 @@ def render_model(subject: Subject, scores: Scores | None, missing: tuple[str, ..
 
 
 def _summary(subject: Subject, scores: Scores | None) -> str:
-    """The page in two sentences."""
+    """Return the page in two sentences."""
     spec = subject.classifier.spec
     begin = f"It tells {spec.num_classes:,} classes apart" if spec.num_classes > 1 else "It has one class"
     if scores is None:

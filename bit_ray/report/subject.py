@@ -47,8 +47,8 @@ def find_subject(model: str, *, storage: str, tracking_uri: str, device: str = "
         device: A torch device for the network.
 
     Raises:
-        ModelError: there is no such model, or the run is not finished.
-        TrackingError: the registry that the model is named by cannot be reached.
+        ModelError: There is no such model, or the run is not finished.
+        TrackingError: The registry that the model is named by cannot be reached.
     """
     named = saved_model(model, storage)
     reference = find(model, tracking_uri) if model.startswith("models:/") else None

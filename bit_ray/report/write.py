@@ -87,13 +87,13 @@ def evaluated_page(subject: Subject, shards: str, manifest: Manifest, evaluation
 
 
 def _test_set(subject: Subject) -> str:
-    """Return the URI of the set that the model's run was tested on; empty if none is recorded."""
+    """Return the URI of the set that the model's run was tested on; empty if no set is recorded."""
     return subject.run.sets.get("test") or subject.run.params.get("test_shards", "")
 
 
 @contextmanager
 def _opened(images: str, spec: ModelSpec, *, required: bool) -> Iterator[tuple[str, Manifest] | str]:
-    """Yield a shard set to score on and its manifest; or why there is none, if it need not be there.
+    """Yield a shard set to score on and its manifest; or the reason why there is no set, where one is not required.
 
     Raises:
         BitRayError: It is required and cannot be used.

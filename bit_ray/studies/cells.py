@@ -221,7 +221,7 @@ def carry_out(
 
 
 def recent_loss(losses: Sequence[tuple[int, float]], step: int, num_steps: int) -> dict[str, float]:
-    """Return the training loss around a step as ``train/loss``: a mean over the last steps; empty if none is known.
+    """Return the training loss around a step as ``train/loss``: a mean over the last steps; empty if no loss is known.
 
     Args:
         losses: Steps, and the mean loss since the one before.

@@ -56,7 +56,7 @@ class _Score:
     test_digest: str
     top_1: float
     validation_top_1: float | None = None
-    """Accuracy on the images that a learning rate is chosen by; None if none is chosen."""
+    """Accuracy on the images that a learning rate is chosen by; None without a choice."""
 
 
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:

@@ -1,4 +1,4 @@
-"""The report of a study as a value, and its pages: HTML in one file, and Markdown beside pictures and numbers."""
+"""The report of a study as a value, and as pages: HTML in one file, Markdown with files of pictures and numbers."""
 
 import io
 import re
@@ -26,7 +26,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     """One text per column; columns of numbers are aligned to the right."""
     note: str = ""
-    """What a reader must know besides, written below."""
+    """What else a reader must know, written below."""
 
     def __post_init__(self) -> None:
         wrong = [row for row in self.rows if len(row) != len(self.header)]
@@ -59,7 +59,7 @@ class Report:
     plots: tuple[LinePlot, ...] = ()
     """The figures; each name once."""
     paper: tuple[str, ...] = ()
-    """Sentences: the paper's figures beside it, and what differs."""
+    """Sentences: the paper's figures for comparison, and what differs."""
     missing: tuple[str, ...] = ()
     """Cells that are not done."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def _draw(plot: LinePlot) -> tuple[Markup, bytes]:
 
 
 def _markdown(report: Report) -> str:
-    """The report for places that show Markdown, its pictures by relative links."""
+    """The report for programs that show Markdown, its pictures by relative links."""
     blocks = [f"# {_escaped(report.title)}"]
     blocks += _items("Not finished", report.missing)
     blocks += _items("Findings", report.findings or ("Nothing is finished yet.",))

@@ -57,7 +57,7 @@ def server_address(given: str) -> str:
     """Return the address of the cluster's job server: the given one, else the environment's.
 
     Raises:
-        ConfigError: None is given, or the environment's is none.
+        ConfigError: No address is given, or the one of the environment is not an address.
     """
     address = dashboard_address(given)
     if not address:

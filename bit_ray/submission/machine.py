@@ -40,7 +40,7 @@ class Machine:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Return major and minor of a version; empty if it is none."""
+    """Return major and minor of a version; empty if it is not a version."""
     parts = version.split(".")[:2]
     return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdecimal() for part in parts) else ()
 

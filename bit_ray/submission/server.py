@@ -10,7 +10,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from bit_ray.cluster.dashboard import ACCEPTED
-from bit_ray.errors import BitRayError, ConfigError
+from bit_ray.errors import BitRayError, ConfigError, connection_reason
 
 _CONNECT_S, _ANSWER_S = 5.0, 60.0
 _TOKEN = "the cluster's token, by RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE or RAY_AUTH_TOKEN"
@@ -38,7 +38,7 @@ class JobServer(JobSubmissionClient):
         """Reach the server.
 
         Raises:
-            ConfigError: It does not answer, is none, or refuses the token.
+            ConfigError: It does not answer, is not such a server, or refuses the token.
         """
         token_header()
         # Ray's client lets the environment override what it is given.
@@ -75,7 +75,7 @@ class JobServer(JobSubmissionClient):
         except requests.RequestException as error:
             raise UnreachableError.of(
                 "address",
-                f"{self.given} does not answer ({_reason(error)})",
+                f"{self.given} does not answer ({connection_reason(error, _CONNECT_S) or type(error).__name__})",
                 ACCEPTED,
                 "start the cluster, or open a tunnel to its head",
             ) from None
@@ -111,20 +111,3 @@ def token_header() -> dict[str, str]:
     except AuthenticationError as error:
         reason = str(error).partition(". ")[0]
         raise ConfigError.of("RAY_AUTH_MODE", f"token, but {reason}", _TOKEN, "set one of them") from None
-
-
-def _reason(error: requests.RequestException) -> str:
-    text = str(error).lower()
-    for sign, reason in {
-        "refused": "connection refused",
-        "resolve": "unknown host name",
-        "name or service not known": "unknown host name",
-        "timed out": f"no answer within {_CONNECT_S:.0f} s",
-        "unreachable": "network unreachable",
-        "certificate": "its TLS certificate is not trusted",
-        "aborted": "the connection was closed",
-        "reset": "the connection was closed",
-    }.items():
-        if sign in text:
-            return reason
-    return type(error).__name__

@@ -19,7 +19,7 @@ def tracking_uri(uri: str, storage: str | None = None) -> str:
     SQLite files get an absolute path, so that workers with another current directory use the same file.
 
     Raises:
-        TrackingError: no URI and no local storage for the default, or a kind of URI that is not supported.
+        TrackingError: No URI and no local storage for the default, or a kind of URI that is not supported.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
@@ -52,7 +52,7 @@ def registry_uri(uri: str | None) -> str:
     """Return the URI of the registry: the given one, else ``$MLFLOW_TRACKING_URI``, else that of `DEFAULT_STORAGE`.
 
     Raises:
-        TrackingError: it is a SQLite file that does not exist, which MLflow would make.
+        TrackingError: It is a SQLite file that does not exist, which MLflow would make.
     """
     named = uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = tracking_uri(named or "", DEFAULT_STORAGE)

@@ -193,12 +193,12 @@ def _cell(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """A name from the data as plain text: Markdown's special characters in it are escaped."""
+    """Return a name from the data as plain text: Markdown's special characters in it are escaped."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in " ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    """A text from the data as code, without its backticks."""
+    """Return a text from the data as code, without its backticks."""
     return f"`{' '.join(text.replace('`', '').split())}`"
 
 

@@ -21,8 +21,8 @@ def prepare_store(path: Path) -> None:
     """Make the store if there is none, completely or not at all, and make sure that this MLflow can use it.
 
     Raises:
-        TrackingError: it belongs to another version of MLflow, or is incomplete; or it cannot be made.
-        ConfigError: another process has been making it for two minutes.
+        TrackingError: It belongs to another version of MLflow, or is incomplete; or it cannot be made.
+        ConfigError: Another process has been making it for two minutes.
     """
     if not _holds_something(path):
         lock = path.with_name(f".{path.name}.lock")
@@ -80,7 +80,7 @@ def _check(path: Path) -> None:
 
 @cache
 def _revisions() -> tuple[str, frozenset[str]]:
-    """The revision of the schema that the installed MLflow uses, and all that it knows."""
+    """Return the revision of the schema that the installed MLflow uses, and all that it knows."""
     from alembic.script import ScriptDirectory
     from mlflow.store import db_migrations
 

@@ -20,7 +20,7 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
     ``cache_dir`` (default: see `bit_ray.weights.fetch`).
 
     Raises:
-        ModelError: the package does not exist any more, or is not the registered one.
+        ModelError: The package does not exist any more, or is not the registered one.
     """
     if store.is_local(reference.weights_uri):
         directory = Path(store.filesystem(reference.weights_uri)[1])
@@ -34,7 +34,7 @@ def download(reference: ModelReference, directory: Path) -> None:
     """Copy the two files of the package to ``directory`` (absent or empty), which appears complete and verified.
 
     Raises:
-        ModelError: the package cannot be read, or is not the registered one.
+        ModelError: The package cannot be read, or is not the registered one.
     """
     with _named(reference):
         download_package(reference.weights_uri, directory, _digests(reference))

@@ -44,7 +44,7 @@ def recorded_run(uri: str, run_id: str, curves: tuple[str, ...] = ()) -> Recorde
         curves: Metrics of which all values are wanted.
 
     Raises:
-        TrackingError: the server does not answer, or has no such run.
+        TrackingError: The server does not answer, or has no such run.
     """
     client = connect(uri)
     try:
@@ -69,7 +69,7 @@ def attach(uri: str, run_id: str, content: bytes, name: str) -> None:
     """Add an artifact to a run that is over.
 
     Raises:
-        TrackingError: the server does not answer, or refuses.
+        TrackingError: The server does not answer, or refuses.
     """
     client = connect(uri)
     try:
@@ -94,7 +94,7 @@ def recorded_metrics(
         names: Regular expression of the whole names of the wanted metrics.
 
     Raises:
-        TrackingError: the server does not answer, or has no such run.
+        TrackingError: The server does not answer, or has no such run.
     """
     client, run = _named(config, storage, run_name, kind)
     found = [name for name in sorted(run.data.metrics) if re.fullmatch(names, name)]
@@ -105,7 +105,7 @@ def recorded_artifact(config: TrackingConfig, storage: str, run_name: str, kind:
     """Return the content of an artifact of a run.
 
     Raises:
-        TrackingError: the server does not answer, or has no such run or artifact.
+        TrackingError: The server does not answer, or has no such run or artifact.
     """
     client, run = _named(config, storage, run_name, kind)
     try:
@@ -131,7 +131,7 @@ def run_page(uri: str, run_id: str) -> RunPage:
     """Return where a run of a tracking store can be looked at.
 
     Raises:
-        TrackingError: the server does not answer, or has no such run.
+        TrackingError: The server does not answer, or has no such run.
     """
     client = connect(uri)
     try:

@@ -63,7 +63,7 @@ def check_package_uri(uri: str, field: str = "package_uri") -> None:
     and no query, which could name another server to send the user's keys to.
 
     Raises:
-        ConfigError: it is neither an absolute local path nor a bucket and a path in it, or has other parts.
+        ConfigError: It is neither an absolute local path nor a bucket and a path in it, or has other parts.
     """
     if len(uri) > _MAX_URI:
         raise ConfigError.of(field, f"{len(uri):,} characters", f"at most {_MAX_URI:,}")
@@ -112,7 +112,7 @@ def parse_reference(data: bytes, name: str = "", version: int = 0) -> ModelRefer
     """Read the bytes of a ``reference.json``; name and version are for messages, the name by default its own.
 
     Raises:
-        ModelError: they are not such a file.
+        ModelError: They are not such a file.
     """
     try:
         document = from_json(_Document, data)

@@ -74,8 +74,8 @@ def register(
 
     Raises:
         ConfigError: MLflow would refuse the name or alias, or the URI may not be in a registry.
-        ModelError: there is no complete package at ``package_uri``.
-        TrackingError: the server cannot be reached or refuses.
+        ModelError: There is no complete package at ``package_uri``.
+        TrackingError: The server cannot be reached or refuses.
     """
     check_name(name, alias)
     uri = address.tracking_uri(tracking_uri)
@@ -141,8 +141,8 @@ def resolve(uri: str, tracking_uri: str | None = None) -> ModelReference:
     The registry is ``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else ``bit_ray_runs/mlflow.db``.
 
     Raises:
-        ModelError: no such name, alias or version, or one that bit_ray did not register.
-        TrackingError: the server cannot be reached, or none is named.
+        ModelError: No such name, alias or version, or one that bit_ray did not register.
+        TrackingError: The server cannot be reached, or no registry is named.
     """
     name = parsed(uri)[0]
     client = server.connect(address.registry_uri(tracking_uri))
@@ -153,7 +153,7 @@ def pull(uri: str, output_dir: str | Path, tracking_uri: str | None = None) -> P
     """Copy a registered model's package to a new directory, verified, completely or not at all.
 
     Raises:
-        ModelError: as ``resolve`` and ``fetch``, or ``output_dir`` is not empty.
+        ModelError: As ``resolve`` and ``fetch``, or ``output_dir`` is not empty.
     """
     directory = Path(output_dir).absolute()
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
@@ -166,7 +166,7 @@ def list_models(tracking_uri: str | None = None) -> list[ListedModel]:
     """Return all versions that bit_ray registered, by name, newest first.
 
     Raises:
-        TrackingError: the server cannot be reached or refuses.
+        TrackingError: The server cannot be reached or refuses.
     """
     client = server.connect(address.registry_uri(tracking_uri))
     try:

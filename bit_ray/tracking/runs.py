@@ -100,8 +100,8 @@ class TrackedRun:
         params and tags are not recorded.
 
         Raises:
-            TrackingError: the server does not answer within about 10 seconds, or refuses.
-            ConfigError: another process records the run.
+            TrackingError: The server does not answer within about 10 seconds, or refuses.
+            ConfigError: Another process records the run.
             DataError: ``storage`` has a key or a password in it.
         """
         if not run_name or re.search(r"[\"`\\\n]", run_name):
@@ -191,7 +191,7 @@ class TrackedRun:
         """End the run and wait until all is sent, at most ``timeout_s`` seconds.
 
         Returns:
-            the number of operations not sent. They stay on disk for the next start of the run.
+            The number of operations not sent. They stay on disk for the next start of the run.
         """
         if not self._closing.is_set():
             self._queue({"status": status, "time": _now()})

@@ -106,7 +106,7 @@ def _batches(operations: list[Operation]) -> Iterator[list[Operation]]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow itself says that it will never accept this, such as for a deleted run."""
+    """Return whether MLflow itself says that it will never accept this, such as for a deleted run."""
     return isinstance(error, MlflowException) and error.error_code in (
         "INVALID_PARAMETER_VALUE",
         "RESOURCE_DOES_NOT_EXIST",

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from bit_ray.errors import BitRayError, TrackingError, one_line
+from bit_ray.errors import BitRayError, TrackingError, connection_reason, one_line
 from bit_ray.tracking.address import DATABASE_PORTS, sqlite_file
 from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
@@ -38,8 +38,8 @@ def connect(uri: str) -> MlflowClient:
     A missing SQLite file is made; see `bit_ray.tracking.embedded`.
 
     Raises:
-        TrackingError: it cannot be reached, refuses the credentials, or is not an MLflow server.
-        ConfigError: other processes have been making the SQLite file for minutes.
+        TrackingError: It cannot be reached, refuses the credentials, or is not an MLflow server.
+        ConfigError: Other processes have been making the SQLite file for minutes.
     """
     probe(uri)
     try:
@@ -59,7 +59,7 @@ def probe(uri: str) -> None:
     """Check that the server answers, once and without MLflow's minutes of retries.
 
     Raises:
-        TrackingError: no answer came within seconds.
+        TrackingError: No answer came within seconds.
     """
     remedy = "start the server, correct tracking.uri, or unset it and MLFLOW_TRACKING_URI for a local file"
     parts = urlsplit(uri)
@@ -73,7 +73,7 @@ def probe(uri: str) -> None:
             address = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[parts.scheme.split("+")[0]])
             _within(2 * PROBE_SECONDS, lambda: socket.create_connection(address, PROBE_SECONDS).close())
     except (OSError, MlflowException) as error:
-        reason = _connection_reason(error)
+        reason = connection_reason(error, PROBE_SECONDS) or one_line(error)
         given = f"{shown(uri)}: cannot be reached ({reason})"
         raise TrackingError.of("tracking.uri", given, remedy=remedy) from None
 
@@ -85,7 +85,7 @@ def experiment_id(client: MlflowClient, name: str, storage: str | None = None) -
     never into a folder below the current directory, which is MLflow's own default.
 
     Raises:
-        TrackingError: it was deleted, or cannot be made.
+        TrackingError: It was deleted, or cannot be made.
     """
     try:
         experiment = client.get_experiment_by_name(name)
@@ -150,21 +150,6 @@ def _within(seconds: float, function: Callable[[], Any]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
     if raised:
         raise raised[0]
-
-
-def _connection_reason(error: BaseException) -> str:
-    text = str(error).lower()
-    for sign, reason in {
-        "refused": "connection refused",
-        "resolve": "unknown host name",
-        "name or service not known": "unknown host name",
-        "timed out": f"no answer within {PROBE_SECONDS:.0f} seconds",
-        "unreachable": "network unreachable",
-        "certificate": "its TLS certificate is not trusted",
-    }.items():
-        if sign in text:
-            return reason
-    return one_line(error)

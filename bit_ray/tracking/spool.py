@@ -37,7 +37,7 @@ class Spool:
         """Add one JSON-able operation (NaN and infinities included).
 
         Raises:
-            OSError: the disk refuses it.
+            OSError: The disk refuses it.
         """
         line = json.dumps(operation).encode() + b"\n"
         with self._lock:

@@ -26,7 +26,8 @@ from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
 from bit_ray.progress import console
-from bit_ray.run_folder import TRAINING_FILE, Attempt, AttemptRecord, LeftOut, Now, WorkerNow
+from bit_ray.run_folder import TRAINING_FILE
+from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
 from bit_ray.tracking.registry import registered_packages
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
@@ -236,7 +237,7 @@ class Attempts:
                 elif begun and silent_s >= max(runtime.stalled_after_s, start / 4) and not stalled:
                     stalled = True
                     self._messages.wish(number, Wishes(leave=asked, stacks=True))
-                    places = f"{self._folder.stacks(number)}, their collectives beside it"
+                    places = f"{self._folder.stacks(number)}, their collectives next to it"
                     console.print(f"{self._name}: {_slowest(signs)}; stacks of all workers: {places}")
                 if stalled and len(stacks) > written:
                     written = len(stacks)

@@ -229,7 +229,7 @@ class PretrainConfig(_Training):
     """Scores of the features of every checkpoint, made meanwhile on cores that do not train."""
     keep_best: str = ""
     """Score of the probes, such as ridge_10_shot or knn_10_shot, by which the best checkpoint is kept besides the
-    newest; empty: none is."""
+    newest; empty: no best one is kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

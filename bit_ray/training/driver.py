@@ -24,7 +24,8 @@ from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.probe import ProbeTask
 from bit_ray.plots.curves import curve_figure
 from bit_ray.progress import TrainingProgress, console, print_table
-from bit_ray.run_folder import TRAINING_FILE, LeftOut, LeftOutRecord, RunFolder, RunRecord, first_difference
+from bit_ray.run_folder import TRAINING_FILE, RunFolder, first_difference
+from bit_ray.run_records import LeftOut, LeftOutRecord, RunRecord
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from bit_ray.run_folder import Attempt, PlannedTime
+from bit_ray.run_records import Attempt, PlannedTime
 
 # A plan is made from the first steps: after this share of them or so many seconds, whatever comes first.
 _PLAN_SHARE, _PLAN_SECONDS = 0.05, 60.0

@@ -99,7 +99,7 @@ class _Group(WorkerGroup):
                 synchronization_actor=sync_actor,
                 storage_context=self._storage_context,
                 worker_callbacks=self._worker_callbacks_to_propagate,
-                controller_actor=None,  # workers ask it for checkpoints of Ray's, which ours have none of
+                controller_actor=None,  # workers ask it for Ray's own checkpoints, which are not used here
                 **{name: values[number] for name, values in train_context_args.items()},
             )
             for number, worker in enumerate(workers)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from bit_ray.errors import ModelError
-from bit_ray.run_folder import LeftOut
+from bit_ray.run_records import LeftOut
 
 _WINDOW, _FEWEST = 128, 32
 _REACH, _LEAST_RATIO, _LEAST = 2.0, 1.5, 0.5

@@ -16,7 +16,8 @@ from ray.util.metrics import Gauge
 from bit_ray import store
 from bit_ray.config import to_dict
 from bit_ray.errors import BitRayError
-from bit_ray.run_folder import Now, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import Now
 
 log = logging.getLogger(__name__)
 

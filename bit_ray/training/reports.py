@@ -9,7 +9,7 @@ from bit_ray.data.stream.requests import BadExample
 from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.run_folder import LeftOut
+from bit_ray.run_records import LeftOut
 from bit_ray.training.goodput import StepTime
 from bit_ray.training.messages import Messages
 

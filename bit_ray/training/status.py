@@ -6,7 +6,8 @@ from bit_ray import store
 from bit_ray.claim import CLAIM_FILE, holder
 from bit_ray.config import from_dict
 from bit_ray.errors import BitRayError, ConfigError, ModelError
-from bit_ray.run_folder import Attempt, LeftOut, Now, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import Attempt, LeftOut, Now
 from bit_ray.training.goodput import goodput
 
 

@@ -19,7 +19,8 @@ from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.stream.batches import StreamCounts, StreamSpec, batches, give_manifest
 from bit_ray.data.stream.history import StreamPlan, uses_in_step
 from bit_ray.errors import BitRayError, ModelError
-from bit_ray.run_folder import LeftOut, RunFolder, Start
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import LeftOut, Start
 from bit_ray.tracking.identity import check_code, code_digest
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement

@@ -28,7 +28,7 @@ def label_names(
         model: Name of the model in errors.
 
     Raises:
-        ModelError: no names are known for so many outputs, or the file has another number of names.
+        ModelError: No names are known for so many outputs, or the file has another number of names.
     """
     if labels:
         if isinstance(labels, str | os.PathLike):
@@ -93,8 +93,8 @@ def read_text(path: Path) -> str:
     """Return the text of a file, UTF-8.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not a file, is not UTF-8 text, or is larger than any list of names.
+        OSError: It cannot be read.
+        ValueError: It is not a file, is not UTF-8 text, or is larger than any list of names.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
@@ -108,7 +108,7 @@ def class_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
     """Check class names; ``where`` says whose, in errors.
 
     Raises:
-        ModelError: there are too many, or one is not a text that can be written.
+        ModelError: There are too many, or one is not a text that can be written.
     """
     checked = tuple(names)
     if len(checked) > MAX_CLASSES:
@@ -123,6 +123,6 @@ def in_order(names: Mapping[str, Any]) -> list[Any]:
     """Return the names of a mapping from index to name.
 
     Raises:
-        KeyError: the indices are not 0, 1, ...
+        KeyError: The indices are not 0, 1, ...
     """
     return [names[str(index)] for index in range(len(names))]

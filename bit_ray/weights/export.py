@@ -70,8 +70,8 @@ def export(
             arithmetic stay float32. A quarter of the size.
 
     Raises:
-        ConfigError: the file's name has another ending.
-        ModelError: the path is not writable, or a package is missing.
+        ConfigError: The file's name has another ending.
+        ModelError: The path is not writable, or a package is missing.
     """
     path = Path(path)
     if path.suffix != SUFFIX[to]:
@@ -111,7 +111,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     Unlike weights, a ``.pt2`` is a program, and PyTorch runs code in it: open only files that you made or trust.
 
     Raises:
-        ModelError: it is missing, damaged or not ours, or onnxruntime is missing.
+        ModelError: It is missing, damaged or not ours, or onnxruntime is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -140,8 +140,8 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     except Exception as error:  # each library has its own errors for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not a model that bit_ray exported ({reason}); export it again") from None
-    beside = path.with_name(path.name + ".data")
-    num_bytes = sum(file.stat().st_size for file in (path, beside) if file.is_file())
+    data_path = path.with_name(path.name + ".data")
+    num_bytes = sum(file.stat().st_size for file in (path, data_path) if file.is_file())
     return Exported(spec, logits, num_bytes)
 
 
@@ -271,9 +271,9 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]) -> None:
             unfinished.write_bytes(proto.SerializeToString())
         return
     # The program comes last: without it, the weights next to it are not a model.
-    beside = path.with_name(path.name + ".data")
-    onnx.external_data_helper.convert_model_to_external_data(proto, location=beside.name)
-    beside.unlink(missing_ok=True)
+    data_path = path.with_name(path.name + ".data")
+    onnx.external_data_helper.convert_model_to_external_data(proto, location=data_path.name)
+    data_path.unlink(missing_ok=True)
     with whole(path) as unfinished:
         onnx.save_model(proto, str(unfinished), format="protobuf")
 

@@ -34,7 +34,7 @@ def folder_spec(path: Path) -> dict[str, Any]:
     """Return the content of ``config.json`` and its companion files, as fields of `ModelSpec`.
 
     Raises:
-        ModelError: the folder has no ``config.json``, or one of a network that is not BiT.
+        ModelError: The folder has no ``config.json``, or one of a network that is not BiT.
     """
     config_path = path / CONFIG_FILE
     config = _read(config_path)
@@ -131,16 +131,16 @@ def _from_huggingface(config_path: Path, config: Mapping[str, Any], processor: M
         spec["class_names"] = class_names(names, f"{config_path}: id2label")
     if config.get("problem_type") is not None:
         spec["multi_label"] = config["problem_type"] == "multi_label_classification"
-    beside = config_path.with_name(PROCESSOR_FILE)
+    processor_path = config_path.with_name(PROCESSOR_FILE)
     size, crop = processor.get("size", {}), processor.get("crop_size", {})
     if "shortest_edge" in size:
-        resize = _side(beside, "size", size["shortest_edge"])
-        side = _side(beside, "crop_size", crop["height"]) if processor.get("do_center_crop", True) else resize
+        resize = _side(processor_path, "size", size["shortest_edge"])
+        side = _side(processor_path, "crop_size", crop["height"]) if processor.get("do_center_crop", True) else resize
         spec |= {"resize_mode": "shorter_side", "resize_size": max(resize, side), "crop_size": side}
     elif "height" in size:
-        side = _side(beside, "size", size["height"])
+        side = _side(processor_path, "size", size["height"])
         spec |= {"resize_mode": "square", "resize_size": side, "crop_size": side}
-    return spec | _input_range(beside, processor.get("image_mean"), processor.get("image_std"))
+    return spec | _input_range(processor_path, processor.get("image_mean"), processor.get("image_std"))
 
 
 def _from_timm(config_path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def foreign_spec(
         features_only: Describe a network with a head of one output instead, which needs no class names.
 
     Raises:
-        ModelError: there is no classifier, or no names for its outputs.
+        ModelError: There is no classifier, or no names for its outputs.
         ConfigError: ``crop_size`` is too small.
     """
     if not weights.num_classes and not features_only:

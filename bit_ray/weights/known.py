@@ -102,7 +102,7 @@ def fetch_by_name(name: str) -> Path | None:
             ``hf://ORG/NAME``, each of the latter with ``@REVISION`` if wanted.
 
     Raises:
-        ModelError: there is no such model, it cannot be fetched, or it is not what its server says it is.
+        ModelError: There is no such model, it cannot be fetched, or it is not what its server says it is.
     """
     if not is_name(name):
         return None
@@ -115,7 +115,7 @@ def is_name(name: str) -> bool:
     """Return whether weights are meant by their name, not by their path or URI.
 
     Raises:
-        ModelError: there are no weights of this name.
+        ModelError: There are no weights of this name.
     """
     if name.startswith(_HUB):
         return True

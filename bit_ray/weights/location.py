@@ -19,7 +19,7 @@ PROGRAM_SUFFIXES = (".onnx", ".pt2")
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a local path looks like weights that are not a saved model of ours."""
+    """Return whether a local path looks like weights that are not a saved model of ours."""
     path = Path(path)
     if path.is_dir():
         return (path / CONFIG_FILE).is_file() and not (path / DESCRIPTION_FILE).is_file()
@@ -30,7 +30,7 @@ def foreign_path(uri: str) -> str:
     """Return the local path of weights of another program, fetched if they have a name; empty for a saved model.
 
     Raises:
-        ModelError: they are not on this machine, or cannot be fetched.
+        ModelError: They are not on this machine, or cannot be fetched.
     """
     if uri.startswith("models:/"):
         return ""
@@ -49,7 +49,7 @@ def check_there(uri: str) -> None:
     """Refuse weights that cannot be there: an unknown name, or a local path with nothing at it. Nothing is fetched.
 
     Raises:
-        ModelError: as reading them would.
+        ModelError: As reading them would.
     """
     if uri.startswith("models:/") or is_name(uri) or not store.is_local(uri):
         return

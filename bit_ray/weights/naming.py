@@ -116,7 +116,7 @@ def check_bit(config: NetworkConfig, where: object) -> ResNetConfig:
         where: What was to be read or written, for the error.
 
     Raises:
-        ModelError: it is another network.
+        ModelError: It is another network.
     """
     if not isinstance(config, ResNetConfig) or config.norm != "gn" or not config.standardize:
         raise ModelError(
@@ -189,7 +189,7 @@ def to_theirs(naming: Naming, name: str, tensor: Tensor) -> Tensor:
 
 
 def is_kernel(name: str) -> bool:
-    """Whether our name is that of a convolution's kernel, all of which are standardized."""
+    """Return whether our name is that of a convolution's kernel, all of which are standardized."""
     return not name.startswith("head.") and not _is_norm(name)
 
 

@@ -34,7 +34,7 @@ def npz_architecture(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], flo
     """Infer (units, width, num_classes) from the headers of a file; num_classes is 0 if it has no classifier.
 
     Raises:
-        ModelError: the file is missing, damaged or not a BiT ``.npz``.
+        ModelError: The file is missing, damaged or not a BiT ``.npz``.
     """
     path = Path(path)
     return _architecture(path, {name: header for name, (_, header) in _canonical_headers(path).items()})
@@ -50,7 +50,7 @@ def load_npz(model: Network, path: str | os.PathLike[str], *, head: Literal["loa
             model's, for transfer (paper §4.1).
 
     Raises:
-        ModelError: the file is missing, damaged, not a BiT ``.npz``, or does not fit the model.
+        ModelError: The file is missing, damaged, not a BiT ``.npz``, or does not fit the model.
     """
     tensors = npz_tensors(model, path, head=head)
     parameters = dict(model.named_parameters())
@@ -70,7 +70,7 @@ def npz_tensors(
     Nothing is read before all headers have been compared with the model; see `load_npz`.
 
     Raises:
-        ModelError: as for `load_npz`.
+        ModelError: As for `load_npz`.
     """
     path = Path(path)
     if head not in ("load", "zero"):
@@ -98,7 +98,7 @@ def save_npz(model: Network, path: str | os.PathLike[str]) -> None:
     Types narrower than float32 are converted to it, which is exact.
 
     Raises:
-        ModelError: the folder is missing or not writable.
+        ModelError: The folder is missing or not writable.
     """
     path = Path(path)
     arrays = {}
@@ -130,7 +130,7 @@ def read_headers(path: Path, start: str) -> dict[str, _Header]:
     """Return name -> (shape, dtype) of the arrays whose names begin with ``start``, without reading the arrays.
 
     Raises:
-        ModelError: the file is missing, damaged, or has too few bytes for an array.
+        ModelError: The file is missing, damaged, or has too few bytes for an array.
     """
     headers: dict[str, _Header] = {}
     try:
@@ -167,7 +167,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Return the arrays of some names, whose headers `read_headers` has accepted.
 
     Raises:
-        ModelError: they are damaged.
+        ModelError: They are damaged.
     """
     arrays = {}
     try:

@@ -159,7 +159,7 @@ def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
     """Read the bytes of a ``model.json``; ``where`` names them in errors.
 
     Raises:
-        ModelError: they are not a description that this version can read.
+        ModelError: They are not a description that this version can read.
     """
     try:
         description = from_json(Description, data)
@@ -172,7 +172,7 @@ def read_spec(directory: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     """Read the description of a package.
 
     Raises:
-        ModelError: there is no such directory, no model in it, or a description that cannot be read.
+        ModelError: There is no such directory, no model in it, or a description that cannot be read.
     """
     directory = Path(directory)
     check_folder(directory)
@@ -193,7 +193,7 @@ def load_package(directory: str | os.PathLike[str]) -> tuple[Network, ModelSpec]
     """Load a package onto the CPU, in evaluation mode, after verifying the size and digest of its weights.
 
     Raises:
-        ModelError: the package is missing, damaged, or its weights do not fit its description.
+        ModelError: The package is missing, damaged, or its weights do not fit its description.
     """
     directory = Path(directory)
     spec, weights = read_spec(directory)
@@ -215,7 +215,7 @@ def verify_weights(path: Path, weights: Weights) -> None:
     """Compare a local file with the size and digest recorded for it.
 
     Raises:
-        ModelError: it is missing or differs.
+        ModelError: It is missing or differs.
     """
     try:
         num_bytes = path.stat().st_size

@@ -66,7 +66,7 @@ def read_weights(path: str | os.PathLike[str]) -> ForeignWeights:
     """Read the weights in a file or folder of any of the formats.
 
     Raises:
-        ModelError: it is missing, damaged, unsafe to read or not a BiT network; the message says which.
+        ModelError: It is missing, damaged, unsafe to read or not a BiT network; the message says which.
     """
     path = Path(path)
     if path.is_dir():

@@ -19,7 +19,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file by name, and its metadata.
 
     Raises:
-        ModelError: it is damaged, unsafe to read, has other objects than tensors, or would unpack to more bytes.
+        ModelError: It is damaged, unsafe to read, has other objects than tensors, or would unpack to more bytes.
     """
     if path.suffix == ".safetensors":
         try:

@@ -1,4 +1,4 @@
-"""Near-duplicates: images that are the same but for size, compression, a slight crop or a small change of tone.
+"""Near-duplicates: images that differ only in size, compression, a slight crop or a small change of tone.
 
 Each image is reduced to a thumbnail. Hashes of thumbnails (the signs of their low frequencies, as in pHash and PDQ) say
 which pairs are worth a look; a look lays one thumbnail on the other, by a scale and a shift of each axis (Lucas and
@@ -38,7 +38,7 @@ def thumbnail(data: bytes) -> Thumbnails:
     """Return an encoded image, upright and made square, as ``[SIDE, SIDE, 3] uint8``.
 
     Raises:
-        ImageError: as `decode_image` with ``convert``.
+        ImageError: As `decode_image` with ``convert``.
     """
     pixels = decode_image(data, convert=True, least=4 * SIDE)
     small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
@@ -46,7 +46,7 @@ def thumbnail(data: bytes) -> Thumbnails:
 
 
 def near_duplicates(thumbnails: Thumbnails) -> list[tuple[int, int]]:
-    """Return the pairs of images that are the same but for size, compression or a slight crop; the lower index first.
+    """Return the pairs of images that differ only in size, compression or a slight crop; the lower index first.
 
     Of more than a few copies of one image not every pair is named, but each copy is in one. The work grows with the
     square of the number of images.
@@ -95,7 +95,7 @@ def _hashes(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _compare(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Whether each pair ``[P, SIDE, SIDE, 3]`` is the same where they overlap."""
+    """Return whether each pair ``[P, SIDE, SIDE, 3]`` is the same where they overlap."""
     a, b = (whole - whole.mean((1, 2, 3), keepdims=True) for whole in (a, b))
     a, b = (whole / (whole.std((1, 2, 3), keepdims=True) + 1e-6) for whole in (a, b))
     alignment = np.tile(np.array([1, 0, 1, 0], np.float32), (len(a), 1))
@@ -148,7 +148,7 @@ def _coordinates(side: int) -> npt.NDArray[np.float32]:
 
 
 def _inside(alignment: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.bool_]:
-    """Where an image that is laid on another covers it: ``[P, S, S]``."""
+    """Return where an image that is laid on another covers it: ``[P, S, S]``."""
     down, right = (
         np.abs(alignment[:, i, None] * _coordinates(side) + alignment[:, i + 1, None]) <= 0.5 for i in (0, 2)
     )

@@ -47,7 +47,7 @@ def decode_image(
     sides keep ``least`` pixels; 0: at its own.
 
     Raises:
-        ImageError: no bytes, no image, truncated, more than ``max_pixels`` or another kind of bomb (checked from the
+        ImageError: No bytes, no image, truncated, more than ``max_pixels`` or another kind of bomb (checked from the
             headers, before anything is decoded); and, unless ``convert``, grayscale, CMYK, 16-bit, alpha, palette or
             animated.
     """
@@ -68,7 +68,7 @@ def image_kind(data: bytes) -> str:
     Only the header is read: the image may still be truncated or damaged.
 
     Raises:
-        ImageError: it is no image of a known format.
+        ImageError: It is no image of a known format.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:

@@ -44,7 +44,7 @@ def decode_train_view(
         The path that was taken, and where in the image the view is.
 
     Raises:
-        ImageError: as for `decode_image`.
+        ImageError: As for `decode_image`.
     """
     if FAST_PATH:
         header = _jpeg.header(data)

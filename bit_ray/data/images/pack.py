@@ -23,7 +23,7 @@ def extension() -> ModuleType:
     """Return the C extension.
 
     Raises:
-        ConfigError: it was not built when bit_ray was installed.
+        ConfigError: It was not built when bit_ray was installed.
     """
     try:
         from bit_ray.data.images import _jpeg
@@ -50,7 +50,7 @@ def make_seekable(data: bytes, pixels: npt.NDArray[np.uint8]) -> bytes | None:
         would differ, as may happen with a progressive file that ends early.
 
     Raises:
-        ConfigError: the C extension is missing.
+        ConfigError: The C extension is missing.
     """
     jpeg = extension()
     if data[:2] != b"\xff\xd8":

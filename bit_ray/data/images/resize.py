@@ -24,7 +24,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def train_view(image: np.ndarray, view: TrainView, u: np.ndarray) -> np.ndarray:
-    """One random training view.
+    """Return one random training view.
 
     Args:
         image: ``[H, W, 3] uint8``.
@@ -46,7 +46,7 @@ def placed_view(image: np.ndarray, placement: Placement, crop_size: int) -> np.n
 
 
 def eval_view(image: np.ndarray, *, resize_mode: ResizeMode, resize_size: int, crop_size: int) -> np.ndarray:
-    """The fixed view for evaluation.
+    """Return the fixed view for evaluation.
 
     ``square`` resizes straight to crop_size x crop_size; it ignores the aspect and crops nothing (BiT-HyperRule, paper
     §3.3; big_transfer:bit_pytorch/train.py). ``shorter_side`` resizes the shorter side to resize_size and crops the

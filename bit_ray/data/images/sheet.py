@@ -73,7 +73,7 @@ def write_sheet(path: str | Path, tiles: Sequence[Tile], *, columns: int = 8, to
 
 
 def _fitted(pixels: npt.NDArray[np.uint8]) -> tuple[Image.Image, float]:
-    """The image at the size of a tile, and the factor from its pixels to the tile's."""
+    """Return the image at the size of a tile, and the factor from its pixels to the tile's."""
     image = Image.fromarray(pixels)
     scale = _TILE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

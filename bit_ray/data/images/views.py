@@ -100,7 +100,7 @@ def inception_box(
     area_range: tuple[float, float],
     aspect_range: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """The box of an Inception crop, drawn as TensorFlow draws it.
+    """Return the box of an Inception crop, drawn as TensorFlow draws it.
 
     The aspect is uniform, and then the *height* is uniform between the heights that give the smallest and the largest
     permitted area (tensorflow:core/kernels/image/sample_distorted_bounding_box_op.cc, which BiT's input used).

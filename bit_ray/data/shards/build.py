@@ -79,7 +79,7 @@ def build_shard(
     ``progress`` gets the number of examples after each row group.
 
     Raises:
-        DataError: a label that is out of range, a wrong number of labels, an id that is empty or occurs twice.
+        DataError: A label that is out of range, a wrong number of labels, an id that is empty or occurs twice.
         ConfigError: ``seekable`` without the JPEG extension.
         StoreError: TMPDIR or the output is full, or cannot be written to.
     """

@@ -51,8 +51,8 @@ def fetch_group(uri: str, shard: Shard, number: int, num_rows: int) -> Pieces:
         The bytes of a Parquet file of this one row group, in pieces, with the pages unchanged.
 
     Raises:
-        DamagedShardError: the shard is missing, or not what the manifest says.
-        DataError: the store refuses, or fails for longer than `store_failures.PATIENCE_S`.
+        DamagedShardError: The shard is missing, or not what the manifest says.
+        DataError: The store refuses, or fails for longer than `store_failures.PATIENCE_S`.
     """
     return _read(uri, shard, lambda file: _whole_group(file, shard, number, num_rows))
 
@@ -92,9 +92,9 @@ def local_shard(path: str | Path, num_bytes: int | None = None) -> Iterator[tupl
     """Open a local shard, of ``num_bytes`` if they are given; its footer is read once while the file stays the same.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: no permission to read it.
-        LayoutError: it is not a shard, is damaged, or has another size.
+        FileNotFoundError: There is no such file.
+        DataError: No permission to read it.
+        LayoutError: It is not a shard, is damaged, or has another size.
     """
     try:
         file = FileIO(path)

@@ -95,7 +95,7 @@ def footer_length(tail: bytes | memoryview) -> int:
     """Return the length in bytes of the footer with its own tail, from the last bytes of a file.
 
     Raises:
-        LayoutError: not the end of a shard.
+        LayoutError: Not the end of a shard.
     """
     if len(tail) < _TAIL_BYTES or tail[-4:] != MAGIC:
         raise LayoutError("Parquet magic bytes not found at its end")
@@ -113,7 +113,7 @@ def read_footer(footer: bytes, file_size: int) -> Footer:
         file_size: Bytes of the whole file.
 
     Raises:
-        LayoutError: it is damaged, or has other columns, compressed or dictionary-encoded ones, or row groups that do
+        LayoutError: It is damaged, or has other columns, compressed or dictionary-encoded ones, or row groups that do
             not directly follow each other up to the footer.
     """
     try:
@@ -214,7 +214,7 @@ def group_footer(footer: Footer, group: Group) -> bytes:
 
 @lru_cache(maxsize=4)
 def _template(optional_columns: tuple[str, ...]) -> Struct:
-    """The footer of a shard of one row, as pyarrow writes it."""
+    """Return the footer of a shard of one row, as pyarrow writes it."""
     sink = io.BytesIO()
     schema = shard_schema(optional_columns)
     columns = [pa.array([[] if field.name == "labels" else b""], field.type) for field in schema]

@@ -26,7 +26,7 @@ def inspect_shards(uri: str | Path) -> dict[str, Any]:
     """Return what a shard set has as plain data; class counts come from at most 64 of the shards.
 
     Raises:
-        DataError: no complete shard set there, or a shard that cannot be read.
+        DataError: No complete shard set there, or a shard that cannot be read.
     """
     uri = str(uri)
     manifest = read_manifest(uri)
@@ -72,8 +72,8 @@ def contact_sheet(
             None: only the images.
 
     Raises:
-        ConfigError: n is below 1.
-        DataError: no complete shard set there, or a shard or image that cannot be read.
+        ConfigError: N is below 1.
+        DataError: No complete shard set there, or a shard or image that cannot be read.
     """
     if n < 1:
         raise ConfigError.of("num_images", n, "1 or more")
@@ -89,8 +89,8 @@ def contact_sheet(
     if view is None:
         write_sheet(path, tiles)
     else:
-        beside = _views(examples, tiles, seed, view, manifest.convert_images)
-        write_sheet(path, beside, columns=3 * (1 + len(COLORS)), together=1 + len(COLORS))
+        views = _views(examples, tiles, seed, view, manifest.convert_images)
+        write_sheet(path, views, columns=3 * (1 + len(COLORS)), together=1 + len(COLORS))
 
 
 def _count_labels(uri: str, manifest: Manifest, index: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -116,7 +116,7 @@ def _draw(uri: str, manifest: Manifest, n: int, seed: int) -> list[Example]:
 
 
 def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, view: TrainView, convert: bool) -> list[Tile]:
-    """Each image with the boxes of its views in it, followed by the views."""
+    """Return each image with the boxes of its views in it, followed by the views."""
     # Imported here, because the other functions of this module do not need PyTorch.
     from bit_ray.data.images.decode_view import decode_train_view
 
@@ -125,13 +125,13 @@ def _views(examples: Sequence[Example], tiles: Sequence[Tile], seed: int, view: 
     result = []
     for example, tile, of_image in zip(examples, tiles, numbers, strict=True):
         height, width, _ = tile.pixels.shape
-        boxes, beside = [], []
+        boxes, views = [], []
         for epoch, (u, color) in enumerate(zip(of_image, COLORS, strict=True)):
             placement = place_view(view, height, width, u)
             boxes.append((*placement.box, color))
             pixels = np.empty((view.crop_size, view.crop_size, 3), np.uint8)
             decode_train_view(example.image, view, u, pixels, convert=convert)
             text = f"epoch {epoch}" + (", mirrored" if placement.flip else "")
-            beside.append(Tile(pixels=pixels, text=text, frame=color))
-        result += [replace(tile, boxes=tuple(boxes)), *beside]
+            views.append(Tile(pixels=pixels, text=text, frame=color))
+        result += [replace(tile, boxes=tuple(boxes)), *views]
     return result

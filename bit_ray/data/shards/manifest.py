@@ -152,11 +152,11 @@ def read_manifest(uri: str | Path, digest: str | None = None) -> Manifest:
     """Read the manifest of the shard set in the directory ``uri``.
 
     Args:
-        uri: directory of the set.
-        digest: the manifest's digest when the work on the set began; None: any.
+        uri: Directory of the set.
+        digest: The manifest's digest when the work on the set began; None: any.
 
     Raises:
-        DataError: no such path, no shard set, a half-written one, a damaged manifest, or another digest.
+        DataError: No such path, no shard set, a half-written one, a damaged manifest, or another digest.
     """
     path = store.join(uri, MANIFEST)
     if not store.exists(path):

@@ -31,8 +31,8 @@ def read_rows(
     Rows are checked against the manifest; with the images among the columns, against its checksums as well.
 
     Raises:
-        DamagedShardError: the shard is missing, empty, truncated, or not what the manifest says.
-        DataError: the store refuses or cannot be reached.
+        DamagedShardError: The shard is missing, empty, truncated, or not what the manifest says.
+        DataError: The store refuses or cannot be reached.
     """
     shard = manifest.shards[shard_index]
     path = store.join(uri, shard.path)
@@ -67,7 +67,7 @@ def index_rows(
         byte ``offset`` on. Values of the columns are not checked: see `row_problems`.
 
     Raises:
-        DamagedShardError: the file is missing, damaged, or not laid out as `bit-ray shards write` does.
+        DamagedShardError: The file is missing, damaged, or not laid out as `bit-ray shards write` does.
     """
     with _opened(path) as (file, shard):
         found = shard.footer.group(group)
@@ -139,7 +139,7 @@ def read_tables(uri: str, manifest: Manifest, columns: Sequence[str] = ("id", "i
     """Read the set at ``uri``, all or some of its columns, one row group at a time, in its order.
 
     Raises:
-        DataError: a shard is missing, empty, truncated, or not what the manifest says.
+        DataError: A shard is missing, empty, truncated, or not what the manifest says.
     """
     for index in range(len(manifest.shards)):
         for group in range(manifest.row_groups(index)):

@@ -54,7 +54,7 @@ def value_extents(read_at: ReadAt, chunk: Chunk) -> tuple[list[int], list[int]]:
         Offsets and lengths in bytes, one per value.
 
     Raises:
-        LayoutError: pages that are damaged or of another kind.
+        LayoutError: Pages that are damaged or of another kind.
     """
     offsets: list[int] = []
     lengths: list[int] = []
@@ -107,7 +107,7 @@ def read_columns(read_at: ReadAt, footer: Footer, group: Group, names: Sequence[
     """Read some columns of a row group, each by one call of ``read_at``.
 
     Raises:
-        LayoutError: no such column, or damaged pages.
+        LayoutError: No such column, or damaged pages.
     """
     for name in names:
         if name not in footer.columns:
@@ -124,7 +124,7 @@ def read_file(file: Pieces, names: Sequence[str]) -> pa.Table:
     """Read columns of a Parquet file in memory.
 
     Raises:
-        LayoutError: damaged pages.
+        LayoutError: Damaged pages.
     """
     try:
         with pq.ParquetFile(pa.BufferReader(b"".join(file))) as parquet:

@@ -19,7 +19,7 @@ Group = tuple[int, int, npt.NDArray[np.int64]]
 
 
 def row_groups(manifest: Manifest, indices: npt.NDArray[np.int64] | None = None) -> list[Group]:
-    """The row groups that have some examples, with their rows.
+    """Return the row groups that have some examples, with their rows.
 
     Args:
         manifest: Manifest of the set.
@@ -81,12 +81,12 @@ def read_views(
 
 
 def single_labels(labels: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-    """The one label of each image, ``[N]`` class indices."""
+    """Return the one label of each image, ``[N]`` class indices."""
     return np.array([names[0] for names in labels], np.int64)
 
 
 def read_labels(shards: str, manifest: Manifest) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Ids and labels ``[N]`` of a whole single-label set, in its order, without reading its images."""
+    """Return ids and labels ``[N]`` of a whole single-label set, in its order, without reading its images."""
     ids: list[str] = []
     labels: list[npt.NDArray[np.int64]] = []
     for table in read_tables(shards, manifest, ("id", "labels")):

@@ -81,13 +81,13 @@ def verify_shards(
     """Read every byte of every shard and compare with the manifest; with ``decode``, decode every image too.
 
     Args:
-        uri: directory of the set.
-        decode: whether to decode the images; without it only size, checksum, layout, ids and labels are checked.
+        uri: Directory of the set.
+        decode: Whether to decode the images; without it only size, checksum, layout, ids and labels are checked.
         num_workers: Ray tasks in flight, one shard each; 0 works in this process.
-        progress: called with (examples done, examples in all).
+        progress: Called with (examples done, examples in all).
 
     Raises:
-        DataError: no complete set there, or the store cannot be reached.
+        DataError: No complete set there, or the store cannot be reached.
     """
     manifest = read_manifest(uri)
     uri = store.absolute(uri)

@@ -76,23 +76,23 @@ def write_shards(
     """Write a shard set into the directory ``output``; an interrupted run is continued by the same call.
 
     Args:
-        source: an embedded data set ("glyphs:m"), a set by name ("cifar10:train"), a folder of class folders, a .csv or
+        source: An embedded data set ("glyphs:m"), a set by name ("cifar10:train"), a folder of class folders, a .csv or
             .parquet table, WebDataset tar files ("train-{000..146}.tar"), Parquet files with the images inside
             ("train-*.parquet"), a ``Source``, or any iterable of ``Example`` (which is written in its own order and in
             this process).
-        output: local path, s3:// or gs://; new, empty, or left by an interrupted run of the same call.
-        options: how; by default `WriteOptions` as it comes.
-        name: what the set is called in its manifest.
-        class_names: in the order of the class indices; needed for an iterable, else taken from the source.
-        optional_columns: for an iterable, those of `OPTIONAL_COLUMNS` that it fills; a ``Source`` knows its own.
-        progress: told (examples done, examples in all or None).
-        changes: fields of `WriteOptions` that replace those of ``options``, as ``row_group_size=64``.
+        output: Local path, s3:// or gs://; new, empty, or left by an interrupted run of the same call.
+        options: How; by default `WriteOptions` as it comes.
+        name: What the set is called in its manifest.
+        class_names: In the order of the class indices; needed for an iterable, else taken from the source.
+        optional_columns: For an iterable, those of `OPTIONAL_COLUMNS` that it fills; a ``Source`` knows its own.
+        progress: Told (examples done, examples in all or None).
+        changes: Fields of `WriteOptions` that replace those of ``options``, as ``row_group_size=64``.
 
     Raises:
-        ConfigError: an option that cannot work, as ``seekable`` where the JPEG extension is missing; or another process
+        ConfigError: An option that cannot work, as ``seekable`` where the JPEG extension is missing; or another process
             writes into the output.
-        DataError: a source, label or image that is refused. What a fresh run has written is removed again.
-        StoreError: a disk or store that fails or is full. After it, as after what an iterator raises, the finished
+        DataError: A source, label or image that is refused. What a fresh run has written is removed again.
+        StoreError: A disk or store that fails or is full. After it, as after what an iterator raises, the finished
             shards are kept and the same call continues.
     """
     start = time.monotonic()

@@ -40,7 +40,7 @@ def alone(output: str) -> Iterator[None]:
     """Keep other processes from writing into the output meanwhile, unless it holds a whole set.
 
     Raises:
-        ConfigError: another process writes there, or has taken this one for dead and taken over.
+        ConfigError: Another process writes there, or has taken this one for dead and taken over.
     """
     if store.exists(store.join(output, MANIFEST)):
         yield
@@ -60,7 +60,7 @@ class Writing:
         """Take over what an interrupted run of the same plan has done, or begin.
 
         Raises:
-            DataError: the output holds something else, or was begun by another plan.
+            DataError: The output holds something else, or was begun by another plan.
         """
         self.output = output
         self.plan = plan
@@ -86,7 +86,7 @@ class Writing:
         """Finish; after an error in the data remove what a first run has written, after another keep finished shards.
 
         Raises:
-            StoreError: as what came, with the advice to run the command again.
+            StoreError: As what came, with the advice to run the command again.
         """
         if error is None:
             store.delete_files([self._uri])  # now that the manifest is there
@@ -155,7 +155,7 @@ def whole_set(output: str, plan_digest: str) -> Manifest | None:
     """Return the manifest of the set that this plan has already written to the output, if any; None if there is no set.
 
     Raises:
-        DataError: the output holds a whole set that another plan, or an iterator (empty digest), has written.
+        DataError: The output holds a whole set that another plan, or an iterator (empty digest), has written.
     """
     if not store.exists(store.join(output, MANIFEST)):
         return None
@@ -203,5 +203,5 @@ def _lost(output: str, results: Iterable[ShardResult]) -> set[int]:
 
 
 def _is_of_the_data(error: Exception) -> bool:
-    """Whether the same command would fail in the same way, as with an image or label that is refused."""
+    """Return whether the same command would fail in the same way, as with an image or label that is refused."""
     return isinstance(error, BitRayError) and not isinstance(error, StoreError)

@@ -35,7 +35,7 @@ class Items:
         """Add one example.
 
         Raises:
-            DataError: its id cannot be written as text, such as a file name that is not UTF-8.
+            DataError: Its id cannot be written as text, such as a file name that is not UTF-8.
         """
         if not is_unicode(id):
             raise DataError(f"{member.file}: {id}: the name is not UTF-8; accepted: names in UTF-8; rename it")

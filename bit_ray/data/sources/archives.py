@@ -48,7 +48,7 @@ def members(path: str | Path) -> Iterator[Member]:
     """Iterate over the regular files of a folder, a tar file or a compressed tar file, in their order there.
 
     Raises:
-        DataError: not a tar file, or one that is damaged or cut short.
+        DataError: Not a tar file, or one that is damaged or cut short.
     """
     if store.is_local(path) and Path(path).is_dir():
         for name, length in store.list_tree(path)[0]:
@@ -66,7 +66,7 @@ def tar_members(file: str | Path, start: int = 0, length: int | None = None) -> 
         length: Its number of bytes; None: up to the end.
 
     Raises:
-        DataError: not a tar file, or one that is damaged or cut short.
+        DataError: Not a tar file, or one that is damaged or cut short.
     """
     with store.open_file(file) as opened:
         end = opened.size() if length is None else start + length
@@ -86,7 +86,7 @@ def read_members(path: str | Path, names: Collection[str]) -> dict[str, bytes]:
         names: As in the archive; for a folder, relative to it or to its parent folder.
 
     Raises:
-        DataError: one of them is missing or too large, or the archive is damaged, or unpacks to 100 times its size.
+        DataError: One of them is missing or too large, or the archive is damaged, or unpacks to 100 times its size.
     """
     found: dict[str, bytes] = {}
     if Path(path).is_dir():
@@ -123,7 +123,7 @@ def as_text(data: bytes, where: str | Path) -> str:
     """Return the content of a text file; ``where`` is its name in messages.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: It is not UTF-8.
     """
     try:
         return data.decode()
@@ -135,7 +135,7 @@ def decompressed(path: str | Path) -> str:
     """Return the path of the plain tar file: the path itself, or for a compressed one its ``.tar`` next to it.
 
     Raises:
-        DataError: the archive is damaged or unpacks to 100 times its size, the disk is full, or the folder cannot be
+        DataError: The archive is damaged or unpacks to 100 times its size, the disk is full, or the folder cannot be
             written to.
     """
     text = str(path)

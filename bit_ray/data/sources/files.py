@@ -108,7 +108,7 @@ def open_files(
     separated by ``;`` in a CSV and a list in Parquet (which implies it). The id is the column ``id`` or else the path.
 
     Raises:
-        DataError: no such path, no class, no image, an id that occurs twice, a label outside the class list.
+        DataError: No such path, no class, no image, an id that occurs twice, a label outside the class list.
     """
     uri = str(uri)
     if not store.exists(uri):

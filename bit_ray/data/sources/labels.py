@@ -24,7 +24,7 @@ def to_indices(
         row_names: Names of the rows in messages, if not their numbers.
 
     Raises:
-        DataError: a label that is missing or outside the class list; without a list, numbers of which less than half
+        DataError: A label that is missing or outside the class list; without a list, numbers of which less than half
             occur: they are probably ids, and the network would have unused outputs.
     """
 

@@ -27,7 +27,7 @@ def read_mat(data: bytes, where: str, *names: str) -> dict[str, npt.NDArray[Any]
     """Read variables without their dimensions of length 1; ``where`` is the file's name in messages.
 
     Raises:
-        DataError: not a MATLAB file, damaged, or without one of them.
+        DataError: Not a MATLAB file, damaged, or without one of them.
     """
     from scipy.io import loadmat
 
@@ -46,7 +46,7 @@ def whole_numbers(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]
     """Return the values of a variable as ``[N] int64``.
 
     Raises:
-        DataError: some are not integers.
+        DataError: Some are not integers.
     """
     fits = values.dtype.kind in "iuf" and (np.abs(values) < _LARGEST).all() and (values == np.floor(values)).all()
     if not fits:

@@ -68,8 +68,8 @@ def open_source(
     """Open anything that ``write_shards`` accepts as source; see there for the arguments.
 
     Raises:
-        ConfigError: an option that this kind of source does not take.
-        DataError: a source that does not exist, is empty, or is refused.
+        ConfigError: An option that this kind of source does not take.
+        DataError: A source that does not exist, is empty, or is refused.
     """
     given = {**vars(options), "class_names": class_names}
     known = isinstance(source, (str, Path)) or hasattr(source, "part")

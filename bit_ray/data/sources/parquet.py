@@ -148,7 +148,7 @@ def open_parquet(pattern: str, *, label: str = "", class_names: Sequence[str] | 
         class_names: In the order of the class indices; without it those of the metadata, or as found.
 
     Raises:
-        DataError: no such file, no image or label column, files of different kinds, a label that is missing or outside
+        DataError: No such file, no image or label column, files of different kinds, a label that is missing or outside
             the class list.
     """
     files = matching_files(pattern)

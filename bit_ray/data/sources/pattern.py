@@ -22,7 +22,7 @@ def matching_files(pattern: str) -> list[str]:
     ``?`` matches anything except a slash.
 
     Raises:
-        DataError: a file that braces name is missing, or a glob matches none.
+        DataError: A file that braces name is missing, or a glob matches none.
     """
     if not is_pattern(pattern) or (store.is_local(pattern) and store.exists(pattern)):
         return _existing([store.absolute(pattern)])

@@ -41,7 +41,7 @@ def open_webdataset(
         multi_label: Whether an example may have any number of labels: a list in .json, or words in a .cls file.
 
     Raises:
-        DataError: no such file, a damaged one, an example without image or label, or a label outside the class list.
+        DataError: No such file, a damaged one, an example without image or label, or a label outside the class list.
     """
     files = matching_files(pattern)
     items = Items()

@@ -123,7 +123,7 @@ def _order(shards: str, digest: str, global_batch_size: int, seed: int, shuffle:
 
 
 def stream_order(spec: StreamSpec) -> Order:
-    """The order that a stream follows, cached per process."""
+    """Return the order that a stream follows, cached per process."""
     return _order(spec.shards, spec.manifest_digest, spec.global_batch_size, spec.seed, spec.shuffle)
 
 
@@ -167,7 +167,7 @@ class _Stream:
         self.decoding: deque[tuple[Batch, list[Future[Any]]]] = deque()
 
     def executions(self) -> Iterator[range]:
-        """Numbers of the units read together: first one round, so that training starts, then several."""
+        """Yield the numbers of the units read together: first one round, so that training starts, then several."""
         units = self.order.unit_range(self.spec.slots, self.spec.start_step, self.spec.stop_step)
         lanes = len(self.order.lanes_of(self.spec.slots))
         round_size = max(1, lanes * self.order.window * len(self.spec.slots) // self.spec.global_batch_size)
@@ -179,7 +179,7 @@ class _Stream:
             start = stop
 
     def read(self, units: range) -> list[tuple[_Window, np.ndarray, np.ndarray]]:
-        """Windows of some units, one per reader task, with the step and slot of each example."""
+        """Return windows of some units, one per reader task, with the step and slot of each example."""
         spec = self.spec
         requests, positions = [], []
         per_task = -(-len(units) // self.num_readers)
@@ -228,7 +228,7 @@ class _Stream:
         return found
 
     def steps(self) -> Iterator[int | None]:
-        """Steps in order, each as soon as all of its examples have been found; the next units are read meanwhile.
+        """Yield steps in order, each as soon as all of its examples have been found; the next units are read meanwhile.
 
         None means that the next step is not ready yet; it comes only while there are batches to return.
         """
@@ -326,7 +326,7 @@ def batches(
     pin_memory: bool = False,
     counts: StreamCounts | None = None,
 ) -> Generator[Batch, None, None]:
-    """Batches of one worker, in the order of the steps.
+    """Yield batches of one worker, in the order of the steps.
 
     While the caller works on a batch, the next `_BATCHES_AHEAD` are decoded and the next windows read. Memory is those
     batches plus twice about 1 kB per example of the windows of the slots' lanes.

@@ -175,7 +175,7 @@ def measure_decoding(
 
 
 def _stream(spec: StreamSpec, num_threads: int, seconds: float) -> tuple[float, float]:
-    """Seconds to the first batch, and images per second from then on."""
+    """Return seconds to the first batch, and images per second from then on."""
     started = time.perf_counter()
     stream = batches(spec, num_threads=num_threads)
     next(stream)

@@ -37,6 +37,7 @@ from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.row_group import Pieces
 from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import DataError
+from bit_ray.locks import is_at
 
 # Share of the bound, and most bytes, of entries that pass through and stay for neighbours and the next window.
 _PASSING_SHARE, _PASSING_BYTES = 1 / 8, 2 * 10**9
@@ -92,8 +93,8 @@ class NodeCache:
             row_group_size: Rows of every row group except a shard's last.
 
         Raises:
-            DamagedShardError: the shard is missing, or not what the manifest says.
-            DataError: the store refuses or cannot be reached, or the directory cannot be written.
+            DamagedShardError: The shard is missing, or not what the manifest says.
+            DataError: The store refuses or cannot be reached, or the directory cannot be written.
         """
         if store.is_local(set_uri):
             path = local_group(set_uri, shard, group, _rows(shard, group, row_group_size))
@@ -177,7 +178,7 @@ class NodeCache:
         return max(usage.num_bytes + size - self._max_kept, size - self._free())
 
     def _free(self) -> int:
-        """Bytes that may still be written to the disk."""
+        """Return bytes that may still be written to the disk."""
         disk = os.statvfs(self.directory)
         return disk.f_bavail * disk.f_frsize - int(min(disk.f_blocks * disk.f_frsize * _FREE_SHARE, _FREE_BYTES))
 
@@ -248,7 +249,7 @@ class NodeCache:
         for entry in _entries(self._partial):
             with suppress(FileNotFoundError), open(entry.path, "rb") as file, suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(file.fileno(), Path(entry.path)):
+                if is_at(file.fileno(), Path(entry.path)):
                     os.unlink(entry.path)
                     with self._usage() as usage:
                         usage.counted = 0.0  # it may have been counted
@@ -268,13 +269,13 @@ class NodeCache:
             partial = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(partial, fcntl.LOCK_EX)
-                if not _is_at(partial, path):
+                if not is_at(partial, path):
                     continue  # its holder has renamed or removed it
                 os.ftruncate(partial, 0)
                 try:
                     yield partial
                 finally:
-                    if _is_at(partial, path):
+                    if is_at(partial, path):
                         path.unlink()
                 return
             finally:
@@ -344,7 +345,7 @@ def _rows(shard: Shard, group: int, row_group_size: int) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file exists and has its end; after a power failure, a file with its final name may be truncated."""
+    """Return whether a file exists and has its end; a power failure may truncate a file with its final name."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -353,14 +354,6 @@ def _is_whole(path: Path) -> bool:
         return os.pread(descriptor, 4, max(0, os.fstat(descriptor).st_size - 4)) == MAGIC
     finally:
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that the path names."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:

@@ -21,7 +21,8 @@ from bit_ray.data.shards.read import read_rows
 from bit_ray.data.stream.order import Order
 from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError, DataError
-from bit_ray.run_folder import RunFolder, RunRecord
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import RunRecord
 
 _NUM_THREADS = 16
 
@@ -42,7 +43,7 @@ class StreamPlan:
     """Length of the run; None: not known."""
 
     def order(self, manifest: Manifest) -> Order:
-        """The order of the examples of a set."""
+        """Return the order of the examples of a set."""
         return Order(
             shard_sizes=[shard.num_examples for shard in manifest.shards],
             row_group_size=manifest.row_group_size,
@@ -76,7 +77,7 @@ def read_plan(run_uri: str | Path, shards: str = "") -> tuple[StreamPlan, str, M
         The stream's plan, the shard set and its manifest.
 
     Raises:
-        DataError: no run there, its plan is damaged, its set does not exist any more, or the given set is another.
+        DataError: No run there, its plan is damaged, its set does not exist any more, or the given set is another.
     """
     path = RunFolder(str(run_uri)).plan
     if not store.exists(path):
@@ -109,7 +110,7 @@ def recorded_shards(run_uri: str, shards: str) -> str:
         shards: The recorded URI.
 
     Raises:
-        DataError: it was recorded with keys in its URI, which is not read any more.
+        DataError: It was recorded with keys in its URI, which is not read any more.
     """
     try:
         store.check_uri(shards)
@@ -119,11 +120,11 @@ def recorded_shards(run_uri: str, shards: str) -> str:
 
 
 def uses_in_step(shards: str | Path, manifest: Manifest, plan: StreamPlan, step: int) -> list[Use]:
-    """The examples of a step, in slot order.
+    """Return the examples of a step, in slot order.
 
     Raises:
-        ConfigError: the run has no such step.
-        DataError: a shard cannot be read.
+        ConfigError: The run has no such step.
+        DataError: A shard cannot be read.
     """
     last = f"0 to {plan.num_steps - 1}, the steps of the run" if plan.num_steps else "0 or more"
     if step < 0 or (plan.num_steps and step >= plan.num_steps):
@@ -144,7 +145,7 @@ def uses_of_image(
     num_epochs: int,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Use]:
-    """The steps that use an image: over the length of the run or, if that is not known, over some epochs.
+    """Return the steps that use an image: over the length of the run or, if that is not known, over some epochs.
 
     Args:
         shards: The shard set; its ids are read until the image is found.
@@ -155,7 +156,7 @@ def uses_of_image(
         progress: Called with the number of ids read and of all ids, after each shard.
 
     Raises:
-        DataError: no image of that id in the set, or a shard cannot be read.
+        DataError: No image of that id in the set, or a shard cannot be read.
     """
     shard, row, labels = _find(str(shards), manifest, image, progress)
     stop = plan.num_steps
@@ -180,8 +181,8 @@ def draw_views(shards: str | Path, manifest: Manifest, plan: StreamPlan, uses: S
         path: PNG file to write, or its URI.
 
     Raises:
-        ConfigError: the plan's view is not valid.
-        DataError: a shard cannot be read.
+        ConfigError: The plan's view is not valid.
+        DataError: A shard cannot be read.
     """
     from bit_ray.data.images.decode_view import decode_train_view
     from bit_ray.data.images.views import TrainView, example_keys, uniforms  # imports PyTorch

@@ -138,7 +138,7 @@ class Order:
         return found, positions[low] + np.cumsum(sizes) - sizes
 
     def _rank(self, lane: int | np.ndarray, x: int) -> np.ndarray:
-        """How many slots of the lane are in stream positions [0, x)."""
+        """Return how many slots of the lane are in stream positions [0, x)."""
         low, high = self._lane_slots[lane], self._lane_slots[lane + 1]
         batches, rest = np.divmod(x, self.global_batch_size)
         return batches * (high - low) + np.clip(rest - low, 0, high - low)
@@ -171,7 +171,7 @@ class Order:
         return shard, first + position - begins[index]
 
     def _steps_and_slots(self, epoch: int, lane: int, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and slots ``[n]`` of ranks in the epoch's lane: the inverse of _rank, counted from the run's start."""
+        """Return steps, from the run's start, and slots ``[n]`` of ranks in the epoch's lane: the inverse of _rank."""
         low, high = self._lane_slots[lane], self._lane_slots[lane + 1]
         steps, slots = np.divmod(ranks + self._rank(lane, epoch * self.num_examples), high - low)
         return steps, slots + low
@@ -202,7 +202,7 @@ class Order:
         return Unit(epoch, steps[mine], slot[mine], shards[mine], rows[mine])
 
     def unit_range(self, slots: range, start_step: int, stop_step: int) -> range:
-        """Numbers of the units that contain the slots of steps ``start_step .. stop_step``.
+        """Return numbers of the units that contain the slots of steps ``start_step .. stop_step``.
 
         The first unit may begin before start_step and the last end after stop_step, by less than a window each.
         """
@@ -216,7 +216,7 @@ class Order:
         return range(int(rounds[0]) * len(lanes), int(rounds[1]) * len(lanes))
 
     def rows_of_step(self, step: int) -> Iterator[tuple[int, int, int]]:
-        """The (epoch, shard, row) of every slot of a step, in slot order."""
+        """Return the (epoch, shard, row) of every slot of a step, in slot order."""
         slots = range(self.global_batch_size)
         found: dict[int, tuple[int, int, int]] = {}
         for index in self.unit_range(slots, step, step + 1):
@@ -227,7 +227,7 @@ class Order:
         return (found[slot] for slot in slots)
 
     def steps_of(self, shard: int, row: int, epochs: Iterable[int]) -> list[tuple[int, int]]:
-        """The (step, slot) at which an example is used in each of the epochs."""
+        """Return the (step, slot) at which an example is used in each of the epochs."""
         found = []
         group, row_in_group = divmod(row, self.row_group_size)
         for epoch in epochs:

@@ -13,7 +13,7 @@ from bit_ray.data.stream.requests import ReadRequest, read
 
 
 def read_on_node(requests: Sequence[ReadRequest], num_readers: int) -> list[pa.Table]:
-    """One table per request, in order, from reader tasks on this node."""
+    """Return one table per request, in order, from reader tasks on this node."""
     quiet_ray_data()
     dataset = ray.data.read_datasource(
         _Requests(requests),

@@ -143,7 +143,7 @@ def _index(cache: NodeCache, request: ReadRequest, shard: Shard, group: int) -> 
 
 
 def _without(table: pa.Table, wrong: dict[int, str]) -> tuple[pa.Array, pa.Array]:
-    """Ids and labels of a row group with bad rows: for these, ids that can be printed, and no labels."""
+    """Return ids and labels of a row group with bad rows: for these, ids that can be printed, and no labels."""
     ids = [id.decode(errors="replace") for id in table["id"].cast(pa.binary()).to_pylist()]
     labels = [None if row in wrong else labels for row, labels in enumerate(table["labels"].to_pylist())]
     return pa.array(ids, pa.string()), pa.array(labels, LOCATIONS.field("labels").type)
@@ -158,7 +158,7 @@ def _unreadable(count: int, problem: str, schema: pa.Schema) -> pa.Table:
 def request_groups(
     shards: Sequence[Shard], shard: np.ndarray, row: np.ndarray, row_group_size: int
 ) -> tuple[tuple[tuple[Shard, int], ...], np.ndarray, np.ndarray]:
-    """The row groups that contain some rows.
+    """Return the row groups that contain some rows.
 
     Args:
         shards: Shards of the set.

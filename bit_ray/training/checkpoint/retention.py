@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping
 
 from bit_ray import store
 from bit_ray.config import to_dict
-from bit_ray.run_folder import TRAINING_FILE, BestCheckpoint, RunFolder
+from bit_ray.run_folder import TRAINING_FILE, RunFolder
+from bit_ray.run_records import BestCheckpoint
 from bit_ray.tracking.registry import registered_packages
 from bit_ray.tracking.runs import TrackedRun
 

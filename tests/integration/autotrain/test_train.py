@@ -22,7 +22,8 @@ from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
-from bit_ray.run_folder import RunFolder, RunRecord
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import RunRecord
 from bit_ray.training.config import Runtime
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

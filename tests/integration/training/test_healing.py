@@ -15,7 +15,8 @@ from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.history import StreamPlan, uses_in_step
 from bit_ray.errors import ModelError
 from bit_ray.recipes.hyperrule import RuleOverrides
-from bit_ray.run_folder import LeftOut, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import LeftOut
 from bit_ray.training.config import FinetuneConfig, ReplayConfig, Runtime
 from bit_ray.training.finetune import finetune, finetune_plan
 from bit_ray.training.replay import replay

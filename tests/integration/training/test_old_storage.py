@@ -21,7 +21,8 @@ from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
-from bit_ray.run_folder import LeftOut, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import LeftOut
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.few_shot import FROM_SCRATCH, PRE_TRAINED, fewshot_suite
 from bit_ray.studies.vtab import vtab_suite

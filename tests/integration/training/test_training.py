@@ -28,7 +28,8 @@ from bit_ray.config import to_dict
 from bit_ray.config_files import write_config
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.errors import ConfigError, ModelError
-from bit_ray.run_folder import PlannedTime, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import PlannedTime
 from bit_ray.studies.config import DiagnoseConfig
 from bit_ray.studies.diagnose import diagnose
 from bit_ray.tracking.config import TrackingConfig

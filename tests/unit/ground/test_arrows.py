@@ -2,6 +2,7 @@ import copy
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import grimp
@@ -143,6 +144,14 @@ def test_import_arrows_hold() -> None:
     done = lint_imports()
     assert done.returncode == 0, done.stdout[-3000:]
     assert "2 kept, 0 broken" in done.stdout
+
+
+def test_the_drawing_of_the_house_has_the_arrows_of_the_contracts() -> None:
+    house, rooms = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("The arrows, held by")[1].split("```")[1]
+    arrows, _, in_data = drawn.replace(", ", " | ").partition("data: ")
+    assert " ".join(arrows.split()).split(" → ") == house["layers"]
+    assert in_data.strip().split(" → ") == rooms["layers"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from bit_ray.run_folder import RunFolder, Start
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import Start
 
 
 def start(first_step: int, precision: str = "fp32") -> Start:

@@ -22,7 +22,8 @@ from bit_ray.data.stream.order import Order
 from bit_ray.errors import BitRayError
 from bit_ray.evaluation.subsets import load_subset
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.run_folder import BestCheckpoint, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import BestCheckpoint
 from bit_ray.store import read_record
 from bit_ray.studies.vtab_scores import TaskScore, load_score
 from bit_ray.tracking.reference import ModelReference, parse_reference

@@ -12,7 +12,8 @@ from bit_ray.cli.main import main
 from bit_ray.config import to_dict
 from bit_ray.progress import console
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.run_folder import RunFolder, RunRecord
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import RunRecord
 from bit_ray.studies.diagnose import judge
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun

@@ -245,7 +245,7 @@ def test_a_server_that_never_answers_is_given_up_after_seconds(tmp_path: Path, m
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         begin = time.monotonic()
-        with pytest.raises(TrackingError, match="cannot be reached .no answer within 1 seconds"):
+        with pytest.raises(TrackingError, match="cannot be reached .no answer within 1 s"):
             open_at(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path)
         assert time.monotonic() - begin < 3
 

@@ -1,7 +1,7 @@
 import pytest
 
 from bit_ray.errors import ConfigError
-from bit_ray.run_folder import Attempt, PlannedTime
+from bit_ray.run_records import Attempt, PlannedTime
 from bit_ray.training.goodput import StepTime, compared, goodput, pays, planned_time, with_report
 
 

@@ -16,7 +16,8 @@ from bit_ray.data.images.views import TrainView
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
 from bit_ray.data.stream.order import Order
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.run_folder import LeftOut, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import LeftOut
 from bit_ray.training.healing import DivergedError, GoBackError, Healer, step_to_go_back_to
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.learner import Learner

@@ -9,7 +9,8 @@ from bit_ray.config import to_dict
 from bit_ray.data.images.views import TrainView
 from bit_ray.errors import ConfigError, ModelError
 from bit_ray.recipes.schedules import Schedule
-from bit_ray.run_folder import RunFolder, RunRecord, Start
+from bit_ray.run_folder import RunFolder
+from bit_ray.run_records import RunRecord, Start
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.device import resolve_precision

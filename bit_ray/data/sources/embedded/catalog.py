@@ -30,7 +30,7 @@ def open_embedded(name: str) -> Source:
     """Open an embedded data set.
 
     Raises:
-        DataError: no such name.
+        DataError: No such name.
     """
     if name not in CATALOG:
         near = difflib.get_close_matches(name, CATALOG, n=1)

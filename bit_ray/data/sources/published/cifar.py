@@ -107,7 +107,7 @@ def open_cifar(splits: Sequence[str], published: PublishedFiles) -> CifarSource:
     The labels of CIFAR-100 are the 100 fine ones.
 
     Raises:
-        DataError: neither version exists, or a file of it is damaged.
+        DataError: Neither version exists, or a file of it is damaged.
     """
     python, binary = PYTHON[published.dataset], BINARY[published.dataset]
     path = published.look(binary.archive, binary.folder)

@@ -23,7 +23,7 @@ def download(url: str, target: Path, *, md5: str) -> None:
     """Fetch a file; continue the download of an earlier, interrupted call.
 
     Raises:
-        DataError: the server cannot be reached, does not have the file, stops in the middle, or sends another file than
+        DataError: The server cannot be reached, does not have the file, stops in the middle, or sends another file than
             the one with this MD5; or another process is fetching it.
     """
     partial = target.with_name(f".{target.name}.partial")

@@ -41,7 +41,7 @@ class PublishedFiles:
         With ``download`` the first one that the publisher offers is fetched if none exists.
 
         Raises:
-            DataError: none of them exists; the message says what to fetch and where to put it.
+            DataError: None of them exists; the message says what to fetch and where to put it.
         """
         if found := self.look(*names):
             return found

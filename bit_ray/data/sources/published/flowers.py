@@ -23,7 +23,7 @@ def open_flowers(splits: Sequence[str], published: PublishedFiles) -> ArchiveSou
     """Open the images of the splits; the classes are named as torchvision does, since no file of the set names them.
 
     Raises:
-        DataError: a file is missing or damaged, or the split names a missing image.
+        DataError: A file is missing or damaged, or the split names a missing image.
     """
     from torchvision.datasets import Flowers102
 

@@ -37,7 +37,7 @@ def open_imagenet(splits: Sequence[str], published: PublishedFiles) -> ArchiveSo
     one folder or tar file; the development kit has their classes.
 
     Raises:
-        DataError: a file is missing or damaged, or an image has no class.
+        DataError: A file is missing or damaged, or an image has no class.
     """
     devkit = published.find(f"{_DEVKIT}.tar.gz", _DEVKIT)
     read = read_members(devkit, (_META, _TRUTH))
@@ -68,7 +68,7 @@ def open_imagenet21k(splits: Sequence[str], published: PublishedFiles) -> Archiv
     Class i is the i-th of the existing ids, in sorted order, or of ``published.class_names``.
 
     Raises:
-        DataError: no file exists, a file is damaged, or a class is not in the list.
+        DataError: No file exists, a file is damaged, or a class is not in the list.
     """
     path = published.look(*WHOLE) or published.look("") or published.find(WHOLE[0])
     known = {wnid: i for i, wnid in enumerate(published.class_names or ())}

@@ -96,7 +96,7 @@ def open_dataset(
         class_names: The class list to follow, for imagenet21k, which has no official one.
 
     Raises:
-        DataError: no such set or split, a file of it is missing (with what to fetch and where to put it) or damaged, or
+        DataError: No such set or split, a file of it is missing (with what to fetch and where to put it) or damaged, or
             it has another size.
     """
     if name not in NAMED:

@@ -20,7 +20,7 @@ def open_pets(splits: Sequence[str], published: PublishedFiles) -> ArchiveSource
     The classes are named as torchvision does: "American Bulldog".
 
     Raises:
-        DataError: an archive is missing or damaged, or a list names a missing image.
+        DataError: An archive is missing or damaged, or a list names a missing image.
     """
     annotations = published.find("annotations.tar.gz", "annotations.tar", "oxford-iiit-pet/annotations", "annotations")
     images = published.find("images.tar.gz", "images.tar", "oxford-iiit-pet/images", "images")

@@ -23,7 +23,7 @@ def clevr_count(num_objects: int) -> int:
     """Class of a CLEVR scene by its number of objects, 3 to 10: the number minus 3.
 
     Raises:
-        DataError: fewer than 3 or more than 10 objects.
+        DataError: Fewer than 3 or more than 10 objects.
     """
     if not CLEVR_MIN_OBJECTS <= num_objects <= CLEVR_MAX_OBJECTS:
         raise DataError(f"objects: {num_objects} in a CLEVR scene; accepted: 3 to 10; check the scenes file")
@@ -34,10 +34,10 @@ def clevr_distance(depths: Sequence[float]) -> int:
     """Class of a CLEVR scene by the depth of its closest object: the last threshold below it.
 
     Args:
-        depths: third of the pixel_coords of each object.
+        depths: Third of the pixel_coords of each object.
 
     Raises:
-        DataError: no object, or a closest one outside 0 to 100.
+        DataError: No object, or a closest one outside 0 to 100.
     """
     if not depths:
         raise DataError("objects: 0 in a CLEVR scene; accepted: 3 to 10; check the scenes file")
@@ -51,10 +51,10 @@ def kitti_distance(objects: Sequence[tuple[str, float]]) -> int:
     """Class of a KITTI image by the distance of its closest car, van or truck: to 8 m, to 20 m, farther, none.
 
     Args:
-        objects: type and z of each labelled object, metres.
+        objects: Type and z of each labelled object, metres.
 
     Raises:
-        DataError: a distance below -100 m.
+        DataError: A distance below -100 m.
     """
     nearest = min([z for kind, z in objects if kind in KITTI_VEHICLES], default=KITTI_NO_VEHICLE)
     nearest = min(nearest, KITTI_NO_VEHICLE)
@@ -77,7 +77,7 @@ def smallnorb_azimuth(value: int) -> int:
     """Class of a smallNORB image by azimuth, which the publisher writes as 0, 2, 4 to 34.
 
     Raises:
-        DataError: an odd azimuth or one out of range.
+        DataError: An odd azimuth or one out of range.
     """
     if value % 2:
         raise DataError(f"azimuth: {value}; accepted: even numbers from 0 to 34; check the info file")
@@ -93,7 +93,7 @@ def svhn_digit(value: int) -> int:
     """Digit of an SVHN image, whose publisher writes 10 for the digit 0.
 
     Raises:
-        DataError: a label outside 1 to 10.
+        DataError: A label outside 1 to 10.
     """
     if not 1 <= value <= _SVHN_ZERO:
         raise DataError(f"y: {value}; accepted: 1 to 10, where 10 is the digit 0; check the .mat file")

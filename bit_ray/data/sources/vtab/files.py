@@ -15,7 +15,7 @@ def find(task: Task, folder: Path, *names: str) -> Path:
     """Return the first of these files or folders in the task's folder.
 
     Raises:
-        DataError: none of them exists; the message says what to fetch, and where to put it.
+        DataError: None of them exists; the message says what to fetch, and where to put it.
     """
     found = next((folder / task.folder / name for name in names if (folder / task.folder / name).exists()), None)
     if found is None:
@@ -24,10 +24,10 @@ def find(task: Task, folder: Path, *names: str) -> Path:
 
 
 def class_folders(task: Task, files: Files) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
-    """Images in class folders: paths, ``[N]`` class indices and the sorted class names.
+    """Return images in class folders: paths, ``[N]`` class indices and the sorted class names.
 
     Raises:
-        DataError: another number of classes than the task has.
+        DataError: Another number of classes than the task has.
     """
     names = files.image_names
     classes = sorted({name.split("/")[-2] for name in names if "/" in name})
@@ -41,7 +41,7 @@ def check_classes(task: Task, where: Path, classes: Sequence[str]) -> None:
     """Make sure that all classes were found.
 
     Raises:
-        DataError: there are more or fewer.
+        DataError: There are more or fewer.
     """
     if len(classes) != task.num_classes:
         raise DataError(

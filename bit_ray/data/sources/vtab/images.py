@@ -37,7 +37,7 @@ class Images(Protocol):
     """Encoded images by index."""
 
     def take(self, chosen: npt.NDArray[np.int64]) -> Iterable[bytes]:
-        """The images at these indices, in this order, as a small object that pickles."""
+        """Return the images at these indices, in this order, as a small object that pickles."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ArrayImages:
     """``[N, H, W] uint8``, or ``[N, H, W, 3]``."""
 
     def take(self, chosen: npt.NDArray[np.int64]) -> "ArrayImages":
-        """A copy of some of them."""
+        """Return a copy of some of them."""
         return ArrayImages(self.pixels[chosen])
 
     def __iter__(self) -> Iterator[bytes]:
@@ -162,7 +162,7 @@ class Files:
         """Scan it once.
 
         Raises:
-            DataError: not an archive, or a damaged one.
+            DataError: Not an archive, or a damaged one.
         """
         self.path = path
         self.members: dict[str, Member | None] = {}
@@ -183,7 +183,7 @@ class Files:
         """Read one text file.
 
         Raises:
-            DataError: it is missing, too large, or not UTF-8.
+            DataError: It is missing, too large, or not UTF-8.
         """
         if self.path.suffix != ".zip":
             return as_text(read_members(self.path, [name])[name], f"{self.path}: {name}")
@@ -193,10 +193,10 @@ class Files:
     def source(
         self, kind: str, ids: Sequence[str], names: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
     ) -> KnownSource:
-        """Images by their paths, with ids and labels, as a source.
+        """Return images by their paths, with ids and labels, as a source.
 
         Raises:
-            DataError: one of them is missing.
+            DataError: One of them is missing.
         """
         missing = next((name for name in names if name not in self.members), None)
         if missing is not None:
@@ -217,7 +217,7 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip for reading, and explain what is wrong with it.
 
     Raises:
-        DataError: not a zip, or a damaged one.
+        DataError: Not a zip, or a damaged one.
     """
     store.check_file(path)
     try:
@@ -234,7 +234,7 @@ def find_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     """Find one file of a zip.
 
     Raises:
-        DataError: it is missing, or compressed by a method that can unpack a few bytes to gigabytes at once.
+        DataError: It is missing, or compressed by a method that can unpack a few bytes to gigabytes at once.
     """
     try:
         entry = archive.getinfo(name)
@@ -254,7 +254,7 @@ def read_entry(archive: zipfile.ZipFile, name: str, max_bytes: int = MAX_WHOLE_B
     """Read one file of a zip.
 
     Raises:
-        DataError: as `find_entry`, or it is larger.
+        DataError: As `find_entry`, or it is larger.
     """
     entry = find_entry(archive, name)
     if entry.file_size > max_bytes:

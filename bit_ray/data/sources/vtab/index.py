@@ -11,7 +11,7 @@ from bit_ray.data.sources.vtab.tasks import Task
 from bit_ray.errors import DataError, brief
 
 FIRST = "the first in the order of TensorFlow Datasets"
-RELEASED = "from the lists beside the images, which are canonical if their author says so"
+RELEASED = "from the lists next to the images, which are canonical if their author says so"
 LISTED = "from the lists in"
 _FORMAT = 1
 
@@ -39,7 +39,7 @@ class Index:
         return f"{self.task}: {len(self.train)} + {len(self.val)} examples, {self.origin}"
 
     def has_own_test(self, task: Task) -> bool:
-        """Whether the test set of the task is specific to this index, not published."""
+        """Return whether the test set of the task is specific to this index, not published."""
         chosen_here = self.origin.startswith("drawn") or (self.origin.startswith(LISTED) and not self.test)
         return chosen_here and not task.test_is_published
 
@@ -68,7 +68,7 @@ def read_index(folder: str | Path, task: Task) -> Index | None:
         None if there is no list for this task.
 
     Raises:
-        DataError: a list that is damaged, or has an id twice.
+        DataError: A list that is damaged, or has an id twice.
     """
     path = store.join(folder, f"{task.name}.json")
     if store.exists(path):
@@ -99,7 +99,7 @@ def load_index(uri: str | Path, task: Task) -> Index:
     """Read an index file.
 
     Raises:
-        DataError: no such file, not one of this format, or of another task.
+        DataError: No such file, not one of this format, or of another task.
     """
     found = store.read_json(uri)
     remedy = "draw the subset again, or correct the file"

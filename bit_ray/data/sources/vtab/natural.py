@@ -23,7 +23,7 @@ def open_published(task: Task, folder: Path, part: str) -> KnownSource:
     """Open CIFAR-100, Flowers-102 or Pets, which `bit-ray shards write` also knows by name.
 
     Raises:
-        DataError: no such files, or damaged ones.
+        DataError: No such files, or damaged ones.
     """
     find(task, folder, "")  # its folder, as the message about a missing file is for shards write
     source: KnownSource = open_dataset(task.name, part, folder, check_size=False)  # type: ignore[assignment]
@@ -34,7 +34,7 @@ def open_caltech(task: Task, folder: Path, part: str) -> KnownSource:
     """Open Caltech-101: 30 images of each class, drawn by a fixed seed, are for training and all others for the test.
 
     Raises:
-        DataError: no such files, not 102 classes, or a class of at most 30 images.
+        DataError: No such files, not 102 classes, or a class of at most 30 images.
     """
     where = find(task, folder, "101_ObjectCategories", "101_ObjectCategories.tar.gz", "101_ObjectCategories.tar")
     files = Files(where)
@@ -58,7 +58,7 @@ def open_dtd(task: Task, folder: Path, part: str) -> KnownSource:
     """Open fold 1 of the Describable Textures.
 
     Raises:
-        DataError: no such files, or a list that names a missing image.
+        DataError: No such files, or a list that names a missing image.
     """
     where = find(task, folder, "dtd", "dtd-r1.0.1.tar.gz", "dtd-r1.0.1.tar")
     files = Files(where)
@@ -74,7 +74,7 @@ def open_sun(task: Task, folder: Path, part: str) -> KnownSource:
     """Open SUN397, split by the lists of TensorFlow Datasets.
 
     Raises:
-        DataError: no such files, or a list that names a missing image.
+        DataError: No such files, or a list that names a missing image.
     """
     files = Files(find(task, folder, "SUN397"))
     lists = {one: _words(find(task, folder, name)) for one, name in SUN_LISTS.items()}
@@ -94,7 +94,7 @@ def open_svhn(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the cropped digits of SVHN.
 
     Raises:
-        DataError: no such file, or not a file of SVHN.
+        DataError: No such file, or not a file of SVHN.
     """
     where = find(task, folder, f"{part}_32x32.mat")
     values = read_mat(store.read_bytes(where, MAX_WHOLE_BYTES), str(where), "X", "y")

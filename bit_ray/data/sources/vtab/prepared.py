@@ -40,7 +40,7 @@ def open_prepared(task: Task, folder: Path, part: str) -> KnownSource:
     """Open one part of a task's data set, in storage order.
 
     Raises:
-        DataError: shards are missing or damaged, or have other features.
+        DataError: Shards are missing or damaged, or have other features.
     """
     where = folder / task.folder / FOLDER
     split = _SPLITS[part]
@@ -101,7 +101,7 @@ class _SpritePart:
 
 
 def _class_names(where: Path, task: Task) -> tuple[str, ...]:
-    """Names next to the shards if they are published, or else numbers."""
+    """Return names next to the shards if they are published, or else numbers."""
     path = where / "label.labels.txt"
     names = as_text(store.read_bytes(path, MAX_WHOLE_BYTES), path).splitlines() if path.exists() else []
     return tuple(names) if len(names) == task.num_classes else tuple(f"class {i}" for i in range(task.num_classes))

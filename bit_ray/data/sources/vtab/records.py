@@ -35,7 +35,7 @@ def read_records(path: Path) -> Iterator[Record]:
     """Iterate over the records of a file.
 
     Raises:
-        DataError: not a TFRecord file of examples, or cut short.
+        DataError: Not a TFRecord file of examples, or cut short.
     """
     store.check_file(path)
     if not path.stat().st_size:

@@ -27,7 +27,7 @@ def open_released(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the 800, the 200 or the test set, in the order of the list.
 
     Raises:
-        DataError: a list or an image is missing, or a line is not an image and a label.
+        DataError: A list or an image is missing, or a line is not an image and a label.
     """
     where = folder / task.name / LISTS[part]
     if not where.exists():

@@ -40,7 +40,7 @@ def open_camelyon(task: Task, folder: Path, part: str) -> KnownSource:
     """Open PatchCamelyon.
 
     Raises:
-        DataError: no such files, or not files of PatchCamelyon.
+        DataError: No such files, or not files of PatchCamelyon.
         ConfigError: h5py is not installed.
     """
     part_name = {"val": "valid"}.get(part, part)
@@ -84,7 +84,7 @@ def opened_h5(path: Path) -> Any:
     """Open an HDF5 file.
 
     Raises:
-        DataError: not an HDF5 file.
+        DataError: Not an HDF5 file.
         ConfigError: h5py is not installed.
     """
     try:
@@ -103,7 +103,7 @@ def _array(file: Any, name: str, path: Path, row: tuple[int, ...]) -> Any:
     """Return an array of bytes of an HDF5 file that is stored in that file itself.
 
     Raises:
-        DataError: there is none, or one with other rows, or in chunks that take gigabytes.
+        DataError: There is none, or one with other rows, or in chunks that take gigabytes.
     """
     import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
@@ -123,7 +123,7 @@ def open_eurosat(task: Task, folder: Path, part: str) -> KnownSource:
     """Open EuroSAT's colour images.
 
     Raises:
-        DataError: no such files, or not 10 classes.
+        DataError: No such files, or not 10 classes.
     """
     return _open_folders(task, Files(find(task, folder, "2750", "EuroSAT.zip", "EuroSAT_RGB.zip", "EuroSAT_RGB")))
 
@@ -132,7 +132,7 @@ def open_resisc(task: Task, folder: Path, part: str) -> KnownSource:
     """Open NWPU-RESISC45, unpacked.
 
     Raises:
-        DataError: no such folder, or not 45 classes.
+        DataError: No such folder, or not 45 classes.
     """
     return _open_folders(task, Files(find(task, folder, "NWPU-RESISC45")))
 
@@ -147,7 +147,7 @@ def open_retinopathy(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the Kaggle set of 2015, its images prepared as the winner of that competition did.
 
     Raises:
-        DataError: no such files, or a list that names a missing image.
+        DataError: No such files, or a list that names a missing image.
     """
     images, labels, usage = _RETINOPATHY[part]
     files = Files(find(task, folder, images))

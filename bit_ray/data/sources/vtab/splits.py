@@ -109,8 +109,8 @@ class TaskData:
         """Return one of `SUBSETS` as a source; the index says what the 800 and the 200 are.
 
         Raises:
-            DataError: the index names a missing example, or a test image for training.
-            ConfigError: no such subset.
+            DataError: The index names a missing example, or a test image for training.
+            ConfigError: No such subset.
         """
         if name not in SUBSETS:
             raise ConfigError.of(f"{self.task.name}:{name}", "no such split", ", ".join(SUBSETS), "choose one")
@@ -149,7 +149,7 @@ def open_task(task: Task, data: str | Path) -> TaskData:
         data: Folder in which each data set has its own folder, named by ``task.folder``.
 
     Raises:
-        DataError: files are damaged, or missing; then the message says what to fetch and where to put it.
+        DataError: Files are damaged, or missing; then the message says what to fetch and where to put it.
     """
     folder = Path(data).expanduser().absolute()
     if is_released(task, folder):
@@ -181,8 +181,8 @@ def open_subset(source: str, data: str | Path) -> Source:
     """Open a subset by name, such as ``vtab:svhn:train800``; the 800 and the 200 are drawn with seed 0.
 
     Raises:
-        ConfigError: no such task or subset.
-        DataError: files are missing or damaged.
+        ConfigError: No such task or subset.
+        DataError: Files are missing or damaged.
     """
     _, task, subset = (*source.split(":", 2), "", "")[:3]
     found = find_task(task)
@@ -197,7 +197,7 @@ def draw_index(data: TaskData, seed: int = 0, num_train: int = NUM_TRAIN, num_va
     """Take the examples of a task: with seed 0 the first in storage order if that is known, else drawn by the seed.
 
     Raises:
-        DataError: a split has fewer.
+        DataError: A split has fewer.
     """
     chosen: dict[str, tuple[str, ...]] = {}
     for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):

@@ -53,9 +53,9 @@ def storage_order(dataset: str, part: str, ids: Sequence[str]) -> npt.NDArray[np
     """Return the indices of a part's examples in storage order, or None if the order is not known.
 
     Args:
-        dataset: folder of the data set, ``task.folder``.
+        dataset: Folder of the data set, ``task.folder``.
         part: ``all``, ``train``, ``val`` or ``test``, as published.
-        ids: all ids of the part.
+        ids: All ids of the part.
     """
     if dataset not in _KEYS:
         return None

@@ -61,7 +61,7 @@ def open_clevr(task: Task, folder: Path, part: str) -> KnownSource:
     """Open CLEVR; its validation scenes are the benchmark's test set.
 
     Raises:
-        DataError: no such files, or scenes of another kind.
+        DataError: No such files, or scenes of another kind.
     """
     where = find(task, folder, "CLEVR_v1.0", "CLEVR_v1.0.zip")
     files = Files(where)
@@ -87,7 +87,7 @@ def open_dmlab(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the frames of DMLab, from the TFRecord files that the benchmark's authors publish.
 
     Raises:
-        DataError: no such files, or damaged ones.
+        DataError: No such files, or damaged ones.
     """
     kind = {"val": "validation"}.get(part, part)
     files = sorted((folder / task.folder).glob(f"dmlab-{kind}.tfrecord*"))
@@ -107,7 +107,7 @@ def open_kitti(task: Task, folder: Path, part: str) -> KnownSource:
     """Open the object images of KITTI, split by video as TensorFlow Datasets does.
 
     Raises:
-        DataError: no such files, or damaged ones.
+        DataError: No such files, or damaged ones.
     """
     images = Files(find(task, folder, "data_object_image_2", "data_object_image_2.zip"))
     labels = Files(find(task, folder, "data_object_label_2", "data_object_label_2.zip"))
@@ -133,12 +133,12 @@ def open_kitti(task: Task, folder: Path, part: str) -> KnownSource:
 
 
 def kitti_split(videos: list[str]) -> dict[str, list[int]]:
-    """Numbers of the images of each split: a tenth of the videos are for test, a tenth for validation.
+    """Return numbers of the images of each split: a tenth of the videos are for test, a tenth for validation.
 
     The draw is that of TensorFlow Datasets (tensorflow_datasets:object_detection/kitti.py), so the splits are, too.
 
     Args:
-        videos: name of the video of each image.
+        videos: Name of the video of each image.
     """
     names = sorted(set(videos))
     count = max(1, _KITTI_PERCENT * len(names) // 100)
@@ -173,7 +173,7 @@ def open_dsprites(task: Task, folder: Path, part: str) -> KnownSource:
     """Open dSprites.
 
     Raises:
-        DataError: no such file, or not the file of dSprites.
+        DataError: No such file, or not the file of dSprites.
     """
     where = find(task, folder, _DSPRITES)
     with opened_zip(where) as archive:
@@ -254,7 +254,7 @@ def open_smallnorb(task: Task, folder: Path, part: str) -> KnownSource:
     """Open smallNORB, the image of the first camera.
 
     Raises:
-        DataError: no such files, or not files of smallNORB.
+        DataError: No such files, or not files of smallNORB.
     """
     names = [f"smallnorb-{_NORB[part]}-{kind}.mat" for kind in ("dat", "info")]
     paths = [find(task, folder, name, f"{name}.gz") for name in names]
@@ -274,7 +274,7 @@ def read_norb(path: Path) -> npt.NDArray[Any]:
     """Read a file in the format of NORB, plain or compressed: kind, dimensions, sizes (at least three), values.
 
     Raises:
-        DataError: not such a file, or cut short.
+        DataError: Not such a file, or cut short.
     """
     store.check_file(path)
     try:

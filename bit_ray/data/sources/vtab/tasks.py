@@ -58,7 +58,7 @@ class Task:
     """Where it is published."""
 
     def cut(self, split: Split) -> Cut:
-        """Where a split comes from."""
+        """Return where a split comes from."""
         return self.cuts[("train", "val", "test").index(split)]
 
     @property
@@ -304,7 +304,7 @@ def find_task(name: str) -> Task:
     """Return a task by name.
 
     Raises:
-        ConfigError: no such task.
+        ConfigError: No such task.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)

@@ -201,7 +201,7 @@ def test_a_task_that_others_republished_with_its_lists_is_taken_as_it_is(tmp_pat
     data = open_task(task, tmp_path)
     index = draw_index(data, 3, 8, 4)
     assert index.statement == (
-        "dsprites-xpos: 8 + 4 examples, from the lists beside the images, which are canonical if their author says so"
+        "dsprites-xpos: 8 + 4 examples, from the lists next to the images, which are canonical if their author says so"
     )
     assert not index.has_own_test(task)
     assert ids(data.subset("train800val200", index)) == [
