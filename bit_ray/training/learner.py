@@ -20,6 +20,7 @@ from bit_ray.training.healing import Healer
 from bit_ray.training.optimizer import build_optimizer, initial_weights
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.sharding import shard
 from bit_ray.training.shares import plan_micro_batch, plan_slots
 from bit_ray.training.step import TrainStep, micro_batches
 
@@ -36,6 +37,7 @@ class Learner:
         rank: Number of this worker.
         num_workers: Workers that share the global batch.
         healer: Leaves out steps that are out of the ordinary. None: one that is not finite is an error.
+        sharded: Keep only a shard of weights, gradients and momentum here; all workers are made together then.
 
     Raises:
         ConfigError: The precision or the sizes are not possible.
@@ -52,20 +54,30 @@ class Learner:
         rank: int = 0,
         num_workers: int = 1,
         healer: Healer | None = None,
+        sharded: bool = False,
     ) -> None:
         self.plan, self.device = plan, device
-        self.slots = plan_slots(plan, num_workers)[rank]
+        slots = plan_slots(plan, num_workers)
+        self.slots = slots[rank]
         """Slots of every batch that are this worker's."""
-        self._micro = plan_micro_batch(plan, len(self.slots), micro_batch_size)
-        self.model = build_model(plan, init_weights).to(device)
+        largest = max(map(len, slots))
+        self._micro = plan_micro_batch(plan, largest, micro_batch_size)
+        # Workers with shards wait for each other in every pass, so all of them take as many.
+        self._least = -(-largest // self._micro) if sharded else 0
+        self.model = build_model(plan, init_weights)
         """The network itself; in training mode."""
+        self.sharded = sharded
+        """Whether this worker has only shards."""
         self.dtype = resolve_precision(
             precision, device, num_features=self.model.num_features, crop_size=plan.view.crop_size
         )
         """Data type of the convolutions."""
-        to_channels_last(self.model)
+        if sharded:
+            shard(self.model, device)
+        else:
+            to_channels_last(self.model.to(device))
         self.model.train()
-        self.optimizer = build_optimizer(self.model, plan)
+        self.optimizer = build_optimizer(self.model, plan, sharded=sharded)
         self._step = TrainStep(
             self.model,
             self.optimizer,
@@ -77,7 +89,12 @@ class Learner:
         )
 
     def wrap(self, *, distributed: bool, compile: bool = False) -> None:
-        """Share gradients with the other workers, whose weights become those of rank 0; compile the network."""
+        """Share gradients with the other workers, whose weights become those of rank 0; compile the network.
+
+        One in shards does so already, and is not compiled.
+        """
+        if self.sharded:
+            return
         wrapped: nn.Module = self.model
         if distributed:
             # Running statistics are the same on all workers, by `bit_ray.models.batch_norm.update_running`.
@@ -109,7 +126,8 @@ class Learner:
             DivergedError: The step before this one had no finite gradient, or may not be left out.
             GoBackError: It has shown that the weights are broken.
         """
-        return self._step(step, micro_batches(images, targets, self._micro), -(-len(images) // self._micro))
+        num = max(-(-len(images) // self._micro), self._least)
+        return self._step(step, micro_batches(images, targets, self._micro, self._least), num)
 
     def check(self) -> None:
         """Wait for the last step and make sure that it was applied; see `TrainStep.check`.

@@ -24,6 +24,9 @@ _LIBRARIES, _FIRST_STEP = 790_000_000, 230_000_000
 # Weights, their gradients and their momentum.
 _COPIES = 3
 _BYTES = 4
+# Copies of the largest unit that a worker of a training in shards has at a time: the weights of two, of which one is
+# fetched while the other computes, and gradients of two, each before and while it is summed.
+_GATHERED = 6
 # Share of the memory that training may take; readers, the object store and everything else have the rest.
 _SHARE = 0.5
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -41,14 +44,14 @@ def with_room(plan: TrainPlan, runtime: Runtime, workers: Workers, *, local: boo
     if runtime.micro_batch_size or workers.use_gpu or not local or plan.batch_of_statistics:
         return runtime
     _, micro = share_out(plan, runtime, workers.most)
-    room = _SHARE * total_memory() / workers.most - _fixed(plan)
+    room = _SHARE * total_memory() / workers.most - _fixed(plan, runtime, workers.most)
     fitting = max(2, int(room / bytes_per_image(plan.model, plan.view.crop_size)) // 2 * 2)  # even, for MixUp's pairs
     return runtime if fitting >= micro else replace(runtime, micro_batch_size=fitting)
 
 
-def worker_memory(plan: TrainPlan, micro_batch_size: int) -> int:
-    """Bytes that a worker takes at its peak, about, with so many images per pass in float32."""
-    return int(_fixed(plan) + micro_batch_size * bytes_per_image(plan.model, plan.view.crop_size))
+def worker_memory(plan: TrainPlan, runtime: Runtime, num_workers: int, micro_batch_size: int) -> int:
+    """Bytes that one of so many workers takes at its peak, about, with so many images per pass in float32."""
+    return int(_fixed(plan, runtime, num_workers) + micro_batch_size * bytes_per_image(plan.model, plan.view.crop_size))
 
 
 def total_memory() -> int:
@@ -84,8 +87,20 @@ def kept_elements(model: str, crop_size: int) -> float:
     return (three - one) / 2 / _BYTES
 
 
-def _fixed(plan: TrainPlan) -> int:
-    return _LIBRARIES + _FIRST_STEP + _COPIES * _BYTES * count_parameters(plan.model, plan.num_classes, plan.train)[1]
+def _fixed(plan: TrainPlan, runtime: Runtime, num_workers: int) -> int:
+    total = count_parameters(plan.model, plan.num_classes, plan.train)[1]
+    copies = _COPIES * total
+    if runtime.sharding == "fsdp" and num_workers > 1:
+        copies = -(-copies // num_workers) + _GATHERED * _largest_unit(plan.model, plan.num_classes)
+    return _LIBRARIES + _FIRST_STEP + _BYTES * copies
+
+
+@cache
+def _largest_unit(model: str, num_classes: int) -> int:
+    """Parameters of the part of a network that is gathered at a time and has most."""
+    with torch.device("meta"):
+        units = create_model(model, num_classes).units()
+    return max(sum(p.numel() for p in unit.parameters()) for unit in units)
 
 
 def _kept(model: str, crop_size: int, count: int) -> int:
