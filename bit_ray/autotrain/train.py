@@ -40,7 +40,7 @@ from bit_ray.tracking.recorded import attach
 from bit_ray.tracking.registry import RegisteredModel, register
 from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.training import driver
-from bit_ray.training.checkpoint.writer import write_directory
+from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checks import check_registration
 from bit_ray.training.config import FinetuneConfig, Runtime
 from bit_ray.training.estimate import measure_speed

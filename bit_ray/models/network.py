@@ -93,6 +93,16 @@ class Network(nn.Module):
         """Return the parts, for training some of them."""
         raise NotImplementedError
 
+    def units(self) -> list[nn.Module]:
+        """Return modules without parts in common, in the order of the forward pass, each of which fits on a device.
+
+        A training in shards gathers the weights of one after the other. What is in none of them is gathered throughout.
+        """
+        raise NotImplementedError
+
+    def recompute_kernels(self) -> None:
+        """Compute in the backward pass again what was computed from weights alone, instead of keeping it until then."""
+
     def convolutions(self) -> list[nn.Module]:
         """Return the modules whose ``weight`` ``[O, I, H, W]`` is a kernel."""
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from bit_ray.errors import ConfigError, brief
 from bit_ray.models.batch_norm import BatchNormReLU
@@ -138,8 +139,18 @@ class PlainConv2d(nn.Conv2d):
 class StdConv2d(PlainConv2d):
     """A convolution without bias whose kernel is standardized in every forward pass."""
 
+    recompute = False
+    """Whether it is standardized again in the backward pass, which takes no memory between the two."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, I, H, W]`` to ``[B, O, H', W']``."""
+        if self.recompute and torch.is_grad_enabled():
+            # It ends where it has all that the backward pass needs, before it would convolve again.
+            y: Tensor = checkpoint(self._convolve, x, use_reentrant=False, preserve_rng_state=False)
+            return y
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         weight = standardize(self.weight).to(self.weight.dtype)
         return functional.conv2d(x, weight, None, self.stride, self.padding)
 
@@ -214,6 +225,16 @@ class ResNetV2(Network):
     def parts(self) -> Parts:
         """Return the parts, for training some of them."""
         return Parts(self.root, tuple(self.stages), self.gn, self.head)
+
+    def units(self) -> list[nn.Module]:
+        """Return the bottlenecks and the head, whose weights a training in shards gathers one after the other."""
+        return [*(unit for stage in self.stages for unit in stage.children()), self.head]
+
+    def recompute_kernels(self) -> None:
+        """Standardize kernels again in the backward pass, instead of keeping all of them until then."""
+        for module in self.modules():
+            if isinstance(module, StdConv2d):
+                module.recompute = True
 
     def norms(self) -> list[nn.Module]:
         """Return the normalisation layers, whose parameters are scales and shifts."""

@@ -29,8 +29,8 @@ from bit_ray.models.network import Network
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.halving import goes_on
 from bit_ray.studies.transfer import read_examples
+from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, Position, fetched, load_checkpoint, save_checkpoint
-from bit_ray.training.checkpoint.writer import write_directory
 from bit_ray.training.device import normalize
 from bit_ray.training.healing import NonFiniteError
 from bit_ray.training.in_memory import Examples, fit

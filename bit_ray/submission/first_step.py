@@ -119,6 +119,8 @@ def _take(
         except torch.OutOfMemoryError:
             given = f"{micro} images of {plan.view.crop_size} pixels do not fit into the memory of this GPU"
             remedy = "lower it: the results stay the same"
+            if runtime.sharding != "none":
+                remedy += ", or submit with --no-preflight, as this step is not in shards"
             raise ConfigError.of("runtime.micro_batch_size", given, remedy=remedy) from None
         step_s = time.perf_counter() - began
     num_images = len(batch.images)

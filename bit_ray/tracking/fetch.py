@@ -31,7 +31,7 @@ def fetch(reference: ModelReference, cache_dir: Path | None = None) -> Path:
 
 
 def download(reference: ModelReference, directory: Path) -> None:
-    """Copy the two files of the package to ``directory`` (absent or empty), which appears complete and verified.
+    """Copy the files of the package to ``directory`` (absent or empty), which appears complete and verified.
 
     Raises:
         ModelError: The package cannot be read, or is not the registered one.
@@ -46,7 +46,7 @@ def _check(directory: Path, reference: ModelReference) -> None:
     remedy = "restore it, or register what is there now"
     try:
         weights = check_description(read_document(directory / DESCRIPTION_FILE), where, _digests(reference))
-        size = (directory / weights.file).stat().st_size
+        size = sum((directory / file.file).stat().st_size for file in weights.files)
     except OSError as error:
         raise ModelError(
             f"{where}: cannot be read ({error.strerror}); it was deleted, or is on another machine; {remedy}"

@@ -190,15 +190,16 @@ def _read_package(package_uri: str) -> tuple[bytes, ModelSpec, Weights]:
     try:
         data = store.read_bytes(file_uri)
         spec, weights = parse_description(data, file_uri)
-        size = store.file_sizes([store.join(package_uri, weights.file)])[0]
+        sizes = store.file_sizes([store.join(package_uri, file.file) for file in weights.files])
     except DataError as error:
         raise ModelError(f"{package_uri}: no readable saved model ({one_line(error)})") from None
-    if size != weights.num_bytes:
-        found = "missing" if size is None else f"{size} bytes"
-        raise ModelError(
-            f"{package_uri}: {weights.file}: {found}; accepted: {weights.num_bytes} bytes, as in {DESCRIPTION_FILE}; "
-            "save it again"
-        )
+    for file, size in zip(weights.files, sizes, strict=True):
+        if size != file.num_bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            raise ModelError(
+                f"{package_uri}: {file.file}: {found}; accepted: {file.num_bytes} bytes, as in {DESCRIPTION_FILE}; "
+                "save it again"
+            )
     return data, spec, weights
 
 

@@ -69,6 +69,9 @@ class Runtime:
     float32."""
     compile: bool = False
     """Run the model through ``torch.compile``."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """``fsdp``: each worker keeps only its share of weights, gradients and momentum, for a network that one device
+    cannot hold; takes more traffic (docs/training.md)."""
     num_readers: int = 1
     """Ray Data tasks that read ahead for one worker at a time."""
     num_decode_threads: int = 0
@@ -121,6 +124,9 @@ class Runtime:
         for name, unit in (("checkpoint_every_s", "seconds"), ("grow_after_s", "seconds"), ("peak_tflops", "TFLOP/s")):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError.of(name, getattr(self, name), f"at least 0 {unit}", "correct it")
+        if self.compile and self.sharding != "none":
+            given = f"{self.sharding}, but runtime.compile is on"
+            raise ConfigError.of("sharding", given, "none with runtime.compile", "turn one of them off")
         if not 0 < self.stalled_after_s <= self.give_up_after_s:
             accepted = f"more than 0, and at most give_up_after_s, {self.give_up_after_s:g}"
             raise ConfigError.of("stalled_after_s", self.stalled_after_s, accepted, "change one of them")

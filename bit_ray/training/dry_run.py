@@ -22,10 +22,14 @@ _SECONDS_FOR_A_PLACE = 120.0
 def worker_speed(plan: TrainPlan, runtime: Runtime, num_workers: int, use_gpu: bool, *, local: bool) -> Speed | None:
     """Speed of one worker, measured in this process or on the running cluster; None if no slot there is free soon.
 
+    A step in shards takes all workers, and is not measured: None.
+
     Raises:
         ConfigError: The batch cannot be shared out, or a micro-batch does not fit into a GPU.
     """
     _, micro = share_out(plan, runtime, num_workers)
+    if runtime.sharding != "none":
+        return None
     arguments = plan, runtime.precision, "cuda" if use_gpu else "cpu", micro
     if local:
         return measure_speed(*arguments)
@@ -102,8 +106,9 @@ def describe(
         ),
         (
             "memory",
-            f"about {worker_memory(plan, micro) / 1e9:,.1f} GB for each of {workers.most} workers, "
-            f"{micro:,} images at a time"
+            f"about {worker_memory(plan, runtime, workers.most, micro) / 1e9:,.1f} GB for each of {workers.most} "
+            f"workers, {micro:,} images at a time"
+            + (", weights, gradients and momentum in shards" if runtime.sharding != "none" else "")
             + (
                 ("" if runtime.micro_batch_size else "; fewer where a GPU has no room for them")
                 if workers.use_gpu
@@ -119,7 +124,7 @@ def describe(
             + f"; the last {runtime.num_checkpoints_to_keep} are kept",
         ),
         ("images", f"{num_images:,} in all"),
-        ("time", _time(num_images, workers.most, speed)),
+        ("time", _time(num_images, workers.most, speed, runtime)),
         ("plan digest", "depends on the drawn subset, which is not written yet" if subset else plan.digest[:12]),
     ]
     return rows
@@ -155,7 +160,9 @@ def _view(plan: TrainPlan) -> str:
     return f"{seen}, {'random flips' if view.random_flip else 'no flips'}; test: {test}"
 
 
-def _time(num_images: int, num_workers: int, speed: Speed | None) -> str:
+def _time(num_images: int, num_workers: int, speed: Speed | None, runtime: Runtime) -> str:
+    if runtime.sharding != "none":
+        return "unknown: a step in shards takes all workers, and is not measured"
     if speed is None:
         return "unknown: the cluster had no free slot for a measurement"
     seconds = num_images / (speed.images_per_s * num_workers)

@@ -22,6 +22,7 @@ from bit_ray.training.memory import free_gpu_memory, gpu_micro_batch
 from bit_ray.training.optimizer import build_optimizer, initial_weights
 from bit_ray.training.parts import set_trainable
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.sharding import shard
 from bit_ray.training.shares import plan_micro_batch, plan_slots
 from bit_ray.training.step import TrainStep, micro_batches
 
@@ -39,6 +40,7 @@ class Learner:
         rank: Number of this worker.
         num_workers: Workers that share the global batch.
         healer: Leaves out steps that are out of the ordinary. None: one that is not finite is an error.
+        sharded: Keep only a shard of weights, gradients and momentum here; all workers are made together then.
 
     Raises:
         ConfigError: The precision or the sizes are not possible.
@@ -55,25 +57,32 @@ class Learner:
         rank: int = 0,
         num_workers: int = 1,
         healer: Healer | None = None,
+        sharded: bool = False,
     ) -> None:
         self.plan, self.device = plan, device
-        self.slots = plan_slots(plan, num_workers)[rank]
+        slots = plan_slots(plan, num_workers)
+        self.slots = slots[rank]
         """Slots of every batch that are this worker's."""
-        self._micro = plan_micro_batch(plan, len(self.slots), micro_batch_size)
-        self.micro_batch_size = micro_batch_size
-        """Examples per forward and backward pass, as set or as there is room; 0: the whole share."""
-        self.model = build_model(plan, init_weights).to(device)
+        self.sharded = sharded
+        """Whether this worker has only shards."""
+        self._largest_share = max(map(len, slots))
+        self._num_shards = num_workers if sharded else 1
+        self._split(micro_batch_size)
+        self.model = build_model(plan, init_weights)
         """The network itself; in training mode."""
         self.dtype = resolve_precision(
             precision, device, num_features=self.model.num_features, crop_size=plan.view.crop_size
         )
         """Data type of the convolutions."""
-        to_channels_last(self.model)
+        if sharded:
+            shard(self.model, device)
+        else:
+            to_channels_last(self.model.to(device))
         self.model.train()
         self._by_room = device.type == "cuda" and not micro_batch_size and not plan.batch_of_statistics
         if self._by_room:
-            self._split(gpu_micro_batch(plan, free_gpu_memory(device)))
-        self.optimizer = build_optimizer(self.model, plan)
+            self._split(gpu_micro_batch(plan, free_gpu_memory(device), self._num_shards))
+        self.optimizer = build_optimizer(self.model, plan, sharded=sharded)
         self._step = TrainStep(
             self.model,
             self.optimizer,
@@ -87,12 +96,15 @@ class Learner:
     def wrap(self, *, distributed: bool, compile: bool = False) -> None:
         """Share gradients with the other workers, whose weights become those of rank 0; compile the network.
 
-        Where GPUs have different room, the smallest counts for all.
+        Where GPUs have different room, the smallest counts for all. A network in shards shares gradients by itself, and
+        is not compiled.
         """
+        if distributed and self._by_room:
+            self._split(least(self.micro_batch_size, self.device))
+        if self.sharded:
+            return
         wrapped: nn.Module = self.model
         if distributed:
-            if self._by_room:
-                self._split(least(self.micro_batch_size, self.device))
             # Running statistics are the same on all workers, by `bit_ray.models.batch_norm.update_running`.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of a new name that PyTorch 2.11 does not know
@@ -105,7 +117,10 @@ class Learner:
 
     def _split(self, micro_batch_size: int) -> None:
         self.micro_batch_size = micro_batch_size
-        self._micro = plan_micro_batch(self.plan, len(self.slots), micro_batch_size)
+        """Examples per forward and backward pass, as set or as there is room; 0: the whole share."""
+        self._micro = plan_micro_batch(self.plan, self._largest_share, micro_batch_size)
+        # Workers with shards wait for each other in every pass, so all of them take as many.
+        self._least = -(-self._largest_share // self._micro) if self.sharded else 0
 
     def targets(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the objective's targets for the rows of a batch; see `step`."""
@@ -126,7 +141,8 @@ class Learner:
             DivergedError: The step before this one had no finite gradient, or may not be left out.
             GoBackError: It has shown that the weights are broken.
         """
-        return self._step(step, micro_batches(images, targets, self._micro), -(-len(images) // self._micro))
+        num = max(-(-len(images) // self._micro), self._least)
+        return self._step(step, micro_batches(images, targets, self._micro, self._least), num)
 
     def check(self) -> None:
         """Wait for the last step and make sure that it was applied; see `TrainStep.check`.

@@ -24,6 +24,9 @@ _LIBRARIES, _FIRST_STEP = 790_000_000, 230_000_000
 # Weights, their gradients and their momentum.
 _COPIES = 3
 _BYTES = 4
+# Copies of the largest unit that a worker of a training in shards has at a time: the weights of two, of which one is
+# fetched while the other computes, and gradients of two, each before and while it is summed.
+_GATHERED = 6
 # Share of the memory that training may take; readers, the object store and everything else have the rest.
 _SHARE = 0.5
 # Of what a GPU has free once the weights are on it; workspaces of kernels and gaps between blocks have the rest. Not
@@ -45,19 +48,20 @@ def with_room(plan: TrainPlan, runtime: Runtime, workers: Workers, *, local: boo
     if runtime.micro_batch_size or workers.use_gpu or not local or plan.batch_of_statistics:
         return runtime
     _, micro = share_out(plan, runtime, workers.most)
-    room = _SHARE * total_memory() / workers.most - _fixed(plan)
+    room = _SHARE * total_memory() / workers.most - _fixed(plan, runtime, workers.most)
     fitting = max(2, int(room / bytes_per_image(plan.model, plan.view.crop_size)) // 2 * 2)  # even, for MixUp's pairs
     return runtime if fitting >= micro else replace(runtime, micro_batch_size=fitting)
 
 
-def gpu_micro_batch(plan: TrainPlan, free: float) -> int:
+def gpu_micro_batch(plan: TrainPlan, free: float, num_shards: int = 1) -> int:
     """Images per forward and backward pass that fit into a GPU beside gradients and momentum; even, and at least 2.
 
     Args:
         plan: What is to be learned, by a network without BatchNorm.
-        free: Bytes that are free once the weights are there.
+        free: Bytes that are free once the weights, or this worker's shard of them, are there.
+        num_shards: Workers that have a shard each.
     """
-    room = _GPU_SHARE * free - _COPIES * _BYTES * count_parameters(plan.model, plan.num_classes, plan.train)[1]
+    room = _GPU_SHARE * free - _BYTES * _copies(plan, num_shards)
     return max(2, int(room / bytes_per_image(plan.model, plan.view.crop_size)) // 2 * 2)
 
 
@@ -67,9 +71,9 @@ def free_gpu_memory(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def worker_memory(plan: TrainPlan, micro_batch_size: int) -> int:
-    """Bytes that a worker takes at its peak, about, with so many images per pass in float32."""
-    return int(_fixed(plan) + micro_batch_size * bytes_per_image(plan.model, plan.view.crop_size))
+def worker_memory(plan: TrainPlan, runtime: Runtime, num_workers: int, micro_batch_size: int) -> int:
+    """Bytes that one of so many workers takes at its peak, about, with so many images per pass in float32."""
+    return int(_fixed(plan, runtime, num_workers) + micro_batch_size * bytes_per_image(plan.model, plan.view.crop_size))
 
 
 def total_memory() -> int:
@@ -105,8 +109,24 @@ def kept_elements(model: str, crop_size: int) -> float:
     return (three - one) / 2 / _BYTES
 
 
-def _fixed(plan: TrainPlan) -> int:
-    return _LIBRARIES + _FIRST_STEP + _COPIES * _BYTES * count_parameters(plan.model, plan.num_classes, plan.train)[1]
+def _fixed(plan: TrainPlan, runtime: Runtime, num_workers: int) -> int:
+    return _LIBRARIES + _FIRST_STEP + _BYTES * _copies(plan, 1 if runtime.sharding == "none" else num_workers)
+
+
+def _copies(plan: TrainPlan, num_shards: int) -> int:
+    """Numbers of weights, gradients and momentum that a worker has, with those of the unit that is computed."""
+    copies = _COPIES * count_parameters(plan.model, plan.num_classes, plan.train)[1]
+    if num_shards == 1:
+        return copies
+    return -(-copies // num_shards) + _GATHERED * _largest_unit(plan.model, plan.num_classes)
+
+
+@cache
+def _largest_unit(model: str, num_classes: int) -> int:
+    """Parameters of the part of a network that is gathered at a time and has most."""
+    with torch.device("meta"):
+        units = create_model(model, num_classes).units()
+    return max(sum(p.numel() for p in unit.parameters()) for unit in units)
 
 
 def _kept(model: str, crop_size: int, count: int) -> int:

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.sharding import ShardedSGD, whole
 
 INITIAL = "initial"
 
 
-def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
+def build_optimizer(model: nn.Module, plan: TrainPlan, *, sharded: bool = False) -> torch.optim.SGD:
     """SGD with momentum on what is trained; weight decay on kernels, not norms or biases (big_vision:optax.py).
 
     If a plan decays to its initial weights, the optimizer's state has them: a copy made here.
@@ -17,7 +18,7 @@ def build_optimizer(model: nn.Module, plan: TrainPlan) -> torch.optim.SGD:
     kernels = [p for p in trained if p.ndim > 1]
     others = [p for p in trained if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=plan.momentum, fused=True)
+    optimizer = (ShardedSGD if sharded else torch.optim.SGD)(groups, lr=0.0, momentum=plan.momentum, fused=True)
     if plan.momentum:
         # The first step gives the same with zeros as with no buffer, and a skipped step does not leave garbage.
         for p in trained:
@@ -37,9 +38,9 @@ def initial_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def kernel_norm(optimizer: torch.optim.Optimizer) -> float:
     """L2 norm of the kernels that weight decay acts on, against which Weight Standardization works (paper §4.2).
 
-    Waits for the device.
+    Waits for the device, and in a training in shards for the other workers.
     """
-    return torch.nn.utils.get_total_norm(optimizer.param_groups[0]["params"], foreach=True).item()
+    return whole(torch.nn.utils.get_total_norm(optimizer.param_groups[0]["params"], foreach=True)).item()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.training.config import parse_train
+from bit_ray.training.sharding import fill
 
 
 class LowRank(nn.Module):
@@ -81,9 +82,9 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_merged(model: Network, merged: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
-    """Restore a model in place from its merged weights and its `adapter_tensors`."""
-    kept = model.state_dict().keys()  # with adapters, it has no merged kernels
-    model.load_state_dict({name: tensor for name, tensor in merged.items() if name in kept} | adapters)
+    """Restore a model in place, in shards or not, from its merged weights and its `adapter_tensors`."""
+    for name, tensor in model.state_dict().items():  # with adapters, it has no merged kernels
+        fill(tensor, (merged | adapters)[name])
 
 
 @torch.no_grad()

@@ -13,8 +13,16 @@ def share_out(plan: TrainPlan, runtime: Runtime, num_workers: int) -> tuple[list
 
     Raises:
         ConfigError: There are more workers than shares, or the split would separate MixUp's pairs or the images over
-            which BatchNorm takes its statistics.
+            which BatchNorm takes its statistics; or the plan cannot be trained in shards.
     """
+    if runtime.sharding != "none":
+        for field, given, accepted in (
+            ("model", plan.model if plan.batch_of_statistics else "", "a network with GroupNorm"),
+            ("train", plan.train if plan.train != "all" else "", "all"),
+        ):
+            if given:
+                given = f"{given}, but runtime.sharding is {runtime.sharding}"
+                raise ConfigError.of(field, given, accepted, "change one of them")
     shares = plan_slots(plan, num_workers)
     return shares, plan_micro_batch(plan, max(map(len, shares)), runtime.micro_batch_size)
 

@@ -19,13 +19,14 @@ from bit_ray.training.healing import Healer, NonFiniteError
 from bit_ray.training.objectives.classify import Classification
 from bit_ray.training.optimizer import pull_to_initial
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.sharding import whole
 
 
 class TrainStep:
     """Runs optimizer steps of a plan on one worker.
 
     Args:
-        model: The network, or its DistributedDataParallel wrapper; on the device, channels-last.
+        model: The network, in shards or not, or its DistributedDataParallel wrapper; on the device.
         optimizer: From `build_optimizer`.
         plan: What to learn.
         dtype: From `resolve_precision`.
@@ -88,15 +89,17 @@ class TrainStep:
         for i, (images, targets) in enumerate(batch):
             x = normalize(images, self.device)
             targets = targets.to(self.device, non_blocking=True)
-            # Workers exchange gradients once per step, with the last micro-batch.
+            # Workers exchange gradients once per step, with the last micro-batch; in a training in shards with each, as
+            # no worker has room for all gradients.
             last = i == num_micro_batches - 1
             with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
                 loss = self.objective(self._network(step, slot), x, targets, step) / plan.global_batch_size
-                # DistributedDataParallel averages over workers; the loss is a mean over the global batch already.
+                # Gradients are averaged over workers; the loss is a mean over the global batch already.
                 (loss * self.num_workers).backward()
             total += loss.detach()
             slot += len(images)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(grads, foreach=True))
         if plan.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, plan.clip_norm, norm, foreach=True)
         if plan.decay_to_init:
@@ -171,7 +174,12 @@ def dropout_mask(rate: float, seed: int, step: int, slots: range, num_features: 
 
 
 def micro_batches(
-    images: torch.Tensor, targets: torch.Tensor, micro_batch_size: int
+    images: torch.Tensor, targets: torch.Tensor, micro_batch_size: int, least: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Split a worker's share of a batch into micro-batches, in order."""
-    return zip(images.split(micro_batch_size), targets.split(micro_batch_size), strict=True)
+    """Split a worker's share of a batch into micro-batches, in order; to make ``least``, some that do not count follow.
+
+    Those have two images without targets.
+    """
+    yield from zip(images.split(micro_batch_size), targets.split(micro_batch_size), strict=True)
+    for _ in range(least - -(-len(images) // micro_batch_size)):
+        yield images[:2], torch.full_like(targets[:2], -1)

@@ -24,8 +24,10 @@ from bit_ray.run_records import LeftOut, Start
 from bit_ray.tracking.identity import check_code, code_digest
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
-from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
-from bit_ray.training.checkpoint.writer import CheckpointWriter, write_directory
+from bit_ray.training.checkpoint.directory import write_directory
+from bit_ray.training.checkpoint.sharded import Parts
+from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint
+from bit_ray.training.checkpoint.writer import CheckpointWriter
 from bit_ray.training.collectives import write_collectives
 from bit_ray.training.config import Runtime
 from bit_ray.training.device import keep_freed_memory, peak_flops
@@ -37,8 +39,9 @@ from bit_ray.training.optimizer import kernel_norm
 from bit_ray.training.parts import merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
+from bit_ray.training.sharding import whole
 from bit_ray.training.shares import share_out
-from bit_ray.weights.package import ModelSpec, save_package
+from bit_ray.weights.package import ModelSpec, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,9 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
         rank=rank,
         num_workers=num_workers,
         healer=healer,
+        sharded=runtime.sharding == "fsdp" and num_workers > 1,
     )
+    saves = rank == 0 or learner.sharded
     position = Position()
     if worker.first_step:
         with fetched(worker.folder.checkpoint(worker.first_step)) as directory:
@@ -157,7 +162,12 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
 
     quarantine = Quarantine(position.bad_images, runtime.bad_images_allowed(plan.num_examples), worker.shards)
     counts = StreamCounts()
-    writer = CheckpointWriter(worker.folder, worker.spec, lambda step: worker.messages.send({"checkpoint": step}))
+    writer = CheckpointWriter(
+        worker.folder,
+        worker.spec,
+        lambda step: worker.messages.send({"checkpoint": step}) if rank == 0 else None,
+        Parts(rank, num_workers) if learner.sharded else None,
+    )
 
     def now(next_step: int) -> Position:
         return Position(
@@ -214,22 +224,14 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                     log = save = leave = False
         except GoBackError as error:
             agreement.finish()
+            writer.finish()
             if rank == 0:
-                writer.finish()
                 ray.get(worker.messages.send({"left_out": _with_images(error.blamed, worker)}))
             return  # the driver starts the next attempt behind it
         except DivergedError as error:
             place = worker.folder.nonfinite(error.step)
-            if rank == 0:
-                write = partial(
-                    save_checkpoint,
-                    model=learner.model,
-                    spec=worker.spec,
-                    optimizer=learner.optimizer,
-                    plan=plan,
-                    position=now(error.step),
-                )
-                write_directory(place, write)
+            if saves:
+                writer.save(learner, now(error.step), {}, wait=True, place=place)
             if num_workers > 1:
                 dist.barrier()  # all raise at the same step, and the first to leave ends the others
             raise ModelError(
@@ -275,12 +277,12 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                     }
                 about = {"attempt": worker.attempt, "num_new_steps": steps_since, "seconds": elapsed}
                 worker.messages.send({**metrics, **about, "bad_images": quarantine.take_unreported()})
-            if is_milestone and rank == 0:
-                write_directory(
-                    worker.folder.milestone(done),
-                    lambda directory: save_package(directory, merged(learner.model), worker.spec),
-                )
-            if save and rank == 0:
+            if is_milestone and saves:
+                weights = {name: whole(tensor).cpu() for name, tensor in merged(learner.model).state_dict().items()}
+                if rank == 0:
+                    write = partial(save_tensors, model=weights, spec=worker.spec)
+                    write_directory(worker.folder.milestone(done), write)
+            if save and saves:
                 signs.at(done, "saving")
                 numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
                 writer.save(learner, now(done), numbers, wait=last or leave)
@@ -293,8 +295,8 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
         signs.at(done, "waiting for data")
         wait_from = time.perf_counter()
     agreement.finish()
+    writer.finish()
     if rank == 0:
-        writer.finish()
         ray.get(worker.messages.send({"checkpoint": done}))  # arrives after all others
 
 

@@ -20,7 +20,7 @@ class Digests:
     """Digests of a package's content, SHA-256 in hex."""
 
     weights: str
-    """Of the weights file."""
+    """Of the weights."""
     description: str
     """Of ``model.json``."""
 
@@ -46,7 +46,7 @@ def fetch_package(uri: str, cache: Path | None = None, registered: Digests | Non
     if directory.exists():
         with suppress(BitRayError, OSError):
             weights = check_description(read_document(directory / DESCRIPTION_FILE), str(directory), digests)
-            verify_weights(directory / weights.file, weights)
+            verify_weights(directory, weights.files)
             return directory
         shutil.rmtree(directory, ignore_errors=True)  # damaged on this disk
     remove_abandoned(folder)  # gigabytes of downloads by killed processes
@@ -55,7 +55,7 @@ def fetch_package(uri: str, cache: Path | None = None, registered: Digests | Non
 
 
 def download_package(uri: str, directory: Path, registered: Digests | None, data: bytes | None = None) -> None:
-    """Copy the two files of a package to ``directory`` (absent or empty), which appears complete and verified.
+    """Copy the files of a package to ``directory`` (absent or empty), which appears complete and verified.
 
     Args:
         uri: The package, local or in an object store.
@@ -74,8 +74,9 @@ def download_package(uri: str, directory: Path, registered: Digests | None, data
         directory.parent.mkdir(parents=True, exist_ok=True)
         with partial(directory, directory=True) as unfinished:
             store.write_bytes(unfinished / DESCRIPTION_FILE, data)
-            store.download_file(store.join(uri, weights.file), unfinished / weights.file)
-            verify_weights(unfinished / weights.file, weights)
+            for file in weights.files:
+                store.download_file(store.join(uri, file.file), unfinished / file.file)
+            verify_weights(unfinished, weights.files)
             try:
                 unfinished.replace(directory)
             except OSError:

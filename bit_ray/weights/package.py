@@ -2,14 +2,18 @@
 
 ``model.json`` has the digest of the weights and is written last, so a directory without it is not a model. Other files
 may be in the same directory: a training checkpoint is such a package with the optimizer next to it.
+
+The weights may be in several files, each with some of the tensors whole, as the workers of a training in shards write
+them. Such a package is read as any other.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +33,8 @@ WEIGHTS_FILE = "model.safetensors"
 
 MAX_IMAGE_SIZE = 16384
 """Largest side of a network's view, pixels: such a view takes 0.8 GB."""
+MAX_PARTS = 10_000
+"""Most files of weights in parts."""
 MAX_INPUT = 1000.0
 """Largest absolute pixel value after scaling; the widest range in use is 0 to 255."""
 
@@ -87,23 +93,62 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The weights file of a package, by content."""
+class TensorFile:
+    """A safetensors file, by content."""
 
     file: str
-    """Name of the file inside the package."""
+    """Name of the file inside the package; of weights in parts, of the file that they would make."""
     sha256: str
-    """SHA-256 of its bytes, hex."""
+    """SHA-256 of its bytes, hex; of weights in parts, of the digests of the parts."""
     num_bytes: int
-    """Its size, bytes."""
+    """Its size, bytes; of weights in parts, of all of them."""
 
     def __post_init__(self) -> None:
         check_digest("sha256", self.sha256)
         check_num_bytes("num_bytes", self.num_bytes)
         name = self.file
-        if name in ("", ".", "..") or {"/", "\\"} & {*name} or len(name) > 255 or not is_plain(name):
+        if name in ("", ".", "..", DESCRIPTION_FILE) or {"/", "\\"} & {*name} or len(name) > 255 or not is_plain(name):
             accepted = "a plain file name inside the package"
             raise ConfigError.of("file", repr(name[:80]), accepted, "write the package again")
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Describe a file."""
+        return cls(file=path.name, sha256=file_sha256(path), num_bytes=path.stat().st_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(TensorFile):
+    """The weights of a package."""
+
+    parts: tuple[TensorFile, ...] = ()
+    """The files in which the tensors are, if it is not one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts:
+            return
+        if len(self.parts) > MAX_PARTS:
+            raise ConfigError.of("parts", f"{len(self.parts):,} files", f"at most {MAX_PARTS:,}", "save it again")
+        if len({part.file for part in self.parts}) < len(self.parts):
+            raise ConfigError.of("parts", "a file stands there twice", "each once", "save it again")
+        if (self.sha256, self.num_bytes) != (_joint_digest(self.parts), sum(part.num_bytes for part in self.parts)):
+            raise ConfigError.of("parts", "other files than sha256 and num_bytes say", "the same", "save it again")
+
+    @property
+    def files(self) -> tuple[TensorFile, ...]:
+        """The files in which the tensors are."""
+        return self.parts or (self,)
+
+    @classmethod
+    def in_parts(cls, parts: tuple[TensorFile, ...]) -> Self:
+        """Describe weights of which each file has some tensors."""
+        num_bytes = sum(part.num_bytes for part in parts)
+        return cls(file=WEIGHTS_FILE, sha256=_joint_digest(parts), num_bytes=num_bytes, parts=parts)
+
+
+def _joint_digest(parts: tuple[TensorFile, ...]) -> str:
+    return hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,26 +178,47 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
 def save_tensors(directory: str | os.PathLike[str], model: Mapping[str, Tensor], spec: ModelSpec) -> Weights:
     """Write the tensors of the network that ``spec`` describes as `save_package` does; raises the same."""
     directory = Path(directory)
-    try:  # values that JSON or UTF-8 cannot represent are refused before any file is changed
-        json.dumps(to_dict(spec), ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError.of("spec", error, "text that UTF-8 can encode") from None
-    # Contiguous: safetensors refuses the strides of channels_last.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
-    description, weights_path = directory / DESCRIPTION_FILE, directory / WEIGHTS_FILE
+    _written(spec, None)  # what JSON or UTF-8 cannot represent is refused before any file is changed
+    weights_path = directory / WEIGHTS_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # While weights are being replaced, there must be no old description.
-        description.unlink(missing_ok=True)
+        (directory / DESCRIPTION_FILE).unlink(missing_ok=True)
         with whole(weights_path) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": "pt"})
-        weights = Weights(file=WEIGHTS_FILE, sha256=file_sha256(weights_path), num_bytes=weights_path.stat().st_size)
-        text = json.dumps(to_dict(Description(spec=spec, weights=weights)), indent=2, ensure_ascii=False) + "\n"
-        with whole(description) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+            save_part(unfinished, model)
+        weights = Weights.of(weights_path)
+        describe(directory, spec, weights)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
     return weights
+
+
+def save_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write some tensors of a network into a file."""
+    # Contiguous: safetensors refuses the strides of channels_last.
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def describe(directory: Path, spec: ModelSpec, weights: Weights) -> None:
+    """Write ``model.json`` next to the weights, with which the directory is a model.
+
+    Raises:
+        ConfigError: ``spec`` has a value that JSON cannot represent.
+    """
+    with whole(directory / DESCRIPTION_FILE) as unfinished:
+        unfinished.write_bytes(_written(spec, weights))
+
+
+def _written(spec: ModelSpec, weights: Weights | None) -> bytes:
+    """Return what is written into ``model.json``; without parts as before there were any."""
+    plain: dict[str, Any] = {"format": 1, "spec": to_dict(spec)}
+    if weights is not None:
+        plain["weights"] = {name: value for name, value in to_dict(weights).items() if name != "parts" or value}
+    try:
+        return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError.of("spec", error, "text that UTF-8 can encode") from None
 
 
 def parse_description(data: bytes, where: str) -> tuple[ModelSpec, Weights]:
@@ -197,12 +263,18 @@ def load_package(directory: str | os.PathLike[str]) -> tuple[Network, ModelSpec]
     """
     directory = Path(directory)
     spec, weights = read_spec(directory)
+    verify_weights(directory, weights.files)
+    tensors: dict[str, Tensor] = {}
+    for file in weights.files:
+        path = directory / file.file
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a safetensors file ({error}); save the model again") from None
+        if twice := tensors.keys() & found.keys():
+            raise ModelError(f"{path}: {min(twice)!r} is in another part as well; save the model again")
+        tensors |= found
     path = directory / weights.file
-    verify_weights(path, weights)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a safetensors file ({error}); save the model again") from None
     # The network uses the loaded tensors themselves: nothing is initialised only to be overwritten.
     with torch.device("meta"):
         model = model_config(spec.model, spec.num_classes).build()
@@ -211,28 +283,29 @@ def load_package(directory: str | os.PathLike[str]) -> tuple[Network, ModelSpec]
     return model.eval(), spec
 
 
-def verify_weights(path: Path, weights: Weights) -> None:
-    """Compare a local file with the size and digest recorded for it.
+def verify_weights(directory: Path, files: tuple[TensorFile, ...], document: str = DESCRIPTION_FILE) -> None:
+    """Compare local files with the sizes and digests that a document of their directory has of them.
 
     Raises:
-        ModelError: It is missing or differs.
+        ModelError: One is missing or differs.
     """
-    try:
-        num_bytes = path.stat().st_size
-        # The size first: it detects a truncated file without reading gigabytes.
-        if num_bytes != weights.num_bytes:
+    for file in files:
+        path = directory / file.file
+        try:
+            num_bytes = path.stat().st_size
+            # The size first: it detects a truncated file without reading gigabytes.
+            if num_bytes != file.num_bytes:
+                raise ModelError(
+                    f"{path}: {num_bytes} bytes; accepted: {file.num_bytes}, as in {document}; fetch the model again"
+                )
+            digest = file_sha256(path)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
+        if digest != file.sha256:
             raise ModelError(
-                f"{path}: {num_bytes} bytes; accepted: {weights.num_bytes}, as in {DESCRIPTION_FILE}; fetch the model "
-                "again"
+                f"{path}: SHA-256 {digest[:12]}...; accepted: {file.sha256[:12]}..., as in {document}; the weights "
+                "were changed or damaged: fetch the model again"
             )
-        digest = file_sha256(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); fetch the model again") from None
-    if digest != weights.sha256:
-        raise ModelError(
-            f"{path}: SHA-256 {digest[:12]}...; accepted: {weights.sha256[:12]}..., as in {DESCRIPTION_FILE}; the "
-            f"weights were changed or damaged: fetch the model again"
-        )
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], model: Network, spec: ModelSpec) -> None:

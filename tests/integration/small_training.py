@@ -9,7 +9,9 @@ import torch
 from bit_ray.data.images.views import TrainView
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.training.learner import Learner
+from bit_ray.training.optimizer import kernel_norm
 from bit_ray.training.plan import TrainPlan
+from bit_ray.training.sharding import whole
 
 MODEL, NUM_CLASSES, NUM_STEPS, BATCH = "R1-1-1-1x0.5", 6, 10, 8
 
@@ -36,6 +38,7 @@ def pretrain_plan(**changes):
     return replace(plan, **changes)
 
 
+CPU = torch.device("cpu")
 EVEN = 64
 STEPS = 3
 
@@ -48,16 +51,19 @@ def batch_of(step):
 
 
 def train_shares(rank, cases, directory):
-    """Train each case (plan, workers, micro-batch) on as many of the processes; rank 0 saves losses and weights."""
+    """Train each case (plan, workers, micro-batch, in shards) on as many of the processes.
+
+    Rank 0 saves losses and weights.
+    """
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    for number, (plan, num_workers, micro) in enumerate(cases):
+    for number, (plan, num_workers, micro, *sharded) in enumerate(cases):
         if rank >= num_workers:
             continue
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{directory}/{number}.ready", rank=rank, world_size=num_workers
         )
-        learner = Learner(plan, torch.device("cpu"), micro_batch_size=micro, rank=rank, num_workers=num_workers)
+        learner = Learner(plan, CPU, micro_batch_size=micro, rank=rank, num_workers=num_workers, sharded=any(sharded))
         learner.wrap(distributed=num_workers > 1)
         losses = []
         for step in range(STEPS):
@@ -67,6 +73,8 @@ def train_shares(rank, cases, directory):
             torch.distributed.all_reduce(loss)
             losses.append((loss.item(), norm.item()))
         learner.check()
+        weights = {name: whole(tensor) for name, tensor in learner.model.state_dict().items()}
+        losses.append(kernel_norm(learner.optimizer))
         if rank == 0:
-            torch.save((losses, learner.model.state_dict()), f"{directory}/{number}.pt")
+            torch.save((losses, weights), f"{directory}/{number}.pt")
         torch.distributed.destroy_process_group()

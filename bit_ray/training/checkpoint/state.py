@@ -3,17 +3,19 @@
 A checkpoint is a directory that `bit_ray.weights.package` can load as a model, plus ``optimizer.safetensors`` and
 ``training.json`` (the plan and the position). ``optimizer.safetensors`` has momentum, the weights that weight decay
 pulls to, generator state, and adapters, which the model has merged into its kernels. Nothing in it is ever unpickled.
+The workers of a training in shards write a file of each kind each, with some of the tensors whole: any number of
+workers reads them, in shards or not.
 The position in the data is one integer, the next step: order, views, MixUp and dropout are functions of (seed, step).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
+import safetensors
 import torch
 
 from bit_ray import store
@@ -26,7 +28,16 @@ from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.training.optimizer import initial_weights
 from bit_ray.training.parts import adapter_tensors, load_merged, merged
 from bit_ray.training.plan import TrainPlan
-from bit_ray.weights.package import ModelSpec, load_package, save_tensors
+from bit_ray.training.sharding import fill
+from bit_ray.weights.package import (
+    MAX_PARTS,
+    ModelSpec,
+    TensorFile,
+    load_package,
+    save_part,
+    save_tensors,
+    verify_weights,
+)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 
@@ -55,12 +66,21 @@ class CheckpointRecord:
     plan: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     """What was reported at its step; older checkpoints have none."""
+    optimizer: tuple[TensorFile, ...] = ()
+    """The files that ``optimizer.safetensors`` was written in, if it is not one."""
+
+    def __post_init__(self) -> None:
+        if len(self.optimizer) > MAX_PARTS:
+            raise ConfigError.of("optimizer", f"{len(self.optimizer):,} files", f"at most {MAX_PARTS:,}")
 
 
 def checkpoint_tensors(
     model: Network, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return what a checkpoint consists of, by name: the state of the training, and the model; not copied."""
+    """Return what a checkpoint consists of, by name: the state of the training, and the model; not copied.
+
+    In a training in shards they are this worker's.
+    """
     state = _state(model, optimizer) | adapter_tensors(model) | {"rng.torch": torch.get_rng_state()}
     return state, {name: tensor.detach() for name, tensor in merged(model).state_dict().items()}
 
@@ -75,10 +95,22 @@ def write_checkpoint(
     metrics: Mapping[str, float],
 ) -> None:
     """Write the tensors of `checkpoint_tensors` into a local directory, ``training.json`` last."""
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
-    safetensors.torch.save_file(tensors, directory / OPTIMIZER_FILE)
+    save_part(directory / OPTIMIZER_FILE, state)
     save_tensors(directory, model, spec)
-    record = CheckpointRecord(progress=position, plan_digest=plan.digest, plan=to_dict(plan), metrics=dict(metrics))
+    write_checkpoint_record(directory, plan, position, metrics)
+
+
+def write_checkpoint_record(
+    directory: Path,
+    plan: TrainPlan,
+    position: Position,
+    metrics: Mapping[str, float],
+    optimizer: tuple[TensorFile, ...] = (),
+) -> None:
+    """Write ``training.json``, with which a checkpoint is complete."""
+    record = CheckpointRecord(
+        progress=position, plan_digest=plan.digest, plan=to_dict(plan), metrics=dict(metrics), optimizer=optimizer
+    )
     (directory / TRAINING_FILE).write_text(json.dumps(to_dict(record), indent=1))
 
 
@@ -132,19 +164,53 @@ def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Opti
             f"{directory}: written by plan {training.plan_digest[:12]}; accepted: the plan of this run, "
             f"{plan.digest[:12]}; use another name for other settings"
         )
-    path = directory / OPTIMIZER_FILE
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); start from an earlier checkpoint") from None
     state, adapters = _state(model, optimizer), adapter_tensors(model)
-    if odd := tensors.keys() ^ {*state, *adapters, "rng.torch"}:
-        raise ModelError(f"{path}: missing or unknown entries {sorted(odd)[:3]}; start from an earlier checkpoint")
-    load_merged(model, load_package(directory)[0].state_dict(), {name: tensors[name] for name in adapters})
+    shapes = {name: tensor.shape for name, tensor in (state | adapters).items()}
+    tensors = _read_state(directory, training, shapes | {"rng.torch": torch.get_rng_state().shape})
+    network, spec = load_package(directory)
+    if (spec.model, spec.num_classes) != (plan.model, plan.num_classes):
+        given = f"{directory}: {spec.model} with {spec.num_classes} classes"
+        accepted = f"the network of this run, {plan.model} with {plan.num_classes}"
+        raise ModelError(f"{given}; accepted: {accepted}; start from an earlier checkpoint")
+    try:
+        torch.set_rng_state(tensors("rng.torch"))
+    except (TypeError, RuntimeError):
+        path = directory / OPTIMIZER_FILE
+        raise ModelError(f"{path}: rng.torch is no generator's state; start from an earlier checkpoint") from None
+    load_merged(model, network.state_dict(), {name: tensors(name) for name in adapters})
     for name, buffer in state.items():
-        buffer.copy_(tensors[name])
-    torch.set_rng_state(tensors["rng.torch"])
+        fill(buffer, tensors(name))
     return training.progress
+
+
+def _read_state(
+    directory: Path, training: CheckpointRecord, shapes: Mapping[str, torch.Size]
+) -> Callable[[str], torch.Tensor]:
+    """Return what reads a tensor of the training's state by name, from wherever it is; whole parts are not read.
+
+    Raises:
+        ModelError: A file is damaged, or has other tensors or shapes than these.
+    """
+    verify_weights(directory, training.optimizer, TRAINING_FILE)
+    places: dict[str, Any] = {}
+    remedy = "start from an earlier checkpoint"
+    for file in [part.file for part in training.optimizer] or [OPTIMIZER_FILE]:
+        path = directory / file
+        try:
+            opened = safetensors.safe_open(path, framework="pt")
+            found = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ModelError(f"{path}: cannot be read ({error}); {remedy}") from None
+        if twice := places.keys() & found.keys():
+            raise ModelError(f"{path}: {min(twice)!r} is in another part as well; {remedy}")
+        for name, shape in found.items():
+            if name in shapes and shape != list(shapes[name]):
+                raise ModelError(f"{path}: {name} is {shape}; accepted: {list(shapes[name])}; {remedy}")
+        places |= dict.fromkeys(found, opened)
+    if odd := places.keys() ^ shapes.keys():
+        path = directory / OPTIMIZER_FILE
+        raise ModelError(f"{path}: missing or unknown entries {sorted(odd)[:3]}; {remedy}")
+    return lambda name: places[name].get_tensor(name)
 
 
 def _state(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -3,17 +3,18 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bit_ray import store
-from bit_ray.errors import StoreError
-from bit_ray.locks import partial, scratch_directory
-from bit_ray.run_folder import TRAINING_FILE, RunFolder
+from bit_ray.run_folder import RunFolder
+from bit_ray.training.checkpoint.directory import write_directory
+from bit_ray.training.checkpoint.sharded import Parts
 from bit_ray.training.checkpoint.state import Position, checkpoint_tensors, write_checkpoint
 from bit_ray.training.learner import Learner
+from bit_ray.training.sharding import whole
 from bit_ray.weights.package import ModelSpec
 
 
@@ -21,23 +22,31 @@ class CheckpointWriter:
     """One checkpoint at a time is written, by a thread of its own.
 
     A checkpoint is complete once it has its ``training.json``: on a disk the directory appears whole, in an object
-    store that file comes last.
+    store that file comes last. In a training in shards every worker has a writer, which writes some of the tensors; all
+    of them are asked at the same steps.
     """
 
-    def __init__(self, folder: RunFolder, spec: ModelSpec, on_written: Callable[[int], None]) -> None:
-        """Write into ``folder``; ``on_written`` gets the step of each complete checkpoint, in the thread."""
+    def __init__(
+        self, folder: RunFolder, spec: ModelSpec, on_written: Callable[[int], None], parts: Parts | None = None
+    ) -> None:
+        """Write into ``folder``; ``on_written`` gets the step of each complete checkpoint, in the thread.
+
+        In a training in shards, ``parts`` is how its workers share the work.
+        """
         self.num_skipped = 0
         """Checkpoints left out, because the one before was still being written."""
         self.stall_s = 0.0
         """Seconds for which the training has waited, in all."""
         self.write_s = 0.0
         """Seconds that the last complete checkpoint took to write, behind the training."""
-        self._folder, self._spec, self._on_written = folder, spec, on_written
+        self._folder, self._spec, self._on_written, self._parts = folder, spec, on_written, parts
         self._buffers: dict[str, dict[str, Tensor]] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, learner: Learner, position: Position, metrics: dict[str, float], *, wait: bool) -> None:
+    def save(
+        self, learner: Learner, position: Position, metrics: dict[str, float], *, wait: bool, place: str = ""
+    ) -> None:
         """Write a checkpoint; leave it out if one is being written.
 
         Args:
@@ -45,6 +54,7 @@ class CheckpointWriter:
             position: How far it has learned.
             metrics: What was reported at this step, kept with it.
             wait: Return only when it is complete; it is never left out then.
+            place: URI of the directory, if it is not a checkpoint to go on from.
 
         Raises:
             BitRayError: This one, or the one before it, could not be written.
@@ -53,7 +63,13 @@ class CheckpointWriter:
         if wait:
             self.finish()
         self.check()
-        if self._thread is not None and self._thread.is_alive():
+        uri = place or self._folder.checkpoint(position.next_step)
+        busy = self._thread is not None and self._thread.is_alive()
+        if self._parts is not None:
+            if self._parts.rank == 0:
+                store.delete_directory(uri)  # what killed workers have left; nobody writes there before `any`
+            busy = self._parts.any(busy, learner.device)
+        if busy:
             self.num_skipped += 1
             return
         # A copy in memory, so that the training may change them.
@@ -65,13 +81,15 @@ class CheckpointWriter:
         )
         if learner.device.type == "cuda":
             torch.cuda.synchronize(learner.device)
-
-        def write(directory: Path) -> None:
-            write_checkpoint(directory, state, model, self._spec, learner.plan, position, metrics)
-
-        self._thread = threading.Thread(
-            target=self._write, args=(position.next_step, write), name="checkpoint", daemon=True
-        )
+        about = learner.plan, position, metrics
+        if self._parts is None:
+            write = partial(
+                write_directory, uri, lambda directory: write_checkpoint(directory, state, model, self._spec, *about)
+            )
+        else:
+            write = partial(self._parts.write, uri, state, model, self._spec, *about)
+        written = None if place else position.next_step
+        self._thread = threading.Thread(target=self._write, args=(write, written), name="checkpoint", daemon=True)
         self._thread.start()
         if wait:
             self.finish()
@@ -101,49 +119,22 @@ class CheckpointWriter:
     def _copied(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy tensors into memory that is kept for the next checkpoint; on a GPU, begin to."""
         kept = self._buffers.setdefault(kind, {})
-        for name, tensor in tensors.items():
+        mine = tensors.keys() if self._parts is None else self._parts.mine(tensors)
+        for name, shard in tensors.items():
+            tensor = whole(shard)  # together with the other workers
+            if name not in mine:
+                continue
             if name not in kept:
                 kept[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             kept[name].copy_(tensor, non_blocking=True)
         return kept
 
-    def _write(self, step: int, write: Callable[[Path], None]) -> None:
+    def _write(self, write: Callable[[], None], step: int | None) -> None:
         started = time.perf_counter()
         try:
-            write_directory(self._folder.checkpoint(step), write)
+            write()
             self.write_s = time.perf_counter() - started
-            self._on_written(step)
+            if step is not None:
+                self._on_written(step)
         except BaseException as error:
             self._error = error
-
-
-def write_directory(uri: str, write: Callable[[Path], object]) -> None:
-    """Have a local directory filled, and put it at the URI, complete or not at all.
-
-    Raises:
-        BitRayError: It cannot be written; ``uri`` then has no ``training.json``.
-    """
-    try:
-        if store.is_local(uri):
-            target = Path(store.filesystem(uri)[1])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            store.delete_directory(uri)  # what a killed process of an older version has left
-            with partial(target, directory=True) as directory:
-                write(directory)
-                directory.rename(target)
-            return
-        with scratch_directory() as directory:
-            write(directory)
-            files = sorted(directory.iterdir(), key=lambda file: file.name == TRAINING_FILE)
-            for file in files:
-                place = store.join(uri, file.name)
-                store.upload_file(file, place)
-                if store.file_sizes([place]) != [file.stat().st_size]:
-                    raise StoreError(
-                        f"{place}: has another size than what was written; check the store, and start again"
-                    )
-    except OSError as error:
-        raise StoreError(
-            f"{uri}: cannot be written ({error.strerror or error}); the checkpoint before it is kept; free some space "
-            "or correct the permissions, and start the run again"
-        ) from error

@@ -1,5 +1,6 @@
 """Weights of other programs and saved models: arrays, tensors, and the JSON beside them."""
 
+import hashlib
 import io
 import json
 import re
@@ -16,11 +17,12 @@ from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
 from fuzz.seeds import CLASSES, network, spec, zipped
 from safetensors.torch import save
 
+from bit_ray.config import to_dict
 from bit_ray.inference.classifier import Classifier
 from bit_ray.weights.folders import huggingface_files, timm_files
 from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.location import DESCRIPTION_FILE
-from bit_ray.weights.package import WEIGHTS_FILE, load_package, save_package
+from bit_ray.weights.package import WEIGHTS_FILE, TensorFile, Weights, describe, load_package, save_package, save_part
 from bit_ray.weights.read import read_weights
 from bit_ray.weights.write import named_tensors
 
@@ -28,6 +30,10 @@ _MODELS = ("R1-1-1-1x0.5", "R50x1", "R1000000-1-1-1x1", "R1-1-1-1x1000000", "R50
 _WORDS = (*_MODELS, "square", "shorter_side", "../x", "@canary@/project/a.txt", 31, 32, 33, 10**5, [-1e308, 1e308])
 _SHAPES = ("(10000000, 1000, 100)", "(-1, 3)", "(2, 3", "(7, 7, 3, 32)", "()", "(0,)", "(1e3,)", "(9999999999999,)")
 _NAMES = ("/unit99999999/", "/unit02/", "/unit00/", "/unit1/", "/")
+
+
+def _parts(folder: Path) -> tuple[TensorFile, ...]:
+    return tuple(map(TensorFile.of, sorted(folder.glob("*.safetensors"))))
 
 
 class Kind:
@@ -43,6 +49,12 @@ class Kind:
             for name in ("huggingface", "timm"):
                 tensors = {key: tensor.contiguous() for key, tensor in named_tensors(model, name).items()}
                 (self.whole / f"{name}.safetensors").write_bytes(save(tensors))
+            (self.whole / "parts").mkdir()
+            tensors = model.state_dict()
+            for i in range(3):
+                some = {name: tensors[name] for name in sorted(tensors)[i::3]}
+                save_part(self.whole / "parts" / f"{i + 1}.safetensors", some)
+            describe(self.whole / "parts", spec(), Weights.in_parts(_parts(self.whole / "parts")))
         self.description = json.loads((self.whole / "package" / DESCRIPTION_FILE).read_bytes())
         self.configs = {
             "huggingface": huggingface_files(spec(), model.config),
@@ -56,9 +68,34 @@ class Kind:
 
     def case(self, rng: Rng) -> Case:
         """Damage something of one format."""
-        make = pick(rng, (self._npz, self._safetensors, self._torch, self._folder, self._package))
+        make = pick(rng, (self._npz, self._safetensors, self._torch, self._folder, self._package, self._in_parts))
         name, files = make(rng)
         return Case(files, partial(self._load if name == "package" else self._read, name))
+
+    def _in_parts(self, rng: Rng) -> tuple[str, dict[str, bytes | Path]]:
+        """A package in three parts: its description is damaged, or says the truth of parts that do not fit."""
+        parts = _parts(self.whole / "parts")
+        files: dict[str, bytes | Path] = {part.file: self.whole / "parts" / part.file for part in parts}
+        listed = [to_dict(part) for part in parts]
+        action = int(rng.integers(4))
+        if action == 1:  # a tensor in two parts, or in none, or of another shape
+            part = pick(rng, listed)
+            data = self._header_changed(rng, (self.whole / "parts" / part["file"]).read_bytes())
+            files[part["file"]] = data
+            part |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
+        elif action == 2:
+            listed = [pick(rng, listed) for _ in range(pick(rng, (1, 2, 3, 20_000)))]
+        elif action == 3:
+            pick(rng, listed)["file"] = pick(rng, ("../x", "@canary@/project/a.txt", DESCRIPTION_FILE, "1.safetensors"))
+        weights = {
+            "file": WEIGHTS_FILE,
+            "sha256": hashlib.sha256("".join(part["sha256"] for part in listed).encode()).hexdigest(),
+            "num_bytes": sum(part["num_bytes"] for part in listed),
+            "parts": listed,
+        }
+        tree = {**self.description, "weights": weights}
+        data = damaged_json(rng, tree, _WORDS) if action == 0 else json.dumps(tree).encode()
+        return "package", {f"package/{name}": data for name, data in (files | {DESCRIPTION_FILE: data}).items()}
 
     def _npz(self, rng: Rng) -> tuple[str, dict[str, bytes]]:
         arrays = {}

@@ -108,7 +108,14 @@ def story(
     metadata: Metadata,  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Story:
-    runtime = {"num_workers": "1:3", "device": "cpu", "grow_after_s": 1.0, "checkpoint_every_s": 1.0}
+    # Two workers train in shards, from a checkpoint of one, which goes on from theirs.
+    runtime = {
+        "num_workers": "1:3",
+        "device": "cpu",
+        "grow_after_s": 1.0,
+        "checkpoint_every_s": 1.0,
+        "sharding": "fsdp",
+    }
     config = run_config(folder, "elastic", shards, STEPS, base_lr_per_256=0.004, **runtime)
     script, settings = (tmp_path_factory.mktemp("job") / name for name in ("script.py", "config.json"))
     script.write_text(SCRIPT)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from bit_ray.errors import ConfigError
 from bit_ray.models.resnet import Bottleneck, ResNetConfig, StdConv2d, standardize
@@ -194,3 +195,37 @@ def test_shapes_that_cannot_be_built_are_refused(settings, said):
     with pytest.raises(ConfigError, match=r"^\w+: .+; .+; .+") as error:
         ResNetConfig(**({"units": (1, 1, 1, 1), "width": 0.5, "num_classes": 2} | settings))
     assert said in str(error.value)
+
+
+def kept_and_learned(model, images):
+    """Bytes that a forward pass keeps besides weights and images, gradients, and multiply-adds of both passes."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(images)
+    for tensor in (*model.parameters(), images):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    with FlopCounterMode(display=False) as counter:
+        model(images).square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return sum(storage.nbytes() for storage in kept.values()), gradients, counter.get_total_flops()
+
+
+def test_kernels_that_are_standardized_again_are_not_kept_and_cost_no_convolution():
+    torch.manual_seed(0)
+    model = create_model("R1-1-1-1x0.5", 5)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    images = torch.randn(2, 3, 32, 32)
+    kept, gradients, flops = kept_and_learned(model, images)
+    model.recompute_kernels()
+    kept_now, gradients_now, flops_now = kept_and_learned(model, images)
+    kernels = sum(4 * module.weight.numel() for module in model.convolutions())
+    assert kept - kept_now > 0.9 * kernels
+    assert flops_now == flops
+    assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_now, strict=True))

@@ -39,7 +39,17 @@ def test_a_batch_is_split_where_it_has_no_room(monkeypatch, gigabytes, expected)
     assert found.micro_batch_size == expected
     assert replace(found, micro_batch_size=0) == Runtime()
     if expected > 2:
-        assert worker_memory(plan(), expected) <= gigabytes * 1e9 / 4 < worker_memory(plan(), expected + 2)
+        told, more = (worker_memory(plan(), Runtime(), 2, number) for number in (expected, expected + 2))
+        assert told <= gigabytes * 1e9 / 4 < more
+
+
+def test_a_worker_with_a_shard_has_its_share_and_what_is_gathered():
+    large, sharded = plan("R50x1"), Runtime(sharding="fsdp")
+    weights = 4 * 23_512_646  # of R50x1 with 6 classes
+    unit = 4 * (2048 * 512 + 9 * 512 * 512 + 1024 * 512 + 2048 * 1024 + 2 * (1024 + 512 + 512))  # with a projection
+    whole = worker_memory(large, Runtime(), 4, 8)
+    assert whole - worker_memory(large, sharded, 4, 8) == pytest.approx(3 * weights * 3 / 4 - 6 * unit, abs=10)
+    assert worker_memory(large, sharded, 1, 8) == whole  # one worker has everything
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,7 @@ import json, resource, sys
 import torch
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.training import memory
+from bit_ray.training.config import Runtime
 from bit_ray.training.learner import Learner
 from bit_ray.training.plan import transfer_plan
 
@@ -86,7 +97,7 @@ for model, crop, batch in json.loads(sys.argv[1]):
     for step in range(2):
         learner.step(step, torch.zeros(batch, crop, crop, 3, dtype=torch.uint8), torch.zeros(batch, dtype=torch.int64))
     del learner
-    told = imported + memory.worker_memory(plan, batch) - memory._LIBRARIES
+    told = imported + memory.worker_memory(plan, Runtime(), 1, batch) - memory._LIBRARIES
     # Not ru_maxrss, which begins with that of the process that this one was forked from.
     peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(told, peak * 1024, flush=True)

@@ -78,17 +78,19 @@ def test_any_number_of_workers_trains_as_one_does(tmp_path):
     plans = [
         plain,
         replace(plain, mixup_alpha=0.1),
-        replace(plain, dropout=0.5, decay_to_init=True, weight_decay=1e-2),
+        replace(plain, dropout=0.5, decay_to_init=True, weight_decay=1e-2, clip_norm=1.0),
         replace(plain, model=f"{MODEL}-bn-nows", norm_batch=16, mixup_alpha=0.1),
         replace(plain, model=f"{MODEL}-syncbn"),
     ]
     several = [(3, 8, 0), (2, 0, 1), (3, 4, 1), (5, 0, 1), (3, 7, 2), (3, 0, 3), (2, 16, 3), (3, 0, 4)]
-    cases = [(plan, 1, 0) for plan in plans] + [(plans[i], num_workers, micro) for num_workers, micro, i in several]
+    # In shards: with an uneven number of passes (21 or 22 images, 7 at a time), and rows of the head that do not reach.
+    several += [(2, 0, 1, True), (3, 7, 2, True), (5, 4, 1, True)]
+    cases = [(plan, 1, 0) for plan in plans] + [(plans[i], n, micro, *shards) for n, micro, i, *shards in several]
     run_ranks(train_shares, (cases, tmp_path), 5)
     results = [torch.load(tmp_path / f"{number}.pt") for number in range(len(cases))]
     for one, other in pairwise(losses for losses, _ in results[: len(plans)]):
         assert one[2] != pytest.approx(other[2], rel=1e-3)  # each of them does something
-    for (_, _, i), (losses, weights) in zip(several, results[len(plans) :], strict=True):
+    for (_, _, i, *_), (losses, weights) in zip(several, results[len(plans) :], strict=True):
         expected, expected_weights = results[i]
         for loss, one in zip(losses, expected, strict=True):
             assert loss == pytest.approx(one, rel=1e-5)
@@ -109,6 +111,28 @@ def test_how_a_batch_is_cut_may_not_change_what_batch_norm_learns(suffix, change
         share_out(pretrain_plan(model=MODEL + suffix, **changes), Runtime(micro_batch_size=micro), num_workers)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": f"{MODEL}-bn"},
+            f"model: {MODEL}-bn, but runtime.sharding is fsdp; accepted: a network with GroupNo",
+        ),
+        ({"train": "head"}, "train: head, but runtime.sharding is fsdp; accepted: all; change one of them"),
+    ],
+)
+def test_what_cannot_be_trained_in_shards_is_refused(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        share_out(pretrain_plan(**changes), Runtime(sharding="fsdp"), 2)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_in_shards_is_not_compiled():
+    with pytest.raises(ConfigError, match="^sharding: fsdp, but runtime.compile is on; accepted: none with"):
+        Runtime(sharding="fsdp", compile=True)
 
 
 def test_shares_of_batch_norm_are_whole_groups():
