@@ -22,10 +22,11 @@ from bit_ray.errors import BitRayError, ConfigError, ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.progress import track
 from bit_ray.run_folder import RunFolder
-from bit_ray.tracking.runs import TrackedRun
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from bit_ray.tracking.runs import TrackedRun  # MLflow comes with it, which the processes of trials do not need
 
 S = TypeVar("S", bound="DataclassInstance")
 
@@ -126,7 +127,7 @@ class Study(Generic[S]):
         self,
         function: Callable[..., S],
         shared: Any,
-        tracked: TrackedRun,
+        tracked: "TrackedRun",
         display: Bar,
         *,
         side_by_side: int = 0,
