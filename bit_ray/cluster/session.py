@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from bit_ray.cluster.autoscaler import Later, later
@@ -50,7 +51,7 @@ def cluster() -> Iterator[Resources]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _make_token()
     with _token_wanted():
-        with _loopback_only():
+        with _loopback_only(), for_itself():
             _start()
         _started_here = True
         try:
@@ -119,6 +120,24 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def for_itself() -> Iterator[None]:
+    """Make a new cluster start without the processes for its watchers.
+
+    Ray has no setting for them: a dashboard, of which it would wait for the part that counts users, what passes on logs
+    to a driver that wants none, and an autoscaler. They import for seconds.
+    """
+    names = ("start_api_server", "start_log_monitor", "start_monitor")
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda self, **_: None)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(Node, name, function)
 
 
 def _make_token() -> None:

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.figure import Figure
 
 from bit_ray import store
@@ -15,13 +13,14 @@ from bit_ray.cluster.slots import Resources
 from bit_ray.cluster.tasks import spread_over_cluster
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import Manifest, read_manifest
-from bit_ray.data.shards.scan import Group, read_views, row_groups, single_labels
+from bit_ray.data.shards.scan import row_groups
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.evaluation.intervals import Interval, bootstrap_intervals
 from bit_ray.evaluation.metrics import Calibration, ClassificationMetrics
+from bit_ray.evaluation.part import evaluate_part
 from bit_ray.evaluation.worst import SurestPredictions, WorstPrediction, WorstPredictions
-from bit_ray.inference.classifier import Classifier, ClassifierState, load_model
+from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.plots.confusion import confusion_figure
 from bit_ray.plots.predictions import prediction_figure
 from bit_ray.plots.reliability import reliability_figure
@@ -176,9 +175,9 @@ def evaluate_model(
     shared = (classifier.state(), shards, manifest.digest, batch_size)
     groups = row_groups(manifest, indices)
     if resources is None:
-        parts = [_evaluate_part(groups, *shared)]
+        parts = [evaluate_part(groups, *shared)]
     else:
-        parts = spread_over_cluster(_evaluate_part, groups, resources, *shared)
+        parts = spread_over_cluster(evaluate_part, groups, resources, *shared)
     for state, wrong, right in parts:
         total.merge(ClassificationMetrics.from_state(state))
         worst.merge(wrong)
@@ -193,27 +192,3 @@ def evaluate_model(
         confusion=total.confusion,
         class_names=manifest.class_names,
     )
-
-
-def _evaluate_part(
-    groups: list[Group], model: ClassifierState, shards: str, digest: str, batch_size: int
-) -> tuple[dict[str, Any], list[WorstPrediction], list[WorstPrediction]]:
-    """Metrics, worst and surest predictions over some row groups; runs in a Ray task and may run again."""
-    classifier = Classifier.from_state(model, "cuda" if torch.cuda.is_available() else "cpu")
-    manifest = read_manifest(shards, digest)
-    metrics = ClassificationMetrics(manifest.num_classes, manifest.multi_label)
-    worst, surest = WorstPredictions(), SurestPredictions()
-    for ids, views, labels in read_views(shards, manifest, groups, classifier.view):
-        for start in range(0, len(ids), batch_size):
-            rows = slice(start, start + batch_size)
-            pixels = np.stack(views[rows])
-            if manifest.multi_label:
-                targets = torch.zeros(len(pixels), manifest.num_classes)
-                for row, names in enumerate(labels[rows]):
-                    targets[row, names] = 1
-            else:
-                targets = torch.from_numpy(single_labels(labels[rows]))
-            outcomes = metrics.update(classifier.logits(pixels), targets)
-            for kept in (worst, surest):
-                kept.update(outcomes, ids[rows], labels[rows], pixels)
-    return metrics.state(), worst.items, surest.items

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bit_ray import store
 from bit_ray.claim import claimed_run
@@ -25,11 +24,11 @@ from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import FewShotConfig
 from bit_ray.studies.engine import Bar, Study, Trial
-from bit_ray.studies.transfer import top_1_on, transfer
+from bit_ray.studies.transfer import Score, train_and_test
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.initial_weights import InitialWeights, read_init
-from bit_ray.training.plan import TrainPlan, transfer_plan
+from bit_ray.training.plan import transfer_plan
 
 PRE_TRAINED, FROM_SCRATCH = "pre-trained", "from scratch"
 _MOST_VALIDATION_IMAGES = 500
@@ -46,17 +45,6 @@ class FewShotReport:
     def median(self, series: str, k: int) -> float:
         """Median accuracy, a fraction of 1."""
         return summarize(next(r.values for r in self.rows if (r.series, r.k) == (series, k))).median
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Score:
-    """The content of a trial's file."""
-
-    identity: str
-    test_digest: str
-    top_1: float
-    validation_top_1: float | None = None
-    """Accuracy on the images that a learning rate is chosen by; None without a choice."""
 
 
 def fewshot_suite(config: FewShotConfig) -> FewShotReport:
@@ -88,7 +76,7 @@ def _study(config: FewShotConfig, manifest: Manifest, test_manifest: Manifest, i
         kind="fewshot",
     ) as run:
         # Always one thread each: a score must not depend on which of the others are done already.
-        study.run(_train_and_test, dict(init.tensors), run, Bar("few-shot", "trainings"), num_threads=1)
+        study.run(train_and_test, dict(init.tensors), run, Bar("few-shot", "trainings"), num_threads=1)
         report = _summarize(config, study)
         for row in report.rows:
             series = row.series.replace(" ", "_").replace("-", "_")
@@ -168,42 +156,19 @@ def _validation(config: FewShotConfig, manifest: Manifest, chosen: npt.NDArray[n
     return left[:: -(-len(left) // _MOST_VALIDATION_IMAGES)]
 
 
-def _load(uri: str, identity: str, test_digest: str) -> _Score | None:
+def _load(uri: str, identity: str, test_digest: str) -> Score | None:
     if not store.exists(uri):
         return None
-    score = store.read_record(_Score, uri, "delete it to run the training again")
+    score = store.read_record(Score, uri, "delete it to run the training again")
     return score if (score.identity, score.test_digest) == (identity, test_digest) else None
 
 
-def _train_and_test(
-    tensors: dict[str, torch.Tensor],
-    identity: str,
-    plan: TrainPlan,
-    shards: str,
-    chosen: npt.NDArray[np.int64],
-    validation: npt.NDArray[np.int64] | None,
-    test_shards: str,
-    test_digest: str,
-    num_threads: int,
-) -> _Score:
-    """One training and its scores; runs in a Ray task."""
-    manifest, test_manifest = read_manifest(shards, plan.manifest_digest), read_manifest(test_shards, test_digest)
-    start = tensors if plan.init else None
-    model = transfer(plan, shards, manifest, chosen, start, num_threads=num_threads)
-    return _Score(
-        identity=identity,
-        test_digest=test_digest,
-        top_1=top_1_on(model, test_shards, test_manifest, plan),
-        validation_top_1=None if validation is None else top_1_on(model, shards, manifest, plan, validation),
-    )
-
-
-def _summarize(config: FewShotConfig, study: Study[_Score]) -> FewShotReport:
+def _summarize(config: FewShotConfig, study: Study[Score]) -> FewShotReport:
     rows: list[ComparisonRow] = []
     best: dict[int, float] = {}
     for k in config.shots:
         for series in (PRE_TRAINED, FROM_SCRATCH):
-            tried: dict[float, list[_Score]] = {}
+            tried: dict[float, list[Score]] = {}
             for trial in study.trials.values():
                 if (trial.params["k"], trial.params["series"]) == (k, series):
                     tried.setdefault(trial.params["lr"], []).append(study.scores[trial.key])
@@ -215,7 +180,7 @@ def _summarize(config: FewShotConfig, study: Study[_Score]) -> FewShotReport:
     return FewShotReport(tuple(rows), best)
 
 
-def _validated(scores: list[_Score]) -> tuple[float, float]:
+def _validated(scores: list[Score]) -> tuple[float, float]:
     """Return the key to compare rates by: median and, if two have the same, mean over the draws."""
     values = [score.validation_top_1 or 0.0 for score in scores]
     return summarize(values).median, float(np.mean(values))

@@ -1,6 +1,7 @@
 """One transfer in a separate process: read examples of a shard set into memory, train, score on a set."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -8,13 +9,24 @@ import torch
 
 from bit_ray.data.images.resize import eval_view, resize
 from bit_ray.data.images.views import TrainView
-from bit_ray.data.shards.manifest import Manifest
+from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.scan import read_views, row_groups, single_labels
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.models.network import Network
 from bit_ray.training.device import normalize
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.plan import TrainPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Of one training of the few-shot protocol: the content of its trial's file."""
+
+    identity: str
+    test_digest: str
+    top_1: float
+    validation_top_1: float | None = None
+    """Accuracy on the images that a learning rate is chosen by; None if none is chosen."""
 
 
 def transfer(
@@ -109,3 +121,26 @@ def top_1_on(
             x = normalize(torch.from_numpy(np.stack(images[start : start + batch_size])), device)
             metrics.update(model(x), torch.from_numpy(labels[start : start + batch_size]))
     return metrics.result()["top_1"]
+
+
+def train_and_test(
+    tensors: dict[str, torch.Tensor],
+    identity: str,
+    plan: TrainPlan,
+    shards: str,
+    chosen: npt.NDArray[np.int64],
+    validation: npt.NDArray[np.int64] | None,
+    test_shards: str,
+    test_digest: str,
+    num_threads: int,
+) -> Score:
+    """Train and test once, as a trial of the few-shot protocol."""
+    manifest, test_manifest = read_manifest(shards, plan.manifest_digest), read_manifest(test_shards, test_digest)
+    start = tensors if plan.init else None
+    model = transfer(plan, shards, manifest, chosen, start, num_threads=num_threads)
+    return Score(
+        identity=identity,
+        test_digest=test_digest,
+        top_1=top_1_on(model, test_shards, test_manifest, plan),
+        validation_top_1=None if validation is None else top_1_on(model, shards, manifest, plan, validation),
+    )

@@ -19,7 +19,6 @@ from bit_ray.errors import BitRayError, ConfigError, DataError, root_cause
 from bit_ray.submission.machine import Machine
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import check_code
-from bit_ray.tracking.server import probe
 
 _SECONDS = 120.0
 _TRY = b"bit-ray preflight\n"
@@ -145,6 +144,8 @@ def _look(wanted: Wanted, address: str, node_id: str, resources: dict[str, float
     with tried("tracker"):
         uri = tracking_uri(wanted.tracking, wanted.storage or None)
         if not uri.startswith("sqlite:"):
+            from bit_ray.tracking.server import probe  # MLflow takes each node more than a second
+
             probe(uri)
     with tried("paths"):
         for name, path in wanted.paths:

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bit_ray.errors import ConfigError
 from bit_ray.models.zoo import create_model, model_config
@@ -38,6 +37,8 @@ class Speed:
 
 def multiply_adds(model: str, crop_size: int) -> float:
     """Multiply-adds of one image's forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode  # with Triton, which few processes need
+
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), counter:
         create_model(model, 1).eval()(torch.zeros(1, 3, crop_size, crop_size))

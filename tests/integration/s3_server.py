@@ -44,6 +44,17 @@ class S3Server:
     def endpoint(self) -> str:
         return f"http://{HOST}:{self.ports[0]}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
     def start(self, timeout_s: float = 60.0) -> None:
         """Start the process and wait until it answers; on ports that were taken meanwhile, once more on others."""
         if not self._start(timeout_s):
@@ -157,14 +168,7 @@ class Bucket:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        return self.server.environment
 
 
 def identity(name: str, access_key: str, actions: list[str]) -> dict[str, Any]:

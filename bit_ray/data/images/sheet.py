@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -52,6 +51,8 @@ def write_sheet(path: str | Path, tiles: Sequence[Tile], *, columns: int = 8, to
     height = _GAP + -(-len(tiles) // columns) * (_TILE + _TEXT + _GAP)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
+    import matplotlib  # a quarter of a second, which each training worker would take that never draws one
+
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 10)  # Pillow's is ASCII
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -23,9 +24,11 @@ from bit_ray.evaluation.probe import ProbeTask, probe, probe_metrics
 from bit_ray.inference.classifier import load_model
 from bit_ray.locks import scratch_directory
 from bit_ray.progress import console
-from bit_ray.tracking.runs import TrackedRun
 from bit_ray.uris import shown
 from bit_ray.weights.location import DESCRIPTION_FILE
+
+if TYPE_CHECKING:  # MLflow comes with it, and the actor needs none
+    from bit_ray.tracking.runs import TrackedRun
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class CheckpointProbes(threading.Thread):
     def __init__(
         self,
         task: ProbeTask,
-        run: TrackedRun,
+        run: "TrackedRun",
         name: str,
         resources: Resources,
         num_workers: int,

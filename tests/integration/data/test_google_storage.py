@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from faulty_s3 import Faults
-from gs_server import public_uri, without_credentials
+from gs_server import without_credentials
 
 from bit_ray import claim, store
 from bit_ray.claim import claimed
@@ -124,7 +124,7 @@ def test_a_store_that_fails_changes_no_batch(ray_local, gs, faulty_gs, tmp_path)
     for path in (tmp_path / "set").iterdir():
         store.upload_file(path, gs.uri(f"set/{path.name}"))
     expected = list(batches(stream(tmp_path / "set", tmp_path / "cache-1")))
-    remote = stream(public_uri(gs.bucket, faulty_gs.endpoint, "set"), tmp_path / "cache-2")
+    remote = stream(gs.uri("set"), tmp_path / "cache-2")
     faulty_gs.fail(
         Faults(slow_down=0.05, internal_error=0.05, reset=0.05, cut=0.05, short=0.05, stall=0.05, stall_s=1.0)
     )

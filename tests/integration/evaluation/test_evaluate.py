@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from torchmetrics.classification import MulticlassCalibrationError
 
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import Resources
@@ -91,6 +90,8 @@ def test_the_cluster_counts_what_a_plain_loop_counts(glyphs, tmp_path):
         -logits.log_softmax(1)[torch.arange(150), truth].mean().item(), rel=1e-5
     )
     confidence, predicted = logits.softmax(1).max(1)
+    from torchmetrics.classification import MulticlassCalibrationError  # seconds of collection in each process
+
     reference = MulticlassCalibrationError(50, n_bins=15)(logits.softmax(1), truth).item()
     assert evaluation.metrics.pop("ece") == pytest.approx(reference, abs=1e-5)
     assert evaluation.metrics == pytest.approx(

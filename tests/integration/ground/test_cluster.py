@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -38,6 +39,7 @@ with cluster() as resources:
     sockets = [socket for process in mine for socket in process.net_connections("tcp") if socket.status == "LISTEN"]
     found["listening"] = sorted({socket.laddr.ip for socket in sockets})
     found["num_listening"] = len(sockets)
+    found["commands"] = [" ".join(process.cmdline()) for process in mine]
     found["gcs"] = ray.get_runtime_context().gcs_address
     found["folder"] = ray._private.worker._global_node.get_session_dir_path()
     print(json.dumps(found), flush=True)
@@ -125,6 +127,12 @@ def test_the_cluster_listens_on_loopback_only(started: Started) -> None:
     assert started.found["listening"] == ["127.0.0.1", "::ffff:127.0.0.1"]
     assert started.found["task"] == "127.0.0.1"
     assert started.found["local"] is True
+
+
+def test_the_cluster_starts_no_process_for_watchers(started: Started) -> None:
+    commands = started.found["commands"]
+    assert any("gcs_server" in command for command in commands)
+    assert not [command for command in commands if re.search(r"dashboard\.py|monitor\.py", command)]
 
 
 def test_nobody_else_can_enter_the_folder_of_sockets_and_logs(started: Started) -> None:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
+import ray
 import torch
 import vtab_files
 from mlflow import MlflowClient
@@ -130,22 +130,20 @@ def test_a_run_is_refused_while_it_runs_and_goes_on_at_once_when_it_was_killed(
     write_config(config, tmp_path / "config.json")
     arguments = ["pretrain", "--config", str(tmp_path / "config.json")]
     command = [sys.executable, "-m", "bit_ray.cli.main", *arguments]
-    with (tmp_path / "first.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as first:
-        try:
-            while not (tmp_path / "x" / "plan.json").exists():
-                assert first.poll() is None, (tmp_path / "first.log").read_text()
-                time.sleep(0.05)
-            capfd.readouterr()
-            assert main(arguments) == 2
-            out, err = capfd.readouterr()
-            assert first.poll() is None
-        finally:
-            family = psutil.Process(first.pid).children(recursive=True) if first.poll() is None else []
-            first.kill()
-            for process in family:
-                with suppress(psutil.NoSuchProcess):  # Ray's processes end with the program
-                    process.kill()
-            psutil.wait_procs(family, timeout=30)
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        while not (tmp_path / "x" / "plan.json").exists():
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            time.sleep(0.05)
+        capfd.readouterr()
+        assert main(arguments) == 2
+        out, err = capfd.readouterr()
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
     assert out == f"pretrain on {made}/shards (200 images)\n"
     assert re.fullmatch(
         rf"error: --name: {tmp_path}/x is being run by PID {first.pid} of \S+ on \S+ since \S+ \S+ \S+ "
