@@ -104,14 +104,14 @@ def _measure(
     """Seconds of some steps, those that the CPU worked on them, and the number of images per step, all in one pass."""
     learner = Learner(plan, torch.device(device), precision=precision)
 
-    def step(count: int) -> float:
+    def step(count: int) -> tuple[float, float]:
         images = torch.randint(256, (count, crop, crop, 3), dtype=torch.uint8)
         shape = (count,) if plan.loss == "softmax" else (count, plan.num_classes)
         targets = torch.zeros(shape, dtype=torch.int64)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         learner.step(0, images, targets)
         learner.check()  # waits for the device
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.thread_time() - cpu
 
     count = min(2, most)  # two, because MixUp mixes pairs
     step(count)
@@ -119,14 +119,17 @@ def _measure(
         count = most
         step(count)
     else:
-        once = step(count)
+        # By the CPU's seconds: beside other work a pass would take longer, and a smaller one is slower for each image.
+        once = step(count)[1]
         # Again and again: for a small network a pass of few images takes nearly as long as one of many. The first pass
         # of a size takes longer than others.
         while count < most and (grown := count * _SECONDS / 2 / once) >= 1.5 * count:
             count = min(most, int(grown) // 2 * 2)
-            once = min(step(count), step(count))
+            once = min(step(count)[1], step(count)[1])
     taken: list[float] = []
-    cpu = time.thread_time()
+    cpu = 0.0
     while not taken or (sum(taken) < seconds and len(taken) < _MOST_STEPS):
-        taken.append(step(count))
-    return taken, time.thread_time() - cpu, count
+        step_s, cpu_s = step(count)
+        taken.append(step_s)
+        cpu += cpu_s
+    return taken, cpu, count
