@@ -17,7 +17,7 @@ def look(verb: str, weights: str, *sets: str, tracking: RegistryConfig | Trackin
 
     Args:
         verb: What is about to be done.
-        weights: The model it is done with; empty: none.
+        weights: The model it is done with; empty: it needs no model.
         sets: Shard sets it reads; empty ones are not given.
         tracking: Where registered models are looked up.
         storage: Folder of all runs.

@@ -157,7 +157,6 @@ def probe_features(
     test_labels: Labels,
     num_classes: int,
     *,
-    l2: float = RIDGE_L2,
     neighbors: int = 10,
 ) -> list[ProbeScore]:
     """Score features by both probes on every subset.
@@ -169,7 +168,6 @@ def probe_features(
         test: ``[M, D]`` features.
         test_labels: ``[M]`` class indices.
         num_classes: Number of classes C.
-        l2: Penalty of the ridge regression.
         neighbors: Neighbours that vote, at most k of them.
     """
     scores = []
@@ -177,7 +175,7 @@ def probe_features(
         ridge, knn = [], []
         for chosen in draws:
             x, y = train[chosen], labels[chosen]
-            ridge.append(_accuracy(ridge_predict(x, y, test, num_classes, l2), test_labels))
+            ridge.append(_accuracy(ridge_predict(x, y, test, num_classes), test_labels))
             knn.append(_accuracy(knn_predict(x, y, test, num_classes, min(neighbors, k)), test_labels))
         scores.append(ProbeScore(k=k, ridge=tuple(ridge), knn=tuple(knn)))
     return scores

@@ -13,9 +13,9 @@ _MOST_COUNTS = 2**22
 
 
 def bootstrap_intervals(
-    metrics: ClassificationMetrics, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0
+    metrics: ClassificationMetrics, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return percentile bootstrap intervals (Efron 1979): the spread of each metric over resampled test sets.
+    """Return 95 % percentile bootstrap intervals (Efron 1979): the spread of each metric over resampled test sets.
 
     A resample draws as many examples as there are, with replacement. A metric depends only on the number of examples of
     each kind, so these numbers are drawn, from the multinomial distribution. For top-1, top-5 and the mean per class
@@ -24,7 +24,6 @@ def bootstrap_intervals(
 
     Args:
         metrics: The counts over all examples.
-        level: Share of the resamples within the interval.
         num_resamples: Resampled test sets; with 1,000, another seed moves a limit by about 2 % of the interval's width.
         seed: Seed of the draws.
 
@@ -35,12 +34,11 @@ def bootstrap_intervals(
     Raises:
         DataError: No example was counted.
     """
-    assert 0 < level < 1
     if metrics.num_examples == 0:
         raise DataError("num_examples: 0; accepted: at least 1; the data set or the split is empty")
     rng = np.random.default_rng(seed)
     values = {**_accuracies(metrics, num_resamples, rng), "cross_entropy": _losses(metrics, num_resamples, rng)}
-    tails = ((1 - level) / 2, (1 + level) / 2)
+    tails = (0.025, 0.975)
     limits = {name: np.quantile(drawn, tails) for name, drawn in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
 

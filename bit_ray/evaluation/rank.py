@@ -18,6 +18,7 @@ from bit_ray.inference.classifier import load_model
 from bit_ray.inference.features import FeatureSet, check_single_label, cluster_features
 
 Criterion = Literal["ridge", "knn", "logme"]
+_NEIGHBORS = 10
 NUM_DRAWS = 3
 
 
@@ -43,9 +44,7 @@ class Ranked:
     """Whether it was trained on this very set, so that its scores say little of other images."""
 
 
-def score_features(
-    found: FeatureSet, class_names: Sequence[str], shots: int, neighbors: int = 10
-) -> tuple[float, float, float]:
+def score_features(found: FeatureSet, class_names: Sequence[str], shots: int) -> tuple[float, float, float]:
     """Ridge, nearest neighbours and LogME of a set that serves as training and test data at once.
 
     Ridge regression learns from ``shots`` examples per class and is tested on the other examples, in three draws;
@@ -61,7 +60,7 @@ def score_features(
         rest = np.setdiff1d(np.arange(len(labels)), chosen)
         predicted = ridge_predict(found.features[chosen], labels[chosen], found.features[rest], num_classes)
         ridge.append(float(np.mean(predicted == labels[rest])))
-    neighbors = min(neighbors, int(np.bincount(labels).min()) - 1)
+    neighbors = min(_NEIGHBORS, int(np.bincount(labels).min()) - 1)
     nearest = knn_predict(found.features, labels, found.features, num_classes, neighbors, leave_one_out=True)
     return float(np.mean(ridge)), float(np.mean(nearest == labels)), logme(found.features, labels, num_classes)
 

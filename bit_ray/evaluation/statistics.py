@@ -16,6 +16,7 @@ from scipy.special import betainc, betaincinv, stdtr, stdtrit
 from bit_ray.errors import ConfigError
 
 _CALIBRATION_DRAWS = 20_000
+_LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def t_interval(estimate: float, error: float, degrees: int, level: float = 0.95) -> Interval:
+def t_interval(estimate: float, error: float, degrees: int, level: float = _LEVEL) -> Interval:
     """Return Student's t interval of an estimate.
 
     Args:
@@ -53,19 +54,18 @@ def t_interval(estimate: float, error: float, degrees: int, level: float = 0.95)
     return Interval(estimate=estimate, low=estimate - half, high=estimate + half)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values with Student's t interval.
 
     Args:
         values: One per seed, or one per task.
-        level: Share of such intervals that contain the true mean.
 
     Raises:
         ConfigError: There are fewer than two values.
     """
     _check_count("values", values, 2)
     sd = float(np.std(values, ddof=1))
-    return t_interval(float(np.mean(values)), sd / math.sqrt(len(values)), len(values) - 1, level)
+    return t_interval(float(np.mean(values)), sd / math.sqrt(len(values)), len(values) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +94,13 @@ def pooled_spread(cells: Sequence[Sequence[float]]) -> Spread:
     return Spread(sd=math.sqrt(squares / degrees), degrees=degrees)
 
 
-def difference(first: Sequence[float], second: Sequence[float], spread: Spread, level: float = 0.95) -> Interval:
+def difference(first: Sequence[float], second: Sequence[float], spread: Spread) -> Interval:
     """Return mean(first) - mean(second) of independent runs, with the t interval of a common spread.
 
     Args:
         first: Values of one setting, one per seed.
         second: Of the other.
         spread: From `pooled_spread` over all settings of the study, or over these two.
-        level: As `mean_interval`.
 
     Raises:
         ConfigError: One of them is empty.
@@ -109,10 +108,10 @@ def difference(first: Sequence[float], second: Sequence[float], spread: Spread, 
     _check_count("first", first, 1)
     _check_count("second", second, 1)
     error = spread.sd * math.sqrt(1 / len(first) + 1 / len(second))
-    return t_interval(float(np.mean(first) - np.mean(second)), error, spread.degrees, level)
+    return t_interval(float(np.mean(first) - np.mean(second)), error, spread.degrees)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Return the mean of first - second with its t interval, for runs that share seeds, draws or tasks in pairs.
 
     Raises:
@@ -120,7 +119,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], level: fl
     """
     if len(first) != len(second):
         raise ConfigError.of("second", f"{len(second)} values", f"{len(first)}, one for each of the first", "pair them")
-    return mean_interval([a - b for a, b in zip(first, second, strict=True)], level)
+    return mean_interval([a - b for a, b in zip(first, second, strict=True)])
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -202,7 +201,7 @@ def _weights_of_best(total: int, n: int) -> npt.NDArray[np.float64]:
     return weights
 
 
-def expected_best_band(scores: Sequence[float], n: int, level: float = 0.95) -> Interval:
+def expected_best_band(scores: Sequence[float], n: int) -> Interval:
     """Return `expected_best` with an exact band, valid for all n at once whatever the distribution of the scores.
 
     The band of the distribution function is that of the order statistics, F(x_(i)) ~ Beta(i, N + 1 - i), with equal
@@ -211,7 +210,6 @@ def expected_best_band(scores: Sequence[float], n: int, level: float = 0.95) -> 
     Args:
         scores: As `expected_best`, in [0, 1].
         n: As `expected_best`.
-        level: Probability that the band contains the whole curve.
 
     Raises:
         ConfigError: N or a score is out of range.
@@ -221,22 +219,22 @@ def expected_best_band(scores: Sequence[float], n: int, level: float = 0.95) -> 
     estimate = expected_best(scores, n)
     if ordered[0] < 0 or ordered[-1] > 1:
         raise ConfigError.of("scores", f"{ordered[0]:g} to {ordered[-1]:g}", "0 to 1", "divide percentages by 100")
-    low_cdf, high_cdf = _cdf_band(total, level)
+    low_cdf, high_cdf = _cdf_band(total)
     widths = np.diff(np.concatenate([[0.0], ordered, [1.0]]))
     # E[max of n] = 1 - integral of F(x)^n over [0, 1].
     return Interval(estimate=estimate, low=float(1 - widths @ high_cdf**n), high=float(1 - widths @ low_cdf**n))
 
 
 @functools.lru_cache(maxsize=64)
-def _cdf_band(total: int, level: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _cdf_band(total: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the bounds of the distribution function between neighbouring order statistics, both ``[N + 1]``.
 
-    Their tails are such that all N order statistics are within their bounds with probability ``level``.
+    Their tails are such that all N order statistics are within their bounds with probability 0.95.
     """
     uniform = np.sort(np.random.default_rng(0).random((_CALIBRATION_DRAWS, total)), axis=1)
     ranks = np.arange(1, total + 1)
     below = betainc(ranks, total + 1 - ranks, uniform)
-    tail = np.quantile(np.minimum(below, 1 - below).min(axis=1), 1 - level)
+    tail = np.quantile(np.minimum(below, 1 - below).min(axis=1), 1 - _LEVEL)
     low = betaincinv(ranks, total + 1 - ranks, tail)
     high = betaincinv(ranks, total + 1 - ranks, 1 - tail)
     return np.concatenate([[0.0], low]), np.concatenate([high, [1.0]])

@@ -17,6 +17,8 @@ from bit_ray.data.shards.scan import Group, read_views, row_groups, single_label
 from bit_ray.errors import ConfigError
 from bit_ray.inference.classifier import Classifier, ClassifierState
 
+_BATCH_SIZE = 64
+
 
 @dataclass(frozen=True)
 class FeatureSet:
@@ -45,13 +47,11 @@ class CentreCrop(Classifier):
         return resize(image, side, side)[start : start + size, start : start + size]
 
 
-def image_features(
-    classifier: Classifier, images: Iterable[npt.NDArray[np.uint8]], *, batch_size: int = 64
-) -> npt.NDArray[np.float32]:
+def image_features(classifier: Classifier, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
     """Return features ``[N, D]`` of images in memory, each ``[H, W, 3] uint8`` of any size."""
     views = (classifier.view(image) for image in images)
     parts = []
-    while batch := list(islice(views, batch_size)):
+    while batch := list(islice(views, _BATCH_SIZE)):
         parts.append(classifier.features_and_logits(np.stack(batch))[0].cpu().numpy())
     return np.concatenate(parts) if parts else np.empty((0, classifier.model.num_features), np.float32)
 
@@ -61,8 +61,6 @@ def read_features(
     shards: str,
     manifest: Manifest,
     indices: npt.NDArray[np.int64] | None = None,
-    *,
-    batch_size: int = 64,
 ) -> FeatureSet:
     """Return features of a shard set, or of its examples at some indices, in this process.
 
@@ -71,14 +69,13 @@ def read_features(
         shards: The set.
         manifest: Its manifest.
         indices: ``[N]`` ascending indices in the order of the set; None: all.
-        batch_size: Images per forward pass.
 
     Raises:
         ConfigError: The set is multi-label.
         DataError: A shard is missing or damaged, or an image cannot be decoded.
     """
     check_single_label(manifest, shards)
-    return _join([_features_of(classifier, shards, manifest, row_groups(manifest, indices), batch_size)])
+    return _join([_features_of(classifier, shards, manifest, row_groups(manifest, indices), _BATCH_SIZE)])
 
 
 def cluster_features(
@@ -88,7 +85,7 @@ def cluster_features(
     resources: Resources,
     indices: npt.NDArray[np.int64] | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int = _BATCH_SIZE,
 ) -> FeatureSet:
     """`read_features` on the running cluster: one task per part, with a GPU each if there are GPUs."""
     check_single_label(manifest, shards)

@@ -15,9 +15,7 @@ from bit_ray.plots.style import BLUES, GRAY, GRID, INK, heading, short
 _MAX_NUMBERED_CLASSES, _MAX_LABELLED_CLASSES, _MAX_CELLS, _NUM_CONFUSIONS = 15, 30, 150, 12
 
 
-def confusion_figure(
-    confusion: npt.NDArray[np.integer[Any]], class_names: Sequence[str], title: str = "Confusion"
-) -> Figure:
+def confusion_figure(confusion: npt.NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
     """Draw a confusion table, each row in per cent of its true class.
 
     Up to 15 classes the cells have numbers, up to 30 the axes have names. Above that the most frequent confusions are
@@ -26,7 +24,6 @@ def confusion_figure(
     Args:
         confusion: ``[C, C]`` counts, rows true and columns predicted.
         class_names: The C names.
-        title: Heading.
     """
     confusion = np.asarray(confusion)
     num_classes = len(class_names)
@@ -53,7 +50,7 @@ def confusion_figure(
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=INK)
     accuracy = np.trace(confusion) / max(confusion.sum(), 1)
-    heading(axes, title, f"{int(confusion.sum()):,} examples, {accuracy:.1%} right")
+    heading(axes, "Confusion", f"{int(confusion.sum()):,} examples, {accuracy:.1%} right")
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
     axes.tick_params(length=0, colors=INK)

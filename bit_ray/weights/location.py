@@ -8,7 +8,7 @@ from bit_ray.errors import ModelError
 from bit_ray.weights.known import fetch_by_name, is_name
 
 DESCRIPTION_FILE = "model.json"
-"""What a folder has that is a saved model of ours."""
+"""File that makes a folder a saved model."""
 CONFIG_FILE = "config.json"
 """What a folder has that timm or Hugging Face saved."""
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -19,7 +19,7 @@ PROGRAM_SUFFIXES = (".onnx", ".pt2")
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Return whether a local path looks like weights that are not a saved model of ours."""
+    """Return whether a local path looks like weights of another program."""
     path = Path(path)
     if path.is_dir():
         return (path / CONFIG_FILE).is_file() and not (path / DESCRIPTION_FILE).is_file()

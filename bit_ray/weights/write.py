@@ -33,7 +33,7 @@ _OUR_EPS, _THEIR_EPS = 1e-10, 1e-8
 def write_weights(
     model: Network, spec: ModelSpec, path: str | os.PathLike[str], to: WeightFormat, *, rescale: bool = False
 ) -> None:
-    """Write a network's weights in the format of another program, or as a saved model of ours (``package``).
+    """Write a network's weights in the format of another program, or as a saved model (``package``).
 
     Args:
         model: The network.

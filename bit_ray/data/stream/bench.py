@@ -24,6 +24,7 @@ from bit_ray.errors import DataError
 from bit_ray.locks import scratch_directory
 
 _SAMPLE = 512
+_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,6 @@ def bench_shards(
     batch_size: int = 256,
     num_threads: int = 0,
     seconds: float = 5.0,
-    seed: int = 0,
 ) -> BenchResult:
     """Measure a shard set from this machine, each part for about ``seconds``; fetched data is not kept.
 
@@ -76,10 +76,9 @@ def bench_shards(
     threads = num_threads or num_local_cores()
     view = TrainView(crop="inception", crop_size=crop_size)
     with scratch_directory() as directory:
-        images, num_bytes, elapsed, sample = measure_reading(
-            uri, manifest, CacheConfig(directory=f"{directory}/a"), seconds, seed
-        )
-        paths, num_bad, wall, cpu = measure_decoding(sample, view, manifest.convert_images, seconds, seed)
+        cache = CacheConfig(directory=f"{directory}/a")
+        images, num_bytes, elapsed, sample = measure_reading(uri, manifest, cache, seconds, _SEED)
+        paths, num_bad, wall, cpu = measure_decoding(sample, view, manifest.convert_images, seconds, _SEED)
         spec = StreamSpec(
             shards=uri,
             manifest_digest=manifest.digest,
@@ -87,7 +86,7 @@ def bench_shards(
             slots=range(batch_size),
             start_step=0,
             stop_step=2**40,
-            seed=seed,
+            seed=_SEED,
             shuffle=Shuffle(),
             view=view,
             cache=CacheConfig(directory=f"{directory}/stream"),

@@ -103,7 +103,7 @@ def _array(file: Any, name: str, path: Path, row: tuple[int, ...]) -> Any:
     """Return an array of bytes of an HDF5 file that is stored in that file itself.
 
     Raises:
-        DataError: There is none, or one with other rows, or in chunks that take gigabytes.
+        DataError: There is no such array, or it has other rows, or in chunks that take gigabytes.
     """
     import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
