@@ -123,6 +123,13 @@ def test_every_size_of_micro_batch_can_be_measured():
         assert f"with {size} images" in measure_speed(plan, "fp32", "cpu", size).how
 
 
+def test_other_work_on_the_machine_makes_no_pass_smaller(monkeypatch):
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 100 * clock())  # as if the CPU were shared by a hundred
+    plan = replace(make_plan(), view=TrainView(crop="resize", crop_size=32))
+    assert "with 64 images" in measure_speed(plan, "fp32", "cpu", 64).how
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (5340, "89 min"), (5460, "1 h 31 min"), (90_000, "25 h 0 min")]
