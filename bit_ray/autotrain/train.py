@@ -20,7 +20,8 @@ from bit_ray.claim import claimed_run
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.config import digest, to_dict
 from bit_ray.data.shards.manifest import Manifest, read_manifest
-from bit_ray.data.shards.write import WriteReport, write_shards
+from bit_ray.data.shards.report import WriteReport
+from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.evaluate import Evaluation, evaluate_model, record
 from bit_ray.evaluation.linear_head import LinearHead, fit_temperature

@@ -40,7 +40,7 @@ def write_weights(
         spec: Its description; class names and preprocessing are written if the format supports them.
         path: A file for ``npz`` and ``safetensors``; else a new or empty folder.
         to: The format.
-        rescale: Timm and Hugging Face only: multiply all kernels by 10. Standardization undoes that, and their 1e-8
+        rescale: timm and Hugging Face only: multiply all kernels by 10. Standardization undoes that, and their 1e-8
             then has the effect of our 1e-10: the same function even where kernels are tiny. But further training has
             another effective learning rate.
 

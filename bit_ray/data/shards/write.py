@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from bit_ray.data.shards.build import ShardPlan, ShardResult, build_shard, check
 from bit_ray.data.shards.footer import OPTIONAL_COLUMNS
 from bit_ray.data.shards.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.shards.options import PackOptions, WriteOptions
+from bit_ray.data.shards.report import WriteReport, read_skipped, report_of
 from bit_ray.data.shards.verify import repeated_ids
 from bit_ray.data.shards.writing import Writing, alone, whole_set
 from bit_ray.data.sources.base import Example, Source, Unreadable
@@ -32,34 +33,6 @@ MAX_SHARD_EXAMPLES = 4096
 NUM_SHARDS = 16
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteReport:
-    """What was written."""
-
-    output: str
-    class_names: tuple[str, ...]
-    num_examples: int
-    num_shards: int
-    num_bytes: int
-    seconds: float
-    num_resumed: int
-    """Shards that an earlier, interrupted run had finished."""
-    num_seekable: int | None
-    """Images that have restart markers now; None if an earlier run had finished the set."""
-    num_shrunk: int | None
-    """Images that were encoded again with fewer pixels; None as above."""
-    num_turned: int | None
-    """Images that were turned upright; None as above."""
-    num_small: int | None
-    """Images with a side below 32 pixels, which training enlarges; None as above."""
-    skipped: tuple[tuple[str, str], ...]
-    """Id and reason of each image left out."""
-    empty_classes: tuple[str, ...]
-    """Classes without an image."""
-    others: Mapping[str, int]
-    """Files of a folder that are left out because their endings are not those of images, by ending."""
 
 
 def write_shards(
@@ -154,7 +127,7 @@ def write_shards(
         files = examples if isinstance(examples, FileSource) else None
         whole = whole_set(output, plan_digest)
         if whole is not None:
-            return _report(output, whole, start, None, skipped=_read_skipped(output), files=files)
+            return report_of(output, whole, start, None, skipped=read_skipped(output), files=files)
         with Writing(output, described, on_bad=plan.on_bad) as writing:
             tick = _counter(progress, sum(size for _ in writing.done), total)
             if isinstance(examples, IteratorSource):
@@ -174,7 +147,7 @@ def write_shards(
                 store.write_json(store.join(output, SKIPPED), [{"id": id, "reason": reason} for id, reason in skipped])
             writing.check_shards()
             write_manifest(output, manifest)
-        return _report(output, manifest, start, writing, skipped=skipped, files=files)
+        return report_of(output, manifest, start, writing, skipped=skipped, files=files)
 
 
 def _from_source(
@@ -298,45 +271,3 @@ def _counter(progress: Progress | None, start: int, total: int | None) -> Callab
             progress(done, total)
 
     return tick
-
-
-def _read_skipped(output: str) -> tuple[tuple[str, str], ...]:
-    path = store.join(output, SKIPPED)
-    if not store.exists(path):
-        return ()
-    rows = store.read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_skipped(row) for row in rows):
-        raise DataError(f"{path}: not a list of ids and reasons; restore it, or write the set again")
-    return tuple((row["id"], row["reason"]) for row in rows)
-
-
-def _is_skipped(row: dict[str, Any]) -> bool:
-    texts = (row.get("id"), row.get("reason"))
-    return all(isinstance(text, str) and is_unicode(text) for text in texts)
-
-
-def _report(
-    output: str,
-    manifest: Manifest,
-    start: float,
-    writing: Writing | None,
-    *,
-    skipped: tuple[tuple[str, str], ...],
-    files: FileSource | None,
-) -> WriteReport:
-    return WriteReport(
-        output=output,
-        class_names=manifest.class_names,
-        num_examples=manifest.num_examples,
-        num_shards=len(manifest.shards),
-        num_bytes=manifest.num_bytes,
-        seconds=time.monotonic() - start,
-        num_resumed=writing.num_resumed if writing else len(manifest.shards),
-        num_seekable=sum(result.num_seekable for result in writing.done.values()) if writing else None,
-        num_shrunk=sum(result.num_shrunk for result in writing.done.values()) if writing else None,
-        num_turned=sum(result.num_turned for result in writing.done.values()) if writing else None,
-        num_small=sum(result.num_small for result in writing.done.values()) if writing else None,
-        skipped=skipped,
-        empty_classes=files.empty_classes if files else (),
-        others=files.others if files else {},
-    )
