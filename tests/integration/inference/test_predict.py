@@ -19,6 +19,7 @@ from s3_server import Bucket
 import bit_ray
 from bit_ray import store
 from bit_ray.cli.main import main
+from bit_ray.cluster.slots import Resources
 from bit_ray.data.images.decode import decode_image
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import read_tables
@@ -119,6 +120,12 @@ def whole(ray_started_here: None, photos: Path, package: Path, tmp_path_factory)
     return predict_folder(photos, package, output, top_k=3, batch_size=7), output
 
 
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on one core: each process loads PyTorch first, and what two of them do is tested with whole folders."""
+    monkeypatch.setattr(Resources, "slots_for", lambda self, num_parts, *, use_gpu=None: 1)
+
+
 def test_a_folder_becomes_a_file_with_a_row_for_each_image(whole, photos: Path, package: Path):
     report, output = whole
     check_whole(pq.read_table(output), report, photos, package)
@@ -145,6 +152,7 @@ def test_the_command_writes_and_counts_and_the_same_bytes_come_out_again(
     assert {path.name for path in output.parent.iterdir()} == {output.name, again.name}
 
 
+@pytest.mark.usefixtures("one_process")
 def test_features_are_what_the_head_sees_also_of_single_files_and_a_folder(photos: Path, package: Path, tmp_path: Path):
     single = [path for path in sorted(photos.glob("[!.]*.*")) if path.name != "notes.txt"]
     output = tmp_path / "f.parquet"
@@ -166,6 +174,7 @@ def test_features_are_what_the_head_sees_also_of_single_files_and_a_folder(photo
     np.testing.assert_allclose(row["features"], reference, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_shard_set_is_classified_by_the_ids_of_its_examples(package: Path, tmp_path: Path):
     write_shards(GlyphSource("s", examples_per_class=2), tmp_path / "set", name="glyphs", row_group_size=9)
     predict_folder(tmp_path / "set", package, tmp_path / "out.parquet", top_k=1)
@@ -210,6 +219,7 @@ def test_parts_equal_the_file_and_an_interrupted_folder_is_continued(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("one_process")
 def test_images_and_predictions_in_an_object_store(photos: Path, package: Path, tmp_path: Path, s3: Bucket):
     for name in store.list_files(photos):
         if (photos / name).exists():
@@ -231,6 +241,7 @@ def test_images_and_predictions_in_an_object_store(photos: Path, package: Path, 
         assert (row["class_1"], row["probability_1"]) == (best[0][0], pytest.approx(best[0][1], rel=1e-4))
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_failure_half_way_leaves_no_file(package: Path, tmp_path: Path):
     write_shards(GlyphSource("s", examples_per_class=4), tmp_path / "set", name="glyphs", shard_examples=64)
     shard = tmp_path / "set" / "shard-00002.parquet"
