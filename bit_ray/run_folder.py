@@ -140,6 +140,15 @@ class RunFolder:
         found = [re.fullmatch(rf"step-(\d{{8}})/{re.escape(file)}", name) for name in store.list_files(self.uri)]
         return sorted(int(match[1]) for match in found if match)
 
+    def abandoned(self) -> list[int]:
+        """Return the steps of what is left of checkpoints whose writer, or who deleted them, was killed.
+
+        They are older than a complete one, so nobody is at work on them.
+        """
+        found = {int(match[1]) for name in store.list_files(self.uri) if (match := re.match(r"step-(\d{8})/", name))}
+        complete = self.checkpoints(TRAINING_FILE)
+        return sorted(step for step in found - {*complete} if complete and step < complete[-1])
+
     def newest_checkpoint(self) -> int:
         """Return the step of the newest complete checkpoint; 0 without one."""
         return max(self.checkpoints(TRAINING_FILE), default=0)

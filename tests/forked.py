@@ -15,6 +15,7 @@ PRELOAD = [
     "mlflow.store.tracking.sqlalchemy_store",
     "scipy.io",
     "torch._dynamo",
+    "torch.distributed.fsdp",
 ]
 
 

@@ -44,7 +44,11 @@ class Retention:
             store.write_json(self._folder.best, to_dict(record))
 
     def delete_others(self, needed: Collection[int] = ()) -> None:
-        """Delete what is not kept; ``needed``: steps of checkpoints that are being scored, or will be."""
+        """Delete what is not kept, and what is left of incomplete ones.
+
+        Args:
+            needed: Steps of checkpoints that are being scored, or will be.
+        """
         steps = self._folder.checkpoints(TRAINING_FILE)
         kept = {*steps[-self._keep :]}
         if self._best_by:
@@ -52,7 +56,7 @@ class Retention:
             kept |= {*needed} | ({best.step} if best is not None else set())
         if self._steps_back:
             kept |= {*[step for step in steps if step < steps[-1] - self._steps_back][-1:]}
-        others = [step for step in steps if step not in kept]
+        others = [step for step in steps if step not in kept] + self._folder.abandoned()
         if others:
             registered = registered_packages(self._run.tracking_uri, self._run.run_id)
             for step in others:

@@ -308,3 +308,7 @@ def test_a_checkpoint_is_deleted_with_its_mark_first(writer, trained, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         folder.delete_checkpoint(3)
     assert folder.checkpoints(TRAINING_FILE) == []
+    assert folder.abandoned() == []  # it may be one that is being written
+    monkeypatch.undo()
+    writer.save(Learned(*trained), Position(next_step=6), {}, wait=True)
+    assert folder.abandoned() == [3]

@@ -18,6 +18,7 @@ from bit_ray.run_folder import RunFolder
 from bit_ray.training.checkpoint.sharded import Parts
 from bit_ray.training.checkpoint.state import Position, checkpoint_tensors, load_checkpoint, save_checkpoint
 from bit_ray.training.checkpoint.writer import CheckpointWriter
+from bit_ray.training.healing import NonFiniteError
 from bit_ray.training.learner import Learner
 from bit_ray.training.sharding import whole
 from bit_ray.weights.package import ModelSpec, TensorFile, Weights, load_package, read_spec
@@ -98,7 +99,13 @@ def write_and_read(rank, directory):
             for place, expected in (("run/step-00000003", "expected"), ("unsharded", "one")):
                 load_checkpoint(directory / place, learner.model, learner.optimizer, PLAN)
                 assert_equal(all_of(learner), torch.load(directory / f"{expected}.pt"))
-            step(learner, 3)  # and it goes on
+            step(learner, 3)  # and it goes on, but for a step that is not finite
+            before = all_of(learner)
+            learner.model.head.bias.data.fill_(float("inf"))
+            with pytest.raises(NonFiniteError):
+                step(learner, 4)
+            learner.model.head.bias.data.fill_(0.0)
+            assert_equal(all_of(learner), before | {"head.bias": torch.zeros(NUM_CLASSES)})
             if rank == 0:
                 (directory / f"read-{num_workers}").touch()
             torch.distributed.destroy_process_group()
