@@ -129,7 +129,7 @@ def line_figure(plot: LinePlot) -> Figure:
     _ticks(axes.yaxis, plot.log_y, percent=plot.percent_y)
     ends = [(x[there][-1], y[there][-1]) for (x, y, _, _), there in zip(data, present, strict=True) if there.any()]
     at = _in_axes(axes, ends)
-    names = [short(plain(line.label), 40) for line in plot.lines]
+    names = [short(plain(line.label), 44) for line in plot.lines]
     # A name next to its line is read faster than a legend, but needs all ends at the right and a text's height apart.
     if (
         len(ends) == len(names)
@@ -193,7 +193,8 @@ def _draw(axes: Axes, line: Line, columns: tuple[npt.NDArray[np.float64], ...], 
         if line.points:
             artists.append(axes.vlines(x, low, high, color=color, linewidth=1.6, zorder=3))
         else:
-            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, zorder=2)
+            # Many bands above each other would hide the lines.
+            axes.fill_between(x, low, high, color=color, alpha=min(0.2, 0.6 / total), linewidth=0, zorder=2)
     if line.points:
         # Marks at one x stand side by side, 5 points apart, so that no error bar hides another.
         shift = ScaledTranslation(5 * (index - (total - 1) / 2) / 72, 0, axes.figure.dpi_scale_trans)

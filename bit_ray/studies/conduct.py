@@ -1,6 +1,7 @@
 """A study while it is run: its folder and name, its MLflow run, its trainings, and what its report is made from."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,8 @@ from bit_ray.training.goodput import as_duration
 
 Kind = Literal["grid", "sweep", "compare"]
 OUTCOME_FILE = "study.json"
+SETTINGS = "settings"
+"""Among what decides a study: does not decide, but names what differs where a digest does."""
 # The record of a study that goes on is written again at most this often: it grows with the study.
 _RECORD_EVERY_S = 60.0
 
@@ -247,12 +250,18 @@ def _check_settings(folder: RunFolder, plain: dict[str, Any]) -> None:
             raise ConfigError.of("name", f"{folder.uri} holds a training run", "a new name", "choose another")
         return
     recorded = store.read_json(folder.study)
+    settings, had = plain.get(SETTINGS), recorded.pop(SETTINGS, None)
     # A study may grow: more seeds, more trials.
-    if any(name not in plain or plain[name] != value for name, value in recorded.items()):
+    if any(plain.get(name) != value for name, value in recorded.items()):
         what, old, new = first_difference(recorded, {name: plain.get(name) for name in recorded})
+        if had and had != settings:
+            what, old, new = first_difference(had, settings)
+        differ = f"{what} {old}, this one has {new}"
+        if what in recorded and re.fullmatch("[0-9a-f]{64}", str(old)):
+            differ = f"other data, weights or measures for {what}" if new else f"the training {what}, this one has not"
         raise ConfigError.of(
             "name",
-            f"the study in {folder.uri} has {what} {old}, this one has {new}",
+            f"the study in {folder.uri} has {differ}",
             "the settings that the study began with",
             "choose another name, or restore the setting",
         )

@@ -3,23 +3,26 @@
 from pathlib import Path
 
 from bit_ray import store
-from bit_ray.config import from_dict, from_json
+from bit_ray.config import from_dict, from_json, to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.catalog import find_study
 from bit_ray.studies.compare import compare_report
-from bit_ray.studies.conduct import OUTCOME_FILE, Outcome, conducted, print_plan
+from bit_ray.studies.conduct import OUTCOME_FILE, SETTINGS, Outcome, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import grid_report
 from bit_ray.studies.grid import grid_jobs
 from bit_ray.studies.hosted import check_hosted
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, render
-from bit_ray.studies.study_config import GridConfig, ReportConfig, changed, read_settings
+from bit_ray.studies.study_config import OWN, GridConfig, ReportConfig, changed, read_settings
 from bit_ray.studies.sweep import sweep_report
 from bit_ray.tracking.recorded import recorded_artifact
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import Runtime
+
+# Settings that do not decide a score, and places: a set that has moved is the same.
+_ELSEWHERE = OWN | {"shards", "init", "runtime"}
 
 
 def run_study(config: GridConfig) -> Report | None:
@@ -39,8 +42,10 @@ def run_study(config: GridConfig) -> Report | None:
     if config.dry_run:
         print_plan(config, jobs, name, inputs.before)
         return None
-    decides = {job.key: job.cell.identity for job in jobs}
-    runtime = changed(study.base, read_settings("set", config.set), "set").runtime
+    base = changed(study.base, read_settings("set", config.set), "set")
+    runtime = base.runtime
+    settings = {name: value for name, value in to_dict(base).items() if name not in _ELSEWHERE}
+    decides = {SETTINGS: settings, **{job.key: job.cell.identity for job in jobs}}
     goal = Goal(measures=(study.measure,), better=study.better)
     with conducted(
         "grid", config, name, _report, tensors=inputs.tensors(), decides=decides, runtime=runtime, goal=goal

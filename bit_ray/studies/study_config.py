@@ -15,7 +15,7 @@ from bit_ray.training.config import ByRule, FinetuneConfig, PretrainConfig
 Where = Literal["memory", "cluster"]
 
 # What a study sets itself in each of its trainings, and what they do not use.
-_OWN = frozenset({"name", "seed", "storage", "tracking", "register", "dry_run", "test_shards", "probe"})
+OWN = frozenset({"name", "seed", "storage", "tracking", "register", "dry_run", "test_shards", "probe"})
 # Which examples: the same for all trials of a sweep, as a part of them is held out to select on.
 _EXAMPLES = frozenset({"shards", "shots", "subset_seed"})
 
@@ -212,7 +212,7 @@ def check_share(share: float) -> None:
 
 
 def _check_names(field: str, names: Iterable[str]) -> None:
-    if wrong := next((name for name in names if name.partition(".")[0] in _OWN), None):
+    if wrong := next((name for name in names if name.partition(".")[0] in OWN), None):
         raise ConfigError.of(field, wrong, "another setting: a study sets this one in each training", "leave it out")
 
 

@@ -131,17 +131,30 @@ def test_the_page_of_a_study_is_whole_and_asks_nothing_of_anybody(browser, tmp_p
         lines=(Line(label="<script>a</script>", x=(0.0, 1.0), y=(2.0, 1.0)),),
     )
     table = Table(title="Top-1", header=("rate", "top-1"), rows=(("<img src=x>", "84.1%"),))
-    report = Report(title="Rates", command="bit-ray rates", findings=("One leads.",), tables=(table,), plots=(plot,))
+    numbers = tuple(f"0.{number}91 ± 0.0323" for number in range(9))
+    many = Table(
+        title="Results",
+        header=("weight_decay", *(f"loss/{number}" for number in range(9)), "at the end"),
+        rows=(("0.0001", *numbers, "cannot tell yet"),),
+    )
+    report = Report(
+        title="Rates", command="bit-ray rates", findings=("One leads.",), tables=(table, many), plots=(plot,)
+    )
     path = tmp_path / "report.html"
     path.write_bytes(render(report)["report.html"])
-    browser.open(f"file://{path}", PHONE)
-    assert browser.texts("h1") == ["Rates"]
-    assert browser.texts("td") == ["<img src=x>", "84.1%"]
-    [drawing] = browser.all("svg")
-    assert drawing.size["width"] > 300
-    assert browser.overflow() == 0
-    assert browser.complaints() == []
-    assert {url.partition(":")[0] for url in browser.requests()} == {"file"}
+    for width in (DESKTOP, PHONE):
+        browser.open(f"file://{path}", width)
+        assert browser.texts("h1") == ["Rates"]
+        assert browser.texts("td")[:2] == ["<img src=x>", "84.1%"]
+        [drawing] = browser.all("svg")
+        assert drawing.size["width"] > 300
+        assert drawing.get_attribute("aria-labelledby") == "loss_title"
+        assert len(browser.all("#loss_title")) == len(browser.all("figcaption")) == 1
+        # A row of short texts is a line, also where the table is wider than the window.
+        assert max(row.size["height"] for row in browser.all("tbody tr")) < 50
+        assert browser.overflow() == 0
+        assert browser.complaints() == []
+        assert {url.partition(":")[0] for url in browser.requests()} == {"file"}
 
 
 def test_the_demo_classifies_what_is_dropped_and_ends_by_ctrl_c(browser, trained, photos):

@@ -39,10 +39,16 @@ RULE = RuleOverrides(resize=36, crop=32, num_steps=6, warmup_steps=0, boundaries
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Training digits, 100 test digits in row groups that no batch divides, and a network to start from."""
+    """300 training digits, 100 test digits in row groups that no batch divides, and a network to start from."""
     folder = tmp_path_factory.mktemp("suite")
-    write_shards("digits:train", folder / "train", name="train", row_group_size=64)
-    test = DigitsSource("test")
+    train, test = DigitsSource("train"), DigitsSource("test")
+    write_shards(
+        iter(train.part(np.arange(300))),
+        folder / "train",
+        name="train",
+        class_names=train.class_names,
+        row_group_size=64,
+    )
     write_shards(
         iter(test.part(np.arange(100))), folder / "test", name="test", class_names=test.class_names, row_group_size=33
     )
@@ -232,6 +238,6 @@ def test_a_class_with_too_few_examples_is_one_line_before_any_run_is_opened(fold
     write_config(suite(folder, tmp_path / "runs", shots=(500,)), tmp_path / "config.json")
     assert main(["fewshot", "--config", str(tmp_path / "config.json")]) == 2
     error = capfd.readouterr().err
-    assert error.startswith("error: --shots: 500; accepted: at most 9")
+    assert error.startswith("error: --shots: 500; accepted: at most 25")
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()

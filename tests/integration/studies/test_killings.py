@@ -112,40 +112,56 @@ def steps_of(files: list[str]) -> set[int]:
     return {int(name.removeprefix("step-")) for name in whole if name.startswith("step-")}
 
 
-def test_a_training_on_the_cluster_outlives_its_trial_and_then_its_node(sets, tmp_path, tracking):
-    """SIGKILL of the trial while its worker trains, then of the only node, with another one that joins."""
-    folder = tmp_path / "runs" / f"decay.{KEY}"
-    args = ["--where", "cluster", "--set", f"shards={sets}/train", "recipe.epochs=40", "recipe.decay_epochs=[30]"]
+def test_trainings_on_the_cluster_outlive_a_trial_then_its_node_and_a_worker_alone(sets, tmp_path, tracking):
+    """SIGKILL of a trial while its worker trains, then of the only node, with another one that joins; of the worker
+    of the next training, whose trial goes on.
+    """
+    long, short = (f"weight_decay-0-epochs-{epochs}-seed-0" for epochs in (40, 20))
+    args = ["--where", "cluster", "--set", f"shards={sets}/train", "recipe.decay_epochs=[]"]
     args += ["runtime.num_workers=1", "runtime.checkpoint_every_steps=100", "runtime.log_every_steps=100"]
-    args += ["--axes", "recipe.weight-decay=0.0", "--storage", f"{tmp_path}/runs", *recorded(tracking)]
+    args += ["--axes", "recipe.weight-decay=0.0", "recipe.epochs=40,20", "--storage", f"{tmp_path}/runs"]
 
-    def starts() -> list[int]:
-        path = folder / "runtime.json"
+    def folder(key: str) -> Path:
+        return tmp_path / "runs" / f"decay.{key}"
+
+    def score(key: str) -> Path:
+        return tmp_path / "runs" / "decay" / "scores" / f"{key}.json"
+
+    def starts(key: str) -> list[int]:
+        path = folder(key) / "runtime.json"
         return [start["first_step"] for start in json.loads(path.read_text())["starts"]] if path.exists() else []
 
-    def saved() -> set[int]:
+    def saved(key: str) -> set[int]:
         # Unlike a glob, a walk passes over what is deleted meanwhile.
-        return steps_of([f"{place}/{file}" for place, _, files in os.walk(folder) for file in files])
+        return steps_of([f"{place}/{file}" for place, _, files in os.walk(folder(key)) for file in files])
 
-    with running(tmp_path, sets, *args) as run:
+    with running(tmp_path, sets, *args, *recorded(tracking)) as run:
         # The second is there only after the first is known to Ray Train, too.
-        run.wait_for(lambda: len(saved()) >= 2, "no checkpoints")
+        run.wait_for(lambda: len(saved(long)) >= 2, "no checkpoints")
         assert kill_ray_processes("ray::ImplicitFunc")  # the trial
         # Its worker holds 2 of 3 CPUs until it is freed; of the steps from 100 on, those to 200 may be the first one's.
-        run.wait_for(lambda: len(starts()) >= 2 and max(saved()) >= starts()[1] + 300, "not continued")
+        run.wait_for(lambda: len(starts(long)) >= 2 and max(saved(long)) >= starts(long)[1] + 300, "not continued")
         [lost] = run.nodes.worker_nodes
         lost.kill_raylet()
         run.nodes.add_node(**NODE)
+        run.wait_for(lambda: saved(short), "the second training has no checkpoint")
+        finished, scored = starts(long), score(long).read_bytes()
+        assert len(kill_ray_processes("RayTrainWorker")) == 1
         run.finish()
         run.nothing_is_left()
-    first, second, third = starts()
+    first, second, third = finished
     assert 0 == first < second < third < 600
-    # It was measured half-way, too, and the weights of then are not kept.
-    score = json.loads((tmp_path / "runs" / "decay" / "scores" / f"{KEY}.json").read_text())
-    assert [point["step"] for point in score["points"]] == [300, 600]
-    assert all({"train/loss", "val/loss", "val/top_1"} <= point["values"].keys() for point in score["points"])
-    assert score["points"][0]["values"] != score["points"][1]["values"]
-    assert list(folder.glob("milestone-*")) == []
+    again, later = starts(short)
+    assert 0 == again < later < 300
+    assert starts(long) == finished
+    assert score(long).read_bytes() == scored
+    for key, steps in ((long, [300, 600]), (short, [150, 300])):
+        # It was measured half-way, too, and the weights of then are not kept.
+        points = json.loads(score(key).read_text())["points"]
+        assert [point["step"] for point in points] == steps
+        assert all({"train/loss", "val/loss", "val/top_1"} <= point["values"].keys() for point in points)
+        assert points[0]["values"] != points[1]["values"]
+        assert list(folder(key).glob("milestone-*")) == []
 
 
 def test_a_study_on_an_object_store_outlives_its_node_and_then_its_driver_with_the_whole_ray(

@@ -106,10 +106,14 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
     earlier = files_below(folder / "scores")
     assert run_study(small(sets, tmp_path, tracking)) == report
     assert files_below(folder / "scores") == earlier
-    with pytest.raises(
-        ConfigError, match=r"^name: the study in .* has .* choose another name, or restore the setting$"
+    for changes, differ in (
+        ({"axes": ("recipe.weight-decay=0,1e-3",)}, "the training weight_decay-0.01-seed-0, this one has not"),
+        ({"set": (f"shards={sets}/train", "recipe.momentum=0.8")}, "recipe.momentum 0.9, this one has 0.8"),
+        ({"val_shards": f"{sets}/train"}, "other data, weights or measures for weight_decay-0-seed-0"),
     ):
-        run_study(small(sets, tmp_path, tracking, axes=("recipe.weight-decay=0,1e-3",)))
+        refused = rf"^name: the study in .* has {differ}; accepted: .*; choose another name, or restore the setting$"
+        with pytest.raises(ConfigError, match=refused):
+            run_study(small(sets, tmp_path, tracking, **changes))
     capsys.readouterr()
     asked = ["--storage", str(tmp_path), "--tracking.uri", tracking.uri, "--tracking.experiment", tracking.experiment]
     status = main(["study", "report", "dekay", *asked])
