@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -109,6 +110,8 @@ def scan_folder(folder: str, progress: Callable[[int, int | None], None] | None 
     folder = store.absolute(folder)
     if not store.exists(folder):
         raise DataError(f"{folder}: no such folder; accepted: {_ACCEPTED}; check the path")
+    if store.is_local(folder) and Path(store.filesystem(folder)[1]).is_file():
+        raise DataError(f"{folder}: a file; accepted: {_ACCEPTED}; give the folder")
     listed = [name for name, _ in store.list_tree(folder)[0]]
     names = [name for name in listed if not any(part.startswith(".") for part in name.split("/"))]
     paths = [name for name in names if is_image(name)]
@@ -204,7 +207,7 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
     above = {path.split("/")[0] for path in paths if "/" in path}
     if loose:
         remedy = f"move {loose[0]!r} into a class's folder" if above else "give the folder above, or make class folders"
-        raise DataError(f"{folder}: {len(loose):,} images lie directly in it; accepted: {_ACCEPTED}; {remedy}")
+        raise DataError(f"{folder}: {_lying(loose)} directly in it; accepted: {_ACCEPTED}; {remedy}")
     parts = {name for name in above if name.lower() in _CALLED}
     depth = 0
     if parts:
@@ -219,7 +222,7 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
         if loose:
             where = f"{folder}/{loose[0].split('/')[0]}"
             raise DataError(
-                f"{where}: {len(loose):,} images lie directly in it; accepted: a folder of images for each class; "
+                f"{where}: {_lying(loose)} directly in it; accepted: a folder of images for each class; "
                 "make class folders"
             )
     found = {part: {p.split("/")[1] for p in paths if p.split("/")[0] == part} for part in parts}
@@ -239,6 +242,10 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
         raise DataError(f"{folder}: one class, {only!r}; accepted: at least two; {hint}")
     check_classes(folder, class_names, _ACCEPTED)
     return depth, class_names
+
+
+def _lying(paths: Sequence[str]) -> str:
+    return "1 image lies" if len(paths) == 1 else f"{len(paths):,} images lie"
 
 
 def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Part, list[Found]]:
@@ -276,8 +283,11 @@ def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Pa
         least = _LEAST["train"] + sum(_LEAST[part] for part in drawn)
         free = [same for digest, same in members.items() if len(labels_of[digest]) == 1]
         if len(members) < least or len(free) < least - _LEAST["train"]:
+            elsewhere = len(members) - len(free)
+            also = f", {elsewhere} of them also in other classes" if elsewhere else ""
+            images = "1 different image" if len(members) == 1 else f"{len(members)} different images"
             raise DataError(
-                f"class {brief(name)}: {len(members)} different images; accepted: at least {least}, of which "
+                f"class {brief(name)}: {images}{also}; accepted: at least {least}, of which "
                 f"{' and '.join(f'one is for {part}' for part in drawn) or 'all are for train'}; add some, or remove "
                 "the class"
             )

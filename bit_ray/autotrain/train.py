@@ -15,7 +15,8 @@ from bit_ray import store
 from bit_ray.autotrain.config import TrainConfig
 from bit_ray.autotrain.look import Looked, look
 from bit_ray.autotrain.scan import PARTS, Part, source
-from bit_ray.autotrain.starts import Start, choose_start
+from bit_ray.autotrain.starts import DEFAULT_WEIGHTS, Start, choose_start
+from bit_ray.autotrain.thumbnails import SIDE, thumbnail_accuracy
 from bit_ray.claim import claimed_run
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.config import digest, to_dict
@@ -24,7 +25,7 @@ from bit_ray.data.shards.report import WriteReport
 from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.evaluate import Evaluation, evaluate_model, record
-from bit_ray.evaluation.linear_head import LinearHead, fit_temperature
+from bit_ray.evaluation.linear_head import fit_temperature
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.features import read_features
@@ -174,7 +175,7 @@ class _Run:
                 models["linear head"] = Classifier(_with_head(start), spec)
             if config.method != "head" and (tuned := self._finetune(start, init, manifests["train"], tracked)):
                 models["fine-tuning"] = tuned
-            best, temperature = self._choose(models, start.head, manifests["val"], tracked)
+            best, temperature = self._choose(models, start, manifests, tracked)
             result, evaluation = self._finish(best, temperature, init, spec, manifests, tracked)
         if report := self._report(result, evaluation, manifests["test"]):
             result = replace(result, report=report)
@@ -251,16 +252,21 @@ class _Run:
         return load_model(result.package_uri, device=self.device)
 
     def _choose(
-        self, models: Mapping[str, Classifier], head: LinearHead, manifest: Manifest, tracked: TrackedRun
+        self,
+        models: Mapping[str, Classifier],
+        start: Start,
+        manifests: Mapping[Part, Manifest],
+        tracked: TrackedRun,
     ) -> tuple[Classifier, float]:
         """Return the best by the validation images, and the temperature that calibrates it.
 
-        It is fitted on the validation images; for the linear head also on the training images, as the folds that they
-        were not in classified them: with a few validation images alone it would make the calibration worse.
+        What does not beat thumbnails is said to be so. The temperature is fitted on the validation images; for the
+        linear head also on the training images, as the folds that they were not in classified them: with a few
+        validation images alone it would make the calibration worse.
         """
-        scored = {}
+        scored, head = {}, start.head
         for name, classifier in models.items():
-            found = read_features(classifier, self.shards["val"], manifest)
+            found = read_features(classifier, self.shards["val"], manifests["val"])
             logits = _logits(classifier, found.features)
             scored[name] = float((logits.argmax(1) == found.labels).mean()), logits, found.labels
         best = max(scored, key=lambda name: scored[name][0])
@@ -268,6 +274,15 @@ class _Run:
         others = [f"{name} has {scored[name][0]:.1%}" for name in scored if name != best]
         compared = f", {', '.join(others)}" if others else ""
         self.say(f"chosen: {best}, {accuracy:.1%} of {len(labels):,} validation images{compared}")
+        sets = (self.shards["train"], manifests["train"]), (self.shards["val"], manifests["val"])
+        by_thumbnails = thumbnail_accuracy(*sets, seed=self.config.seed)
+        if by_thumbnails >= accuracy:
+            is_open = accuracy < 1 and DEFAULT_WEIGHTS not in start.uri
+            known = f"; weights trained on photographs may, --init {DEFAULT_WEIGHTS}" if is_open else ""
+            self.say(
+                f"no gain: a support vector machine on thumbnails of {SIDE} x {SIDE} pixels has {by_thumbnails:.1%} of "
+                f"the validation images, so these weights do not help with such images{known}"
+            )
         which = f"{len(labels):,} validation images"
         if best == "linear head":
             logits, labels = np.concatenate([logits, head.held_out]), np.concatenate([labels, head.labels])
@@ -279,6 +294,7 @@ class _Run:
             f"{before:.1%} and is {after:.1%}"
         )
         found_metrics = {f"val/top_1_{name.replace(' ', '_').replace('-', '_')}": scored[name][0] for name in scored}
+        found_metrics["val/top_1_thumbnails"] = by_thumbnails
         tracked.log_metrics({**found_metrics, "val/ece_before": before, "val/ece": after}, step=0)
         return models[best], temperature
 
@@ -396,7 +412,8 @@ def _plan(
     least = max(_LEAST_PASSES * manifest.num_examples, _LEAST_STEPS * _BATCHES[-1])
     if images < least:
         needed = (least / speed + _STARTING_S) / _FINETUNE
-        return f"{as_duration(needed)} are needed for the shortest on this machine, and {as_duration(seconds)} are left"
+        left = as_duration(max(0.0, seconds))
+        return f"{as_duration(needed)} are needed for the shortest on this machine, and {left} are left"
     batch = next(size for size in _BATCHES if images // size >= _LEAST_STEPS)
     steps = min(_MOST_STEPS, images // batch)
     ready, plan = planned(batch, steps)

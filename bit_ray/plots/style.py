@@ -3,7 +3,7 @@
 import io
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,7 +19,7 @@ RIGHT, WRONG = "#2f855a", "#c53030"
 BLUES = LinearSegmentedColormap.from_list("paper_to_blue", ["#ffffff", "#9fd0e3", "#0b6e99", "#06364d"])
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: int | Literal["figure"] = 150) -> None:
     """Write a figure in the format of the path's suffix (png, svg, pdf), completely or not at all.
 
     Raises:

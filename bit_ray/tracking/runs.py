@@ -182,9 +182,11 @@ class TrackedRun:
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Record a matplotlib figure as the artifact ``name``, such as ``plots/loss.png``."""
+        from bit_ray.plots.style import save_figure
+
         with scratch_directory() as directory:
             path = Path(directory, Path(name).name)
-            figure.savefig(path)
+            save_figure(figure, path, dpi="figure")
             self.log_artifact(path, Path(name).parent.as_posix().strip("."))
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:

@@ -50,7 +50,8 @@ def connect(uri: str) -> MlflowClient:
     except BitRayError:
         raise
     except Exception as error:
-        given = f"{shown(uri)}: cannot be used ({one_line(error)})"
+        reason = one_line(error).partition(" [SQL:")[0]  # of a full disk or a foreign file; the rest is for developers
+        given = f"{shown(uri)}: cannot be used ({reason})"
         raise TrackingError.of("tracking.uri", given, remedy="name another server or file") from None
     return client
 

@@ -64,12 +64,12 @@ def test_parts_are_found_by_name(tmp_path):
         ([], r"no image in it; accepted: files ending in"),
         (["a.txt", "b.heic"], r"no image in it \(1 .heic \(convert to JPEG\), 1 .txt\); accepted"),
         (["0.png", "1.png"], r"2 images lie directly in it; .*; give the folder above, or make class folders"),
-        (["0.png", "cats/1.png", "dogs/2.png"], r"1 images lie directly in it; .*; move '0.png' into a class's folder"),
+        (["0.png", "cats/1.png", "dogs/2.png"], r"1 image lies directly in it; .*; move '0.png' into a class's folder"),
         (["animals/cats/1.png", "animals/dogs/2.png"], r"one class, 'animals'; .*; did you mean .*/animals\?"),
         (["cats/1.png"], r"one class, 'cats'; accepted: at least two; add another class"),
         (["train/cats/1.png", "cats/1.png"], r"has the folders cats, train; accepted: .*; move or rename"),
         (["test/cats/1.png", "test/dogs/1.png"], r"has the folders test; accepted: .*; move or rename"),
-        (["train/1.png", "train/cats/1.png"], r"train: 1 images lie directly in it"),
+        (["train/1.png", "train/cats/1.png"], r"train: 1 image lies directly in it"),
         (
             ["train/cats/1.png", "train/dogs/1.png", "test/cows/1.png"],
             r"test: class 'cows' is not in train; accepted: the classes of train",
@@ -95,6 +95,8 @@ def test_a_folder_of_nothing_but_damaged_files_says_so_of_the_first(tmp_path):
         scan_folder(str(tmp_path))
     with pytest.raises(DataError, match="no such folder; accepted: a folder with a folder of images for each class"):
         scan_folder(str(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"0.jpg: a file; accepted: a folder with .*; give the folder"):
+        scan_folder(str(tmp_path / "cats/0.jpg"))
 
 
 def a_scan(counts, copies=()):
@@ -149,9 +151,16 @@ def test_a_split_follows_the_seed_and_the_shares():
 
 def test_a_class_of_one_image_is_refused_with_what_it_lacks():
     with pytest.raises(
-        DataError, match="class 'class 1': 1 different images; accepted: at least 4, of which one is for"
+        DataError, match="class 'class 1': 1 different image; accepted: at least 4, of which one is for"
     ):
         split(a_scan([10, 1]), 0.15, 0.2, 0)
+
+
+def test_a_class_of_which_too_much_is_in_another_is_refused_with_how_much():
+    images = [Found(path=f"{label}/{i}", label=label, part=None, sha256=f"{i}") for label in (0, 1) for i in range(6)]
+    scan = Scan(folder="x", class_names=("a", "b"), images=tuple(images), unreadable=(), others={})
+    with pytest.raises(DataError, match="class 'a': 6 different images, 6 of them also in other classes; accepted: "):
+        split(scan, 0.15, 0.2, 0)
 
 
 def test_copies_in_another_part_are_counted_and_left_out_on_request():
@@ -212,7 +221,7 @@ def test_a_class_of_frames_of_one_film_is_split_nevertheless_and_it_is_said(tmp_
     looked = look(TrainConfig(folder=str(tmp_path)))
     assert sum(map(len, looked.parts.values())) == 16
     shown = " ".join(capsys.readouterr().out.split())
-    assert "near-duplicates are not kept in one part: class dogs: 1 different images" in shown.replace("'", "")
+    assert "near-duplicates are not kept in one part: class dogs: 1 different image;" in shown.replace("'", "")
 
 
 def test_a_large_group_of_copies_stays_in_train():
