@@ -21,7 +21,8 @@ from PIL import Image
 from bit_ray.cli.main import main
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.read import read_tables, to_examples
-from bit_ray.data.shards.write import _read_skipped, write_shards
+from bit_ray.data.shards.report import read_skipped
+from bit_ray.data.shards.write import write_shards
 from bit_ray.data.shards.writing import Writing
 from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.files import FileSource, open_files
@@ -490,7 +491,7 @@ def test_any_record_of_an_unfinished_set_is_continued_or_an_error(data):
 def test_any_list_of_skipped_images_is_read_or_an_error(data):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "skipped.json").write_bytes(data)
-        found = ends_well(lambda: _read_skipped(folder))
+        found = ends_well(lambda: read_skipped(folder))
         assert found is None or all(isinstance(text, str) for row in found for text in row)
 
 
