@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from bit_ray.uris import shown_in
-from bit_ray.weights.package import ModelSpec, Weights
+from bit_ray.weights.package import ModelSpec
+from bit_ray.weights.tensor_files import Weights
 
 CARD_FILE = "README.md"
 MARK = "<!-- model card by bit_ray -->"

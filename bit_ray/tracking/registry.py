@@ -26,7 +26,8 @@ from bit_ray.tracking.logged import log_reference, read_reference
 from bit_ray.tracking.reference import ModelReference, check_package_uri, find
 from bit_ray.uris import shown, shown_in
 from bit_ray.weights.location import DESCRIPTION_FILE
-from bit_ray.weights.package import ModelSpec, Weights, parse_description
+from bit_ray.weights.package import ModelSpec, parse_description
+from bit_ray.weights.tensor_files import Weights
 
 # isort: split
 from mlflow import MlflowClient

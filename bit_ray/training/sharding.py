@@ -25,6 +25,8 @@ def shard(model: Network, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # which FSDP2 takes; workers of a node may see all of its GPUs
     for p in model.parameters():
         tensor = p.detach().to(device, memory_format=torch.contiguous_format).contiguous()  # FSDP2 knows no other
         dist.broadcast(tensor, src=0)
@@ -54,6 +56,7 @@ def fill(tensor: Tensor, values: Tensor) -> None:
     if hasattr(sharded, "placements"):
         from torch.distributed.tensor import distribute_tensor
 
+        values = values.to(sharded.device)
         values = distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
     local(tensor).copy_(local(values))
 

@@ -12,7 +12,8 @@ from bit_ray.config import MAX_DOCUMENT_BYTES, read_document
 from bit_ray.errors import BitRayError, DataError, ModelError, StoreError
 from bit_ray.locks import partial, remove_abandoned
 from bit_ray.weights.location import DESCRIPTION_FILE
-from bit_ray.weights.package import Weights, parse_description, verify_weights
+from bit_ray.weights.package import parse_description
+from bit_ray.weights.tensor_files import Weights, verify_weights
 
 
 @dataclass(frozen=True, kw_only=True)

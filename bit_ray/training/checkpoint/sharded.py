@@ -19,7 +19,8 @@ from bit_ray.errors import StoreError
 from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, Position, write_checkpoint_record
 from bit_ray.training.plan import TrainPlan
-from bit_ray.weights.package import WEIGHTS_FILE, ModelSpec, TensorFile, Weights, describe, save_part
+from bit_ray.weights.package import ModelSpec, describe
+from bit_ray.weights.tensor_files import WEIGHTS_FILE, TensorFile, Weights, save_part
 
 _ANSWER_BYTES = 8192
 _LONGEST_REASON = 1000

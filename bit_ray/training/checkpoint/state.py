@@ -29,15 +29,8 @@ from bit_ray.training.optimizer import initial_weights
 from bit_ray.training.parts import adapter_tensors, load_merged, merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.sharding import fill
-from bit_ray.weights.package import (
-    MAX_PARTS,
-    ModelSpec,
-    TensorFile,
-    load_package,
-    save_part,
-    save_tensors,
-    verify_weights,
-)
+from bit_ray.weights.package import ModelSpec, load_package, save_tensors
+from bit_ray.weights.tensor_files import MAX_PARTS, TensorFile, save_part, verify_weights
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 

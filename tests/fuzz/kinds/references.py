@@ -16,7 +16,8 @@ from bit_ray import store
 from bit_ray.tracking.fetch import fetch
 from bit_ray.tracking.reference import parse_reference
 from bit_ray.weights.location import DESCRIPTION_FILE
-from bit_ray.weights.package import WEIGHTS_FILE, save_package
+from bit_ray.weights.package import save_package
+from bit_ray.weights.tensor_files import WEIGHTS_FILE
 
 
 class Kind:

@@ -22,8 +22,9 @@ from bit_ray.inference.classifier import Classifier
 from bit_ray.weights.folders import huggingface_files, timm_files
 from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.location import DESCRIPTION_FILE
-from bit_ray.weights.package import WEIGHTS_FILE, TensorFile, Weights, describe, load_package, save_package, save_part
+from bit_ray.weights.package import describe, load_package, save_package
 from bit_ray.weights.read import read_weights
+from bit_ray.weights.tensor_files import WEIGHTS_FILE, TensorFile, Weights, save_part
 from bit_ray.weights.write import named_tensors
 
 _MODELS = ("R1-1-1-1x0.5", "R50x1", "R1000000-1-1-1x1", "R1-1-1-1x1000000", "R50x1000000", "R9-9-9-9x64", "R0-1-1-1x1")

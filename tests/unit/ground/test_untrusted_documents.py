@@ -31,7 +31,8 @@ from bit_ray.training.checkpoint.state import Position, read_checkpoint_record
 from bit_ray.training.goodput import goodput
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.run import recorded_plan
-from bit_ray.weights.package import ModelSpec, Weights, parse_description
+from bit_ray.weights.package import ModelSpec, parse_description
+from bit_ray.weights.tensor_files import Weights
 
 DESCRIPTION = {
     "format": 1,

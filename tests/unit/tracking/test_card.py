@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from bit_ray.tracking.card import MARK, MAX_DESCRIPTION, description, model_card
-from bit_ray.weights.package import ModelSpec, Weights
+from bit_ray.weights.package import ModelSpec
+from bit_ray.weights.tensor_files import Weights
 
 SPEC = ModelSpec(
     model="R50x1",

@@ -21,7 +21,8 @@ from bit_ray.training.checkpoint.writer import CheckpointWriter
 from bit_ray.training.healing import NonFiniteError
 from bit_ray.training.learner import Learner
 from bit_ray.training.sharding import whole
-from bit_ray.weights.package import ModelSpec, TensorFile, Weights, load_package, read_spec
+from bit_ray.weights.package import ModelSpec, load_package, read_spec
+from bit_ray.weights.tensor_files import TensorFile, Weights
 from bit_ray.weights.write import write_weights
 
 PLAN = replace(

@@ -103,13 +103,13 @@ def test_a_missing_directory_and_one_without_a_model_are_refused(tmp_path):
 
 
 def test_a_save_that_fails_half_way_leaves_no_model(tmp_path, package, model, monkeypatch):
-    import bit_ray.weights.package
+    import bit_ray.weights.tensor_files
 
     def full_disk(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bit_ray.weights.package, "save_file", full_disk)
+    monkeypatch.setattr(bit_ray.weights.tensor_files, "save_file", full_disk)
     with pytest.raises(ModelError, match=r"cannot be written .+No space left on device"):
         save_package(tmp_path / "new", model, _spec())
     assert list((tmp_path / "new").iterdir()) == []
