@@ -202,7 +202,7 @@ def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, tr
         command="pretrain",
         name="decay",
         where="cluster",
-        set=(f"shards={sets}/train", "model=R1-1-1-1x0.5", "recipe.crop_size=32"),
+        set=(f"shards={sets}/train", "model=R1-1-1-1x0.5", "recipe.global_batch_size=8", "recipe.warmup_steps=2"),
         space=("recipe.weight-decay=0.0,1e-3",),
         storage=str(tmp_path),
         tracking=tracking,
