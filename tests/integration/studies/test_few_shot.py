@@ -238,6 +238,6 @@ def test_a_class_with_too_few_examples_is_one_line_before_any_run_is_opened(fold
     write_config(suite(folder, tmp_path / "runs", shots=(500,)), tmp_path / "config.json")
     assert main(["fewshot", "--config", str(tmp_path / "config.json")]) == 2
     error = capfd.readouterr().err
-    assert error.startswith("error: --shots: 500; accepted: at most ")
+    assert error.startswith("error: --shots: 500; accepted: at most 48, the number of examples of class 0 ")
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
