@@ -258,7 +258,7 @@ def _check_settings(folder: RunFolder, plain: dict[str, Any]) -> None:
             what, old, new = first_difference(had, settings)
         differ = f"{what} {old}, this one has {new}"
         if what in recorded and re.fullmatch("[0-9a-f]{64}", str(old)):
-            differ = f"other data, weights or measures for {what}" if new else f"the training {what}, this one has not"
+            differ = f"other settings, data or measures for {what}" if new else f"the training {what}, this one has not"
         raise ConfigError.of(
             "name",
             f"the study in {folder.uri} has {differ}",

@@ -1,21 +1,18 @@
 """Train some steps of a recorded run again, from its checkpoint, to see whether they give the recorded loss."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from bit_ray import store
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.stream.batches import StreamSpec, batches
 from bit_ray.data.stream.history import recorded_shards
 from bit_ray.errors import ConfigError, ModelError
-from bit_ray.locks import scratch_directory
 from bit_ray.run_folder import TRAINING_FILE, RunFolder
 from bit_ray.tracking.recorded import recorded_metrics
-from bit_ray.training.checkpoint.state import load_checkpoint
+from bit_ray.training.checkpoint.state import fetched, load_checkpoint
 from bit_ray.training.config import Precision, ReplayConfig
 from bit_ray.training.device import resolve_precision, worker_threads
 from bit_ray.training.learner import Learner
@@ -67,9 +64,8 @@ def replay(config: ReplayConfig) -> Replayed:
     precision = precision_of(folder, begin, device)
     learner = Learner(plan, device, precision=precision, micro_batch_size=config.runtime.micro_batch_size)
     if checkpoint:
-        with scratch_directory() as directory:
-            store.download_directory(checkpoint, directory)
-            load_checkpoint(Path(directory), learner.model, learner.optimizer, plan)
+        with fetched(checkpoint) as directory:
+            load_checkpoint(directory, learner.model, learner.optimizer, plan)
     spec = StreamSpec(
         shards=config.shards or recorded_shards(config.run, shards),
         manifest_digest=plan.manifest_digest,

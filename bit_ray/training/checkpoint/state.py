@@ -141,8 +141,10 @@ def fetched(uri: str) -> Iterator[Path]:
         yield Path(store.filesystem(uri)[1])
         return
     with scratch_directory() as directory:
-        store.download_directory(uri, directory)
-        yield directory
+        # Below it: in its place the copy would have no lock, and another process would remove it as abandoned.
+        local = directory / "checkpoint"
+        store.download_directory(uri, local)
+        yield local
 
 
 def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Position:

@@ -39,11 +39,11 @@ RULE = RuleOverrides(resize=36, crop=32, num_steps=6, warmup_steps=0, boundaries
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """300 training digits, 100 test digits in row groups that no batch divides, and a network to start from."""
+    """400 training digits, 100 test digits in row groups that no batch divides, and a network to start from."""
     folder = tmp_path_factory.mktemp("suite")
     train, test = DigitsSource("train"), DigitsSource("test")
     write_shards(
-        iter(train.part(np.arange(300))),
+        iter(train.part(np.arange(400))),
         folder / "train",
         name="train",
         class_names=train.class_names,
@@ -238,6 +238,6 @@ def test_a_class_with_too_few_examples_is_one_line_before_any_run_is_opened(fold
     write_config(suite(folder, tmp_path / "runs", shots=(500,)), tmp_path / "config.json")
     assert main(["fewshot", "--config", str(tmp_path / "config.json")]) == 2
     error = capfd.readouterr().err
-    assert error.startswith("error: --shots: 500; accepted: at most 25")
+    assert error.startswith("error: --shots: 500; accepted: at most 48, the number of examples of class 0 ")
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()

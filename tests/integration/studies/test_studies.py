@@ -109,7 +109,7 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
     for changes, differ in (
         ({"axes": ("recipe.weight-decay=0,1e-3",)}, "the training weight_decay-0.01-seed-0, this one has not"),
         ({"set": (f"shards={sets}/train", "recipe.momentum=0.8")}, "recipe.momentum 0.9, this one has 0.8"),
-        ({"val_shards": f"{sets}/train"}, "other data, weights or measures for weight_decay-0-seed-0"),
+        ({"val_shards": f"{sets}/train"}, "other settings, data or measures for weight_decay-0-seed-0"),
     ):
         refused = rf"^name: the study in .* has {differ}; accepted: .*; choose another name, or restore the setting$"
         with pytest.raises(ConfigError, match=refused):
@@ -202,7 +202,7 @@ def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, tr
         command="pretrain",
         name="decay",
         where="cluster",
-        set=(f"shards={sets}/train", "model=R1-1-1-1x0.5", "recipe.crop_size=32"),
+        set=(f"shards={sets}/train", "model=R1-1-1-1x0.5", "recipe.global_batch_size=8", "recipe.warmup_steps=2"),
         space=("recipe.weight-decay=0.0,1e-3",),
         storage=str(tmp_path),
         tracking=tracking,

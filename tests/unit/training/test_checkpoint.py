@@ -14,11 +14,13 @@ from bit_ray.config import replace
 from bit_ray.data.images.views import TrainView
 from bit_ray.errors import ModelError, StoreError
 from bit_ray.inference.classifier import load_model
+from bit_ray.locks import scratch_directory
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.run_folder import TRAINING_FILE, RunFolder
 from bit_ray.training.checkpoint.state import (
     Position,
+    fetched,
     load_checkpoint,
     read_checkpoint_record,
     save_checkpoint,
@@ -312,3 +314,14 @@ def test_a_checkpoint_is_deleted_with_its_mark_first(writer, trained, tmp_path, 
     monkeypatch.undo()
     writer.save(Learned(*trained), Position(next_step=6), {}, wait=True)
     assert folder.abandoned() == [3]
+
+
+def test_a_fetched_copy_stays_while_other_processes_remove_what_killed_ones_have_left(tmp_path, monkeypatch):
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / TRAINING_FILE).write_text("{}")
+    monkeypatch.setattr(store, "is_local", lambda uri: False)  # as in an object store
+    with fetched(str(tmp_path / "step")) as local:
+        with scratch_directory():  # each removes what is not in use
+            pass
+        assert (local / TRAINING_FILE).read_text() == "{}"
+    assert not local.exists()
