@@ -23,7 +23,7 @@ from bit_ray.run_folder import LeftOut, RunFolder, Start
 from bit_ray.tracking.identity import check_code, code_digest
 from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
-from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint, save_checkpoint
+from bit_ray.training.checkpoint.state import Position, Report, fetched, load_checkpoint, save_checkpoint
 from bit_ray.training.checkpoint.writer import CheckpointWriter, write_directory
 from bit_ray.training.collectives import write_collectives
 from bit_ray.training.config import Runtime
@@ -162,6 +162,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             train_s=position.train_s + time.perf_counter() - started,
             bad_images=quarantine.known,
             recent=healer.recent if healer is not None else (),
+            unrecorded=tuple(report for report in reported if report.step > signs.recorded),
         )
 
     peak = peak_flops(device, learner.dtype, runtime.peak_tflops) if rank == 0 else 0.0
@@ -169,6 +170,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     started = mark = saved_at = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
     owed_log = owed_save = False
+    reported: list[Report] = []  # since the driver recorded something
     wait_from = started
     signs.at(position.next_step, "waiting for data")
     for step, images, rows, _, bad in batches(
@@ -272,6 +274,10 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                     }
                 about = {"attempt": worker.attempt, "num_new_steps": steps_since, "seconds": elapsed}
                 worker.messages.send({**metrics, **about, "bad_images": quarantine.take_unreported()})
+                numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
+                reported = [report for report in reported if report.step > signs.recorded]
+                if all(map(math.isfinite, numbers.values())):  # as records must be
+                    reported.append(Report(step=done, metrics=numbers))
             if is_milestone and rank == 0:
                 write_directory(
                     worker.folder.milestone(done),
@@ -279,7 +285,6 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                 )
             if save and rank == 0:
                 signs.at(done, "saving")
-                numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
                 writer.save(learner, now(done), numbers, wait=last or leave)
             if save:
                 saved_at = time.perf_counter()
