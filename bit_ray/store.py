@@ -353,8 +353,8 @@ def write_json(uri: str | Path, data: Any) -> None:
     write_bytes(uri, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
-def upload_file(local: str | Path, uri: str | Path) -> None:
-    """Copy a local file to the URI, completely or not at all."""
+def upload_file(local: str | Path, uri: str | Path, *, patience_s: float = 0.0) -> None:
+    """Copy a local file to the URI, completely or not at all; see `patiently` for ``patience_s``."""
     files, path = filesystem(uri)
 
     def copy() -> None:
@@ -362,7 +362,10 @@ def upload_file(local: str | Path, uri: str | Path) -> None:
             pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
 
     with explained(uri):
-        _wholly(uri, copy, os.stat(local).st_size)
+        if patience_s and _scheme(str(uri)) == "s3":
+            patiently(uri, copy, patience_s)
+        else:
+            _wholly(uri, copy, os.stat(local).st_size)
 
 
 def _wholly(uri: str | Path, write: Callable[[], None], num_bytes: int) -> None:
