@@ -28,6 +28,7 @@ from bit_ray.store_access import filesystem as filesystem
 from bit_ray.store_access import is_local as is_local
 from bit_ray.store_access import join as join
 from bit_ray.store_access import scheme_of
+from bit_ray.store_failures import PATIENCE_S as PATIENCE_S
 from bit_ray.store_failures import explained as explained
 from bit_ray.store_failures import patiently as patiently
 
@@ -186,8 +187,8 @@ def write_json(uri: str | Path, data: Any) -> None:
     write_bytes(uri, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
-def upload_file(local: str | Path, uri: str | Path) -> None:
-    """Copy a local file to the URI, completely or not at all."""
+def upload_file(local: str | Path, uri: str | Path, *, patience_s: float = 0.0) -> None:
+    """Copy a local file to the URI, completely or not at all; see `patiently` for ``patience_s``."""
     files, path = filesystem(uri)
 
     def copy() -> None:
@@ -195,7 +196,10 @@ def upload_file(local: str | Path, uri: str | Path) -> None:
             pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
 
     with explained(uri):
-        _wholly(uri, copy, os.stat(local).st_size)
+        if patience_s and scheme_of(uri) == "s3":
+            patiently(uri, copy, patience_s)
+        else:
+            _wholly(uri, copy, os.stat(local).st_size)
 
 
 def _wholly(uri: str | Path, write: Callable[[], None], num_bytes: int) -> None:

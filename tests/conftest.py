@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 
+import hosts
 import pytest
 
 # Small tensors and two cores: one thread is faster, and the same numbers come out everywhere. Before torch is imported.
@@ -36,11 +37,12 @@ EXTENSION = (
     "(Debian: gcc python3-dev libjpeg62-turbo-dev)"
 )
 BROWSER = "tests of pages were left out: no browser (Debian: chromium chromium-driver)"
+HOSTS = f"tests of several hosts were left out: {hosts.MISSING}"
 PROMETHEUS = "tests of the files for Prometheus were left out: there is no such program (Debian: prometheus)"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what this machine cannot run: tests of a GPU, of the C extension, in a browser, with Prometheus."""
+    """Leave out tests that this machine cannot run: of a GPU, the C extension, pages, files for Prometheus, hosts."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
@@ -53,6 +55,9 @@ def pytest_collection_modifyitems(config, items):
         missing[BROWSER] = [item for item in items if item.get_closest_marker("browser")]
     if not (shutil.which("prometheus") and shutil.which("promtool")):
         missing[PROMETHEUS] = [item for item in items if item.get_closest_marker("prometheus")]
+    on_hosts = [item for item in items if item.get_closest_marker("hosts")]
+    if on_hosts and not hosts.possible():
+        missing[HOSTS] = on_hosts
     left_out = [item for found in missing.values() for item in found]
     if left_out:
         items[:] = [item for item in items if item not in left_out]

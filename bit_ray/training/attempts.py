@@ -29,9 +29,10 @@ from bit_ray.progress import console
 from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
 from bit_ray.tracking.registry import registered_packages
+from bit_ray.training.checkpoint.state import CheckpointRecord
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
-from bit_ray.training.group import Fit, Trainer
+from bit_ray.training.group import Fit, Trainer, found_no_room
 from bit_ray.training.healing import step_to_go_back_to
 from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
 from bit_ray.training.reports import Listener
@@ -86,10 +87,17 @@ class Attempts:
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
         with self._signals_heard():
-            while (step := self._folder.newest_checkpoint()) < self._worker.plan.schedule.num_steps:
+            while (step := self._newest_checkpoint()) < self._worker.plan.schedule.num_steps:
                 free_group(self._group_id())  # of an attempt that was killed
                 why = self._attempt(step, why)
         return goodput(self._done)
+
+    def _newest_checkpoint(self) -> int:
+        """Return its step, and record what was reported until then and has reached no driver."""
+        if step := self._folder.newest_checkpoint():
+            record = store.join(self._folder.checkpoint(step), TRAINING_FILE)
+            self._listener.recover(store.read_record(CheckpointRecord, record).progress.unrecorded)
+        return step
 
     def _attempt(self, first_step: int, why: str) -> str:
         """Train with one group of workers; return why another one is needed."""
@@ -189,6 +197,8 @@ class Attempts:
             ),
             run_config=ray.train.RunConfig(
                 name=".ray",  # only its check that all nodes reach the storage is used
+                # A start that fails would be tried again without end, with as many workers, on what may be gone.
+                failure_config=ray.train.FailureConfig(controller_failure_limit=0),
                 storage_path=path,
                 storage_filesystem=filesystem,
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -232,7 +242,7 @@ class Attempts:
                 start = _SECONDS_TO_START if seen == attempt.first_step else 0.0
                 if silent_s >= max(runtime.give_up_after_s, start):
                     console.print(f"{self._name}: no step for {silent_s:.0f} s; ending the workers")
-                    free_group(self._group_id())
+                    free_group(fit.group_id)
                     progress_at = now
                 elif begun and silent_s >= max(runtime.stalled_after_s, start / 4) and not stalled:
                     stalled = True
@@ -287,6 +297,8 @@ class Attempts:
         cause = root_cause(error)
         if cause is not None:
             raise cause from None
+        if found_no_room(error):
+            return "the room was taken by others"
         self._failures.append(nodes)
         # One that has lost a node by now does not count.
         count = sum(nodes <= nodes_alive() for nodes in self._failures)

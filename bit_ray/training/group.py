@@ -14,6 +14,7 @@ from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
@@ -30,6 +31,8 @@ class Fit(threading.Thread):
         super().__init__(name="fit", daemon=True)
         self.error: BaseException | None = None
         self.began = time.monotonic()
+        self.group_id = ""
+        """Of the placement group, from when there is one."""
         self._worker, self._trainer = worker, trainer
 
     def run(self) -> None:
@@ -38,6 +41,11 @@ class Fit(threading.Thread):
             self._trainer(self._worker).fit()
         except BaseException as error:
             self.error = error
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether a group did not start because others had taken its place meanwhile."""
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 class Trainer(TorchTrainer):
@@ -88,6 +96,13 @@ class _Seated(FixedScalingPolicy):
 
 class _Group(WorkerGroup):
     """Ray's group for a controller that is no actor."""
+
+    def _create_placement_group(self, *arguments: Any) -> Any:
+        handle = super()._create_placement_group(*arguments)
+        fit = threading.current_thread()
+        if isinstance(fit, Fit):  # who gives a start up must know what to remove
+            fit.group_id = handle.placement_group.id.hex()
+        return handle
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]

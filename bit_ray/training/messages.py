@@ -51,6 +51,8 @@ class Wishes:
     """Why to save and leave at the next step; empty: stay."""
     stacks: bool = False
     """Whether each worker writes down where it is."""
+    recorded: int = 0
+    """Step up to which the driver has recorded what was reported; no wish, but it comes with them."""
 
 
 class Messages:
@@ -94,6 +96,7 @@ class _Messages:
 
     def __init__(self) -> None:
         self._reports: list[dict[str, Any]] = []
+        self._taken = self._recorded = 0
         self._attempt = 0
         self._wishes = Wishes()
         self._signs: dict[int, tuple[Sign, float]] = {}
@@ -104,6 +107,8 @@ class _Messages:
 
     def take(self) -> list[dict[str, Any]]:
         taken, self._reports = self._reports, []
+        self._recorded = self._taken  # who asks for more has recorded what it got
+        self._taken = max([self._taken, *(report["step"] for report in taken if "step" in report)])
         return taken
 
     def show(self, attempt: int, sign: Sign, stack: str) -> Wishes:
@@ -111,7 +116,9 @@ class _Messages:
             self._signs[sign.rank] = sign, time.monotonic()
             if stack:
                 self._stacks[sign.rank] = stack
-        return self._wishes if attempt == self._attempt else Wishes(leave="another attempt has begun")
+        if attempt != self._attempt:
+            return Wishes(leave="another attempt has begun")
+        return replace(self._wishes, recorded=self._recorded)
 
     def signs(self, attempt: int) -> tuple[dict[int, tuple[Sign, float]], dict[int, str]]:
         self._begin(attempt)
@@ -147,6 +154,8 @@ class SignsOfLife(threading.Thread):
         context = ray.get_runtime_context()
         self.leave = ""
         """Why the driver wants the workers to leave; empty: it does not."""
+        self.recorded = 0
+        """Step up to which the driver has recorded what was reported."""
         self._messages, self._attempt, self._on_stall = messages, attempt, on_stall
         self._seconds = seconds_between_signs(num_workers)
         self._next = time.monotonic() + self._seconds * rank / num_workers  # not all at once
@@ -185,7 +194,7 @@ class SignsOfLife(threading.Thread):
             except ray.exceptions.RayError:
                 return  # the driver is gone, and Ray ends this worker
             answer = None
-            self.leave = self.leave or wishes.leave
+            self.leave, self.recorded = self.leave or wishes.leave, wishes.recorded
             if wishes.stacks:
                 frame = sys._current_frames().get(self._trained_by)
                 stack = "".join(traceback.format_stack(frame))

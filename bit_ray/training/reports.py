@@ -1,7 +1,7 @@
 """Sends a worker's metrics to the driver, which shows them and passes them to MLflow."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bit_ray import log_lines
@@ -10,6 +10,7 @@ from bit_ray.evaluation.trend import loss_line
 from bit_ray.progress import TrainingProgress, console
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.run_records import LeftOut
+from bit_ray.training.checkpoint.state import Report
 from bit_ray.training.goodput import StepTime
 from bit_ray.training.messages import Messages
 
@@ -92,6 +93,14 @@ class Listener(threading.Thread):
         )
         self.progress.update(report)
         self.last = report
+        self._record(report)
+
+    def recover(self, reports: Sequence[Report]) -> None:
+        """Record what a checkpoint says was reported, if no driver has recorded it; workers must not run meanwhile."""
+        for report in reports:
+            self._record({"step": report.step, **report.metrics})
+
+    def _record(self, report: dict[str, Any]) -> None:
         if self.history and report["step"] <= self.history[-1]["step"]:
             return  # reported already, before workers were started again
         self.history.append(report)

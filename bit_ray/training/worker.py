@@ -26,7 +26,7 @@ from bit_ray.tracking.system import system_metrics
 from bit_ray.training.agreement import Agreement
 from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checkpoint.sharded import Parts
-from bit_ray.training.checkpoint.state import Position, fetched, load_checkpoint
+from bit_ray.training.checkpoint.state import Position, Report, fetched, load_checkpoint
 from bit_ray.training.checkpoint.writer import CheckpointWriter
 from bit_ray.training.collectives import write_collectives
 from bit_ray.training.config import Runtime
@@ -175,6 +175,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             train_s=position.train_s + time.perf_counter() - started,
             bad_images=quarantine.known,
             recent=healer.recent if healer is not None else (),
+            unrecorded=tuple(report for report in reported if report.step > signs.recorded),
         )
 
     peak = peak_flops(device, learner.dtype, runtime.peak_tflops) if rank == 0 else 0.0
@@ -182,6 +183,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     started = mark = saved_at = time.perf_counter()
     waited, steps_since, loss_since = 0.0, 0, torch.zeros((), device=device)
     owed_log = owed_save = False
+    reported: list[Report] = []  # since the driver recorded something
     wait_from = started
     signs.at(position.next_step, "waiting for data")
     for step, images, rows, _, bad in batches(
@@ -275,8 +277,13 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                         "speed/tflops_per_worker": used / num_workers / 1e12,
                         "speed/mfu": used / num_workers / peak,
                     }
+            numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
+            if rank == 0:
                 about = {"attempt": worker.attempt, "num_new_steps": steps_since, "seconds": elapsed}
                 worker.messages.send({**metrics, **about, "bad_images": quarantine.take_unreported()})
+                reported = [report for report in reported if report.step > signs.recorded]
+                if all(map(math.isfinite, numbers.values())):  # as records must be
+                    reported.append(Report(step=done, metrics=numbers))
             if is_milestone and saves:
                 weights = {name: whole(tensor).cpu() for name, tensor in merged(learner.model).state_dict().items()}
                 if rank == 0:
@@ -284,7 +291,6 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
                     write_directory(worker.folder.milestone(done), write)
             if save and saves:
                 signs.at(done, "saving")
-                numbers = {name: float(value) for name, value in metrics.items() if "/" in name}
                 writer.save(learner, now(done), numbers, wait=last or leave)
             if save:
                 saved_at = time.perf_counter()

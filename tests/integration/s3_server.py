@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,15 @@ PORTS = range(12_000, 22_000)
 class S3Server:
     """The server process; its data live under ``directory`` and survive ``stop`` and ``kill`` followed by ``start``."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, host: str = HOST, enter: Callable[..., list[str]] | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            directory: Of its data.
+            host: Address to listen on.
+            enter: Gives the command that carries out another one where that address is; None: here.
+        """
+        self.directory, self.host, self._enter = directory, host, enter
         self.log = directory / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.ports = free_ports(5)
@@ -42,7 +50,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HOST}:{self.ports[0]}"
+        return f"http://{self.host}:{self.ports[0]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,8 +79,8 @@ class S3Server:
             f"-dir={self.directory / 'data'}",
             f"-s3.config={self.directory / 's3.json'}",
             # Loopback only: -ip would be the machine's outer address, and telemetry is on unless refused.
-            f"-ip={HOST}",
-            f"-ip.bind={HOST}",
+            f"-ip={self.host}",
+            f"-ip.bind={self.host}",
             "-master.telemetry=false",
             "-webdav=false",
             "-admin.ui=false",
@@ -87,7 +95,7 @@ class S3Server:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command,
+                self._enter(*command) if self._enter else command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -51,17 +51,24 @@ class MlflowServer:
     With an ``admin_password`` it wants to know who asks, and knows the user ``admin``.
     """
 
-    def __init__(self, directory: Path, admin_password: str = ""):
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        admin_password: str = "",
+        host: str = "127.0.0.1",
+        enter: Callable[..., list[str]] | None = None,
+    ):
+        """Nothing is started yet; ``enter`` gives the command that carries out another one where ``host`` is."""
+        self.directory, self._host, self._enter = directory, host, enter
         self._admin_password = admin_password
         self.artifacts = directory / "artifacts"
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://{host}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout: float = 90.0) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self._host, "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.directory}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.artifacts)]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -75,7 +82,12 @@ class MlflowServer:
             environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex()
         with open(self.directory / "server.log", "ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self.directory, start_new_session=True
+                self._enter(*command) if self._enter else command,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.directory,
+                start_new_session=True,
             )
         deadline = time.monotonic() + timeout
         while True:

@@ -36,6 +36,14 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was reported after a step."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Position:
     """How far a run has trained."""
 
@@ -47,6 +55,8 @@ class Position:
     """Images that could not be read so far."""
     recent: tuple[float, ...] = ()
     """Losses of the last steps, by which a `bit_ray.training.healing.Healer` judges the next one."""
+    unrecorded: tuple[Report, ...] = ()
+    """The last reports: a driver that is killed may not have recorded them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,178 @@
+"""A run on several hosts whose network and machines fail: a head, three trainers, a store and a tracker.
+
+One story: a run takes two of the three trainers. A link becomes slow; the link between the two is cut; a host loses its
+network; one is killed while workers start on it; one hangs; the program is killed; the head is killed, and comes back.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+from glyph_runs import run_config, trained_here, write_glyphs
+from host_cluster import WORKER, HostCluster, Program
+from mlflow import MlflowClient
+
+from bit_ray.data.shards.manifest import read_manifest
+from bit_ray.run_folder import Attempt
+from bit_ray.tracking.config import TrackingConfig
+from bit_ray.training.config import PretrainConfig
+from bit_ray.training.pretrain import pretrain_plan
+
+pytestmark = [pytest.mark.cluster, pytest.mark.hosts, pytest.mark.timeout(900)]
+
+STEPS, STALLED_S, GIVE_UP_S = 220, 5.0, 12.0
+# From the fault to the first steps after it, where Ray needs at most 10 s to give up a silent host: that, and a start
+# on cores that other tests use, too.
+BOUND_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
+    with HostCluster(tmp_path_factory.mktemp("hosts"), "a", "b", "c", number=0) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def reached(cluster: HostCluster) -> Iterator[None]:
+    """The store of the cluster is that of this process, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.bucket.environment.items():
+            patch.setenv(name, value)
+        yield
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was seen of the run."""
+
+    config: PretrainConfig
+    attempts: tuple[Attempt, ...]
+    log: str
+    took_s: dict[str, float]
+    """Seconds from each fault to the first steps after it."""
+    steps_on_a_slow_link: int
+    trained_on: dict[int, list[str]]
+    """The hosts of each group of workers that took steps."""
+    history: list[tuple[int, float]]
+    """The losses that the tracker has."""
+    status: int
+
+
+@pytest.fixture(scope="module")
+def story(cluster: HostCluster, reached: None) -> Story:
+    shards = write_glyphs(cluster.bucket.uri("shards"))
+    runtime = {"num_workers": 2, "device": "cpu", "checkpoint_every_s": 1.0}
+    runtime |= {"stalled_after_s": STALLED_S, "give_up_after_s": GIVE_UP_S}
+    config = replace(
+        run_config(cluster.bucket.uri("runs"), "far", shards, STEPS, base_lr_per_256=0.004, **runtime),
+        tracking=TrackingConfig(uri=cluster.mlflow.uri),
+    )
+    run = Program(cluster, config)
+    took_s: dict[str, float] = {}
+    trained_on: dict[int, list[str]] = {}
+
+    def workers(*but: str) -> dict[int, str]:
+        """Return the process ids of workers, with their hosts."""
+        return {pid: name for name in cluster.trainers if name not in but for pid in cluster[name].running(WORKER)}
+
+    def goes_on_after(fault: str, group: int, *gone: str) -> list[str]:
+        """Wait until the group of this number has taken some steps, and return its hosts."""
+        took_s[fault] = run.wait(lambda: run.trains(group), BOUND_S, fault)
+        trained_on[group] = list(workers(*gone).values())
+        return trained_on[group]
+
+    run.start()
+    first, second = goes_on_after("nothing", 1)
+    with cluster[second].slow("8mbit"):
+        before = run.reached()
+        time.sleep(3)
+        steps_on_a_slow_link = run.reached() - before
+
+    with cluster.hosts.apart(first, second):
+        run.wait(lambda: "ending the workers" in run.log or "workers failed" in run.log, BOUND_S, "a cut link")
+    _, lost = goes_on_after("link cut", 2)
+
+    before_it = workers()
+    cluster[lost].cut_off()
+    # One of the hosts on which workers start now is killed.
+    run.wait(lambda: workers(lost).keys() - before_it, BOUND_S, "a host cut off")
+    killed = next(name for pid, name in workers(lost).items() if pid not in before_it)
+    cluster[killed].kill()
+    cluster[lost].reconnect()
+    cluster.wait(lambda: not cluster[lost].pids(), 60, "the end of Ray on a host that was given up")
+    cluster.start(lost, killed)
+    halted, _ = goes_on_after("host killed", 4)
+
+    cluster[halted].halt()
+    goes_on_after("host halted", 5, halted)
+    cluster[halted].go_on()
+    cluster.wait(lambda: not cluster[halted].pids(), 60, "the end of Ray on a host that was given up")
+    cluster.start(halted)
+
+    assert run.process is not None
+    run.process.kill()
+    run.process.wait()
+    run.start()
+    goes_on_after("program killed", 6)
+
+    cluster["head"].kill()
+    run.process.wait()
+    cluster.start_head()
+    cluster.wait(lambda: cluster.is_up("head"), 60, "the head")
+    for name in cluster.trainers:
+        cluster[name].kill()
+    cluster.start(*cluster.trainers)
+    cluster.wait(lambda: all(map(cluster.is_up, cluster.trainers)), 60, "all nodes")
+    run.start()
+    goes_on_after("head killed", 7)
+    run.wait(lambda: run.process.poll() is not None, 200, "the end")
+
+    client = MlflowClient(tracking_uri=cluster.mlflow.uri)
+    [tracked] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
+    losses = sorted((m.step, m.value) for m in client.get_metric_history(tracked.info.run_id, "train/loss"))
+    return Story(
+        config,
+        run.attempts(),
+        run.log,
+        took_s,
+        steps_on_a_slow_link,
+        trained_on,
+        losses,
+        run.process.returncode,
+    )
+
+
+def test_the_run_goes_on_on_the_hosts_that_are_left(story: Story) -> None:
+    assert [attempt.num_workers for attempt in story.attempts] == [2] * 7
+    assert [attempt.ended for attempt in story.attempts] == [*["failed"] * 4, *["running"] * 2, "finished"]
+    lost, again = "a node was lost", "the run was started again"
+    whys = [attempt.why for attempt in story.attempts]
+    assert whys[:3] == ["the run begins", "a worker failed", lost]
+    assert whys[3] in (lost, "a worker failed")  # that a node goes is known after that a worker does
+    assert whys[4:] == [lost, again, again]
+    assert all(len(set(hosts)) == 2 for hosts in story.trained_on.values())
+    assert story.status == 0
+    print(", ".join(f"{fault}: {seconds:.0f} s" for fault, seconds in story.took_s.items()))
+
+
+def test_each_step_is_learned_once_and_as_one_worker_alone_does(story: Story, reached: None, ray_local: None) -> None:
+    shards = story.config.shards
+    expected, _ = trained_here(pretrain_plan(story.config, read_manifest(shards)), shards)
+    assert [step for step, _ in story.history] == list(range(1, STEPS + 1))
+    apart = {step: abs(loss / expected[step] - 1) for step, loss in story.history}
+    # Two workers add up in another order than one, and training makes more of the last bit with every step.
+    for until, bound in ((2, 1e-6), (30, 1e-5), (STEPS + 1, 5e-3)):
+        assert max(apart[step] for step in range(1, until)) < bound
+
+
+def test_a_slow_link_only_slows(story: Story) -> None:
+    assert story.steps_on_a_slow_link >= 2
+
+
+def test_a_worker_behind_a_cut_link_is_named_and_ended(story: Story) -> None:
+    before = story.log[: story.log.index("far: attempt 2") if "far: attempt 2" in story.log else None]
+    assert re.search(
+        r"far: worker [01] on 10\.77\.\d+\.\d+ has been at step \d+, [a-z ]+, for \d+ s; stacks of ", before
+    )
