@@ -149,8 +149,9 @@ class Program:
         return self.run.attempts()
 
     def reached(self) -> int:
-        """Return the last step that it has printed."""
-        return max(map(int, re.findall(rf"{self.name}: step (\d+)/", self.log)), default=0)
+        """Return the last step that it has printed, which it does every few seconds, or saved."""
+        printed = map(int, re.findall(rf"{self.name}: step (\d+)/", self.log))
+        return max([self.run.newest_checkpoint(), *printed])
 
     def wait(self, true: Callable[[], object], seconds: float, what: str) -> float:
         """Wait until something is true of it; return after how many seconds it was."""
