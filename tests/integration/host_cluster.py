@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,8 @@ class HostCluster:
     def _ray(self, name: str, *arguments: str) -> None:
         host = self[name]
         (host.folder / "ray.log").unlink(missing_ok=True)
+        for left in (host.folder / "ray").iterdir():  # by which a new head would look for the one before
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         command = [RAY, "start", "--block", f"--node-ip-address={host.address}", "--num-gpus=0", *arguments]
         command += [f"--object-store-memory={80 * 2**20}", "--disable-usage-stats"]
         # A shard cache of its own, as on a machine of its own.
@@ -149,8 +152,9 @@ class Program:
         return self.run.attempts()
 
     def reached(self) -> int:
-        """Return the last step that it has printed."""
-        return max(map(int, re.findall(rf"{self.name}: step (\d+)/", self.log)), default=0)
+        """Return the last step that it has printed, which it does every few seconds, or saved."""
+        printed = map(int, re.findall(rf"{self.name}: step (\d+)/", self.log))
+        return max([self.run.newest_checkpoint(), *printed])
 
     def wait(self, true: Callable[[], object], seconds: float, what: str) -> float:
         """Wait until something is true of it; return after how many seconds it was."""
