@@ -82,7 +82,7 @@ class Learner:
         self._by_room = device.type == "cuda" and not micro_batch_size and not plan.batch_of_statistics
         if self._by_room:
             self._split(gpu_micro_batch(plan, free_gpu_memory(device), self._num_shards))
-        self.optimizer = build_optimizer(self.model, plan, sharded=sharded)
+        self.optimizer = build_optimizer(self.model, plan)
         self._step = TrainStep(
             self.model,
             self.optimizer,

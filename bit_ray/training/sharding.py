@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.sgd import sgd
 
 from bit_ray.models.network import Network
 
@@ -59,27 +58,3 @@ def fill(tensor: Tensor, values: Tensor) -> None:
         values = values.to(sharded.device)
         values = distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
     local(tensor).copy_(local(values))
-
-
-class ShardedSGD(torch.optim.SGD):
-    """SGD with momentum on shards: PyTorch's fused update knows no `DTensor`, but it is elementwise."""
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """Update the weights, unless ``found_inf`` is set."""
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            states = [self.state[p] for p in params]
-            sgd(
-                [local(p) for p in params],
-                [local(p.grad) for p in params],
-                [local(state["momentum_buffer"]) for state in states if "momentum_buffer" in state],
-                fused=True,
-                found_inf=getattr(self, "found_inf", None),
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                lr=group["lr"],
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-            )

@@ -17,7 +17,7 @@ from bit_ray.models.batch_norm import update_running
 from bit_ray.training.device import normalize
 from bit_ray.training.healing import Healer, NonFiniteError
 from bit_ray.training.objectives.classify import Classification
-from bit_ray.training.optimizer import pull_to_initial
+from bit_ray.training.optimizer import SGD, pull_to_initial
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.sharding import whole
 
@@ -38,7 +38,7 @@ class TrainStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: SGD,
         plan: TrainPlan,
         *,
         dtype: torch.dtype = torch.float32,
@@ -83,7 +83,7 @@ class TrainStep:
         if healer is not None and step in healer.left_out:
             self.check()
             return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         slot = self.first_slot
         for i, (images, targets) in enumerate(batch):
@@ -108,14 +108,13 @@ class TrainStep:
         if healer is not None and self.num_workers > 1:
             dist.all_reduce(seen)  # so that all workers judge the same numbers
         self.check()
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.schedule.lr_at(step)
+        self.optimizer.lr = plan.schedule.lr_at(step)
         # The fused update does not change the weights if this flag is set, and the host does not wait for the flag.
         kept = torch.isfinite(norm)
         if healer is not None:
             kept = (seen[0] <= healer.bound) & torch.isfinite(seen[1])
             total = torch.where(kept, total, 0.0)
-        self.optimizer.found_inf = (~kept).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~kept).float()
         self.optimizer.step()
         if self._num_groups:
             update_running(self.model, self._num_groups, kept)

@@ -25,7 +25,7 @@ from bit_ray.errors import ConfigError, ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.models.network import Network
 from bit_ray.run_folder import TRAINING_FILE
-from bit_ray.training.optimizer import initial_weights
+from bit_ray.training.optimizer import MOMENTUM, SGD, initial_weights
 from bit_ray.training.parts import adapter_tensors, load_merged, merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.sharding import fill
@@ -77,9 +77,7 @@ class CheckpointRecord:
             raise ConfigError.of("optimizer", f"{len(self.optimizer):,} files", f"at most {MAX_PARTS:,}")
 
 
-def checkpoint_tensors(
-    model: Network, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def checkpoint_tensors(model: Network, optimizer: SGD) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return what a checkpoint consists of, by name: the state of the training, and the model; not copied.
 
     In a training in shards they are this worker's.
@@ -121,7 +119,7 @@ def save_checkpoint(
     directory: Path,
     model: Network,
     spec: ModelSpec,
-    optimizer: torch.optim.Optimizer,
+    optimizer: SGD,
     plan: TrainPlan,
     position: Position,
 ) -> None:
@@ -157,7 +155,7 @@ def fetched(uri: str) -> Iterator[Path]:
         yield local
 
 
-def load_checkpoint(directory: Path, model: Network, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> Position:
+def load_checkpoint(directory: Path, model: Network, optimizer: SGD, plan: TrainPlan) -> Position:
     """Restore model and optimizer in place, on the device where the model is.
 
     Raises:
@@ -218,11 +216,11 @@ def _read_state(
     return lambda name: places[name].get_tensor(name)
 
 
-def _state(model: Network, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _state(model: Network, optimizer: SGD) -> dict[str, torch.Tensor]:
     """Momentum buffers and the weights that it decays to, by name, if the optimizer has them."""
     initial = {f"initial.{name}": tensor for name, tensor in initial_weights(model, optimizer).items()}
     return initial | {
-        f"momentum.{name}": optimizer.state[p]["momentum_buffer"]
+        f"momentum.{name}": optimizer.state[p][MOMENTUM]
         for name, p in model.named_parameters()
-        if "momentum_buffer" in optimizer.state[p]
+        if MOMENTUM in optimizer.state.get(p, ())
     }

@@ -136,6 +136,12 @@ def test_what_is_secret_in_a_query_is_not_shown():
     assert "PLANTED" not in str(caught.value)
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(monkeypatch):
+    texts = iter([b'{"a": [1, 2', b'{"a": [1, 2, 3]}'])
+    monkeypatch.setattr(store, "read_bytes", lambda uri, max_bytes: next(texts))
+    assert store.read_json("s3://b/x.json") == {"a": [1, 2, 3]}
+
+
 def test_missing_and_forbidden_files_are_one_line(tmp_path):
     with pytest.raises(DataError, match="none: no such file, directory or bucket; check the path$"):
         store.read_bytes(tmp_path / "none")

@@ -83,10 +83,10 @@ def test_the_losses_are_those_on_file(name):
     found, expected = RUNS[name](), json.loads(FILE.read_text())[name]
     # Kernels of other processors add in another order: 1e-6 in the first steps, and 2e-5 by the fifth with BatchNorm on
     # an EPYC. Later that may flip a maximum of the max-pool or a sign before a ReLU, which was seen to change a loss by
-    # 2e-3.
+    # 2e-3, and with BatchNorm over 4 images by 4e-2.
     assert found[:4] == pytest.approx(expected[:4], rel=1e-5)
     assert found[:5] == pytest.approx(expected[:5], rel=1e-4)
-    assert found == pytest.approx(expected, rel=1e-2)
+    assert found == pytest.approx(expected, rel=0.1 if "BatchNorm" in name else 1e-2)
 
 
 def test_no_run_on_file_is_forgotten():
