@@ -21,6 +21,8 @@ def pytest_addoption(parser):
     group.addoption("--minutes", type=float, default=0.8, help="How long to try inputs, all kinds together.")
     group.addoption("--fuzz-seed", type=int, default=0, help="What decides the inputs, with their numbers.")
     group.addoption("--fuzz-input", default="", metavar="KIND:NUMBER", help="Try this one input.")
+    group = parser.getgroup("hosts", "tests/integration/training/test_hosts.py")
+    group.addoption("--all-faults", action="store_true", help="The rest of its story, too: three more minutes.")
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """A run on several hosts whose network and machines fail: a head, three trainers, a store and a tracker.
 
 One story: a run takes two of the three trainers. A link becomes slow; the link between the two is cut; a host loses its
-network; one is killed while workers start on it; one hangs; the program is killed; the head is killed, and comes back.
+network; one is killed while workers start on it. With ``--all-faults`` one hangs, the program is killed, and the head
+is killed, and comes back.
 """
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -52,7 +52,7 @@ class Story:
     log: str
     took_s: dict[str, float]
     """Seconds from each fault to the first steps after it."""
-    steps_on_a_slow_link: int
+    attempts_on_a_slow_link: int
     trained_on: dict[int, list[str]]
     """The hosts of each group of workers that took steps."""
     history: list[tuple[int, float]]
@@ -61,7 +61,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(cluster: HostCluster, reached: None) -> Story:
+def story(cluster: HostCluster, reached: None, request: pytest.FixtureRequest) -> Story:
     shards = write_glyphs(cluster.bucket.uri("shards"))
     runtime = {"num_workers": 2, "device": "cpu", "checkpoint_every_s": 1.0}
     runtime |= {"stalled_after_s": STALLED_S, "give_up_after_s": GIVE_UP_S}
@@ -87,8 +87,8 @@ def story(cluster: HostCluster, reached: None) -> Story:
     first, second = goes_on_after("nothing", 1)
     with cluster[second].slow("8mbit"):
         before = run.reached()
-        time.sleep(3)
-        steps_on_a_slow_link = run.reached() - before
+        run.wait(lambda: run.reached() >= before + 2, BOUND_S, "a slow link")
+        attempts_on_a_slow_link = len(run.attempts())
 
     with cluster.hosts.apart(first, second):
         run.wait(lambda: "ending the workers" in run.log or "workers failed" in run.log, BOUND_S, "a cut link")
@@ -105,27 +105,28 @@ def story(cluster: HostCluster, reached: None) -> Story:
     cluster.start(lost, killed)
     halted, _ = goes_on_after("host killed", 4)
 
-    cluster[halted].halt()
-    goes_on_after("host halted", 5, halted)
-    cluster[halted].go_on()
-    cluster.wait(lambda: not cluster[halted].pids(), 60, "the end of Ray on a host that was given up")
-    cluster.start(halted)
-
     assert run.process is not None
-    run.process.kill()
-    run.process.wait()
-    run.start()
-    goes_on_after("program killed", 6)
+    if request.config.getoption("all_faults"):
+        cluster[halted].halt()
+        goes_on_after("host halted", 5, halted)
+        cluster[halted].go_on()
+        cluster.wait(lambda: not cluster[halted].pids(), 60, "the end of Ray on a host that was given up")
+        cluster.start(halted)
 
-    for name in ("head", *cluster.trainers):  # those without a head would take a minute to end
-        cluster[name].kill()
-    run.process.wait()
-    cluster.start_head()
-    cluster.wait(lambda: cluster.is_up("head"), 60, "the head")
-    cluster.start(*cluster.trainers)
-    cluster.wait(lambda: all(map(cluster.is_up, cluster.trainers)), 60, "all nodes")
-    run.start()
-    goes_on_after("head killed", 7)
+        run.process.kill()
+        run.process.wait()
+        run.start()
+        goes_on_after("program killed", 6)
+
+        for name in ("head", *cluster.trainers):  # those without a head would take a minute to end
+            cluster[name].kill()
+        run.process.wait()
+        cluster.start_head()
+        cluster.wait(lambda: cluster.is_up("head"), 60, "the head")
+        cluster.start(*cluster.trainers)
+        cluster.wait(lambda: all(map(cluster.is_up, cluster.trainers)), 60, "all nodes")
+        run.start()
+        goes_on_after("head killed", 7)
     run.wait(lambda: run.process.poll() is not None, 200, "the end")
 
     client = MlflowClient(tracking_uri=cluster.mlflow.uri)
@@ -136,21 +137,24 @@ def story(cluster: HostCluster, reached: None) -> Story:
         run.attempts(),
         run.log,
         took_s,
-        steps_on_a_slow_link,
+        attempts_on_a_slow_link,
         trained_on,
         losses,
         run.process.returncode,
     )
 
 
-def test_the_run_goes_on_on_the_hosts_that_are_left(story: Story) -> None:
-    assert [attempt.num_workers for attempt in story.attempts] == [2] * 7
-    assert [attempt.ended for attempt in story.attempts] == [*["failed"] * 4, *["running"] * 2, "finished"]
+def test_the_run_goes_on_on_the_hosts_that_are_left(story: Story, request: pytest.FixtureRequest) -> None:
+    num = len(story.attempts)
+    assert num == (7 if request.config.getoption("all_faults") else 4)
+    assert [attempt.num_workers for attempt in story.attempts] == [2] * num
+    ends = ["failed"] * 4 + ["running"] * 2
+    assert [attempt.ended for attempt in story.attempts] == [*ends[: num - 1], "finished"]
     lost, again = "a node was lost", "the run was started again"
     whys = [attempt.why for attempt in story.attempts]
     assert whys[:3] == ["the run begins", "a worker failed", lost]
     assert whys[3] in (lost, "a worker failed")  # that a node goes is known after that a worker does
-    assert whys[4:] == [lost, again, again]
+    assert whys[4:] == [lost, again, again][: num - 4]
     assert all(len(set(hosts)) == 2 for hosts in story.trained_on.values())
     assert story.status == 0
     print(", ".join(f"{fault}: {seconds:.0f} s" for fault, seconds in story.took_s.items()))
@@ -167,7 +171,7 @@ def test_each_step_is_learned_once_and_as_one_worker_alone_does(story: Story, re
 
 
 def test_a_slow_link_only_slows(story: Story) -> None:
-    assert story.steps_on_a_slow_link >= 2
+    assert story.attempts_on_a_slow_link == 1
 
 
 def test_a_worker_behind_a_cut_link_is_named_and_ended(story: Story) -> None:
