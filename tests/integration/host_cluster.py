@@ -1,5 +1,6 @@
 """Ray on several hosts of this machine, with a store and a tracker on others, and a run that is started on its head."""
 
+import contextlib
 import json
 import re
 import secrets
@@ -17,6 +18,7 @@ from s3_server import Bucket, S3Server
 from servers import MlflowServer
 
 from bit_ray.config_files import write_config
+from bit_ray.errors import StoreError
 from bit_ray.run_folder import Attempt, RunFolder
 from bit_ray.training.config import PretrainConfig
 
@@ -78,9 +80,9 @@ class HostCluster:
         self.bucket = Bucket(self.s3.endpoint, "hosts", self.s3.client(), self.s3)
         self.bucket.client.create_bucket(Bucket=self.bucket.bucket)
         self.mlflow.start()
-        self.wait(lambda: self.is_up("head"), 60, "the head")
+        self.wait(lambda: self.is_up("head"), 120, "the head")
         self.start(*self.trainers)
-        self.wait(lambda: all(map(self.is_up, self.trainers)), 60, "all nodes")
+        self.wait(lambda: all(map(self.is_up, self.trainers)), 120, "all nodes")
 
     def start_head(self) -> None:
         """Start Ray on the head."""
@@ -153,8 +155,10 @@ class Program:
 
     def reached(self) -> int:
         """Return the last step that it has printed, which it does every few seconds, or saved."""
-        printed = map(int, re.findall(rf"{self.name}: step (\d+)/", self.log))
-        return max([self.run.newest_checkpoint(), *printed])
+        reached = list(map(int, re.findall(rf"{self.name}: step (\d+)/", self.log)))
+        with contextlib.suppress(StoreError):  # while the store is away
+            reached.append(self.run.newest_checkpoint())
+        return max(reached, default=0)
 
     def wait(self, true: Callable[[], object], seconds: float, what: str) -> float:
         """Wait until something is true of it; return after how many seconds it was."""

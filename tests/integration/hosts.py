@@ -184,9 +184,12 @@ class Hosts:
             if line.startswith(self.prefix):
                 namespace = line.split()[0]
                 end(namespace)
-                ip("netns", "delete", namespace)  # its cable goes, too
-        if Path(f"/sys/class/net/{self.bridge}").exists():
-            ip("link", "delete", self.bridge)
+                ip("netns", "delete", namespace)
+        # A cable would go with its namespace, but not before the last of its processes has.
+        for device in Path("/sys/class/net").iterdir():
+            if device.name == self.bridge or device.name.startswith(self.prefix):
+                with contextlib.suppress(subprocess.CalledProcessError):  # it has just gone
+                    ip("link", "delete", device.name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
