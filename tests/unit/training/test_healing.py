@@ -21,6 +21,7 @@ from bit_ray.run_records import LeftOut
 from bit_ray.training.healing import DivergedError, GoBackError, Healer, step_to_go_back_to
 from bit_ray.training.in_memory import Examples, fit
 from bit_ray.training.learner import Learner
+from bit_ray.training.optimizer import MOMENTUM
 
 SAVED, BAD_STEP, NUM_STEPS, BATCH, CLASSES = 40, 46, 56, 8, 6
 EXAMPLES = NUM_STEPS * BATCH  # one epoch: every example is in one batch
@@ -51,16 +52,21 @@ class Checkpoint:
     def begin(self, learner):
         if self.saved is None:
             return 0
-        model, optimizer, recent = copy.deepcopy(self.saved)
+        model, momentum, recent = copy.deepcopy(self.saved)
         learner.model.load_state_dict(model)
-        learner.optimizer.load_state_dict(optimizer)
+        for buffer, saved in zip(self.momentum(learner), momentum, strict=True):
+            buffer.copy_(saved)
         self.healer.remember(recent)
         return SAVED
+
+    @staticmethod
+    def momentum(learner):
+        return [state[MOMENTUM] for state in learner.optimizer.state.values()]
 
     def after(self, learner, step, loss):
         if step == SAVED - 1 and self.saved is None:
             learner.check()
-            self.saved = copy.deepcopy((learner.model.state_dict(), learner.optimizer.state_dict(), self.healer.recent))
+            self.saved = copy.deepcopy((learner.model.state_dict(), self.momentum(learner), self.healer.recent))
         if step == self.break_after:
             with torch.no_grad():
                 learner.model.head.weight.mul_(-20)
