@@ -79,8 +79,8 @@ def test_an_outage_of_the_server_loses_and_doubles_nothing(
     assert [path.read_text() for path in server.artifacts.rglob("note.txt")] == ["drawn while the server was gone"]
     assert longest < 0.25  # seconds; a request to a dead server takes MLflow minutes
     kept = f"training continues, metrics are kept in {storage / 'spool' / run.run_id} and sent later"
-    assert caplog.text.count(kept) == 1
-    assert caplog.text.count("can be used again") == 1
+    # A request that was on its way may be answered after retries by MLflow itself; then nothing was kept.
+    assert caplog.text.count(kept) == caplog.text.count("can be used again") <= 1
     assert not (storage / "spool" / run.run_id).exists()
 
     assert open_run(server, storage, "later").close("FAILED", timeout_s=60) == 0
