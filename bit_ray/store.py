@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,20 +142,14 @@ def read_json(
     Raises:
         DataError: No such file, one of more than ``max_bytes``, or not a complete JSON text.
     """
-    data = read_bytes(uri, max_bytes)
-    for last in (False, True):
-        try:
-            return json.loads(data, object_hook=object_hook)
-        except (ValueError, RecursionError) as error:
-            # An object that is replaced by a longer one between the question for its size and the reading is cut off.
-            if not last and (again := read_bytes(uri, max_bytes)) != data:
-                data = again
-                continue
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file"
-            ) from None
-    raise AssertionError
+    with suppress(ValueError, RecursionError):
+        return json.loads(read_bytes(uri, max_bytes), object_hook=object_hook)
+    # An object that is replaced by a longer one between the question for its size and the reading is cut off.
+    try:
+        return json.loads(read_bytes(uri, max_bytes), object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{uri}: not valid JSON ({reason}), perhaps truncated; restore or rewrite the file") from None
 
 
 def read_record(
