@@ -18,10 +18,11 @@ from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.progress import console, print_table
 from bit_ray.run_folder import RunFolder, first_difference
-from bit_ray.studies.cells import Cell, CellScore, carry_out, load_cell
+from bit_ray.studies.cells import Cell, CellScore, load_cell
 from bit_ray.studies.display import Display, Goal
 from bit_ray.studies.engine import Study, Trial, room_for
 from bit_ray.studies.hosted import Host, carry_out_hosted, need
+from bit_ray.studies.in_memory import carry_out
 from bit_ray.studies.report import Report, render
 from bit_ray.studies.spaces import shown
 from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig
