@@ -9,8 +9,9 @@ from bit_ray.data.sources.embedded.catalog import is_embedded
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Spread, pooled_spread
 from bit_ray.studies.cells import Cell, CellScore, Probe
-from bit_ray.studies.conduct import CellOutcome, Job
+from bit_ray.studies.conduct import Job
 from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.outcome import CellOutcome
 from bit_ray.studies.spaces import Axis, parse_space, shown
 from bit_ray.studies.study_config import GridConfig, changed, read_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig

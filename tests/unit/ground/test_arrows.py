@@ -23,7 +23,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.data.stream.batches",
     "bit_ray.data.stream.readers",
     *(f"bit_ray.studies.{name}" for name in ("catalog", "compare", "conduct", "findings", "grid", "hosted", "inputs")),
-    *(f"bit_ray.studies.{name}" for name in ("display", "engine", "run", "sweep")),
+    *(f"bit_ray.studies.{name}" for name in ("display", "engine", "grid_report", "run", "sweep", "tuner")),
     "bit_ray.studies.few_shot",
     "bit_ray.studies.vtab",
     "bit_ray.inference.predict",
