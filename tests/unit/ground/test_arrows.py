@@ -52,6 +52,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.training.pretrain",
     "bit_ray.training.replay",
     "bit_ray.training.reports",
+    "bit_ray.training.room",
     "bit_ray.training.attempts",
     "bit_ray.training.group",
     "bit_ray.training.messages",
