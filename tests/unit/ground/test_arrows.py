@@ -13,6 +13,8 @@ PACKAGE = ROOT / "bit_ray"
 
 # What may import Ray or MLflow when it is imported. All else, a new module too, must do without.
 MAY_IMPORT_RAY_OR_MLFLOW = {
+    "bit_ray.autotrain.choice",
+    "bit_ray.autotrain.finetune",
     "bit_ray.autotrain.starts",
     "bit_ray.autotrain.train",
     "bit_ray.cli.main",
