@@ -4,14 +4,13 @@ What comes is untrusted: it is compared with the digest that its server states, 
 `bit_ray.weights.read`).
 """
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from bit_ray.download import download
-from bit_ray.errors import ModelError, brief
+from bit_ray.errors import ModelError, brief, did_you_mean
 from bit_ray.locks import whole
 from bit_ray.store import cache_folder, file_sha256
 
@@ -120,8 +119,7 @@ def is_name(name: str) -> bool:
     if name.startswith("timm/") or wanted in names:
         return True
     if wanted.startswith(("bit_s_", "bit_m_", "bit_l_")) and not set(name) & set("/."):
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(wanted, names, "did you mean ", "? ")
         raise ModelError(f"{brief(name)}: unknown weights; {hint}see bit-ray models known")
     return False
 

@@ -1,10 +1,9 @@
 """The 19 tasks of VTAB-1k as data (Zhai et al. 2019; big_transfer paper §3.2 and App. F; task_adaptation:data/)."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, did_you_mean
 
 Group = Literal["natural", "specialized", "structured"]
 Split = Literal["train", "val", "test"]
@@ -307,7 +306,5 @@ def find_task(name: str) -> Task:
         ConfigError: No such task.
     """
     if name not in _BY_NAME:
-        near = difflib.get_close_matches(name, _BY_NAME, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError.of("tasks", name, f"{', '.join(_BY_NAME)}{hint}", "choose one")
+        raise ConfigError.of("tasks", name, f"{', '.join(_BY_NAME)}{did_you_mean(name, _BY_NAME)}", "choose one")
     return _BY_NAME[name]
