@@ -87,12 +87,12 @@ class Scan:
 
     @property
     def num_duplicates(self) -> int:
-        """Images that are in the folder before, byte for byte."""
+        """Images that repeat another one in the folder, byte for byte."""
         return len(self.images) - len({image.sha256 for image in self.images})
 
     @property
     def num_near_duplicates(self) -> int:
-        """Images that are in the folder already, apart from size, compression or a slight crop."""
+        """Images that repeat another one except for size, compression or a slight crop."""
         return len({image.sha256 for image in self.images}) - len({image.original for image in self.images})
 
 

@@ -191,7 +191,7 @@ class _Run:
         store.write_json(self.folder.settings, settings)
 
     def _earlier_start(self) -> tuple[str, int]:
-        """Return weights and view: as an interrupted start chose them, as what time there was counted; else as set."""
+        """Return weights and view: those that an interrupted start chose, else those that are set."""
         if store.exists(self.start_file):
             found = store.read_json(self.start_file)
             if isinstance(found, dict) and isinstance(found.get("uri"), str) and isinstance(found.get("size"), int):

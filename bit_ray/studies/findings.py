@@ -155,20 +155,20 @@ def _given(grid: Grid, point: tuple[Any, ...], axis: int) -> str:
 
 
 def amount(value: float, measure: str) -> str:
-    """Return a value of a measure as one reads it."""
+    """Return a value of a measure as text."""
     return f"{100 * value:.1f} %" if measure.endswith("top_1") else f"{value:.3g}"
 
 
 def change(value: float, measure: str, sign: str = "") -> str:
-    """Return a difference of a measure as one reads it."""
+    """Return a difference of a measure as text."""
     return f"{100 * value:{sign}.1f} points" if measure.endswith("top_1") else f"{value:{sign}.3g}"
 
 
 def between(interval: Interval, measure: str) -> str:
-    """Return the ends of an interval as one reads them."""
+    """Return the ends of an interval as text."""
     return f"{change(interval.low, measure).removesuffix(' points')} to {change(interval.high, measure)}"
 
 
 def text(value: Any) -> str:
-    """Return a value of an axis as one reads it."""
+    """Return a value of an axis as text."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -164,7 +164,7 @@ class Grid:
         return pooled_spread(cells) if any(len(cell) > 1 for cell in cells) else None
 
     def label(self, point: tuple[Any, ...]) -> str:
-        """Return the point as one reads it."""
+        """Return the point as text."""
         return shown({name.rpartition(".")[2]: value for name, value in zip(self.axes, point, strict=True)})
 
 

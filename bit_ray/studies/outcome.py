@@ -47,6 +47,6 @@ def missing(outcome: Outcome) -> tuple[str, ...]:
 
 
 def settings_of(outcome: Outcome) -> dict[str, str]:
-    """Return where a study was run, and its settings, as one reads them."""
+    """Return where a study was run, and its settings, as text."""
     given = {name: str(value) for name, value in outcome.config.items() if value not in ("", [], None)}
     return {**outcome.facts, **given}
