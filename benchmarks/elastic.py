@@ -22,13 +22,13 @@ import psutil
 PROGRAM = """
 import sys
 from bit_ray.config_files import read_config
-from bit_ray.training import attempts
+from bit_ray.training import room
 from bit_ray.training.config import PretrainConfig
 from bit_ray.training.pretrain import pretrain
 
 if __name__ == "__main__":
     if sys.argv[2] == "changes":
-        attempts.pays = lambda *_: True
+        room.pays = lambda *_: True
     pretrain(read_config(PretrainConfig, sys.argv[1]))
 """
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

@@ -26,15 +26,17 @@ from bit_ray.cluster.session import cluster
 from bit_ray.progress import console
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.catalog import find_study
-from bit_ray.studies.cells import Cell, CellScore, Point, carry_out, load_cell
-from bit_ray.studies.conduct import CellOutcome, Outcome
-from bit_ray.studies.engine import Bar, Study, Trial
-from bit_ray.studies.findings import grid_report
+from bit_ray.studies.cells import Cell, CellScore, Point, load_cell
+from bit_ray.studies.engine import Bar, Study
 from bit_ray.studies.grid import grid_jobs
+from bit_ray.studies.grid_report import grid_report
 from bit_ray.studies.hosted import Host, carry_out_hosted, need
+from bit_ray.studies.in_memory import carry_out
 from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.outcome import CellOutcome, Outcome
 from bit_ray.studies.report import render
 from bit_ray.studies.study_config import GridConfig
+from bit_ray.studies.tuner import Trial
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.config import Runtime

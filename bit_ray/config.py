@@ -7,7 +7,6 @@ its position.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bit_ray.errors import ConfigError, MissingError, brief
+from bit_ray.errors import ConfigError, MissingError, brief, did_you_mean
 
 T = TypeVar("T")
 
@@ -306,6 +305,5 @@ def _wrong(where: str, value: Any, accepted: str) -> ConfigError:
 
 
 def _unknown(shown: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"; did you mean {_join(where, nearest[0])}?" if nearest else ""
+    hint = did_you_mean(name, known, f"; did you mean {where}{'.' if where else ''}")
     return ConfigError(f"{shown}: unknown setting; accepted: {', '.join(known)}{hint}")

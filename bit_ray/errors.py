@@ -6,6 +6,8 @@ bug of ours and keeps its traceback.
 """
 
 import copy
+import difflib
+from collections.abc import Iterable
 from typing import Any, Self
 
 from bit_ray.uris import shown
@@ -119,6 +121,12 @@ def brief(value: object) -> str:
     except Exception:  # such as for an int of thousands of digits
         text = f"some {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def did_you_mean(given: str, known: Iterable[str], before: str = "; did you mean ", after: str = "?") -> str:
+    """Return a hint at the known name that is nearest to the given one; empty if none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"{before}{near[0]}{after}" if near else ""
 
 
 def connection_reason(error: BaseException, patience_s: float) -> str:

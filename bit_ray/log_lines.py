@@ -59,7 +59,7 @@ class StderrHandler(logging.Handler):
     """Prints log records where ``sys.stderr`` leads at this moment: while a table is on the terminal, above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record; where nobody reads it, the work goes on."""
+        """Print a record; an output that is closed does not stop the work."""
         try:
             print(self.format(record), file=sys.stderr)
         except Exception:

@@ -141,9 +141,9 @@ class RunFolder:
         return sorted(int(match[1]) for match in found if match)
 
     def abandoned(self) -> list[int]:
-        """Return the steps of what is left of checkpoints whose writer, or who deleted them, was killed.
+        """Return the steps of incomplete checkpoints: the process that wrote or deleted them was killed.
 
-        They are older than a complete one, so nobody is at work on them.
+        They are older than a complete one, so no process works on them.
         """
         found = {int(match[1]) for name in store.list_files(self.uri) if (match := re.match(r"step-(\d{8})/", name))}
         complete = self.checkpoints(TRAINING_FILE)
@@ -214,7 +214,7 @@ class RunFolder:
         store.write_json(self.left_out_file, to_dict(LeftOutRecord(batches=batches)))
 
     def where(self) -> Now | None:
-        """Return where its driver last said it was; None for a run that did not say it.
+        """Return the newest record of its driver on where it is; None for a run that has none.
 
         Raises:
             DataError: The record is damaged.

@@ -176,13 +176,16 @@ def read_record(
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write a file, completely or not at all, and make its parent directories."""
     files, path = filesystem(uri)
+    google = scheme_of(uri) == "gs"
 
     def write() -> None:
         with renamed(uri, path) as target, files.open_output_stream(target) as stream:
             stream.write(data)
+        if google:
+            _check_size(uri, len(data))
 
     with explained(uri):
-        _wholly(uri, write, len(data))
+        patiently(uri, write, patience_s=60.0 if google else 0.0)
 
 
 def write_json(uri: str | Path, data: Any) -> None:
@@ -190,36 +193,28 @@ def write_json(uri: str | Path, data: Any) -> None:
     write_bytes(uri, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
-def upload_file(local: str | Path, uri: str | Path, *, patience_s: float = 0.0) -> None:
-    """Copy a local file to the URI, completely or not at all; see `patiently` for ``patience_s``."""
+def upload_file(local: str | Path, uri: str | Path) -> None:
+    """Copy a local file to the URI, completely or not at all; to an object store with retries, see `patiently`."""
     files, path = filesystem(uri)
 
     def copy() -> None:
         with renamed(uri, path) as target:
             pafs.copy_files(os.path.abspath(local), target, pafs.LocalFileSystem(), files, chunk_size=_COPY_BYTES)
+        _check_size(uri, os.stat(local).st_size)
 
     with explained(uri):
-        if patience_s and scheme_of(uri) == "s3":
-            patiently(uri, copy, patience_s)
-        else:
-            _wholly(uri, copy, os.stat(local).st_size)
+        patiently(uri, copy)
 
 
-def _wholly(uri: str | Path, write: Callable[[], None], num_bytes: int) -> None:
-    """Write a file; to Google's store until it is there with its size.
+def _check_size(uri: str | Path, num_bytes: int) -> None:
+    """Make sure that what was written is there with its size.
 
-    Its uploads are resumed after an error, and one that was resumed wrongly ends without an error in an empty object.
+    Google's uploads are resumed after an error, and one that was resumed wrongly ends without an error in an empty
+    object.
     """
-    if scheme_of(uri) != "gs":
-        return write()
     files, path = filesystem(uri)
-
-    def attempt() -> None:
-        write()
-        if (found := files.get_file_info(path).size) != num_bytes:
-            raise OSError(f"{found} bytes are there, of {num_bytes} that were written")
-
-    return patiently(uri, attempt, patience_s=60.0)
+    if (found := files.get_file_info(path).size) != num_bytes:
+        raise OSError(f"{found} bytes are there, of {num_bytes} that were written")
 
 
 def download_file(uri: str | Path, local: str | Path) -> None:

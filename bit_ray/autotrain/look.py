@@ -13,7 +13,8 @@ import numpy as np
 
 from bit_ray import store
 from bit_ray.autotrain.config import TrainConfig
-from bit_ray.autotrain.scan import PARTS, Found, Part, Scan, num_shared, scan_folder, split, split_apart, without_copies
+from bit_ray.autotrain.scan import PARTS, Found, Part, Scan, scan_folder
+from bit_ray.autotrain.split import num_shared, split, split_apart, without_copies
 from bit_ray.data.sources.endings import named
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.progress import console, follow, print_table

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from bit_ray.data.shards.manifest import Manifest
@@ -17,8 +18,10 @@ from bit_ray.evaluation.linear_head import LinearHead, clearly_better, fit_linea
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.inference.features import read_features
 from bit_ray.models.network import Network
+from bit_ray.models.zoo import create_model
 from bit_ray.tracking.listing import ListedModel
 from bit_ray.tracking.registry import list_models
+from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.weights.known import known_weights
 
 DEFAULT_WEIGHTS = "bit_m_r50x1"
@@ -61,6 +64,27 @@ def invert(network: Network) -> Network:
     assert first.bias is None
     first.weight.data.neg_()
     return inverted
+
+
+def initial_weights(start: Start, uri: str) -> InitialWeights:
+    """Return the start's weights, negated where it sees negatives."""
+    init = read_init(start.uri, uri)
+    if not start.inverted:
+        return init
+    network: Network = start.classifier.model
+    tensors = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    return replace(init, tensors=tensors, parent=f"{init.parent}, inverted")
+
+
+def with_head(start: Start) -> Network:
+    """Return the start's network with its linear head."""
+    num_classes = len(start.head.bias)
+    network = create_model(start.classifier.spec.model, num_classes)
+    tensors = {name: t for name, t in start.classifier.model.state_dict().items() if not name.startswith("head.")}
+    tensors["head.weight"] = torch.from_numpy(start.head.kernel)
+    tensors["head.bias"] = torch.from_numpy(start.head.bias)
+    network.load_state_dict(tensors)
+    return network.to(start.classifier.device)
 
 
 def choose_start(

@@ -7,32 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from bit_ray import store
+from bit_ray.autotrain.choice import choose
 from bit_ray.autotrain.config import TrainConfig
+from bit_ray.autotrain.finetune import finetune_config, finetune_in_time
 from bit_ray.autotrain.look import Looked, look
 from bit_ray.autotrain.scan import PARTS, Part, source
-from bit_ray.autotrain.starts import DEFAULT_WEIGHTS, Start, choose_start
-from bit_ray.autotrain.thumbnails import SIDE, thumbnail_accuracy
+from bit_ray.autotrain.starts import Start, choose_start, initial_weights, with_head
 from bit_ray.claim import claimed_run
-from bit_ray.cluster.slots import num_local_cores
 from bit_ray.config import digest, to_dict
 from bit_ray.data.shards.manifest import Manifest, read_manifest
 from bit_ray.data.shards.report import WriteReport
 from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.evaluation.evaluate import Evaluation, evaluate_model, record
-from bit_ray.evaluation.linear_head import fit_temperature
-from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.inference.classifier import Classifier, load_model
-from bit_ray.inference.features import read_features
-from bit_ray.models.network import Network
 from bit_ray.models.zoo import create_model
 from bit_ray.progress import console, follow
-from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.report.subject import find_subject
 from bit_ray.report.write import evaluated_page
 from bit_ray.run_folder import RunFolder, first_difference
@@ -44,26 +37,15 @@ from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.training import driver
 from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checks import check_registration
-from bit_ray.training.config import FinetuneConfig, Runtime
-from bit_ray.training.estimate import measure_speed
-from bit_ray.training.finetune import finetune_plan
-from bit_ray.training.goodput import as_duration
-from bit_ray.training.initial_weights import InitialWeights, read_init
-from bit_ray.training.plan import TrainPlan
+from bit_ray.training.initial_weights import InitialWeights
 from bit_ray.weights.package import ModelSpec, save_package
 
 log = logging.getLogger(__name__)
 
 # Larger photographs are stored with this shorter side: no view is larger.
 _SHORTER_SIDE = 512
-# Shares of the time that is left: for larger views, and for fine-tuning.
-_VIEWS, _FINETUNE = 0.25, 0.7
-# Ray, its workers and their imports, on two cores.
-_STARTING_S = 30.0
-_BATCHES = (512, 256, 128, 64, 32)
-_LEAST_STEPS, _MOST_STEPS, _LEAST_PASSES = 100, 500, 5
-# Of HyperRule below 20,000 images.
-_RULE_STEPS, _RULE_RATE, _LARGEST_RATE = 500, 0.003, 0.01
+# Share of the time that is left for larger views.
+_VIEWS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +82,7 @@ def train(folder: str | Path, **settings: Any) -> FolderResult | None:
 def train_on(looked: Looked) -> FolderResult:
     """Carry out the rest of `train` after `look`."""
     config = looked.config
-    check_registration(_finetune_config(config, shards="", init=""))
+    check_registration(finetune_config(config, shards="", init=""))
     uri = tracking_uri(config.tracking.uri, config.storage)
     with claimed_run(config.storage, config.name):
         return _Run(looked, uri).result()
@@ -160,7 +142,7 @@ class _Run:
             convert_images=True,
             upright=True,
         )
-        init = _initial_weights(start, self.uri)
+        init = initial_weights(start, self.uri)
         with TrackedRun.open(
             config.tracking,
             run_name=config.name,
@@ -172,10 +154,11 @@ class _Run:
         ) as tracked:
             models = {}
             if config.method != "finetune":
-                models["linear head"] = Classifier(_with_head(start), spec)
+                models["linear head"] = Classifier(with_head(start), spec)
             if config.method != "head" and (tuned := self._finetune(start, init, manifests["train"], tracked)):
                 models["fine-tuning"] = tuned
-            best, temperature = self._choose(models, start, manifests, tracked)
+            best, temperature, measured = choose(models, start, self.shards, manifests, seed=config.seed, say=self.say)
+            tracked.log_metrics(measured, step=0)
             result, evaluation = self._finish(best, temperature, init, spec, manifests, tracked)
         if report := self._report(result, evaluation, manifests["test"]):
             result = replace(result, report=report)
@@ -208,7 +191,7 @@ class _Run:
         store.write_json(self.folder.settings, settings)
 
     def _earlier_start(self) -> tuple[str, int]:
-        """Return weights and view: as an interrupted start chose them, as what time there was counted; else as set."""
+        """Return weights and view: those that an interrupted start chose, else those that are set."""
         if store.exists(self.start_file):
             found = store.read_json(self.start_file)
             if isinstance(found, dict) and isinstance(found.get("uri"), str) and isinstance(found.get("size"), int):
@@ -238,7 +221,7 @@ class _Run:
     ) -> Classifier | None:
         """Fine-tune if there is time for it, and return the result."""
         config = self.config
-        chosen = _plan(config, self.shards["train"], start, init, manifest, self.device, _FINETUNE * self.left())
+        chosen = finetune_in_time(config, self.shards["train"], start, init, manifest, self.device, self.left())
         if isinstance(chosen, str):
             if config.method == "finetune":
                 raise ConfigError.of(
@@ -250,53 +233,6 @@ class _Run:
         self.say(f"fine-tuning: {why}")
         result = driver.train(settings, plan, self.shards["train"], manifest, init=init, parent_run_id=tracked.run_id)
         return load_model(result.package_uri, device=self.device)
-
-    def _choose(
-        self,
-        models: Mapping[str, Classifier],
-        start: Start,
-        manifests: Mapping[Part, Manifest],
-        tracked: TrackedRun,
-    ) -> tuple[Classifier, float]:
-        """Return the best by the validation images, and the temperature that calibrates it.
-
-        What does not beat thumbnails is said to be so. The temperature is fitted on the validation images; for the
-        linear head also on the training images, as the folds that they were not in classified them: with a few
-        validation images alone it would make the calibration worse.
-        """
-        scored, head = {}, start.head
-        for name, classifier in models.items():
-            found = read_features(classifier, self.shards["val"], manifests["val"])
-            logits = _logits(classifier, found.features)
-            scored[name] = float((logits.argmax(1) == found.labels).mean()), logits, found.labels
-        best = max(scored, key=lambda name: scored[name][0])
-        accuracy, logits, labels = scored[best]
-        others = [f"{name} has {scored[name][0]:.1%}" for name in scored if name != best]
-        compared = f", {', '.join(others)}" if others else ""
-        self.say(f"chosen: {best}, {accuracy:.1%} of {len(labels):,} validation images{compared}")
-        sets = (self.shards["train"], manifests["train"]), (self.shards["val"], manifests["val"])
-        by_thumbnails = thumbnail_accuracy(*sets, seed=self.config.seed)
-        if by_thumbnails >= accuracy:
-            is_open = accuracy < 1 and DEFAULT_WEIGHTS not in start.uri
-            known = f"; weights trained on photographs may, --init {DEFAULT_WEIGHTS}" if is_open else ""
-            self.say(
-                f"no gain: a support vector machine on thumbnails of {SIDE} x {SIDE} pixels has {by_thumbnails:.1%} of "
-                f"the validation images, so these weights do not help with such images{known}"
-            )
-        which = f"{len(labels):,} validation images"
-        if best == "linear head":
-            logits, labels = np.concatenate([logits, head.held_out]), np.concatenate([labels, head.labels])
-            which += f" and {len(head.labels):,} cross-validated ones"
-        temperature = fit_temperature(logits, labels)
-        before, after = _calibration_error(logits, labels), _calibration_error(logits / temperature, labels)
-        self.say(
-            f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of {which} was "
-            f"{before:.1%} and is {after:.1%}"
-        )
-        found_metrics = {f"val/top_1_{name.replace(' ', '_').replace('-', '_')}": scored[name][0] for name in scored}
-        found_metrics["val/top_1_thumbnails"] = by_thumbnails
-        tracked.log_metrics({**found_metrics, "val/ece_before": before, "val/ece": after}, step=0)
-        return models[best], temperature
 
     def _finish(
         self,
@@ -373,97 +309,3 @@ class _Run:
             log.warning("%s: no page about the model: %s", self.config.name, error)
             return ""
         return uri
-
-
-def _plan(
-    config: TrainConfig,
-    shards: str,
-    start: Start,
-    init: InitialWeights,
-    manifest: Manifest,
-    device: str,
-    seconds: float,
-) -> tuple[FinetuneConfig, TrainPlan, str] | str:
-    """Return settings and plan of a fine-tuning that takes at most some seconds, with a reason; or why not.
-
-    The learning rate keeps HyperRule's sum over the steps, up to 0.01.
-    """
-    settings = _finetune_config(config, shards=shards, init=init.parent)
-    # Images that are measured at a time: a GPU is slow with few, and the learner splits what has no room.
-    num_workers, most = num_local_cores(), _BATCHES[-1]
-    if device == "cuda":
-        num_workers = torch.cuda.device_count()
-        most = _BATCHES[0] // num_workers
-
-    def planned(batch: int, steps: int) -> tuple[FinetuneConfig, TrainPlan]:
-        rate = min(_LARGEST_RATE, _RULE_RATE * _RULE_STEPS / steps)
-        rule = RuleOverrides(regime="small", crop=start.size, batch_size=batch, num_steps=steps, base_lr=rate)
-        ready = replace(settings, rule=rule, runtime=Runtime(checkpoint_every_s=120))
-        return ready, finetune_plan(ready, manifest, init, manifest.num_examples)
-
-    begun = RunFolder.of(config.storage, settings.name)
-    if store.exists(begun.plan):  # by an earlier start, which had another time left
-        record = begun.record().plan
-        ready, plan = planned(record["global_batch_size"], record["schedule"]["num_steps"])
-        return ready, plan, f"as it was begun, {plan.schedule.num_steps:,} steps of {plan.global_batch_size} images"
-    _, plan = planned(_BATCHES[-1], _LEAST_STEPS)
-    speed = measure_speed(plan, "auto", device, most).images_per_s * num_workers
-    images = int((seconds - _STARTING_S) * speed)
-    least = max(_LEAST_PASSES * manifest.num_examples, _LEAST_STEPS * _BATCHES[-1])
-    if images < least:
-        needed = (least / speed + _STARTING_S) / _FINETUNE
-        left = as_duration(max(0.0, seconds))
-        return f"{as_duration(needed)} are needed for the shortest on this machine, and {left} are left"
-    batch = next(size for size in _BATCHES if images // size >= _LEAST_STEPS)
-    steps = min(_MOST_STEPS, images // batch)
-    ready, plan = planned(batch, steps)
-    took = as_duration(steps * batch / speed + _STARTING_S)
-    passes = steps * batch / manifest.num_examples
-    return ready, plan, f"{steps:,} steps of {batch} images, {passes:,.1f} passes, about {took}"
-
-
-def _finetune_config(config: TrainConfig, *, shards: str, init: str) -> FinetuneConfig:
-    """The settings of the fine-tuning below the run's folder."""
-    return FinetuneConfig(
-        name=f"{config.name} fine-tuning",
-        shards=shards,
-        init=init,
-        random_flip=config.random_flip,
-        seed=config.seed,
-        storage=config.storage,
-        tracking=config.tracking,
-        register=config.register,
-    )
-
-
-def _initial_weights(start: Start, uri: str) -> InitialWeights:
-    """The start's weights, negated where it sees negatives."""
-    init = read_init(start.uri, uri)
-    if not start.inverted:
-        return init
-    network: Network = start.classifier.model
-    tensors = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-    return replace(init, tensors=tensors, parent=f"{init.parent}, inverted")
-
-
-def _with_head(start: Start) -> Network:
-    """The start's network with its linear head."""
-    num_classes = len(start.head.bias)
-    network = create_model(start.classifier.spec.model, num_classes)
-    tensors = {name: t for name, t in start.classifier.model.state_dict().items() if not name.startswith("head.")}
-    tensors["head.weight"] = torch.from_numpy(start.head.kernel)
-    tensors["head.bias"] = torch.from_numpy(start.head.bias)
-    network.load_state_dict(tensors)
-    return network.to(start.classifier.device)
-
-
-def _logits(classifier: Classifier, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    head = classifier.model.head
-    weight, bias = head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()
-    return features @ weight.T + bias
-
-
-def _calibration_error(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    metrics = ClassificationMetrics(logits.shape[1], multi_label=False)
-    metrics.update(torch.from_numpy(logits), torch.from_numpy(labels))
-    return metrics.result()["ece"]

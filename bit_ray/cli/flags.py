@@ -6,7 +6,6 @@ Ray nor MLflow, so that ``--help`` is fast.
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import os
@@ -22,7 +21,7 @@ from bit_ray.cli.help_texts import default_hint, docs_of, metavar, tidy
 from bit_ray.cli.typed import command, flag
 from bit_ray.config import from_dict, to_dict
 from bit_ray.config_files import read_mapping
-from bit_ray.errors import ConfigError, MissingError
+from bit_ray.errors import ConfigError, MissingError, did_you_mean
 from bit_ray.recipes.upstream import RECIPES
 from bit_ray.tracking.config import TrackingConfig
 
@@ -128,8 +127,8 @@ def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, An
 def _refuse_unknown(name: str, prog: str, known: list[str]) -> NoReturn:
     if not name.startswith("-"):
         raise ConfigError(f"{name}: not expected here; accepted: flags, each with its value; see {prog} --help")
-    near = difflib.get_close_matches(name, known, n=1)
-    raise ConfigError(f"{name}: unknown flag; {f'did you mean {near[0]}? ' if near else ''}see {prog} --help")
+    hint = did_you_mean(name, known, "did you mean ", "? ")
+    raise ConfigError(f"{name}: unknown flag; {hint}see {prog} --help")
 
 
 def _flag_class(cls: type, settings: Mapping[str, Any], *, top: bool = False) -> type:

@@ -3,7 +3,6 @@
 Each subcommand imports what it needs when it runs, so that ``--help`` is fast.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from bit_ray.cli import (
 )
 from bit_ray.cli.flags import parse
 from bit_ray.demo.config import DemoConfig
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, did_you_mean
 from bit_ray.evaluation.config import EvaluateConfig
 from bit_ray.planning.config import ClusterPlanConfig
 from bit_ray.report.config import ModelReportConfig
@@ -246,8 +245,7 @@ def _dispatch(args: list[str]) -> None:
         print(_overview(words[0]))
     else:
         given = " ".join(words) or args[0]
-        near = difflib.get_close_matches(given, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(given, COMMANDS, "did you mean ", "? ")
         raise ConfigError(f"{given}: unknown command; {hint}see bit-ray --help")
 
 

@@ -114,7 +114,7 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Measure what this machine and this store give, and which part binds."""
+    """Measure how fast this machine and this store read and decode, and which part is the slowest."""
 
     shards: str = field(metadata=positional("SHARDS"))
     """Folder of the shard set, or s3://... or gs://..."""

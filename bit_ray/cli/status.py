@@ -52,7 +52,7 @@ def _print_run(config: StatusConfig) -> None:
 
 
 def _lines(now: "Now") -> list[str]:
-    """Say what its driver last said."""
+    """Return the newest record of its driver in words, a line for each part."""
     age, metrics = max(0.0, time.time() - now.unix_s), now.metrics
     known = (
         ("loss", "train/loss", "{:.4f}"),

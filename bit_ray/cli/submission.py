@@ -28,7 +28,7 @@ def submit(config: SubmitConfig) -> None:
 
 
 def preflight(config: PreflightConfig) -> None:
-    """Look whether a job would run: from here as a job of its own, or inside a cluster as this process."""
+    """Check whether a job would run: from outside the cluster as a job, inside it in this process."""
     settings = job_settings(config)
     inside = os.environ.get("RAY_ADDRESS", "")
     if config.address or not inside or inside.startswith("http"):
@@ -55,7 +55,7 @@ def preflight(config: PreflightConfig) -> None:
 
 @contextmanager
 def _named_for(cls: type[Any]) -> Iterator[None]:
-    """Name a setting that is wrong by its flag, be it one of this config or of the job's, which `job_settings` left."""
+    """Rename the setting in an error to its flag: of ``cls``, or of the job, whose config `job_settings` has set."""
     try:
         yield
     except BitRayError as error:
@@ -66,7 +66,7 @@ def _named_for(cls: type[Any]) -> Iterator[None]:
 
 
 def job_settings(config: PreflightConfig) -> Any:
-    """Return the settings of a job, parsed by its own config, whose flags errors are named by from now on.
+    """Return the settings of a job, parsed by its own config; from now on errors name the flags of that config.
 
     Raises:
         ConfigError: There is no such job, or its settings are refused.

@@ -1,6 +1,6 @@
-"""What an autoscaler may bring the cluster to, from the file or the Kubernetes object that tells the autoscaler itself.
+"""To what size an autoscaler may bring the cluster, by the file or the Kubernetes object that configures it.
 
-Ray has a place for this in its own state, which only Anyscale's autoscaler fills.
+Ray's own state has a field for this, but only Anyscale's autoscaler fills it.
 """
 
 import os

@@ -234,7 +234,7 @@ def _mapping(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
-    """Return a text without what a terminal would obey."""
+    """Return a text without control characters, which a terminal would act on."""
     found = value.get(key)
     return "".join(c if c.isprintable() else "?" for c in found[:4096]) if isinstance(found, str) else ""
 

@@ -1,7 +1,7 @@
 """The node providers of `ray up` for AWS and Google, which also tell Ray's autoscaler what was refused.
 
-Ray 2.60 lowers a type of machine only for one that was promised and came too late: a type that the cloud refuses, as
-spot machines often are, it would ask for again and again.
+Ray 2.60 tries other types of machines only after one that was promised came too late. If the cloud refuses a type, as
+it often does with spot machines, Ray asks for the same type again and again.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _monitors: list[CloudResourceMonitor] = []
 
 
 class _Monitor(CloudResourceMonitor):
-    """Can be found by those who know of a refusal."""
+    """The autoscaler's list of types to try later; `tell_refused` finds it in `_monitors`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ def __getattr__(name: str) -> type:
         from ray.autoscaler._private.gcp.node_provider import GCPNodeProvider as OfRay
     else:
         raise AttributeError(name)
-    return type(name, (_Telling, OfRay), {})
+    return type(name, (_ReportsRefusals, OfRay), {})
 
 
-class _Telling:
-    """Comes before a provider of Ray's."""
+class _ReportsRefusals:
+    """Is put in front of a provider of Ray: reports each type that the cloud refuses."""
 
     def create_node_with_resources_and_labels(
         self, node_config: Any, tags: Any, count: int, resources: Any, labels: Any

@@ -70,10 +70,10 @@ def nodes_leaving() -> dict[str, float]:
 
 
 def keep_ray_data_here() -> None:
-    """Have Ray Data's two actors that outlive a run on this node: of statistics, and of its demand for nodes.
+    """Start the two actors of Ray Data that outlive a run, for statistics and for its demand for nodes, on this node.
 
-    Where the first worker that reads starts them, its node never counts as idle: an autoscaler keeps it, and one that
-    is drained does not go.
+    Otherwise the first worker that reads starts them on its node. That node then never counts as idle: an autoscaler
+    keeps it, and it does not go when it is drained.
     """
     with suppress(Exception):  # private
         from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (

@@ -51,7 +51,7 @@ def cluster() -> Iterator[Resources]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _make_token()
     with _token_wanted():
-        with _loopback_only(), for_itself():
+        with _loopback_only(), without_observers():
             _start()
         _started_here = True
         try:
@@ -123,11 +123,11 @@ def _loopback_only() -> Iterator[None]:
 
 
 @contextmanager
-def for_itself() -> Iterator[None]:
-    """Make a new cluster start without the processes for its watchers.
+def without_observers() -> Iterator[None]:
+    """Make a new cluster start without the processes that only observe it.
 
-    Ray has no setting for them: a dashboard, of which it would wait for the part that counts users, what passes on logs
-    to a driver that wants none, and an autoscaler. They import for seconds.
+    They are a dashboard, whose count of users Ray waits for, the process that sends logs to the driver, which shows
+    none, and an autoscaler. Ray has no setting for them, and their imports take seconds.
     """
     names = ("start_api_server", "start_log_monitor", "start_monitor")
     before = {name: getattr(Node, name) for name in names}

@@ -48,7 +48,7 @@ class Resources:
         return self.most_gpus or (num_local_cores() if self.local else max(1, self.most_cpus))
 
     def slots_for(self, num_parts: int, *, use_gpu: bool | None = None) -> int:
-        """Slots that the parts of some work keep busy: those of now, and more only for `_PARTS_FOR_A_SLOT` each.
+        """Return how many slots some work keeps busy: those there are now, and more only if it has many parts.
 
         Args:
             num_parts: Row groups or the like, seconds of work each; a node that an autoscaler brings takes minutes.

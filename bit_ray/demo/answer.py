@@ -1,4 +1,4 @@
-"""What the demo says to one image: the most probable classes, each with what speaks for it."""
+"""The demo's answer to one image: the most probable classes, each with a picture of what supports it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The predictions that tell most of a model, kept while it is evaluated: a few of any number of images, mergeable."""
+"""The predictions that say most about a model: a few of any number of images, collected while it is evaluated."""
 
 import heapq
 from collections.abc import Iterable, Sequence

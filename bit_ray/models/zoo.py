@@ -6,10 +6,9 @@ images, ``-syncbn`` BatchNorm over the whole batch of all workers; ``-nows`` no 
 networks of the paper's Table 4 are ``R50x1``, ``R50x1-nows``, ``R50x1-bn`` and ``R50x1-bn-nows``.
 """
 
-import difflib
 import re
 
-from bit_ray.errors import ConfigError, brief
+from bit_ray.errors import ConfigError, brief, did_you_mean
 from bit_ray.models.network import Network, NetworkConfig
 from bit_ray.models.resnet import Norm, ResNetConfig
 
@@ -39,8 +38,7 @@ def model_config(name: str, num_classes: int) -> NetworkConfig:
     name = name if isinstance(name, str) else str(name)
     config = _resnet(name, num_classes) if len(name) <= _LONGEST_NAME else None
     if config is None:
-        nearest = difflib.get_close_matches(name[:_LONGEST_NAME], PUBLISHED, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = did_you_mean(name[:_LONGEST_NAME], PUBLISHED)
         own = "units and width as in R1-1-1-1x0.5, with -bn or -syncbn and -nows at the end"
         accepted = f"{', '.join(PUBLISHED)}, or {own}{hint}"
         raise ConfigError.of("model", f"unknown name {brief(name)}", accepted, "choose one")

@@ -45,17 +45,17 @@ class Range(NamedTuple):
         return Range(max(self.low, o.low), max(self.likely, o.likely), max(self.high, o.high))
 
     def sized(self, unit: str) -> str:
-        """As a person reads an amount that may be of any size: ``1,319 TB (1,199 to 1,439)``."""
+        """Return the text of an amount of any size: ``1,319 TB (1,199 to 1,439)``."""
         size = max((size for size in _PREFIXES if size <= self.likely), default=1.0)
         return self.shown(_PREFIXES[size] + unit, 1 / size)
 
     def lasting(self) -> str:
-        """As a person reads seconds: ``2.50 days (1.25 to 5.21)``."""
+        """Return the text of a number of seconds: ``2.50 days (1.25 to 5.21)``."""
         size = max((size for size in _TIMES if 2 * size <= self.likely), default=1e-3)
         return self.shown(_TIMES[size], 1 / size)
 
     def shown(self, unit: str = "", scale: float = 1.0) -> str:
-        """As a person reads it: three digits, and the interval unless the number is known exactly."""
+        """Return the text of the number: three digits, and the interval unless the number is known exactly."""
         low, likely, high = (number(value * scale) for value in self)
         unit = f" {unit}" if unit else ""
         return f"{likely}{unit}" if low == high else f"{likely}{unit} ({low} to {high})"

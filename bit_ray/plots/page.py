@@ -42,7 +42,7 @@ def render_page(template: str, **values: Any) -> str:
 
 @contextmanager
 def steady_style(name: str) -> Iterator[None]:
-    """Meanwhile matplotlib draws the same bytes for everybody, and does not warn of letters that its font lacks.
+    """Make matplotlib draw the same bytes on every machine, and not warn of letters that its font lacks.
 
     Its global settings are changed, so this is not for several threads at once.
 

@@ -4,40 +4,28 @@ The sweep learns from a part of the training examples and selects on the rest. I
 trained on all of them, several seeds each, and only these read the test set, once each.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from bit_ray.config import from_dict
 from bit_ray.errors import ConfigError
-from bit_ray.evaluation.statistics import Interval, expected_choice, mean_interval, paired_difference, t_interval
-from bit_ray.plots.lines import Line, LinePlot
+from bit_ray.evaluation.statistics import mean_interval
+from bit_ray.plots.lines import LinePlot
 from bit_ray.recipes.embedded import DIGITS
 from bit_ray.recipes.hyperrule import RuleOverrides
-from bit_ray.studies.cells import Cell, CellScore, Part
-from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
+from bit_ray.studies.cells import Cell, Part
+from bit_ray.studies.conduct import Job, conducted, print_plan
 from bit_ray.studies.display import Goal
-from bit_ray.studies.findings import missing, settings_of
+from bit_ray.studies.gains import gains, points, scores_by_seed, verdict
 from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
+from bit_ray.studies.outcome import CellOutcome, Outcome, missing, settings_of
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import draw
 from bit_ray.studies.spaces import Axis, parse_space, shown
 from bit_ray.studies.study_config import CompareConfig, changed, command
-from bit_ray.studies.sweep import (
-    HALVES,
-    NUMBERS_OF_TRIALS,
-    SELECTED_BY,
-    best_trial,
-    borders,
-    early_stopping,
-    fewer_trials,
-    selected_by,
-    trial_job,
-    trials_table,
-)
+from bit_ray.studies.sweep import trial_job
+from bit_ray.studies.trials import HALVES, SELECTED_BY, best_trial, borders, early_stopping, fewer_trials, trials_table
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import FinetuneConfig, Runtime
 
@@ -219,8 +207,8 @@ def compare_report(outcome: Outcome) -> Report:
     for number, name in enumerate(names, start=1):
         cells = [cell for cell in outcome.cells if cell.params["task"] == name and cell.score is not None]
         trials = [cell for cell in cells if _is_trial(cell)]
-        rule, best, on_part = (_scores(cells, what) for what in ("rule", "best", "rule on the part"))
-        said, row, regret = _verdict(name, trials, rule, best, config.price)
+        rule, best, on_part = (scores_by_seed(cells, what) for what in ("rule", "best", "rule on the part"))
+        said, row, regret = verdict(name, trials, rule, best, config.price)
         findings += said
         results.append(row)
         regrets += [regret] if regret is not None else []
@@ -232,7 +220,7 @@ def compare_report(outcome: Outcome) -> Report:
         if len(trials) >= 6:
             findings.append(f"{name}: {early_stopping(trials)}")
         if config.search == "random" and len(trials) >= 4 and len(on_part) >= 2:
-            table, sentences, plot = _gains(name, number, trials, list(on_part.values()), config.price)
+            table, sentences, plot = gains(name, number, trials, list(on_part.values()), config.price)
             findings += sentences
             tables += [table]
             plots += [plot, fewer_trials(trials, f"fewer-trials-{number}")[1]]
@@ -241,8 +229,8 @@ def compare_report(outcome: Outcome) -> Report:
         over = mean_interval(regrets)
         findings.insert(
             0,
-            f"Over {len(regrets)} tasks the best of the sweep is {_points(over.estimate)} above the rule on the test "
-            f"sets (95 % interval over tasks {_points(over.low)} to {_points(over.high)}).",
+            f"Over {len(regrets)} tasks the best of the sweep is {points(over.estimate)} above the rule on the test "
+            f"sets (95 % interval over tasks {points(over.low)} to {points(over.high)}).",
         )
     header = (
         *("task", "rule, test top-1", "best of the sweep, test top-1", "regret of the rule"),
@@ -265,122 +253,3 @@ def compare_report(outcome: Outcome) -> Report:
         missing=missing(outcome),
         settings=settings_of(outcome),
     )
-
-
-def _scores(cells: Sequence[CellOutcome], what: str) -> dict[int, CellScore]:
-    """Return the scores by seed."""
-    found = {cell.params["seed"]: cell.score for cell in cells if cell.params["what"] == what}
-    return {seed: score for seed, score in sorted(found.items()) if score is not None}
-
-
-def _verdict(
-    name: str, trials: Sequence[CellOutcome], rule: dict[int, CellScore], best: dict[int, CellScore], price: float
-) -> tuple[list[str], tuple[str, ...], float | None]:
-    """Return sentences, a row of the table, and the regret of the rule on the test set."""
-    rule_top_1, best_top_1 = ([score.final["test/top_1"] for score in scores.values()] for scores in (rule, best))
-    images = sum(cell.score.images for cell in trials if cell.score is not None)
-    seconds = sum(cell.score.device_s for cell in trials if cell.score is not None)
-    said, regret, text = [], None, ""
-    if len(rule) >= 2 and rule.keys() == best.keys():
-        found = paired_difference(best_top_1, rule_top_1)
-        regret, text = found.estimate, f"{_points(found.estimate)} ({_points(found.low)} to {_points(found.high)})"
-        cost = f"{images:,} images, {seconds / 3600:.2f} device-hours{_money(seconds, price)}"
-        if found.excludes_zero:
-            better = "better" if found.estimate > 0 else "worse"
-            said.append(
-                f"{name}: a sweep of {len(trials)} trials costs {cost} and is {_points(abs(found.estimate))} {better} "
-                f"than the rule on the test set (95 % interval of the difference {_points(found.low)} to "
-                f"{_points(found.high)})."
-            )
-        else:
-            most = max(abs(found.low), abs(found.high))
-            said.append(
-                f"{name}: a sweep of {len(trials)} trials costs {cost}; on the test set no difference from the rule is "
-                f"seen, less than {_points(most)} (95 % interval)."
-            )
-    row = (
-        name,
-        _mean(rule_top_1),
-        _mean(best_top_1),
-        text,
-        f"{max(score.images for score in rule.values()):,}" if rule else "",
-        f"{images:,}",
-        f"{sum(score.device_s for score in rule.values()) / len(rule):,.1f}" if rule else "",
-        f"{seconds:,.0f}",
-    )
-    return said, row, regret
-
-
-def _gains(
-    name: str, number: int, trials: Sequence[CellOutcome], rule: list[CellScore], price: float
-) -> tuple[Table, list[str], LinePlot]:
-    """What a sweep of n trials is expected to gain over the rule on the validation part, and what it costs."""
-    scores = [cell.score for cell in trials if cell.score is not None]
-    by_rule = [selected_by(score) for score in rule]
-    images = sum(score.images for score in scores) / len(scores)
-    seconds = sum(score.device_s for score in scores) / len(scores)
-    rows, sentences, curve = [], [], []
-    numbers = [n for n in NUMBERS_OF_TRIALS if n <= len(scores) / 2]
-    for n in numbers:
-        gain = _expected_gain(scores, n, by_rule)
-        curve.append((float(n), gain))
-        cost = f"{n * images:,.0f} images, {n * seconds / 3600:.3f} device-hours{_money(n * seconds, price)}"
-        rows.append((str(n), _points(gain.estimate), f"{_points(gain.low)} to {_points(gain.high)}", cost))
-        if n in (5, 20) or n == numbers[-1]:
-            half = (gain.high - gain.low) / 2
-            sentences.append(
-                f"{name}: a sweep of {n} trials costs {cost} and is expected to gain {_points(gain.estimate)} ± "
-                f"{_points(half)} over the rule on the validation part."
-            )
-    table = Table(
-        title=f"{name}: expected gain of a sweep over the rule, on the validation part",
-        header=("trials", "expected gain", "95 % interval", "cost"),
-        rows=tuple(rows),
-        note="Trials are ranked on one half of the validation part and read on the other. Interval: jackknife over "
-        "trials and t over the seeds of the rule. Shown up to half of the trials, beyond which it is only this sample.",
-    )
-    line = Line(
-        label="expected gain",
-        x=tuple(n for n, _ in curve),
-        y=tuple(100 * gain.estimate for _, gain in curve),
-        low=tuple(100 * gain.low for _, gain in curve),
-        high=tuple(100 * gain.high for _, gain in curve),
-    )
-    plot = LinePlot(
-        name=f"gain-{number}",
-        title=f"{name}: expected gain of n trials over the rule",
-        x_label="trials",
-        y_label="validation top-1 above the rule, points",
-        lines=(line,),
-        log_x=True,
-    )
-    return table, sentences, plot
-
-
-def _expected_gain(scores: list[CellScore], n: int, by_rule: list[float]) -> Interval:
-    """Expected top-1 of the best of n trials, selected on one half and read on the other, above the rule's mean."""
-    first, second = ([score.final[f"{half}/top_1"] for score in scores] for half in HALVES)
-
-    def read(a: Sequence[float], b: Sequence[float]) -> float:
-        return (expected_choice(a, b, n) + expected_choice(b, a, n)) / 2
-
-    without = [read([*first[:i], *first[i + 1 :]], [*second[:i], *second[i + 1 :]]) for i in range(len(first))]
-    total = len(without)
-    variance = (total - 1) / total * float(np.sum((np.asarray(without) - np.mean(without)) ** 2))
-    error = math.sqrt(variance + float(np.var(by_rule, ddof=1)) / len(by_rule))
-    return t_interval(read(first, second) - float(np.mean(by_rule)), error, len(by_rule) - 1)
-
-
-def _mean(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{100 * values[0]:.1f} %" if values else ""
-    found = mean_interval(values)
-    return f"{100 * found.estimate:.1f} ± {100 * (found.high - found.estimate):.1f} %"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f} points"
-
-
-def _money(seconds: float, price: float) -> str:
-    return f", {seconds / 3600 * price:.2f} to pay" if price else ""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,54 +18,27 @@ from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.progress import console, print_table
 from bit_ray.run_folder import RunFolder, first_difference
-from bit_ray.studies.cells import Cell, CellScore, carry_out, load_cell
+from bit_ray.studies.cells import Cell, CellScore, load_cell
 from bit_ray.studies.display import Display, Goal
-from bit_ray.studies.engine import Study, Trial, room_for
+from bit_ray.studies.engine import Study, room_for
 from bit_ray.studies.hosted import Host, carry_out_hosted, need
+from bit_ray.studies.in_memory import carry_out
+from bit_ray.studies.outcome import CellOutcome, Kind, Outcome
 from bit_ray.studies.report import Report, render
 from bit_ray.studies.spaces import shown
 from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig
+from bit_ray.studies.tuner import Trial
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.config import Runtime
 from bit_ray.training.estimate import measure_speed
 from bit_ray.training.goodput import as_duration
 
-Kind = Literal["grid", "sweep", "compare"]
 OUTCOME_FILE = "study.json"
 SETTINGS = "settings"
 """Among what decides a study: does not decide, but names what differs where a digest does."""
 # The record of a study that goes on is written again at most this often: it grows with the study.
 _RECORD_EVERY_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellOutcome:
-    """One training of a study."""
-
-    key: str
-    """Name of its score and of its MLflow run."""
-    params: dict[str, Any]
-    """What distinguishes it from the others."""
-    score: CellScore | None
-    """None if it is not finished."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """All that the report of a study is made from, as MLflow has it."""
-
-    format: Literal[1] = 1
-    kind: Kind
-    """What makes its report."""
-    config: dict[str, Any]
-    """The user's settings."""
-    facts: dict[str, str]
-    """Where and with what it was run."""
-    cells: tuple[CellOutcome, ...]
-    """Its trainings, in order."""
-    missing: tuple[str, ...] = ()
-    """What is left to do beyond the cells, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

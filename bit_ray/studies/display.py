@@ -13,8 +13,9 @@ from rich.text import Text
 
 from bit_ray.progress import console
 from bit_ray.studies.cells import CellScore
-from bit_ray.studies.engine import Bar, Study, Trial
+from bit_ray.studies.engine import Bar, Study
 from bit_ray.studies.spaces import short, shown
+from bit_ray.studies.tuner import Trial
 from bit_ray.training.goodput import as_duration
 
 _RECENT = 8

@@ -5,23 +5,18 @@ score files are the state: a study that is started again reads them and gives th
 own state is not used: it is up to ten seconds old, so that finished trials would run again after a crash.
 """
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ray import tune
-from ray.tune.search import Searcher
-
 from bit_ray import store
 from bit_ray.cluster.session import cluster
 from bit_ray.cluster.slots import Resources, num_local_cores
-from bit_ray.errors import BitRayError, ConfigError, ModelError
-from bit_ray.locks import scratch_directory
+from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.progress import track
 from bit_ray.run_folder import RunFolder
+from bit_ray.studies.tuner import Collect, Feed, Trial, run_trials
 
 if TYPE_CHECKING:  # each trial's process imports this file, and has no use for MLflow
     from _typeshed import DataclassInstance
@@ -30,33 +25,8 @@ if TYPE_CHECKING:  # each trial's process imports this file, and has no use for 
 
 S = TypeVar("S", bound="DataclassInstance")
 
-# Starts of one trial's process after it was killed. A mistake or a bug is a result, and is not tried again.
-_MAX_FAILURES = 3
 # What Tune asks for a trial that only waits for the workers of its own Ray Train run.
 _HOST_CPUS = 0.01
-_SETTINGS_OF_TUNE = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent when it is told to
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a study as it ends any other command
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    "TUNE_WARN_THRESHOLD_S": "60",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One training and its test."""
-
-    key: str
-    """Name of its score file and of its MLflow run; unique in the study."""
-    identity: str
-    """Digest of all that decides its score."""
-    params: Mapping[str, Any]
-    """What distinguishes it from the other trials, for the record."""
-    arguments: tuple[Any, ...]
-    """Arguments of the study's function, except the shared one."""
-    size: float
-    """How much work it is, in any unit: the largest start first, so that no core is idle at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +143,7 @@ class Study(Generic[S]):
                 need(resources) if need is not None else None,
             )
             with display.open(len(todo) + num_more):
-                feed = _Feed(todo, more)
+                feed = Feed(todo, more)
 
                 def finished(trial: Trial, outcome: Any) -> None:
                     if isinstance(outcome, BitRayError):
@@ -190,10 +160,8 @@ class Study(Generic[S]):
                             on_score(trial, outcome)
                     display.finished(trial)
 
-                trainable = tune.with_parameters(_carry_out, function=function, shared=shared, num_threads=num_threads)
-                _tune(
-                    trainable, feed, _Collect(feed, display.started, finished), at_a_time, asked, stoppable=need is None
-                )
+                collect = Collect(feed, display.started, finished)
+                run_trials(function, shared, num_threads, feed, collect, at_a_time, asked, stoppable=need is None)
             if feed.bug is not None:
                 raise feed.bug
         if problems and not keep_going:
@@ -242,150 +210,3 @@ def _room(resources: Resources, most: int, num_threads: int, need: Need | None) 
     shared = min(num_local_cores() if resources.local else of_one, resources.num_slots // at_a_time)
     num_threads = num_threads or max(1, shared)
     return at_a_time, num_threads, {"CPU": num_cpus * num_threads}
-
-
-class _Feed(Searcher):
-    """Gives Tune one trial after the other."""
-
-    def __init__(self, todo: Sequence[Trial], more: Callable[[], Trial | None] | None) -> None:
-        super().__init__()
-        self.stopped = False
-        self.bug: Exception | None = None
-        self._todo, self._more = list(todo), more
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the next trial as the config of a trial of Tune."""
-        trial = None
-        if not self.stopped:
-            trial = self._todo.pop(0) if self._todo else self._more() if self._more is not None else None
-        return Searcher.FINISHED if trial is None else {"trial": trial}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: scores are read from their files."""
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Accept everything: what is best is not Tune's business."""
-        return True
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Save nothing: the score files are the state."""
-
-    def __reduce__(self) -> Any:
-        """Return an empty one: Tune keeps a copy of its settings, for a restart that is not used."""
-        return _Feed, ([], None)
-
-
-class _Collect(tune.Callback):
-    """Passes on what has come out of each trial."""
-
-    def __init__(
-        self,
-        feed: _Feed,
-        started: Callable[[Trial], None] | None = None,
-        finished: Callable[[Trial, Any], None] | None = None,
-    ) -> None:
-        self._feed, self._started, self._finished = feed, started, finished
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Pass on that it begins."""
-        if self._started is not None:
-            self._started(trial.config["trial"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Pass on the outcome."""
-        if self._finished is not None and "outcome" in trial.last_result:
-            self._finished(trial.config["trial"], trial.last_result["outcome"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Begin no other trial: its process ended again and again, as that of the next would."""
-        self._feed.stopped = True
-
-    def __reduce__(self) -> Any:
-        """As `_Feed`."""
-        return _Collect, (_Feed([], None),)
-
-
-class _Stopper(tune.Stopper):
-    """Ends the trials that still run after a problem."""
-
-    def __init__(self, feed: _Feed) -> None:
-        self._feed = feed
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Return whether all must end."""
-        return self._feed.stopped
-
-
-def _tune(
-    trainable: Any,
-    feed: _Feed,
-    collect: _Collect,
-    at_a_time: int,
-    asked: dict[str, float],
-    *,
-    stoppable: bool,
-) -> None:
-    """Run all trials of a feed.
-
-    Raises:
-        ModelError: the process of a trial was killed again and again.
-    """
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that are switched off
-    with scratch_directory() as scratch, _settings(_SETTINGS_OF_TUNE):
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, asked),
-            tune_config=tune.TuneConfig(
-                search_alg=feed,
-                num_samples=-1,
-                max_concurrent_trials=at_a_time,
-                reuse_actors=True,
-                trial_name_creator=_key,
-                trial_dirname_creator=_key,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(scratch),
-                callbacks=[collect],
-                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
-                stop=_Stopper(feed) if stoppable else None,
-                verbose=0,
-            ),
-        )
-        errors = tuner.fit().errors
-    if errors and feed.bug is None:
-        reason = str(errors[0]).strip().splitlines()[-1]
-        raise ModelError(
-            f"trials: the process of one ended {_MAX_FAILURES + 1} times (last: {reason}); accepted: processes with "
-            "enough memory; lower side_by_side, and start the study again to continue it"
-        )
-
-
-def _key(trial: Any) -> str:
-    return str(trial.config["trial"].key)
-
-
-@contextmanager
-def _settings(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _carry_out(config: dict[str, Any], function: Callable[..., S], shared: Any, num_threads: int) -> None:
-    """One trial, in a process of Ray Tune; what it raises is returned, as another try would raise it again."""
-    try:
-        outcome: Any = function(shared, *config["trial"].arguments, num_threads)
-    except Exception as error:
-        outcome = error
-    tune.report({"outcome": outcome})

@@ -23,8 +23,9 @@ from bit_ray.plots.comparison import ComparisonRow, few_shot_figure
 from bit_ray.recipes.hyperrule import hyperrule
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import FewShotConfig
-from bit_ray.studies.engine import Bar, Study, Trial
+from bit_ray.studies.engine import Bar, Study
 from bit_ray.studies.transfer import Score, train_and_test
+from bit_ray.studies.tuner import Trial
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import TrackedRun
 from bit_ray.training.initial_weights import InitialWeights, read_init

@@ -9,8 +9,9 @@ from bit_ray.data.sources.embedded.catalog import is_embedded
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Spread, pooled_spread
 from bit_ray.studies.cells import Cell, CellScore, Probe
-from bit_ray.studies.conduct import CellOutcome, Job
+from bit_ray.studies.conduct import Job
 from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.outcome import CellOutcome
 from bit_ray.studies.spaces import Axis, parse_space, shown
 from bit_ray.studies.study_config import GridConfig, changed, read_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
@@ -163,7 +164,7 @@ class Grid:
         return pooled_spread(cells) if any(len(cell) > 1 for cell in cells) else None
 
     def label(self, point: tuple[Any, ...]) -> str:
-        """Return the point as one reads it."""
+        """Return the point as text."""
         return shown({name.rpartition(".")[2]: value for name, value in zip(self.axes, point, strict=True)})
 
 

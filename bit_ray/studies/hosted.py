@@ -23,17 +23,9 @@ from bit_ray.evaluation.probe import ProbeTask, probe
 from bit_ray.inference.classifier import Classifier, load_model
 from bit_ray.progress import console
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies.cells import (
-    Cell,
-    CellScore,
-    Part,
-    Point,
-    Probe,
-    decay_exposure,
-    recent_loss,
-    stage_norms,
-)
+from bit_ray.studies.cells import Cell, CellScore, Part, Point, Probe
 from bit_ray.studies.engine import Need
+from bit_ray.studies.measures import decay_exposure, recent_loss, stage_norms
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.recorded import recorded_metrics
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime

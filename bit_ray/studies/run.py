@@ -8,12 +8,13 @@ from bit_ray.errors import ConfigError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.catalog import find_study
 from bit_ray.studies.compare import compare_report
-from bit_ray.studies.conduct import OUTCOME_FILE, SETTINGS, Outcome, conducted, print_plan
+from bit_ray.studies.conduct import OUTCOME_FILE, SETTINGS, conducted, print_plan
 from bit_ray.studies.display import Goal
-from bit_ray.studies.findings import grid_report
 from bit_ray.studies.grid import grid_jobs
+from bit_ray.studies.grid_report import grid_report
 from bit_ray.studies.hosted import check_hosted
 from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.outcome import Outcome
 from bit_ray.studies.report import Report, render
 from bit_ray.studies.study_config import OWN, GridConfig, ReportConfig, changed, read_settings
 from bit_ray.studies.sweep import sweep_report

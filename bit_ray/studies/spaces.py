@@ -156,10 +156,10 @@ def _plain(value: Any) -> Any:
 
 
 def shown(values: Mapping[str, Any]) -> str:
-    """Return values as one reads them: ``rule.base_lr 0.0123, rule.num_steps 100``."""
+    """Return values as text: ``rule.base_lr 0.0123, rule.num_steps 100``."""
     return ", ".join(f"{name} {short(value)}" for name, value in values.items())
 
 
 def short(value: Any) -> str:
-    """Return a value as one reads it, a number with three digits."""
+    """Return a value as text, a number with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -20,8 +20,9 @@ from bit_ray.errors import BitRayError, ConfigError, DataError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import HyperRule, hyperrule
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies.engine import Bar, Study, Trial
+from bit_ray.studies.engine import Bar, Study
 from bit_ray.studies.transfer import top_1_on, transfer
+from bit_ray.studies.tuner import Trial
 from bit_ray.studies.vtab_config import VtabConfig
 from bit_ray.studies.vtab_scores import (
     MEAN_COLUMNS,

@@ -13,7 +13,7 @@ _SECRET_NAME = re.compile(r"key|secret|token|passw|pwd|credential", re.IGNORECAS
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
-    """Look, in seconds, whether a job would run on a cluster; what follows -- are the job's own settings."""
+    """Check in seconds whether a job would run on a cluster; what follows -- are the job's own settings."""
 
     job: str = field(metadata={"positional": "JOB"})
     """A file that calls run_job, such as jobs/pretrain_jft.py, or the name of a command, such as pretrain or "study

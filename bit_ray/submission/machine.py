@@ -12,7 +12,7 @@ CLIENT = "BIT_RAY_CLIENT"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Versions of what computes."""
+    """The software of a machine, as versions."""
 
     python: str
     ray: str

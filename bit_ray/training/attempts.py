@@ -7,21 +7,16 @@ so what is learned stays the same.
 """
 
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
+from functools import partial
 from typing import Any, Literal
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from bit_ray import log_lines, store
-from bit_ray.cluster.seats import Seats, free_group, nodes_alive, nodes_leaving
+from bit_ray.cluster.seats import free_group, nodes_alive, nodes_leaving
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, root_cause
@@ -30,21 +25,19 @@ from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
 from bit_ray.tracking.registry import registered_packages
 from bit_ray.training.checkpoint.state import CheckpointRecord
-from bit_ray.training.collectives import RecordedTorchConfig
-from bit_ray.training.goodput import Goodput, as_duration, goodput, pays, planned_time, with_report
-from bit_ray.training.group import Fit, Trainer, found_no_room
+from bit_ray.training.goodput import Goodput, as_duration, goodput, planned_time, with_report
+from bit_ray.training.group import Fit, found_no_room, trainer
 from bit_ray.training.healing import step_to_go_back_to
-from bit_ray.training.messages import Sign, Wishes, seconds_between_signs
+from bit_ray.training.messages import Sign, Wishes, most_behind_first, slowest
 from bit_ray.training.reports import Listener
+from bit_ray.training.room import Growth, wait_for_room
 from bit_ray.training.shares import share_out
-from bit_ray.training.worker import WorkerConfig, train_worker
+from bit_ray.training.signals import Signals
+from bit_ray.training.worker import WorkerConfig
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 1.0
-# For a cluster that does not grow.
-_SECONDS_TO_COUNT = 5.0
 _SECONDS_TO_START = 600.0
-_SECONDS_TO_BE_SILENT = 5.0  # at least, and three signs of life
 
 
 class Attempts:
@@ -68,7 +61,7 @@ class Attempts:
         self._runtime, self._folder = worker.runtime, worker.folder
         self._furthest = furthest
         self._failures: list[set[str]] = []  # the nodes there were at the start of each failed attempt
-        self._signals: list[int] = []
+        self._signals = Signals()
         self._done = list(self._folder.attempts())
         self._now: Attempt | None = None
         self._planned = store.exists(self._folder.planned_file)
@@ -86,7 +79,7 @@ class Attempts:
         os.environ["RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"] = "0"  # it would configure this process's logging
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
-        with self._signals_heard():
+        with self._signals.noted():
             while (step := self._newest_checkpoint()) < self._worker.plan.schedule.num_steps:
                 free_group(self._group_id())  # of an attempt that was killed
                 why = self._attempt(step, why)
@@ -103,7 +96,9 @@ class Attempts:
         """Train with one group of workers; return why another one is needed."""
         self._began = self._progress_at = began = time.monotonic()
         plan = self._worker.plan
-        num_workers = self._room(why)
+        num_workers = wait_for_room(
+            self._name, self._workers, self._runtime.grow_after_s, why, partial(self._signals.end_if_told, saved=True)
+        )
         shares, micro = share_out(plan, self._runtime, num_workers)
         attempt = Attempt(
             number=len(self._done) + 1,
@@ -124,7 +119,8 @@ class Attempts:
         nodes = nodes_alive()
         left_out = self._folder.left_out()
         worker = replace(self._worker, attempt=attempt.number, first_step=first_step, left_out=left_out)
-        fit = Fit(worker, self._trainer(num_workers))
+        storage = store.join(self._storage, self._name)
+        fit = Fit(worker, trainer(num_workers, self._workers, storage, self._runtime.give_up_after_s))
         fit.start()
         try:
             first_seen, asked, seen = self._watch(fit, attempt, began)
@@ -146,64 +142,14 @@ class Attempts:
         self._done[-1] = attempt
         self._furthest = max(self._furthest, attempt.last_step)
         self.write()
-        if self._signals and ended != "finished":
-            raise StoppedError(self._signals[0], f"{self._name}: saved after step {saved:,}; start it again to go on")
+        if self._signals.first and ended != "finished":
+            raise StoppedError(
+                self._signals.first, f"{self._name}: saved after step {saved:,}; start it again to go on"
+            )
         blamed, self._listener.go_back = self._listener.go_back, None
         if fit.error is not None:
             return self._judge(fit.error, nodes)
         return asked if blamed is None else self._go_back(blamed)
-
-    def _room(self, why: str) -> int:
-        """Wait until there is room for the least number of workers; return how many there is room for."""
-        least, most, _ = self._workers
-        began = changed = time.monotonic()
-        ready, looks, next_line = 0, 0, began + 10
-        seats = Seats(self._workers.bundle, most)
-        try:
-            while True:
-                self._end_if_told(saved=True)
-                now, found = time.monotonic(), seats.ready()
-                if found == most:
-                    return most
-                if found != ready:
-                    ready, changed, looks = found, now, looks + 1
-                settled = _SECONDS_TO_COUNT if looks <= 1 else self._runtime.grow_after_s
-                if ready >= least and now - changed >= settled:
-                    return ready
-                if now >= next_line and ready < least:
-                    next_line = now + 60
-                    each = " and ".join(f"{number:g} {kind}" for kind, number in self._workers.bundle.items())
-                    console.print(
-                        f"{self._name}: waiting for room: {ready} of {least} workers fit, each with {each}; "
-                        f"add nodes if no autoscaler does, or lower runtime.num-workers ({why})"
-                    )
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-        finally:
-            seats.release()
-
-    def _trainer(self, num_workers: int) -> Callable[[WorkerConfig], TorchTrainer]:
-        filesystem, path = store.filesystem(store.join(self._storage, self._name))
-        use_gpu = self._workers.use_gpu
-        return lambda worker: Trainer(
-            train_worker,
-            train_loop_config={"worker": worker},
-            torch_config=RecordedTorchConfig(timeout_s=int(self._runtime.give_up_after_s)),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker=self._workers.bundle,
-                # Without GPUs a worker's readers need its node's cores; with GPUs, workers should be on few nodes.
-                placement_strategy="PACK" if use_gpu else "SPREAD",
-            ),
-            run_config=ray.train.RunConfig(
-                name=".ray",  # only its check that all nodes reach the storage is used
-                # A start that fails would be tried again without end, with as many workers, on what may be gone.
-                failure_config=ray.train.FailureConfig(controller_failure_limit=0),
-                storage_path=path,
-                storage_filesystem=filesystem,
-                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            ),
-        )
 
     def _watch(self, fit: Fit, attempt: Attempt, began: float) -> tuple[float, str, int]:
         """Wait for the group's end, and ask it to leave where that is better.
@@ -220,7 +166,7 @@ class Attempts:
         asked, first_seen, seen = "", 0.0, attempt.first_step
         progress_at, next_question = time.monotonic(), 0.0
         stalled, written = False, 0
-        growth = _Growth(self._workers, attempt.num_workers, runtime.grow_after_s)
+        growth = Growth(self._workers, attempt.num_workers, runtime.grow_after_s)
         try:
             while fit.is_alive():
                 fit.join(_SECONDS_BETWEEN_LOOKS)
@@ -233,7 +179,7 @@ class Attempts:
                     first_seen = progress_at = now
                 if reached > seen:
                     seen, progress_at = reached, now
-                if self._end_if_told(saved=not begun) and not asked:
+                if self._signals.end_if_told(saved=not begun) and not asked:
                     asked = "the program was asked to end"
                     console.print(f"{self._name}: saving at the next step; once more ends it at once")
                     self._messages.wish(number, Wishes(leave=asked))
@@ -248,7 +194,7 @@ class Attempts:
                     stalled = True
                     self._messages.wish(number, Wishes(leave=asked, stacks=True))
                     places = f"{self._folder.stacks(number)}, their collectives next to it"
-                    console.print(f"{self._name}: {_slowest(signs)}; stacks of all workers: {places}")
+                    console.print(f"{self._name}: {slowest(signs)}; stacks of all workers: {places}")
                 if stalled and len(stacks) > written:
                     written = len(stacks)
                     self._write_stacks(number, signs, stacks)
@@ -371,7 +317,7 @@ class Attempts:
             checkpoint_age_s=at - self._saved_at,
             workers=tuple(
                 WorkerNow(rank=rank, host=sign.host, step=sign.step, phase=sign.phase, seconds=sign.since_s + age)
-                for rank, (sign, age) in _most_behind_first(self._signs)
+                for rank, (sign, age) in most_behind_first(self._signs)
             ),
             metrics={name: float(value) for name, value in report.items() if "/" in name},
         )
@@ -406,86 +352,3 @@ class Attempts:
             f"{self._name}: attempt {attempt.number} from step {attempt.first_step:,}: {attempt.num_workers} worker"
             f"{plural} x {shares} images, micro-batches of at most {attempt.micro_batch_size}; {lost} ({attempt.why})"
         )
-
-    @contextmanager
-    def _signals_heard(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of ending at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def hear(number: int, _: FrameType | None) -> None:
-            self._signals.append(number)
-
-        before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _end_if_told(self, *, saved: bool) -> bool:
-        """Return whether the process was asked to end.
-
-        Raises:
-            StoppedError: There is nothing to save, or it was asked twice.
-        """
-        if self._signals and (saved or len(self._signals) > 1):
-            raise StoppedError(
-                self._signals[0], "interrupted" if self._signals[0] == signal.SIGINT else "ended by SIGTERM"
-            )
-        return bool(self._signals)
-
-
-class _Growth:
-    """Looks whether there is room for more workers that lasts, and that pays for a new start."""
-
-    def __init__(self, workers: Workers, num_workers: int, settled_s: float) -> None:
-        self._workers, self._num_workers, self._settled_s = workers, num_workers, settled_s
-        self._seats: Seats | None = None
-        self._ready, self._since = 0, 0.0
-
-    def reason(self, steps_left: int, seconds_per_step: float, seconds_of_a_start: float) -> str:
-        """Return why the workers should leave for a larger group; empty if they should not."""
-        missing = self._workers.most - self._num_workers
-        if not missing:
-            return ""
-        if self._seats is None:  # only now: before, they could have taken what the workers themselves needed
-            self._seats = Seats(self._workers.bundle, missing)
-        now, ready = time.monotonic(), self._seats.ready()
-        if ready != self._ready:
-            self._ready, self._since = ready, now
-        if not ready or now - self._since < self._settled_s:
-            return ""
-        if not pays(self._num_workers, ready, steps_left, seconds_per_step, seconds_of_a_start):
-            return ""
-        return f"room for {ready} more worker{'s' if ready > 1 else ''}"
-
-    def end(self) -> None:
-        if self._seats is not None:
-            self._seats.release()
-
-
-def _slowest(signs: dict[int, tuple[Sign, float]]) -> str:
-    """Name the worker that the others wait for."""
-    silence = _silence(len(signs))
-    rank, (sign, age) = _most_behind_first(signs)[0]
-    seconds = sign.since_s + age
-    heard = f", not heard of for {age:.0f} s" if age >= silence else ""
-    return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"
-
-
-def _most_behind_first(signs: dict[int, tuple[Sign, float]]) -> list[tuple[int, tuple[Sign, float]]]:
-    """Order workers: one that is silent, else one behind, else one that does not compute, comes first."""
-    silence = _silence(len(signs))
-
-    def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
-        _, (sign, age) = item
-        return age < silence, sign.step, sign.phase == "computing", -sign.since_s
-
-    return sorted(signs.items(), key=order)
-
-
-def _silence(num_workers: int) -> float:
-    """Seconds after which a worker counts as silent."""
-    return max(_SECONDS_TO_BE_SILENT, 3 * seconds_between_signs(num_workers))

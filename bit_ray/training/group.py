@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.train
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -21,7 +22,10 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import LoggingManager
 
-from bit_ray.training.worker import WorkerConfig
+from bit_ray import store
+from bit_ray.cluster.slots import Workers
+from bit_ray.training.collectives import RecordedTorchConfig
+from bit_ray.training.worker import WorkerConfig, train_worker
 
 
 class Fit(threading.Thread):
@@ -48,7 +52,42 @@ def found_no_room(error: BaseException) -> bool:
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
-class Trainer(TorchTrainer):
+def trainer(
+    num_workers: int, workers: Workers, storage: str, give_up_after_s: float
+) -> Callable[[WorkerConfig], TorchTrainer]:
+    """Return what makes Ray's trainer for a group from what every worker gets.
+
+    Args:
+        num_workers: Workers of the group.
+        workers: What each asks of the cluster.
+        storage: URI of the run's folder, which every node reaches.
+        give_up_after_s: Seconds after which a collective that waits has failed.
+    """
+    filesystem, path = store.filesystem(storage)
+    use_gpu = workers.use_gpu
+    return lambda worker: _Trainer(
+        train_worker,
+        train_loop_config={"worker": worker},
+        torch_config=RecordedTorchConfig(timeout_s=int(give_up_after_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=workers.bundle,
+            # Without GPUs a worker's readers need its node's cores; with GPUs, workers should be on few nodes.
+            placement_strategy="PACK" if use_gpu else "SPREAD",
+        ),
+        run_config=ray.train.RunConfig(
+            name=".ray",  # only its check that all nodes reach the storage is used
+            # A start that fails would be tried again without end, with as many workers, on what may be gone.
+            failure_config=ray.train.FailureConfig(controller_failure_limit=0),
+            storage_path=path,
+            storage_filesystem=filesystem,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+class _Trainer(TorchTrainer):
     """Ray's trainer without the three processes of each start that a run of ours has no use for.
 
     One hands out data sets, and workers have their own stream. One frees placement groups, which the run does by their

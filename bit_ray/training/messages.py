@@ -21,6 +21,7 @@ Phase = Literal["starting", "waiting for data", "computing", "saving", "done"]
 _SECONDS_BETWEEN_SIGNS = 0.5
 # What the one actor takes without a queue, a third of what it can on one busy core (benchmarks/control_plane.py).
 _SIGNS_PER_SECOND = 400
+_SECONDS_TO_BE_SILENT = 5.0  # at least, and three signs of life
 
 
 def seconds_between_signs(num_workers: int) -> float:
@@ -53,6 +54,31 @@ class Wishes:
     """Whether each worker writes down where it is."""
     recorded: int = 0
     """Step up to which the driver has recorded what was reported; no wish, but it comes with them."""
+
+
+def slowest(signs: dict[int, tuple[Sign, float]]) -> str:
+    """Name the worker that the others wait for."""
+    silence = _silence(len(signs))
+    rank, (sign, age) = most_behind_first(signs)[0]
+    seconds = sign.since_s + age
+    heard = f", not heard of for {age:.0f} s" if age >= silence else ""
+    return f"worker {rank} on {sign.host} has been at step {sign.step:,}, {sign.phase}, for {seconds:.0f} s{heard}"
+
+
+def most_behind_first(signs: dict[int, tuple[Sign, float]]) -> list[tuple[int, tuple[Sign, float]]]:
+    """Order workers: one that is silent, else one behind, else one that does not compute, comes first."""
+    silence = _silence(len(signs))
+
+    def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
+        _, (sign, age) = item
+        return age < silence, sign.step, sign.phase == "computing", -sign.since_s
+
+    return sorted(signs.items(), key=order)
+
+
+def _silence(num_workers: int) -> float:
+    """Seconds after which a worker counts as silent."""
+    return max(_SECONDS_TO_BE_SILENT, 3 * seconds_between_signs(num_workers))
 
 
 class Messages:

@@ -1,6 +1,6 @@
-"""Shows the outside where a run is, meanwhile: as metrics of Ray, which Prometheus reads, and as `RunFolder.now`.
+"""Publishes where a run is while it trains: as metrics of Ray, which Prometheus reads, and as `RunFolder.now`.
 
-All of it comes from the driver, which knows it anyway: the workers do nothing for it, and it ends with the driver.
+The driver has all of it: the workers do nothing for it, and it ends with the driver.
 """
 
 import logging

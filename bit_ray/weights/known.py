@@ -4,19 +4,14 @@ What comes is untrusted: it is compared with the digest that its server states, 
 `bit_ray.weights.read`).
 """
 
-import base64
-import difflib
-import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bit_ray.errors import ModelError, brief
-from bit_ray.locks import locked, whole
-from bit_ray.progress import track
+from bit_ray.download import download
+from bit_ray.errors import ModelError, brief, did_you_mean
+from bit_ray.locks import whole
 from bit_ray.store import cache_folder, file_sha256
 
 BUCKET = "https://storage.googleapis.com/bit_models"
@@ -36,7 +31,6 @@ _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]
 # Of a repository, the first group of these that it has, and what describes it.
 _HUB_WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json",), ("pytorch_model.bin",))
 _HUB_CONFIGS = ("config.json", "preprocessor_config.json")
-_CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
 
 
@@ -125,8 +119,7 @@ def is_name(name: str) -> bool:
     if name.startswith("timm/") or wanted in names:
         return True
     if wanted.startswith(("bit_s_", "bit_m_", "bit_l_")) and not set(name) & set("/."):
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(wanted, names, "did you mean ", "? ")
         raise ModelError(f"{brief(name)}: unknown weights; {hint}see bit-ray models known")
     return False
 
@@ -139,47 +132,14 @@ def _from_bucket(weights: KnownWeights) -> Path:
     path = weights.path
     if path.is_file():
         return path
-    lock = path.with_name(f".{weights.file}.lock")
-    busy = f"{weights.file} is being fetched"
-    with _explained(weights.name, weights.url, path), locked(lock, busy, remedy="wait for it", wait_s=3600.0):
-        if not path.is_file():  # fetched meanwhile
-            _download(weights.url, path)
+    try:
+        download(weights.url, path, wait_s=3600.0)
+    except OSError as error:
+        raise ModelError(
+            f"{weights.name}: cannot be fetched from {weights.url} ({error}); accepted: a connection, or the file at "
+            f"{path}; download it elsewhere and put it there"
+        ) from None
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    """Fetch a file, from where an interrupted attempt ended; it appears whole, with the digest that is stated."""
-    import requests
-
-    part = path.with_name(f"{path.name}.part")
-    start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
-        if response.status_code == 416:  # all of it is there, or it has changed: the digest says which
-            part.unlink()
-            _download(url, path)
-            return
-        response.raise_for_status()
-        if response.status_code != 206:
-            start = 0
-        total = start + int(response.headers.get("Content-Length", 0))
-        num_chunks = -(-total // _CHUNK) or None
-        with part.open("ab" if start else "wb") as file, track(path.name, num_chunks, "MiB") as advance:
-            advance(start // _CHUNK)
-            for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
-                advance(1)
-        size = part.stat().st_size
-        if total and size != total:
-            raise OSError(f"the connection ended after {size:,} of {total:,} bytes; start again to go on from there")
-        stated = re.search(r"md5=([\w+/=]+)", response.headers.get("x-goog-hash", ""))
-    if stated is not None:
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").digest()
-        if base64.b64encode(found).decode() != stated[1]:
-            part.unlink()
-            raise OSError("the bytes are not those that the server states; nothing was kept, start again")
-    part.replace(path)
 
 
 def _from_hub(name: str) -> Path:
@@ -267,16 +227,3 @@ def _check_digest(name: str, path: Path) -> None:
         blob.unlink()
         stated = f"the SHA-256 that the Hub states, {blob.name[:12]}..."
         raise ModelError(f"{name}: {path.name} does not have {stated}; it was removed, start again")
-
-
-@contextmanager
-def _explained(name: str, url: str, path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a download into one line that says what else can be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:  # those of requests are, too
-        raise ModelError(
-            f"{name}: cannot be fetched from {url} ({_reason(error)}); accepted: a connection, or the file at {path}; "
-            "download it elsewhere and put it there"
-        ) from None

@@ -89,11 +89,11 @@ def ray_local(s3_server: S3Server, google_server: GoogleServer, google_proxy: Fa
     """
     import ray
 
-    from bit_ray.cluster.session import for_itself
+    from bit_ray.cluster.session import without_observers
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as in a cluster that a command starts
-    with pytest.MonkeyPatch.context() as environment, for_itself():
+    with pytest.MonkeyPatch.context() as environment, without_observers():
         for name, value in (s3_server.environment | google_server.environment).items():
             environment.setenv(name, value)
         environment.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", google_proxy.endpoint)

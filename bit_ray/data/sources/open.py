@@ -1,6 +1,5 @@
 """The sources of a shard set, distinguished by how they are given."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from bit_ray.data.sources.pattern import is_pattern
 from bit_ray.data.sources.published.names import NAMED, is_named, open_dataset
 from bit_ray.data.sources.vtab.splits import is_vtab, open_subset
 from bit_ray.data.sources.webdataset import open_webdataset
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.errors import ConfigError, DataError, did_you_mean
 
 Kind = Literal["embedded", "named", "vtab", "webdataset", "parquet", "table", "folder"]
 
@@ -124,8 +123,7 @@ def _open_text(source: str, output: str, options: ReadOptions, class_names: Sequ
         return open_parquet(source, label=options.label, class_names=class_names)
     if "/" not in source and "." not in source and not store.exists(source):
         known = (*NAMED, *CATALOG)
-        near = difflib.get_close_matches(source.split(":")[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(source.split(":")[0], known)
         raise DataError(
             f"{source}: neither a path nor a set by name; accepted: a folder, a table, .tar or .parquet files, "
             f"or one of {', '.join(known)}{hint}"

@@ -35,20 +35,13 @@ from bit_ray.data.shards.fetch import fetch_group, local_group
 from bit_ray.data.shards.footer import MAGIC
 from bit_ray.data.shards.manifest import Shard
 from bit_ray.data.shards.row_group import Pieces
+from bit_ray.data.stream.kept import Kept, entries, size_of
 from bit_ray.data.stream.settings import CacheConfig
 from bit_ray.errors import DataError
 from bit_ray.locks import is_at
 
 # Share of the bound, and most bytes, of entries that pass through and stay for neighbours and the next window.
 _PASSING_SHARE, _PASSING_BYTES = 1 / 8, 2 * 10**9
-# Always left free on the disk: this share of it, or this number of bytes if that is less.
-_FREE_SHARE, _FREE_BYTES = 0.05, 2 * 10**9
-# A set used more recently than this is not evicted: two runs side by side would evict each other all the time.
-_IN_USE_S = 180.0
-# Evicted at a time, so that a directory is not searched for every entry.
-_EVICT_SHARE = 1 / 64
-# How long a count that says the cache is full is trusted; a killed process may leave it too high.
-_RECOUNT_S = 600.0
 # A link that no reader has opened for this long has no reader; a reader that comes later locates again.
 _STALE_S = 1800.0
 
@@ -78,7 +71,7 @@ class NodeCache:
         self._sets, self._passing, self._partial = (self.directory / n for n in ("sets", "passing", "partial"))
         num_bytes = int(config.max_gb * 1e9)
         self._max_passing = int(min(num_bytes * _PASSING_SHARE, _PASSING_BYTES))
-        self._max_kept = num_bytes - self._max_passing
+        self._kept = Kept(self.directory, num_bytes - self._max_passing)
 
     def locate(self, set_uri: str, set_key: str, shard: Shard, group: int, row_group_size: int) -> Located:
         """Return a local file that has a row group; fetch the group if it is not on this node.
@@ -123,13 +116,12 @@ class NodeCache:
         if self.directory in path.parents:
             with self._explained():
                 path.unlink(missing_ok=True)
-                with self._usage() as usage:
-                    usage.counted = 0.0  # it may have been counted
+                self._kept.forget()
 
     def _keep(self, kept: Path, partial: int, pieces: Pieces) -> Located:
         """Write fetched data and give the file its final name, among the kept entries if there is room."""
         size = sum(map(len, pieces))
-        fits = self._reserve(kept.parent, partial, size)
+        fits = self._kept.reserve(kept.parent, partial, size)
         try:
             with open(partial, "wb", closefd=False, buffering=0) as file:
                 for piece in pieces:
@@ -138,8 +130,7 @@ class NodeCache:
                         rest = rest[file.write(rest) :]
         except BaseException:
             if fits:
-                with self._usage() as usage:
-                    usage.num_bytes -= size
+                self._kept.give_back(size)
             raise
         written = self._partial / kept.name
         if fits:
@@ -156,58 +147,6 @@ class NodeCache:
         self._trim_passing()
         return Located(link, 0, size, False, True)
 
-    def _reserve(self, directory: Path, partial: int, size: int) -> bool:
-        """Count an entry of ``directory`` as kept if room can be made; its partial file gets its size."""
-        with self._usage() as usage:
-            short = self._short(usage, size)
-            if short > 0 and size <= self._max_kept:
-                if not 0 <= time.time() - usage.counted < _RECOUNT_S:
-                    usage.num_bytes, usage.counted = self._count(), time.time()
-                    short = self._short(usage, size)
-                if short > 0:
-                    usage.num_bytes -= self._evict(directory, short + int(self._max_kept * _EVICT_SHARE))
-                    short = self._short(usage, size)
-            if short > 0:
-                return False
-            usage.num_bytes += size
-            usage.write()  # first: if killed here, the count is too high, which the next count corrects
-            os.ftruncate(partial, size)
-            return True
-
-    def _short(self, usage: "_Usage", size: int) -> int:
-        return max(usage.num_bytes + size - self._max_kept, size - self._free())
-
-    def _free(self) -> int:
-        """Return bytes that may still be written to the disk."""
-        disk = os.statvfs(self.directory)
-        return disk.f_bavail * disk.f_frsize - int(min(disk.f_blocks * disk.f_frsize * _FREE_SHARE, _FREE_BYTES))
-
-    def _count(self) -> int:
-        directories = [self._partial, *(Path(entry.path) for entry in _entries(self._sets))]
-        return sum(_size(entry) for directory in directories for entry in _entries(directory))
-
-    def _evict(self, directory: Path, wanted: int) -> int:
-        """Delete entries of other sets, those of the least recently used set first; return how many bytes."""
-        others = []
-        for entry in _entries(self._sets):
-            with suppress(FileNotFoundError):
-                others.append((entry.stat().st_mtime, Path(entry.path)))
-        evicted = 0
-        for used, other in sorted(others):
-            if other == directory or evicted >= wanted or time.time() - used < _IN_USE_S:
-                continue
-            for entry in _entries(other):
-                if evicted >= wanted:
-                    break
-                size = _size(entry)
-                Path(entry.path).unlink(missing_ok=True)
-                evicted += size
-            with suppress(OSError):
-                other.rmdir()
-            with suppress(FileNotFoundError):
-                os.utime(other, (used, used))  # deleting does not help
-        return evicted
-
     def _link(self, source: Path) -> str | None:
         """Return a new link of a reader to a file that passes through, None if there is no such file."""
         link = self._passing / f"{source.name}.{int(time.time())}-{uuid.uuid4().hex[:12]}"
@@ -221,13 +160,13 @@ class NodeCache:
 
     def _trim_passing(self) -> None:
         """Delete all files that pass through except the latest, and links whose readers never came."""
-        room = self._max_passing if self._free() > 0 else 0
+        room = self._max_passing if self._kept.free() > 0 else 0
         files = []
-        for entry in _entries(self._passing):
+        for entry in entries(self._passing):
             _, is_link, link = entry.name.partition(".parquet.")
             with suppress(FileNotFoundError):
                 if not is_link:
-                    files.append((entry.stat().st_mtime, _size(entry), Path(entry.path)))
+                    files.append((entry.stat().st_mtime, size_of(entry), Path(entry.path)))
                 elif time.time() - int(link.partition("-")[0]) > _STALE_S:
                     os.unlink(entry.path)
         for _, size, path in sorted(files, reverse=True):
@@ -246,13 +185,12 @@ class NodeCache:
             if self.directory in _prepared:
                 return
             _prepared.add(self.directory)
-        for entry in _entries(self._partial):
+        for entry in entries(self._partial):
             with suppress(FileNotFoundError), open(entry.path, "rb") as file, suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_at(file.fileno(), Path(entry.path)):
                     os.unlink(entry.path)
-                    with self._usage() as usage:
-                        usage.counted = 0.0  # it may have been counted
+                    self._kept.forget()
         self._trim_passing()
 
     def _use(self, directory: Path) -> None:
@@ -283,21 +221,6 @@ class NodeCache:
                 os.close(partial)
 
     @contextmanager
-    def _usage(self) -> Iterator["_Usage"]:
-        """Lock and read the count of kept bytes, and write it back."""
-        descriptor = os.open(self.directory / "usage", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            usage = _Usage(descriptor)
-            if usage.counted < 0:
-                usage.num_bytes, usage.counted = self._count(), time.time()
-            yield usage
-            usage.write()
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-    @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
@@ -308,21 +231,6 @@ class NodeCache:
             remedy = "choose another, or make room"
             given = f"{self.directory}: {what}"
             raise DataError.of("runtime.cache.directory", given, accepted, remedy) from error
-
-
-class _Usage:
-    """The count of kept bytes, and the time of the last full count over all files."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        try:
-            num_bytes, counted = os.pread(descriptor, 64, 0).split()
-            self.num_bytes, self.counted = int(num_bytes), float(counted)
-        except ValueError:
-            self.num_bytes, self.counted = 0, -1.0  # never
-
-    def write(self) -> None:
-        os.pwrite(self._descriptor, f"{self.num_bytes:020d} {self.counted:020.3f}\n".encode(), 0)
 
 
 _prepared: set[Path] = set()
@@ -354,14 +262,3 @@ def _is_whole(path: Path) -> bool:
         return os.pread(descriptor, 4, max(0, os.fstat(descriptor).st_size - 4)) == MAGIC
     finally:
         os.close(descriptor)
-
-
-def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
-        yield from entries
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    with suppress(FileNotFoundError):
-        return entry.stat().st_size
-    return 0

@@ -39,12 +39,7 @@ def write_directory(uri: str, write: Callable[[Path], object], *, part: str = ""
         with scratch_directory() as directory:
             write(directory)
             for file in _in_order(directory):
-                place = store.join(uri, file.name)
-                store.upload_file(file, place, patience_s=store.PATIENCE_S)
-                if store.file_sizes([place]) != [file.stat().st_size]:
-                    raise StoreError(
-                        f"{place}: has another size than what was written; check the store, and start again"
-                    )
+                store.upload_file(file, store.join(uri, file.name))
     except OSError as error:
         raise StoreError(
             f"{uri}: cannot be written ({error.strerror or error}); the checkpoint before it is kept; free some space "

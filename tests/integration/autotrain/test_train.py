@@ -14,6 +14,7 @@ from PIL import Image
 
 import bit_ray
 from bit_ray import store
+from bit_ray.autotrain import finetune
 from bit_ray.autotrain import train as way
 from bit_ray.autotrain.starts import invert
 from bit_ray.cli.main import main
@@ -168,8 +169,8 @@ def test_fine_tuning_and_the_head_are_compared_on_the_validation_images(
     photos, start, tmp_path, ray_local, monkeypatch, capsys
 ):
     for name, value in {"_LEAST_STEPS": 2, "_MOST_STEPS": 6, "_BATCHES": (32,), "_LEAST_PASSES": 1}.items():
-        monkeypatch.setattr(way, name, value)
-    monkeypatch.setattr(way, "Runtime", functools.partial(Runtime, num_workers=1))  # not half of the CPUs by name
+        monkeypatch.setattr(finetune, name, value)
+    monkeypatch.setattr(finetune, "Runtime", functools.partial(Runtime, num_workers=1))  # not half of the CPUs by name
     status = main(["train", str(photos), "--init", start, "--storage", str(tmp_path), "--crop-size", "32"])
     printed = capsys.readouterr()
     assert status == 0, printed.err
@@ -198,9 +199,9 @@ def test_an_interrupted_run_goes_on_with_what_it_had_chosen(photos, start, tmp_p
 
     monkeypatch.setattr(way.driver, "train", interrupted)
     for most, minutes in ((6, 10), (3, 10)):
-        monkeypatch.setattr(way, "_LEAST_STEPS", 2)
-        monkeypatch.setattr(way, "_MOST_STEPS", most)
-        monkeypatch.setattr(way, "_LEAST_PASSES", 1)
+        monkeypatch.setattr(finetune, "_LEAST_STEPS", 2)
+        monkeypatch.setattr(finetune, "_MOST_STEPS", most)
+        monkeypatch.setattr(finetune, "_LEAST_PASSES", 1)
         with pytest.raises(KeyboardInterrupt):
             bit_ray.train(photos, name="digits", init=start, storage=str(tmp_path), minutes=minutes)
     first, second = plans

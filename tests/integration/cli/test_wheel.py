@@ -23,7 +23,7 @@ print(sorted({line.split()[-1] for line in open("/proc/self/maps") if "bit_ray.l
 @pytest.mark.usefixtures("extension")  # there is a compiler
 def test_the_wheel_decodes_jpeg_files_with_what_is_inside(tmp_path: Path) -> None:
     tree, installed = tmp_path / "tree", tmp_path / "installed"
-    for name in ("bit_ray", "pyproject.toml", "setup.py", "README.md", "Makefile"):
+    for name in ("bit_ray", "pyproject.toml", "setup.py", "LICENSE", "README.md", "Makefile"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         tree.mkdir(exist_ok=True)
         copy(ROOT / name, tree / name)
@@ -38,6 +38,8 @@ def test_the_wheel_decodes_jpeg_files_with_what_is_inside(tmp_path: Path) -> Non
     assert "manylinux" in wheel.name
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(wheel)]
     subprocess.run(pip, check=True, cwd=tmp_path)
+    [licence] = installed.rglob("LICENSE")
+    assert licence.read_text() == (ROOT / "LICENSE").read_text()
     templates = sorted(str(path.relative_to(tree)) for path in (tree / "bit_ray").rglob("*.jinja"))
     assert len(templates) == 4
     assert all((installed / template).is_file() for template in templates)

@@ -14,8 +14,9 @@ from bit_ray import store
 from bit_ray.cluster.slots import Resources
 from bit_ray.errors import DataError, ModelError
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies import engine
-from bit_ray.studies.engine import Bar, Study, Trial
+from bit_ray.studies import tuner
+from bit_ray.studies.engine import Bar, Study
+from bit_ray.studies.tuner import Trial
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import TrackedRun
 
@@ -123,7 +124,7 @@ def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path
 def test_a_trial_whose_process_always_dies_ends_the_study(
     tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine, "_MAX_FAILURES", 1)  # each start of a process takes seconds
+    monkeypatch.setattr(tuner, "_MAX_FAILURES", 1)  # each start of a process takes seconds
     with pytest.raises(
         ModelError, match=r"^trials: the process of one ended 2 times .*; lower side_by_side, and start"
     ):

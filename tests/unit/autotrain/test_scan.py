@@ -9,7 +9,8 @@ from PIL import Image
 
 from bit_ray.autotrain.config import TrainConfig
 from bit_ray.autotrain.look import look
-from bit_ray.autotrain.scan import PARTS, Found, Scan, num_shared, scan_folder, split, without_copies
+from bit_ray.autotrain.scan import PARTS, Found, Scan, scan_folder
+from bit_ray.autotrain.split import num_shared, split, without_copies
 from bit_ray.errors import DataError
 
 

@@ -75,7 +75,13 @@ def test_what_is_copied_is_in_the_context_and_nothing_that_is_secret_or_large() 
         for source in line.split()[:-1]
         if (ROOT / source).is_file()
     ]
-    assert sorted(copied) == ["README.md", "clusters/container/requirements.lock", "pyproject.toml", "setup.py"]
+    assert sorted(copied) == [
+        "LICENSE",
+        "README.md",
+        "clusters/container/requirements.lock",
+        "pyproject.toml",
+        "setup.py",
+    ]
     package = ["bit_ray/cli/main.py", "bit_ray/data/images/_jpeg.c", "bit_ray/studies/report.html.jinja"]
     assert all((ROOT / path).is_file() and in_context(path) for path in [*copied, *package])
     left_out = [

@@ -13,6 +13,8 @@ PACKAGE = ROOT / "bit_ray"
 
 # What may import Ray or MLflow when it is imported. All else, a new module too, must do without.
 MAY_IMPORT_RAY_OR_MLFLOW = {
+    "bit_ray.autotrain.choice",
+    "bit_ray.autotrain.finetune",
     "bit_ray.autotrain.starts",
     "bit_ray.autotrain.train",
     "bit_ray.cli.main",
@@ -23,7 +25,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.data.stream.batches",
     "bit_ray.data.stream.readers",
     *(f"bit_ray.studies.{name}" for name in ("catalog", "compare", "conduct", "findings", "grid", "hosted", "inputs")),
-    *(f"bit_ray.studies.{name}" for name in ("display", "engine", "run", "sweep")),
+    *(f"bit_ray.studies.{name}" for name in ("display", "engine", "grid_report", "run", "sweep", "tuner")),
     "bit_ray.studies.few_shot",
     "bit_ray.studies.vtab",
     "bit_ray.inference.predict",
@@ -40,8 +42,8 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.tracking.runs",
     "bit_ray.tracking.sending",
     "bit_ray.tracking.server",
-    *(f"bit_ray.submission.{name}" for name in ("all_reduce", "first_step", "follow", "nodes", "preflight", "server")),
-    "bit_ray.submission.submit",
+    *(f"bit_ray.submission.{name}" for name in ("all_reduce", "first_step", "follow", "node_checks", "nodes")),
+    *(f"bit_ray.submission.{name}" for name in ("preflight", "server", "submit")),
     "bit_ray.training.dry_run",
     "bit_ray.training.checkpoint.probes",
     "bit_ray.training.checkpoint.retention",
@@ -52,6 +54,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.training.pretrain",
     "bit_ray.training.replay",
     "bit_ray.training.reports",
+    "bit_ray.training.room",
     "bit_ray.training.attempts",
     "bit_ray.training.group",
     "bit_ray.training.messages",

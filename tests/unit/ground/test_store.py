@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import fs as pafs
 
 from bit_ray import store
 from bit_ray.errors import ConfigError, DataError
@@ -23,6 +24,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         store.write_bytes(target, "text")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert target.read_bytes() == b"old"
+
+
+def test_an_upload_is_tried_again_until_the_object_has_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        store, "filesystem", lambda uri: (pafs.LocalFileSystem(), str(uri).replace("s3:/", str(tmp_path)))
+    )
+    copied = []
+
+    def copy_files(source, target, *filesystems, chunk_size):
+        copied.append(target)
+        if len(copied) == 1:
+            raise OSError("HTTP status 503")
+        Path(target).write_bytes(Path(source).read_bytes()[: None if len(copied) == 3 else 0])
+
+    monkeypatch.setattr(pafs, "copy_files", copy_files)
+    (tmp_path / "local").write_bytes(b"12345")
+    store.upload_file(tmp_path / "local", "s3://object")
+    assert copied == [str(tmp_path / "object")] * 3
+    assert (tmp_path / "object").read_bytes() == b"12345"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from bit_ray.config import to_dict
 from bit_ray.studies.cells import CellScore, Point
-from bit_ray.studies.conduct import CellOutcome, Outcome
+from bit_ray.studies.outcome import CellOutcome, Outcome
 
 
 def score(final, points=(), **changes):

@@ -12,8 +12,8 @@ from bit_ray.config import from_json, to_dict
 from bit_ray.data.shards.scan import read_labels
 from bit_ray.errors import BitRayError, ConfigError
 from bit_ray.studies.compare import SMALL_SPACE, _axes, _first_jobs, _second_jobs, _task, compare_report
-from bit_ray.studies.conduct import CellOutcome, Outcome
 from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.outcome import CellOutcome, Outcome
 from bit_ray.studies.report import render
 from bit_ray.studies.study_config import CompareConfig
 from bit_ray.tracking.config import TrackingConfig

@@ -13,7 +13,8 @@ from bit_ray.log_lines import StderrHandler
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies import display as module
 from bit_ray.studies.display import Display, Goal
-from bit_ray.studies.engine import Study, Trial
+from bit_ray.studies.engine import Study
+from bit_ray.studies.tuner import Trial
 
 GOAL = Goal(measures=("val-a/top_1", "val-b/top_1"))
 

@@ -9,8 +9,8 @@ from unit.studies.study_scores import cell, outcome, score
 from bit_ray.config import from_json, to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import expected_best_band
-from bit_ray.studies.conduct import Outcome
 from bit_ray.studies.inputs import Inputs
+from bit_ray.studies.outcome import Outcome
 from bit_ray.studies.report import render
 from bit_ray.studies.spaces import parse_space
 from bit_ray.studies.study_config import SweepConfig

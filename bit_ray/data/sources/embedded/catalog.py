@@ -1,12 +1,11 @@
 """The embedded data sets by name: no download, made on demand."""
 
-import difflib
 from collections.abc import Callable
 
 from bit_ray.data.sources.base import Source
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, did_you_mean
 
 CATALOG: dict[str, Callable[[], Source]] = {
     "glyphs:s": lambda: GlyphSource("s"),  # 50 classes x 60 rendered characters, 32x32
@@ -33,7 +32,7 @@ def open_embedded(name: str) -> Source:
         DataError: No such name.
     """
     if name not in CATALOG:
-        near = difflib.get_close_matches(name, CATALOG, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{name}: no such embedded data set; accepted: {', '.join(CATALOG)}{hint}")
+        raise DataError(
+            f"{name}: no such embedded data set; accepted: {', '.join(CATALOG)}{did_you_mean(name, CATALOG)}"
+        )
     return CATALOG[name]()

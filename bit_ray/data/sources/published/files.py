@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bit_ray.data.sources.published.download import download
+from bit_ray.download import download
 from bit_ray.errors import DataError
 
 
@@ -19,6 +19,21 @@ class Download(NamedTuple):
     def name(self) -> str:
         """The file's name."""
         return self.url.rpartition("/")[2]
+
+    def fetch(self, target: Path) -> None:
+        """Download it.
+
+        Raises:
+            DataError: It cannot be downloaded, or is not the published file.
+            ConfigError: Another process is downloading it.
+        """
+        try:
+            download(self.url, target, md5=self.md5)
+        except OSError as error:
+            raise DataError(
+                f"{self.url}: cannot be downloaded: {error}; check the network, or fetch it elsewhere and put it at "
+                f"{target}"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +64,7 @@ class PublishedFiles:
         file = next((offered[name] for name in names if name in offered), None)
         if self.download and file is not None:
             target = self.folder / self.dataset / file.name
-            download(file.url, target, md5=file.md5)
+            file.fetch(target)
             return target
         own = self.folder / self.dataset
         how = self.how_to_get or "fetch " + " and ".join(file.url for file in offered.values())

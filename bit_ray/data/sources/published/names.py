@@ -1,6 +1,5 @@
 """Data sets by name: ``cifar10:train``. Each is read from the files that its publisher distributes."""
 
-import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from bit_ray.data.sources.published.files import Download, PublishedFiles
 from bit_ray.data.sources.published.flowers import flowers_downloads, open_flowers
 from bit_ray.data.sources.published.imagenet import open_imagenet, open_imagenet21k
 from bit_ray.data.sources.published.pets import open_pets, pets_downloads
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +99,7 @@ def open_dataset(
             it has another size.
     """
     if name not in NAMED:
-        near = difflib.get_close_matches(name, NAMED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{name}: no such data set; accepted: {', '.join(NAMED)}{hint}")
+        raise DataError(f"{name}: no such data set; accepted: {', '.join(NAMED)}{did_you_mean(name, NAMED)}")
     named = NAMED[name]
     splits = split.split("+")
     if not set(splits) <= set(named.sizes) or len(set(splits)) < len(splits):

@@ -1,10 +1,9 @@
 """The 19 tasks of VTAB-1k as data (Zhai et al. 2019; big_transfer paper §3.2 and App. F; task_adaptation:data/)."""
 
-import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, did_you_mean
 
 Group = Literal["natural", "specialized", "structured"]
 Split = Literal["train", "val", "test"]
@@ -85,12 +84,41 @@ def _of_all(train: int, val: int) -> tuple[Cut, Cut, Cut]:
 _OFFICIAL = Cut("train"), Cut("val"), Cut("test")
 _NORB = Cut("train"), Cut("test", 0, 50), Cut("test", 50, 100)
 
-_CLEVR = "CLEVR_v1.0.zip, or CLEVR_v1.0/ unpacked"
-_CLEVR_URL = "https://cs.stanford.edu/people/jcjohns/clevr/"
-_DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
-_DSPRITES_URL = "https://github.com/google-deepmind/dsprites-dataset"
-_SMALLNORB = "the six smallnorb-5x...-{training,testing}-{dat,cat,info}.mat, also as .mat.gz"
-_SMALLNORB_URL = "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/"
+_CLEVR = Task(
+    name="clevr-count",
+    group="structured",
+    num_classes=8,
+    sizes=(63_000, 7_000, 15_000),
+    cuts=_carved(90, "val"),
+    random_crop=False,
+    folder="clevr",
+    files="CLEVR_v1.0.zip, or CLEVR_v1.0/ unpacked",
+    url="https://cs.stanford.edu/people/jcjohns/clevr/",
+)
+_DSPRITES = Task(
+    name="dsprites-xpos",
+    group="structured",
+    num_classes=16,
+    sizes=(589_824, 73_728, 73_728),
+    cuts=_of_all(80, 10),
+    small_images=True,
+    random_flip=False,
+    random_crop=False,
+    folder="dsprites",
+    files="dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+    url="https://github.com/google-deepmind/dsprites-dataset",
+)
+_SMALLNORB = Task(
+    name="smallnorb-azimuth",
+    group="structured",
+    num_classes=18,
+    sizes=(24_300, 12_150, 12_150),
+    cuts=_NORB,
+    random_flip=False,
+    folder="smallnorb",
+    files="the six smallnorb-5x...-{training,testing}-{dat,cat,info}.mat, also as .mat.gz",
+    url="https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/",
+)
 
 TASKS: tuple[Task, ...] = (
     Task(
@@ -206,28 +234,8 @@ TASKS: tuple[Task, ...] = (
         files="train/ and test/ with the .jpeg files, trainLabels.csv and retinopathy_solution.csv",
         url="https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
     ),
-    Task(
-        name="clevr-count",
-        group="structured",
-        num_classes=8,
-        sizes=(63_000, 7_000, 15_000),
-        cuts=_carved(90, "val"),
-        random_crop=False,
-        folder="clevr",
-        files=_CLEVR,
-        url=_CLEVR_URL,
-    ),
-    Task(
-        name="clevr-distance",
-        group="structured",
-        num_classes=6,
-        sizes=(63_000, 7_000, 15_000),
-        cuts=_carved(90, "val"),
-        random_crop=False,
-        folder="clevr",
-        files=_CLEVR,
-        url=_CLEVR_URL,
-    ),
+    _CLEVR,
+    replace(_CLEVR, name="clevr-distance", num_classes=6),
     Task(
         name="dmlab",
         group="structured",
@@ -250,52 +258,10 @@ TASKS: tuple[Task, ...] = (
         files="data_object_image_2.zip, data_object_label_2.zip and devkit_object.zip",
         url="https://www.cvlibs.net/datasets/kitti/eval_object.php",
     ),
-    Task(
-        name="dsprites-xpos",
-        group="structured",
-        num_classes=16,
-        sizes=(589_824, 73_728, 73_728),
-        cuts=_of_all(80, 10),
-        small_images=True,
-        random_flip=False,
-        random_crop=False,
-        folder="dsprites",
-        files=_DSPRITES,
-        url=_DSPRITES_URL,
-    ),
-    Task(
-        name="dsprites-orientation",
-        group="structured",
-        num_classes=16,
-        sizes=(589_824, 73_728, 73_728),
-        cuts=_of_all(80, 10),
-        small_images=True,
-        random_flip=False,
-        folder="dsprites",
-        files=_DSPRITES,
-        url=_DSPRITES_URL,
-    ),
-    Task(
-        name="smallnorb-azimuth",
-        group="structured",
-        num_classes=18,
-        sizes=(24_300, 12_150, 12_150),
-        cuts=_NORB,
-        random_flip=False,
-        folder="smallnorb",
-        files=_SMALLNORB,
-        url=_SMALLNORB_URL,
-    ),
-    Task(
-        name="smallnorb-elevation",
-        group="structured",
-        num_classes=9,
-        sizes=(24_300, 12_150, 12_150),
-        cuts=_NORB,
-        folder="smallnorb",
-        files=_SMALLNORB,
-        url=_SMALLNORB_URL,
-    ),
+    _DSPRITES,
+    replace(_DSPRITES, name="dsprites-orientation", random_crop=True),
+    _SMALLNORB,
+    replace(_SMALLNORB, name="smallnorb-elevation", num_classes=9, random_flip=True),
 )
 _BY_NAME = {task.name: task for task in TASKS}
 
@@ -307,7 +273,5 @@ def find_task(name: str) -> Task:
         ConfigError: No such task.
     """
     if name not in _BY_NAME:
-        near = difflib.get_close_matches(name, _BY_NAME, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError.of("tasks", name, f"{', '.join(_BY_NAME)}{hint}", "choose one")
+        raise ConfigError.of("tasks", name, f"{', '.join(_BY_NAME)}{did_you_mean(name, _BY_NAME)}", "choose one")
     return _BY_NAME[name]

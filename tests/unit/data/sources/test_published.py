@@ -25,9 +25,10 @@ from bit_ray.data.shards.read import read_tables, to_examples
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.archives import members, read_members
 from bit_ray.data.sources.base import Example
-from bit_ray.data.sources.published.download import download
+from bit_ray.data.sources.published.files import Download
 from bit_ray.data.sources.published.names import NAMED, open_dataset
-from bit_ray.errors import DataError
+from bit_ray.errors import ConfigError, DataError
+from bit_ray.locks import locked
 
 
 def photo(i, size=(40, 30), kind="JPEG"):
@@ -364,6 +365,10 @@ def md5(data):
     return hashlib.md5(data).hexdigest()
 
 
+def download(url, target, *, md5):
+    Download(url, md5).fetch(target)
+
+
 def test_a_download_continues_where_it_was_cut_and_has_its_name_only_when_whole(tmp_path, server):
     data = np.random.default_rng(0).bytes(100_000)
     server.files["a.tgz"] = data
@@ -395,6 +400,14 @@ def test_another_file_than_the_publishers_is_refused(tmp_path, server):
         download(f"{server.url}/a.tgz", tmp_path / "a.tgz", md5=md5(b"right"))
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_download_of_a_file_says_who_is_at_it(tmp_path, server):
+    server.files["a.tgz"] = b"data"
+    message = rf"a.tgz is being downloaded by PID {os.getpid()} .*; wait for it"
+    with locked(tmp_path / ".a.tgz.lock", "", remedy=""), pytest.raises(ConfigError, match=message):
+        download(f"{server.url}/a.tgz", tmp_path / "a.tgz", md5=md5(b"data"))
+    assert server.log == []
 
 
 def test_a_server_without_the_file_or_no_server_is_one_line(tmp_path, server):

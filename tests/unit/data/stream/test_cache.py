@@ -279,7 +279,7 @@ def test_other_sets_give_way_the_least_recently_used_first_and_none_that_is_in_u
 def test_what_passes_through_is_each_readers_own_and_serves_neighbours(bucket, tmp_path):
     manifest = make_set(bucket / "set", num_shards=4, num_rows=24)
     node = NodeCache(CacheConfig(directory=str(tmp_path / "cache"), max_gb=0.0016))  # 200 kB pass through
-    node._max_kept = 0
+    node._kept.max_bytes = 0
     first, second = locate(node, manifest, 0, 0), locate(node, manifest, 0, 0)
     assert (first.hit, second.hit, first.transient, second.transient) == (False, True, True, True)
     assert os.path.samefile(first.path, second.path)

@@ -13,8 +13,9 @@ from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.hyperrule import hyperrule
-from bit_ray.studies import cells
-from bit_ray.studies.cells import Cell, Part, Probe, carry_out, load_cell
+from bit_ray.studies import in_memory, measures
+from bit_ray.studies.cells import Cell, Part, Probe, load_cell
+from bit_ray.studies.in_memory import carry_out
 from bit_ray.training.plan import transfer_plan
 
 MODEL = "R1-1-1-1x0.5"
@@ -67,7 +68,7 @@ def test_a_cell_that_was_killed_continues_to_the_same_weights_and_measures(digit
     class Killed(BaseException):
         pass
 
-    after = cells._Watch.after
+    after = in_memory._Watch.after
 
     def dying(self, learner, step, loss):
         after(self, learner, step, loss)
@@ -75,7 +76,7 @@ def test_a_cell_that_was_killed_continues_to_the_same_weights_and_measures(digit
         if step == 7 and begun.count(7) == 1:
             raise Killed
 
-    monkeypatch.setattr(cells._Watch, "after", dying)
+    monkeypatch.setattr(in_memory._Watch, "after", dying)
     with pytest.raises(Killed):
         carry_out({}, cell_of(digits), str(tmp_path / "killed"), 0.0, 1)
     assert len(list((tmp_path / "killed").glob("step-*"))) == 1
@@ -88,20 +89,20 @@ def test_a_cell_that_was_killed_continues_to_the_same_weights_and_measures(digit
 
 
 def test_a_half_written_checkpoint_is_passed_over(digits, tmp_path, monkeypatch):
-    save = cells.save_checkpoint
+    save = in_memory.save_checkpoint
 
     def dying(directory, *arguments):
         save(directory, *arguments)
         if arguments[-1].next_step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cells, "save_checkpoint", dying)
+    monkeypatch.setattr(in_memory, "save_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
         carry_out({}, cell_of(digits), str(tmp_path), 0.0, 1)
-    monkeypatch.setattr(cells, "save_checkpoint", save)
+    monkeypatch.setattr(in_memory, "save_checkpoint", save)
     first = []
-    begin = cells._Watch.begin
-    monkeypatch.setattr(cells._Watch, "begin", lambda self, learner: first.append(begin(self, learner)) or first[0])
+    begin = in_memory._Watch.begin
+    monkeypatch.setattr(in_memory._Watch, "begin", lambda self, learner: first.append(begin(self, learner)) or first[0])
     carry_out({}, cell_of(digits), str(tmp_path), 0.0, 1)
     assert first == [4]
     assert list(tmp_path.iterdir()) == []
@@ -134,8 +135,8 @@ def test_a_diverged_training_is_a_result_with_no_loss_and_no_accuracy(digits, tm
 def test_the_test_set_is_read_once_and_only_at_the_end(digits, tmp_path, monkeypatch):
     test = replace(digits, rows=(1, 3, 5))
     read = []
-    views = cells._views.__wrapped__
-    monkeypatch.setattr(cells, "_views", lambda part, *rest: read.append(part) or views(part, *rest))
+    views = measures._views.__wrapped__
+    monkeypatch.setattr(measures, "_views", lambda part, *rest: read.append(part) or views(part, *rest))
     score = carry_out({}, cell_of(digits, test=test), str(tmp_path), 0.0, 1)
     assert read.count(test) == 1
     assert read[-1] == test
@@ -161,8 +162,8 @@ def test_a_score_counts_only_for_its_own_cell(digits, tmp_path):
 
 
 def test_a_set_too_large_for_memory_is_refused_before_it_is_read(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_MAX_EXAMPLE_BYTES", 1000)
-    cells._examples.cache_clear()
+    monkeypatch.setattr(measures, "_MAX_EXAMPLE_BYTES", 1000)
+    in_memory._examples.cache_clear()
     with pytest.raises(ConfigError, match=r"^where: memory, but .* has 60 images .*; use where cluster$"):
         carry_out({}, cell_of(digits), str(tmp_path), 0.0, 1)
     assert list(Path(tmp_path).iterdir()) == []
