@@ -15,13 +15,13 @@ from bit_ray.config import from_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Interval, expected_choice, mean_interval, paired_difference, t_interval
 from bit_ray.plots.lines import Line, LinePlot
-from bit_ray.recipes.embedded import DIGITS
+from bit_ray.recipes.embedded import DIGITS, EMBEDDED_INIT
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.cells import Cell, CellScore, Part
 from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import missing, settings_of
-from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
+from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import draw
 from bit_ray.studies.spaces import Axis, parse_space, shown
@@ -80,16 +80,22 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
     Raises:
         BitRayError: anything the user can fix.
     """
-    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
+    inputs = Inputs(config.storage, config.tracking)
     axes = _axes(config)
     tasks = [_task(config, text, number, inputs) for number, text in enumerate(config.tasks or _SMALL_TASKS)]
-    first = [job for task in tasks for job in _first_jobs(config, task, axes, inputs)]
+
+    def made() -> list[Job]:
+        return [job for task in tasks for job in _first_jobs(config, task, axes, inputs)]
+
+    first = made()
     for job in first:
         check_settings(job.cell.plan, Runtime())
     if config.dry_run:
         later = [f"then the best of each sweep is trained {config.seeds} times"]
-        print_plan(config, first, config.name, [*inputs.before, *later])
+        print_plan(config, first, config.name, [inputs.before, *later])
         return None
+    if inputs.pretrained():
+        first = made()
     decides = {job.key: job.cell.identity for job in first}
     with conducted(
         "compare",

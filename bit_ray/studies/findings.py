@@ -9,8 +9,9 @@ from bit_ray.config import from_dict
 from bit_ray.evaluation.statistics import Interval, Spread, difference, holm, p_value, t_interval
 from bit_ray.evaluation.trend import trend
 from bit_ray.plots.lines import Line, LinePlot
+from bit_ray.studies.catalog import GridStudy
 from bit_ray.studies.conduct import Outcome
-from bit_ray.studies.grid import Grid, GridStudy
+from bit_ray.studies.grid import Grid
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.spaces import parse_space
 from bit_ray.studies.study_config import GridConfig, command

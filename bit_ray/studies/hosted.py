@@ -80,11 +80,11 @@ def need(runtime: Runtime, num_gpus: int) -> Need:
     return Need(num_cpus=num_workers * (1 + runtime.num_readers), num_gpus=num_workers if use_gpu else 0)
 
 
-def check_hosted(cell: Cell) -> None:
+def check_hosted(cell: Cell, runtime: Runtime) -> None:
     """Refuse what only a training in memory can do.
 
     Raises:
-        ConfigError: it trains on a part of a set.
+        ConfigError: it trains on a part of a set, or the number of workers is not given.
     """
     if cell.train.rows is not None:
         raise ConfigError.of(
@@ -93,6 +93,7 @@ def check_hosted(cell: Cell) -> None:
             "whole sets",
             "name a set to select on by val_shards and leave shots out, or use where memory",
         )
+    need(runtime, 0)
 
 
 def carry_out_hosted(

@@ -5,7 +5,6 @@ from typing import Any
 
 from bit_ray import store
 from bit_ray.config import from_dict, to_dict
-from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import expected_best_band, expected_choice
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.run_folder import RunFolder
@@ -19,7 +18,7 @@ from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import Adaptive, draw
 from bit_ray.studies.spaces import Axis, parse_space, short, shown
-from bit_ray.studies.study_config import SweepConfig, changed, command, read_settings
+from bit_ray.studies.study_config import SweepConfig, changed, command, swept
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.plan import TrainPlan
@@ -40,18 +39,23 @@ def run_sweep(config: SweepConfig) -> Report | None:
         BitRayError: anything the user can fix.
     """
     axes = parse_space(config.space)
-    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
-    base = _base(config)
+    inputs = Inputs(config.storage, config.tracking)
+    base = swept(config)
     maker = _jobs(config, base, inputs, axes)
     adaptive = config.search not in ("random", "sobol")
-    if adaptive:
-        jobs = [maker(0, draw(axes, "random", config.search_seed, 0))]  # checks the settings
-    else:
-        jobs = [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
+    # Of an adaptive one the first, which checks the settings.
+    known, method = (1, "random") if adaptive else (config.trials, config.search)
+
+    def made() -> list[Job]:
+        return [maker(number, draw(axes, method, config.search_seed, number)) for number in range(known)]
+
+    jobs = made()
     if config.dry_run:
-        more = f"{config.trials - 1} more trials are proposed by {config.search} as it goes on"
-        print_plan(config, jobs, config.name, [*inputs.before, *([more] if adaptive else [])])
+        more = f"{config.trials - 1} more trials are proposed by {config.search} as it goes on" if adaptive else ""
+        print_plan(config, jobs, config.name, [inputs.before, more])
         return None
+    if inputs.pretrained():
+        jobs = made()
     decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
     with conducted(
         "sweep",
@@ -80,21 +84,6 @@ def run_sweep(config: SweepConfig) -> Report | None:
 _DECIDES = ("command", "set", "space", "val_shards", "val_share", "search", "search_seed", "stop_early")
 
 
-def _base(config: SweepConfig) -> PretrainConfig | FinetuneConfig:
-    """Return the settings that all trials have in common."""
-    settings = read_settings("set", config.set)
-    if not settings.get("shards"):
-        raise ConfigError.of("set", "without shards", "the shard set to train on, --set shards=...", "add it")
-    if config.command == "pretrain":
-        upstream: PretrainConfig = changed(PretrainConfig(name="trial", shards="?"), settings, "set")
-        return upstream
-    downstream: FinetuneConfig = changed(FinetuneConfig(name="trial", shards="?"), settings, "set")
-    if not downstream.init and not downstream.model:
-        accepted = "weights to start from, --set init=..., or a model, --set model=..."
-        raise ConfigError.of("set", "without init and model", accepted, "add one")
-    return downstream
-
-
 def _jobs(
     config: SweepConfig, base: PretrainConfig | FinetuneConfig, inputs: Inputs, axes: Sequence[Axis]
 ) -> Callable[[int, dict[str, Any]], Job]:
@@ -119,7 +108,7 @@ def _jobs(
         check_settings(plan, Runtime())
         job = trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts, rungs)
         if config.where == "cluster":
-            check_hosted(job.cell)
+            check_hosted(job.cell, base.runtime)
         return job
 
     return make
