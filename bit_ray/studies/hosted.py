@@ -36,6 +36,7 @@ from bit_ray.studies.cells import (
 from bit_ray.studies.engine import Need
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.recorded import recorded_metrics
+from bit_ray.tracking.runs import send_kept
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.driver import train
 from bit_ray.training.initial_weights import InitialWeights
@@ -133,6 +134,7 @@ def carry_out_hosted(
             parent_run_id=host.parent_run_id,
             milestones=cell.at_steps,
         )
+        send_kept(host.tracking, host.storage, result.run_id)  # a score whose losses have gaps would stay so
         losses = recorded_metrics(host.tracking, host.storage, name, plan.kind, "train/loss").get("train/loss", [])
         with cluster() as resources:
             points = [
