@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from bit_ray.config import from_dict
+from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Interval, expected_choice, mean_interval, paired_difference, t_interval
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.recipes.embedded import DIGITS, EMBEDDED_INIT
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.cells import Cell, CellScore, Part
-from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
+from bit_ray.studies.conduct import SETTINGS, CellOutcome, Job, Outcome, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import missing, settings_of
 from bit_ray.studies.inputs import Inputs
@@ -96,7 +96,8 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
         return None
     if inputs.pretrained():
         first = made()
-    decides = {job.key: job.cell.identity for job in first}
+    settings = {name: value for name, value in to_dict(config).items() if name in _SETTINGS}
+    decides = {SETTINGS: settings, **{job.key: job.cell.identity for job in first}}
     with conducted(
         "compare",
         config,
@@ -114,6 +115,12 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
         conduct.carry_out(second, title="trainings of the best")
         conduct.missing = ()
         return conduct.report()
+
+
+_SETTINGS = (
+    *("init", "tasks", "space", "search", "search_seed"),
+    *("val_share", "profile", "random_crop", "random_flip", "rule"),
+)
 
 
 def _axes(config: CompareConfig) -> tuple[Axis, ...]:

@@ -9,7 +9,7 @@ from bit_ray.evaluation.statistics import expected_best_band, expected_choice
 from bit_ray.plots.lines import Line, LinePlot
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Cell, CellScore, Part
-from bit_ray.studies.conduct import CellOutcome, Job, Outcome, conducted, print_plan
+from bit_ray.studies.conduct import SETTINGS, CellOutcome, Job, Outcome, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.findings import missing, settings_of
 from bit_ray.studies.halving import RUNGS, num_kept, rung_steps
@@ -18,7 +18,7 @@ from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import Adaptive, draw
 from bit_ray.studies.spaces import Axis, parse_space, short, shown
-from bit_ray.studies.study_config import SweepConfig, changed, command, swept
+from bit_ray.studies.study_config import OWN, SweepConfig, changed, command, swept
 from bit_ray.training.checks import check_settings
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.plan import TrainPlan
@@ -56,14 +56,13 @@ def run_sweep(config: SweepConfig) -> Report | None:
         return None
     if inputs.pretrained():
         jobs = made()
-    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
     with conducted(
         "sweep",
         config,
         config.name,
         sweep_report,
         tensors=inputs.tensors(),
-        decides=decides,
+        decides=_decides(config, base),
         runtime=base.runtime,
         goal=Goal(measures=("val/top_1",) if config.where == "cluster" else SELECTED_BY),
     ) as conduct:
@@ -82,6 +81,16 @@ def run_sweep(config: SweepConfig) -> Report | None:
 
 
 _DECIDES = ("command", "set", "space", "val_shards", "val_share", "search", "search_seed", "stop_early")
+
+
+def _decides(config: SweepConfig, base: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """Return what stays as it was when the sweep began, and the settings one by one, to name the one that differs."""
+    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
+    each = {name: value for name, value in to_dict(base).items() if name not in OWN}
+    space = {
+        axis.name: text.partition("=")[2] for axis, text in zip(parse_space(config.space), config.space, strict=True)
+    }
+    return {**decides, SETTINGS: {**decides, "set": each, "space": space}}
 
 
 def _jobs(

@@ -153,6 +153,15 @@ def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path
     assert {name: scores[name] for name in first} == first
     assert any("not independent" in line for line in report.findings)
     assert len(set(files_below(tmp_path / "search" / "proposed").values())) == 3
+    # Of other settings the first that differs is named.
+    longer = (*(text for text in sweep(3).set if "recipe.epochs" not in text), "recipe.epochs=2.0")
+    for changes, differ in (
+        ({"set": longer}, r"set.recipe.epochs 1.0, this one has 2.0"),
+        ({"space": ("recipe.weight-decay=0.0,1e-3",)}, r"space.recipe.base_lr_per_256 .*, this one has None"),
+        ({"search": "gp"}, "search tpe, this one has gp"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^name: the study in .* has {differ}; accepted: the settings that"):
+            run_sweep(replace(sweep(3), **changes))
     nothing_is_left(before)
 
 
@@ -190,6 +199,8 @@ def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, track
     assert tested == {f"task-1-{what}-seed-{seed}" for what in ("rule", "best") for seed in range(2)}
     assert any(line.startswith("1: train: a sweep of 4 trials costs") for line in report.findings)
     assert compare_hyperrule(config) == report
+    with pytest.raises(ConfigError, match=r"^name: the study in .* has rule.num_steps 4, this one has 5; accepted: "):
+        compare_hyperrule(replace(config, rule=replace(config.rule, num_steps=5)))
 
 
 def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, tracking):
