@@ -43,11 +43,11 @@ def run_sweep(config: SweepConfig) -> Report | None:
     base = swept(config)
     maker = _jobs(config, base, inputs, axes)
     adaptive = config.search not in ("random", "sobol")
-    # Of an adaptive one the first, which checks the settings.
-    known, method = (1, "random") if adaptive else (config.trials, config.search)
 
     def made() -> list[Job]:
-        return [maker(number, draw(axes, method, config.search_seed, number)) for number in range(known)]
+        if adaptive:  # the first, which checks the settings
+            return [maker(0, draw(axes, "random", config.search_seed, 0))]
+        return [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
 
     jobs = made()
     if config.dry_run:
