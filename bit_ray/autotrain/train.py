@@ -33,7 +33,7 @@ from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.recorded import attach
 from bit_ray.tracking.registry import RegisteredModel, register
-from bit_ray.tracking.runs import Input, TrackedRun
+from bit_ray.tracking.runs import Input, TrackedRun, send_kept
 from bit_ray.training import driver
 from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checks import check_registration
@@ -114,8 +114,10 @@ class _Run:
         config = self.config
         self._begin()
         if store.exists(self.folder.result):
+            done = store.read_record(FolderResult, self.folder.result)
+            send_kept(config.tracking, config.storage, done.run_id)
             console.print(f"{config.name}: already finished")
-            return store.read_record(FolderResult, self.folder.result)
+            return done
         manifests = {part: self._write(part) for part in PARTS}
         uri, size = self._earlier_start()
         start = choose_start(

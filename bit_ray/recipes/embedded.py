@@ -5,6 +5,10 @@ from bit_ray.recipes.upstream import UpstreamRecipe
 
 EMBEDDED_MODEL = "R1-1-1-1x0.5"
 """The real class, shallow and narrow."""
+EMBEDDED_NAME = "glyphs-m"
+"""Name of such a network, pre-trained on the embedded characters, as a run and as a registered model."""
+EMBEDDED_INIT = f"models:/{EMBEDDED_NAME}@champion"
+"""Its weights, which the main job registers, and a study that needs them."""
 
 # Characters have a right way round: no flips, and crops that keep most of them.
 GLYPHS = UpstreamRecipe(

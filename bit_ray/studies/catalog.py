@@ -2,18 +2,54 @@
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from bit_ray.errors import ConfigError
-from bit_ray.recipes.embedded import DIGITS, EMBEDDED_MODEL
+from bit_ray.recipes.embedded import DIGITS, EMBEDDED_INIT, EMBEDDED_MODEL
 from bit_ray.recipes.upstream import UpstreamRecipe
-from bit_ray.studies.findings import crossing
-from bit_ray.studies.grid import Grid, GridStudy, Sentences
-from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
 from bit_ray.studies.study_config import changed
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
+
+if TYPE_CHECKING:  # a list of the studies needs no PyTorch
+    from bit_ray.studies.grid import Grid
+    from bit_ray.studies.inputs import Inputs
+
+Sentences = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridStudy:
+    """A study: its grid, what is measured, and what may be said of it."""
+
+    title: str
+    """What it asks."""
+    base: PretrainConfig | FinetuneConfig
+    """Settings of all trainings at the size of a laptop; ``shards`` may name embedded data."""
+    axes: Mapping[str, tuple[Any, ...]]
+    """Dotted name of a setting, or a name of the study's own, -> values; the others are compared with the first."""
+    val: str
+    """Shard set, or embedded data, to measure on; SHARDS in it is the training set."""
+    settings: Callable[[Mapping[str, Any], Any, "Inputs"], dict[str, Any]] | None = None
+    """Settings of a point, from the study's own axes, the base and the sets; None: they are settings themselves."""
+    seeds: int = 3
+    """Trainings of each point."""
+    at: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.85)
+    """Shares of a training after which it is measured; it always is at the end."""
+    measure: str = "val/top_1"
+    """The value that is compared."""
+    better: Literal["higher", "lower"] = "higher"
+    """Which values of it are better."""
+    probe: tuple[str, str, int] | None = None
+    """Few-shot accuracy of the features: training set, test set, examples per class."""
+    norms: bool = False
+    """Whether norms and turns of the kernels are measured."""
+    paper: Sentences = ()
+    """What the paper found, and what is different here."""
+    findings: Callable[["Grid"], Sentences] | None = None
+    """Sentences beyond the comparison along each axis."""
+
 
 _RECIPE = UpstreamRecipe(
     name="small",
@@ -38,8 +74,10 @@ _DOWNSTREAM = FinetuneConfig(
 _DIGITS_PROBE = ("digits:train", "digits:test", 10)
 
 
-def _decay(grid: Grid) -> Sentences:
+def _decay(grid: "Grid") -> Sentences:
     """Compare the extreme decays, the other axes being equal: which leads early, and which ends better."""
+    from bit_ray.studies.findings import crossing
+
     low, high = min(grid.levels(0)), max(grid.levels(0))
     said = [
         crossing(grid, point, (high, *point[1:]), "train/loss")
@@ -54,7 +92,7 @@ def _decay(grid: Grid) -> Sentences:
     return tuple(said)
 
 
-def _schedule(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) -> dict[str, Any]:
+def _schedule(point: Mapping[str, Any], base: PretrainConfig, inputs: "Inputs") -> dict[str, Any]:
     """Return a run of so many times the images of the base on its own set; early decays come at 30 and 50 %."""
     length, decays = point["length"], point["decays"]
     if not isinstance(length, (int, float)) or length <= 0:
@@ -73,7 +111,7 @@ def _schedule(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) ->
     }
 
 
-def _normaliser(point: Mapping[str, Any], base: PretrainConfig, inputs: Inputs) -> dict[str, Any]:
+def _normaliser(point: Mapping[str, Any], base: PretrainConfig, inputs: "Inputs") -> dict[str, Any]:
     """Return the network of the base with GroupNorm, or with BatchNorm over so many images."""
     found = re.fullmatch(r"(?:gn|(bn))(-nows)?(?(1)-(\d+))", str(point["normaliser"]))
     if found is None:

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bit_ray.config import from_dict
+from bit_ray.config import from_dict, to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import mean_interval
 from bit_ray.plots.lines import LinePlot
-from bit_ray.recipes.embedded import DIGITS
+from bit_ray.recipes.embedded import DIGITS, EMBEDDED_INIT
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.cells import Cell, Part
-from bit_ray.studies.conduct import Job, conducted, print_plan
+from bit_ray.studies.conduct import SETTINGS, Job, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.gains import gains, points, scores_by_seed, verdict
-from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
+from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.outcome import CellOutcome, Outcome, missing, settings_of
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.search import draw
@@ -68,17 +68,24 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
     Raises:
         BitRayError: anything the user can fix.
     """
-    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
+    inputs = Inputs(config.storage, config.tracking)
     axes = _axes(config)
     tasks = [_task(config, text, number, inputs) for number, text in enumerate(config.tasks or _SMALL_TASKS)]
-    first = [job for task in tasks for job in _first_jobs(config, task, axes, inputs)]
+
+    def made() -> list[Job]:
+        return [job for task in tasks for job in _first_jobs(config, task, axes, inputs)]
+
+    first = made()
     for job in first:
         check_settings(job.cell.plan, Runtime())
     if config.dry_run:
         later = [f"then the best of each sweep is trained {config.seeds} times"]
-        print_plan(config, first, config.name, [*inputs.before, *later])
+        print_plan(config, first, config.name, [inputs.before, *later])
         return None
-    decides = {job.key: job.cell.identity for job in first}
+    if inputs.pretrained():
+        first = made()
+    settings = {name: value for name, value in to_dict(config).items() if name in _SETTINGS}
+    decides = {SETTINGS: settings, **{job.key: job.cell.identity for job in first}}
     with conducted(
         "compare",
         config,
@@ -96,6 +103,12 @@ def compare_hyperrule(config: CompareConfig) -> Report | None:
         conduct.carry_out(second, title="trainings of the best")
         conduct.missing = ()
         return conduct.report()
+
+
+_SETTINGS = (
+    *("init", "tasks", "space", "search", "search_seed"),
+    *("val_share", "profile", "random_crop", "random_flip", "rule"),
+)
 
 
 def _axes(config: CompareConfig) -> tuple[Axis, ...]:

@@ -254,7 +254,7 @@ def print_plan(
         config: The user's settings.
         jobs: The trainings that are known now.
         name: Of the study.
-        more: What comes in addition, in words.
+        more: What comes in addition, in words; empty texts are left out.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     speeds: dict[tuple[str, int, int, str], float] = {}
@@ -276,4 +276,4 @@ def print_plan(
         f"{at_a_time} side by side on this machine{money}, measured now with the training step alone",
         *more,
     ]
-    console.print("; ".join(said))
+    console.print("; ".join(filter(None, said)))

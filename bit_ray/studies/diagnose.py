@@ -13,7 +13,6 @@ from bit_ray.evaluation.trend import Trend, loss_trend, relative_trend, trend
 from bit_ray.recipes.schedules import Schedule
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.config import DiagnoseConfig
-from bit_ray.training.run import recorded_plan
 
 Kind = Literal["loss", "accuracy", "norm"]
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -66,11 +65,13 @@ def diagnose(config: DiagnoseConfig) -> Diagnosis:
         ModelError: There is no such run, or no loss of it is recorded yet.
         TrackingError: The server does not answer, or has no such run.
     """
-    from bit_ray.tracking.recorded import recorded_metrics  # judging needs no MLflow
-
     folder = RunFolder.of(config.storage, config.run)
     if not store.exists(folder.plan):
         raise _unknown(config)
+    # Judging needs neither, and a wrong name is said at once.
+    from bit_ray.tracking.recorded import recorded_metrics
+    from bit_ray.training.run import recorded_plan
+
     plan, _ = recorded_plan(folder.uri)
     history = recorded_metrics(
         config.tracking, config.storage, config.run, plan.kind, f"{LOSS}|{NORM}|{_PROBE.pattern}"

@@ -94,7 +94,7 @@ class Display(Bar):
         # Those that are not proposed yet are taken to be as large as the others.
         size = sum(waiting) + (number - len(waiting)) * sum(t.size for t in trials.values()) / len(trials)
         device_s = per_image * size
-        text = f"{number} left, {as_duration(device_s / self._at_a_time)}"
+        text = f"{number} left, {as_duration(device_s / max(1, min(self._at_a_time, number)))}"
         return text + (f", {device_s / 3600 * self._price:.2f} to pay" if self._price else "")
 
     def table(self) -> Table:

@@ -150,7 +150,7 @@ class Study(Generic[S]):
                         problems[trial.key] = outcome
                         feed.stopped |= not keep_going
                     elif isinstance(outcome, Exception):
-                        feed.bug, feed.stopped = outcome, True
+                        raise outcome
                     else:
                         values = asdict(outcome)
                         store.write_json(self.folder.score(trial.key), values)
@@ -162,8 +162,8 @@ class Study(Generic[S]):
 
                 collect = Collect(feed, display.started, finished)
                 run_trials(function, shared, num_threads, feed, collect, at_a_time, asked, stoppable=need is None)
-            if feed.bug is not None:
-                raise feed.bug
+            if feed.error is not None:
+                raise feed.error
         if problems and not keep_going:
             raise next(iter(problems.values()))
         return problems

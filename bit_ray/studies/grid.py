@@ -1,54 +1,19 @@
-"""Studies over a grid of settings: which trainings they are, declared as data."""
+"""Studies over a grid of settings: their trainings, and the scores of these by point."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from bit_ray.data.sources.embedded.catalog import is_embedded
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.statistics import Spread, pooled_spread
+from bit_ray.studies.catalog import GridStudy
 from bit_ray.studies.cells import Cell, CellScore, Probe
 from bit_ray.studies.conduct import Job
 from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.outcome import CellOutcome
 from bit_ray.studies.spaces import Axis, parse_space, shown
 from bit_ray.studies.study_config import GridConfig, changed, read_settings
-from bit_ray.training.config import FinetuneConfig, PretrainConfig
-
-Sentences = tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridStudy:
-    """A study: its grid, what is measured, and what may be said of it."""
-
-    title: str
-    """What it asks."""
-    base: PretrainConfig | FinetuneConfig
-    """Settings of all trainings at the size of a laptop; ``shards`` may name embedded data."""
-    axes: Mapping[str, tuple[Any, ...]]
-    """Dotted name of a setting, or a name of the study's own, -> values; the others are compared with the first."""
-    val: str
-    """Shard set, or embedded data, to measure on; SHARDS in it is the training set."""
-    settings: Callable[[Mapping[str, Any], Any, Inputs], dict[str, Any]] | None = None
-    """Settings of a point, from the study's own axes, the base and the sets; None: they are settings themselves."""
-    seeds: int = 3
-    """Trainings of each point."""
-    at: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.85)
-    """Shares of a training after which it is measured; it always is at the end."""
-    measure: str = "val/top_1"
-    """The value that is compared."""
-    better: Literal["higher", "lower"] = "higher"
-    """Which values of it are better."""
-    probe: tuple[str, str, int] | None = None
-    """Few-shot accuracy of the features: training set, test set, examples per class."""
-    norms: bool = False
-    """Whether norms and turns of the kernels are measured."""
-    paper: Sentences = ()
-    """What the paper found, and what is different here."""
-    findings: Callable[["Grid"], Sentences] | None = None
-    """Sentences beyond the comparison along each axis."""
 
 
 def grid_jobs(study: GridStudy, config: GridConfig, inputs: Inputs) -> list[Job]:

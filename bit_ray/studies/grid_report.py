@@ -8,8 +8,9 @@ from bit_ray.config import from_dict
 from bit_ray.evaluation.statistics import t_interval
 from bit_ray.evaluation.trend import trend
 from bit_ray.plots.lines import Line, LinePlot
+from bit_ray.studies.catalog import GridStudy
 from bit_ray.studies.findings import Comparison, amount, between, change, comparisons, interaction, text
-from bit_ray.studies.grid import Grid, GridStudy
+from bit_ray.studies.grid import Grid
 from bit_ray.studies.outcome import Outcome, missing, settings_of
 from bit_ray.studies.report import Report, Table
 from bit_ray.studies.spaces import parse_space

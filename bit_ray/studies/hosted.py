@@ -28,6 +28,7 @@ from bit_ray.studies.engine import Need
 from bit_ray.studies.measures import decay_exposure, recent_loss, stage_norms
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.recorded import recorded_metrics
+from bit_ray.tracking.runs import send_kept
 from bit_ray.training.config import FinetuneConfig, PretrainConfig, Runtime
 from bit_ray.training.driver import train
 from bit_ray.training.initial_weights import InitialWeights
@@ -72,11 +73,11 @@ def need(runtime: Runtime, num_gpus: int) -> Need:
     return Need(num_cpus=num_workers * (1 + runtime.num_readers), num_gpus=num_workers if use_gpu else 0)
 
 
-def check_hosted(cell: Cell) -> None:
+def check_hosted(cell: Cell, runtime: Runtime) -> None:
     """Refuse what only a training in memory can do.
 
     Raises:
-        ConfigError: it trains on a part of a set.
+        ConfigError: it trains on a part of a set, or the number of workers is not given.
     """
     if cell.train.rows is not None:
         raise ConfigError.of(
@@ -85,6 +86,7 @@ def check_hosted(cell: Cell) -> None:
             "whole sets",
             "name a set to select on by val_shards and leave shots out, or use where memory",
         )
+    need(runtime, 0)
 
 
 def carry_out_hosted(
@@ -124,6 +126,7 @@ def carry_out_hosted(
             parent_run_id=host.parent_run_id,
             milestones=cell.at_steps,
         )
+        send_kept(host.tracking, host.storage, result.run_id)  # a score whose losses have gaps would stay so
         losses = recorded_metrics(host.tracking, host.storage, name, plan.kind, "train/loss").get("train/loss", [])
         with cluster() as resources:
             points = [

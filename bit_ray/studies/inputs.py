@@ -15,7 +15,7 @@ from bit_ray.data.sources.embedded.catalog import is_embedded
 from bit_ray.errors import ConfigError, DataError
 from bit_ray.evaluation.subsets import few_shot_subset
 from bit_ray.inference.features import check_single_label
-from bit_ray.recipes.embedded import EMBEDDED_MODEL, GLYPHS
+from bit_ray.recipes.embedded import EMBEDDED_INIT, EMBEDDED_MODEL, EMBEDDED_NAME, GLYPHS
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Part
 from bit_ray.tracking.address import tracking_uri
@@ -26,10 +26,6 @@ from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 
-_EMBEDDED_NAME = "glyphs-m"
-EMBEDDED_INIT = f"models:/{_EMBEDDED_NAME}@champion"
-"""A small network, pre-trained on embedded characters, as the main job registers it too."""
-
 
 class Inputs:
     """The sets and weights of one study.
@@ -37,15 +33,14 @@ class Inputs:
     Args:
         storage: The user's setting; embedded data are written into it.
         tracking: The user's setting.
-        dry_run: Nothing is pre-trained, and weights without tensors stand for what would be.
     """
 
-    def __init__(self, storage: str, tracking: TrackingConfig, *, dry_run: bool = False) -> None:
-        self.before: list[str] = []
-        """What a dry run did not do, in words."""
+    def __init__(self, storage: str, tracking: TrackingConfig) -> None:
+        self.before = ""
+        """What comes before the trainings, in words: see `pretrained`."""
         self.weights: dict[str, InitialWeights] = {}
         """Weights that were asked for, by their digest."""
-        self._storage, self._tracking, self._dry_run = storage, tracking, dry_run
+        self._storage, self._tracking = storage, tracking
         self._manifests: dict[str, Manifest] = {}
         self._labels: dict[str, npt.NDArray[np.int64]] = {}
         self._init: dict[str, InitialWeights] = {}
@@ -142,31 +137,43 @@ class Inputs:
         return self._labels[part.shards]
 
     def init(self, uri: str) -> InitialWeights:
-        """Return weights; `EMBEDDED_INIT` is pre-trained first where the registry does not have it.
+        """Return weights; some without tensors stand for `EMBEDDED_INIT` until it is `pretrained`.
 
         Raises:
             BitRayError: they are missing or damaged.
         """
         if uri not in self._init:
-            if uri == EMBEDDED_INIT:
-                if self._dry_run and not store.exists(RunFolder.of(self._storage, _EMBEDDED_NAME).result):
-                    self.before.append(f"before them {_EMBEDDED_NAME} is pre-trained, as in the main job")
-                    self._init[uri] = InitialWeights(EMBEDDED_MODEL, {}, "0" * 64, uri)
-                    return self._init[uri]
-                pretrain(
-                    PretrainConfig(
-                        name=_EMBEDDED_NAME,
-                        shards=self.part("glyphs:m").shards,
-                        model=EMBEDDED_MODEL,
-                        recipe=GLYPHS,
-                        storage=self._storage,
-                        tracking=self._tracking,
-                    )
-                )
-            self._init[uri] = read_init(uri, tracking_uri(self._tracking.uri, self._storage))
+            if uri == EMBEDDED_INIT and not store.exists(RunFolder.of(self._storage, EMBEDDED_NAME).result):
+                self.before = f"before them {EMBEDDED_NAME} is pre-trained, as in the main job"
+                return InitialWeights(EMBEDDED_MODEL, {}, "0" * 64, uri)
+            self._init[uri] = self._read(uri)
         init = self._init[uri]
         self.weights[init.digest] = init
         return init
+
+    def pretrained(self) -> bool:
+        """Pre-train the embedded network if weights stood for it; then all plans are to be made again.
+
+        It takes minutes: call it when nothing else is left that could be refused.
+        """
+        if missing := bool(self.before):
+            self._init[EMBEDDED_INIT] = self._read(EMBEDDED_INIT)
+            self.before = ""
+        return missing
+
+    def _read(self, uri: str) -> InitialWeights:
+        if uri == EMBEDDED_INIT:  # does what is left of it
+            pretrain(
+                PretrainConfig(
+                    name=EMBEDDED_NAME,
+                    shards=self.part("glyphs:m").shards,
+                    model=EMBEDDED_MODEL,
+                    recipe=GLYPHS,
+                    storage=self._storage,
+                    tracking=self._tracking,
+                )
+            )
+        return read_init(uri, tracking_uri(self._tracking.uri, self._storage))
 
     def training(
         self, config: PretrainConfig | FinetuneConfig, rows: Sequence[int] | None = None

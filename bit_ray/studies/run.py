@@ -34,17 +34,19 @@ def run_study(config: GridConfig) -> Report | None:
     """
     study = find_study(config.study)
     name = config.name or config.study
-    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
+    base = changed(study.base, read_settings("set", config.set), "set")
+    runtime = base.runtime
+    inputs = Inputs(config.storage, config.tracking)
     jobs = grid_jobs(study, config, inputs)
     for job in jobs:
         check_settings(job.cell.plan, Runtime())
         if config.where == "cluster":
-            check_hosted(job.cell)
+            check_hosted(job.cell, runtime)
     if config.dry_run:
-        print_plan(config, jobs, name, inputs.before)
+        print_plan(config, jobs, name, [inputs.before])
         return None
-    base = changed(study.base, read_settings("set", config.set), "set")
-    runtime = base.runtime
+    if inputs.pretrained():
+        jobs = grid_jobs(study, config, inputs)
     settings = {name: value for name, value in to_dict(base).items() if name not in _ELSEWHERE}
     decides = {SETTINGS: settings, **{job.key: job.cell.identity for job in jobs}}
     goal = Goal(measures=(study.measure,), better=study.better)

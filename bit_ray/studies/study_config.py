@@ -254,6 +254,25 @@ def changed(config: PretrainConfig | FinetuneConfig, settings: dict[str, Any], f
         raise ConfigError(str(error)).about(field) from None
 
 
+def swept(config: SweepConfig) -> PretrainConfig | FinetuneConfig:
+    """Return the settings that all trials of a sweep have in common.
+
+    Raises:
+        ConfigError: one is unknown or refused, or the shard set or what to start from is missing.
+    """
+    settings = read_settings("set", config.set)
+    if not settings.get("shards"):
+        raise ConfigError.of("set", "without shards", "the shard set to train on, --set shards=...", "add it")
+    if config.command == "pretrain":
+        upstream: PretrainConfig = changed(PretrainConfig(name="trial", shards="?"), settings, "set")
+        return upstream
+    downstream: FinetuneConfig = changed(FinetuneConfig(name="trial", shards="?"), settings, "set")
+    if not downstream.init and not downstream.model:
+        accepted = "weights to start from, --set init=..., or a model, --set model=..."
+        raise ConfigError.of("set", "without init and model", accepted, "add one")
+    return downstream
+
+
 def command(verb: str, config: GridConfig | SweepConfig | CompareConfig) -> str:
     """Return the command line of a study: every setting that has not its default.
 

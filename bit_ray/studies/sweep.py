@@ -5,10 +5,9 @@ from typing import Any
 
 from bit_ray import store
 from bit_ray.config import from_dict, to_dict
-from bit_ray.errors import ConfigError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies.cells import Cell, CellScore, Part
-from bit_ray.studies.conduct import Job, conducted, print_plan
+from bit_ray.studies.conduct import SETTINGS, Job, conducted, print_plan
 from bit_ray.studies.display import Goal
 from bit_ray.studies.halving import rung_steps
 from bit_ray.studies.hosted import check_hosted
@@ -17,7 +16,7 @@ from bit_ray.studies.outcome import Outcome, missing, settings_of
 from bit_ray.studies.report import Report
 from bit_ray.studies.search import Adaptive, draw
 from bit_ray.studies.spaces import Axis, parse_space, shown
-from bit_ray.studies.study_config import SweepConfig, changed, command, read_settings
+from bit_ray.studies.study_config import OWN, SweepConfig, changed, command, swept
 from bit_ray.studies.trials import (
     HALVES,
     SELECTED_BY,
@@ -43,26 +42,30 @@ def run_sweep(config: SweepConfig) -> Report | None:
         BitRayError: anything the user can fix.
     """
     axes = parse_space(config.space)
-    inputs = Inputs(config.storage, config.tracking, dry_run=config.dry_run)
-    base = _base(config)
+    inputs = Inputs(config.storage, config.tracking)
+    base = swept(config)
     maker = _jobs(config, base, inputs, axes)
     adaptive = config.search not in ("random", "sobol")
-    if adaptive:
-        jobs = [maker(0, draw(axes, "random", config.search_seed, 0))]  # checks the settings
-    else:
-        jobs = [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
+
+    def made() -> list[Job]:
+        if adaptive:  # the first, which checks the settings
+            return [maker(0, draw(axes, "random", config.search_seed, 0))]
+        return [maker(number, draw(axes, config.search, config.search_seed, number)) for number in range(config.trials)]
+
+    jobs = made()
     if config.dry_run:
-        more = f"{config.trials - 1} more trials are proposed by {config.search} as it goes on"
-        print_plan(config, jobs, config.name, [*inputs.before, *([more] if adaptive else [])])
+        more = f"{config.trials - 1} more trials are proposed by {config.search} as it goes on" if adaptive else ""
+        print_plan(config, jobs, config.name, [inputs.before, more])
         return None
-    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
+    if inputs.pretrained():
+        jobs = made()
     with conducted(
         "sweep",
         config,
         config.name,
         sweep_report,
         tensors=inputs.tensors(),
-        decides=decides,
+        decides=_decides(config, base),
         runtime=base.runtime,
         goal=Goal(measures=("val/top_1",) if config.where == "cluster" else SELECTED_BY),
     ) as conduct:
@@ -83,19 +86,14 @@ def run_sweep(config: SweepConfig) -> Report | None:
 _DECIDES = ("command", "set", "space", "val_shards", "val_share", "search", "search_seed", "stop_early")
 
 
-def _base(config: SweepConfig) -> PretrainConfig | FinetuneConfig:
-    """Return the settings that all trials have in common."""
-    settings = read_settings("set", config.set)
-    if not settings.get("shards"):
-        raise ConfigError.of("set", "without shards", "the shard set to train on, --set shards=...", "add it")
-    if config.command == "pretrain":
-        upstream: PretrainConfig = changed(PretrainConfig(name="trial", shards="?"), settings, "set")
-        return upstream
-    downstream: FinetuneConfig = changed(FinetuneConfig(name="trial", shards="?"), settings, "set")
-    if not downstream.init and not downstream.model:
-        accepted = "weights to start from, --set init=..., or a model, --set model=..."
-        raise ConfigError.of("set", "without init and model", accepted, "add one")
-    return downstream
+def _decides(config: SweepConfig, base: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """Return what stays as it was when the sweep began, and the settings one by one, to name the one that differs."""
+    decides = {name: value for name, value in to_dict(config).items() if name in _DECIDES}
+    each = {name: value for name, value in to_dict(base).items() if name not in OWN}
+    space = {
+        axis.name: text.partition("=")[2] for axis, text in zip(parse_space(config.space), config.space, strict=True)
+    }
+    return {**decides, SETTINGS: {**decides, "set": each, "space": space}}
 
 
 def _jobs(
@@ -122,7 +120,7 @@ def _jobs(
         check_settings(plan, Runtime())
         job = trial_job(f"trial-{number:04d}", {"trial": number, **values}, plan, part, parts, rungs)
         if config.where == "cluster":
-            check_hosted(job.cell)
+            check_hosted(job.cell, base.runtime)
         return job
 
     return make

@@ -49,15 +49,25 @@ class Feed(Searcher):
     def __init__(self, todo: Sequence[Trial], more: Callable[[], Trial | None] | None) -> None:
         super().__init__()
         self.stopped = False
-        self.bug: Exception | None = None
+        self.error: Exception | None = None
+        """What went wrong outside the processes of trials, such as a score that could not be written."""
         self._todo, self._more = list(todo), more
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next trial as the config of a trial of Tune."""
         trial = None
         if not self.stopped:
-            trial = self._todo.pop(0) if self._todo else self._more() if self._more is not None else None
+            with self.ending_all():
+                trial = self._todo.pop(0) if self._todo else self._more() if self._more is not None else None
         return Searcher.FINISHED if trial is None else {"trial": trial}
+
+    @contextmanager
+    def ending_all(self) -> Iterator[None]:
+        """Note an error, which ends all: Tune would run the trial again, or leave the others running."""
+        try:
+            yield
+        except Exception as error:
+            self.error, self.stopped = self.error or error, True
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: scores are read from their files."""
@@ -88,12 +98,14 @@ class Collect(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that it begins."""
         if self._started is not None:
-            self._started(trial.config["trial"])
+            with self._feed.ending_all():
+                self._started(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on the outcome."""
         if self._finished is not None and "outcome" in trial.last_result:
-            self._finished(trial.config["trial"], trial.last_result["outcome"])
+            with self._feed.ending_all():
+                self._finished(trial.config["trial"], trial.last_result["outcome"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Begin no other trial: its process ended again and again, as that of the next would."""
@@ -169,7 +181,7 @@ def run_trials(
             ),
         )
         errors = tuner.fit().errors
-    if errors and feed.bug is None:
+    if errors and feed.error is None:
         reason = str(errors[0]).strip().splitlines()[-1]
         raise ModelError(
             f"trials: the process of one ended {_MAX_FAILURES + 1} times (last: {reason}); accepted: processes with "

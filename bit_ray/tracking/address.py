@@ -52,13 +52,22 @@ def registry_uri(uri: str | None) -> str:
     """Return the URI of the registry: the given one, else ``$MLFLOW_TRACKING_URI``, else that of `DEFAULT_STORAGE`.
 
     Raises:
+        TrackingError: as `recorded_uri`.
+    """
+    return recorded_uri(uri or "", DEFAULT_STORAGE)
+
+
+def recorded_uri(uri: str, storage: str) -> str:
+    """Return the tracking URI, as `tracking_uri`, of a store that is only read.
+
+    Raises:
         TrackingError: It is a SQLite file that does not exist, which MLflow would make.
     """
     named = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = tracking_uri(named or "", DEFAULT_STORAGE)
+    uri = tracking_uri(uri, storage)
     if uri.startswith("sqlite:") and not sqlite_file(uri).exists():
-        given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {DEFAULT_STORAGE}/mlflow.db here"
-        accepted = "the registry's server or sqlite:///FILE"
+        given = f"{shown(uri)}: no such file" if named else f"empty, and there is no {storage}/mlflow.db"
+        accepted = "the server, or sqlite:///FILE, that has the record"
         remedy = f"set MLFLOW_TRACKING_URI to it, or set the storage to the {DEFAULT_STORAGE} folder that has it"
         raise TrackingError.of("tracking.uri", given, accepted, remedy)
     return uri

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bit_ray.errors import TrackingError, one_line
 from bit_ray.locks import scratch_directory
-from bit_ray.tracking.address import tracking_uri
+from bit_ray.tracking.address import recorded_uri
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.tracking.runs import RunKind, find_run
 from bit_ray.tracking.server import connect, experiment_id
@@ -148,7 +148,7 @@ def run_page(uri: str, run_id: str) -> RunPage:
 
 
 def _named(config: TrackingConfig, storage: str, run_name: str, kind: str) -> tuple[MlflowClient, Run]:
-    client = connect(tracking_uri(config.uri, storage))
+    client = connect(recorded_uri(config.uri, storage))
     run = find_run(client, experiment_id(client, config.experiment, storage), run_name, kind)
     if run is None:
         given = f"{shown(client.tracking_uri)} has no {kind} {run_name!r}"

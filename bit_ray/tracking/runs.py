@@ -245,6 +245,24 @@ class TrackedRun:
             self._outage = ""
 
 
+def send_kept(config: TrackingConfig, storage: str, run_id: str) -> None:
+    """Send what a run that is over has kept on this machine, because it ended during an outage.
+
+    Raises:
+        TrackingError: The server does not answer, or refuses.
+        ConfigError: Another process records the run.
+    """
+    spool = Spool(spool_directory(storage, run_id))
+    if not spool.segments():
+        return
+    client = connect(tracking_uri(config.uri, storage))
+    with _lock(spool, run_id):
+        if failure := send(client, run_id, spool):
+            given = f"{shown(client.tracking_uri)} does not take what is kept in {spool.directory} ({failure})"
+            raise TrackingError.of("tracking.uri", given, remedy="see the log of the server, and start the run again")
+        spool.remove_if_empty()
+
+
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested params by dotted name, as MLflow has them: ``{"model.width": "2"}``; lists as JSON."""
     flat: dict[str, str] = {}

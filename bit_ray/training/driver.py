@@ -29,7 +29,7 @@ from bit_ray.run_records import LeftOut, LeftOutRecord, RunRecord
 from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.identity import code_revision
 from bit_ray.tracking.registry import RegisteredModel, register
-from bit_ray.tracking.runs import Input, TrackedRun
+from bit_ray.tracking.runs import Input, TrackedRun, send_kept
 from bit_ray.tracking.server import probe
 from bit_ray.training.attempts import Attempts
 from bit_ray.training.checkpoint.probes import CheckpointProbes, check_room
@@ -136,6 +136,7 @@ def train(
     name, runtime, folder = config.name, config.runtime, RunFolder.of(config.storage, config.name)
     done = _finished(folder, plan)
     if done is not None:
+        send_kept(config.tracking, config.storage, done.run_id)
         console.print(f"{name}: already finished, {done.package_uri}")
         return done
     probe(tracking_uri(config.tracking.uri, store.absolute(config.storage)))  # before Ray starts, which takes longer

@@ -5,8 +5,7 @@ import sys
 from bit_ray.cli.main import main
 from bit_ray.recipes.embedded import EMBEDDED_MODEL
 from bit_ray.recipes.upstream import UpstreamRecipe
-from bit_ray.studies.catalog import STUDIES
-from bit_ray.studies.grid import GridStudy
+from bit_ray.studies.catalog import STUDIES, GridStudy
 from bit_ray.training.config import PretrainConfig
 
 TINY = GridStudy(

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from bit_ray import store
 from bit_ray.cluster.slots import Resources
-from bit_ray.errors import DataError, ModelError
+from bit_ray.errors import DataError, ModelError, StoreError
 from bit_ray.run_folder import RunFolder
 from bit_ray.studies import tuner
 from bit_ray.studies.engine import Bar, Study
@@ -43,6 +43,8 @@ def count(folder: str, identity: str, value: float, num_threads: int) -> Score:
     begun = Path(folder, f"{identity}.begun").read_text()
     if value == 7 or (value == 6 and begun == "x"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if value == 5:  # its score cannot be written
+        Path(folder).with_name("study").joinpath("scores", f"{identity.removesuffix('-5.0')}.json").mkdir(parents=True)
     if value < 0:
         raise DataError(f"{identity}: {value}; accepted: 0 or more; correct it")
     return Score(identity=identity, top_1=value, neighbours=running)
@@ -107,7 +109,7 @@ def test_no_more_trials_run_at_a_time_than_asked_for_and_only_what_is_new_change
     assert kept["identity"] == "t1-0.8"
 
 
-def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path, tracking: TrackingConfig):
+def test_a_mistake_or_a_full_disk_ends_the_study_or_its_trial_alone(tmp_path: Path, tracking: TrackingConfig):
     values = {"a": -1.0, "b": 0.2}
     scores, problems, _, _ = study(tmp_path, tracking, values, keep_going=True)
     assert set(scores) == {"b"}
@@ -119,6 +121,11 @@ def test_a_mistake_in_one_trial_ends_the_study_or_its_trial_alone(tmp_path: Path
     experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
     [run] = client.search_runs([experiment], 'tags.`bit_ray.kind` = "fewshot"')
     assert run.info.status == "FAILED"
+    # Nor is a trial run again whose score cannot be written.
+    with pytest.raises(StoreError, match=r"^/.*/scores/blocked.json: cannot be read or written \(.*Is a directory"):
+        study(tmp_path, tracking, {"blocked": 5.0, "later": 0.3})
+    marks = {path.stem: path.read_text() for path in (tmp_path / "marks").glob("*.begun")}
+    assert marks == {"a--1.0": "xx", "b-0.2": "x", "blocked-5.0": "x"}
 
 
 def test_a_trial_whose_process_always_dies_ends_the_study(

@@ -1,7 +1,10 @@
 """Studies through Ray Tune: what they leave, and that a second start repeats nothing."""
 
+import functools
 import gc
 import json
+import re
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +13,13 @@ import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
+from proxy import Proxy
 from ray._private import state
 
 from bit_ray.cli.main import main
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.digits import DigitsSource
-from bit_ray.errors import ConfigError
+from bit_ray.errors import ConfigError, TrackingError
 from bit_ray.models.zoo import create_model
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.studies.compare import compare_hyperrule
@@ -23,6 +27,7 @@ from bit_ray.studies.run import run_study, write_report
 from bit_ray.studies.study_config import CompareConfig, GridConfig, ReportConfig, SweepConfig
 from bit_ray.studies.sweep import run_sweep
 from bit_ray.tracking.config import TrackingConfig
+from bit_ray.tracking.runs import TrackedRun
 from bit_ray.weights.package import ModelSpec, save_package
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_local", "tiny")]
@@ -72,11 +77,31 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, tmp_path, tracking, capsys):
+def test_a_study_outlives_mlflow_is_recorded_and_its_report_comes_again_from_mlflow_alone(
+    sets, tmp_path, mlflow_server, capsys, caplog, monkeypatch
+):
+    """MLflow is away from the first score on, also at the end, and comes back for the third start."""
+    proxy = Proxy(mlflow_server.port)
+    tracking = TrackingConfig(uri=f"http://127.0.0.1:{proxy.port}", experiment=tmp_path.name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    close = TrackedRun.close
+    monkeypatch.setattr(TrackedRun, "close", functools.partialmethod(close, timeout_s=1.0))
     before = idle_cpus()
+
+    def lose_mlflow() -> None:
+        while not any((tmp_path / "decay" / "scores").glob("*.json")):
+            time.sleep(0.05)
+        proxy.cut(down=True)
+
+    watch = threading.Thread(target=lose_mlflow)
+    watch.start()
     report = run_study(small(sets, tmp_path, tracking))
+    watch.join()
     assert report is not None
     assert report.missing == ()
+    said = [record.getMessage() for record in caplog.records if "MLflow" in record.getMessage()]
+    assert ["cannot be used since" in line for line in said] == [True, False]
+    assert re.search(r"^\d+ entries for MLflow are not sent yet and kept in .*; start the run again", said[1])
     assert any("weight_decay 0.01 against 0" in line for line in report.findings)
     nothing_is_left(before)
     folder = tmp_path / "decay"
@@ -85,6 +110,15 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
     scores = {path.stem: json.loads(path.read_text()) for path in (folder / "scores").iterdir()}
     assert len(scores) == 4
     assert not (folder / "cells").exists() or not any(path.is_file() for path in (folder / "cells").rglob("*"))
+
+    earlier = files_below(folder / "scores")
+    with pytest.raises(TrackingError, match=r"^tracking.uri: http://.*: cannot be reached \("):
+        run_study(small(sets, tmp_path, tracking))
+    proxy.cut(down=False)
+    monkeypatch.setattr(TrackedRun, "close", close)
+    assert run_study(small(sets, tmp_path, tracking)) == report
+    assert files_below(folder / "scores") == earlier
+    assert files_below(folder / "report") == written
 
     client = MlflowClient(tracking_uri=tracking.uri)
     experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
@@ -103,9 +137,6 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
     assert again == report
     assert files_below(Path(where)) == written
 
-    earlier = files_below(folder / "scores")
-    assert run_study(small(sets, tmp_path, tracking)) == report
-    assert files_below(folder / "scores") == earlier
     for changes, differ in (
         ({"axes": ("recipe.weight-decay=0,1e-3",)}, "the training weight_decay-0.01-seed-0, this one has not"),
         ({"set": (f"shards={sets}/train", "recipe.momentum=0.8")}, "recipe.momentum 0.9, this one has 0.8"),
@@ -119,6 +150,7 @@ def test_a_study_is_recorded_and_its_report_comes_again_from_mlflow_alone(sets, 
     status = main(["study", "report", "dekay", *asked])
     assert status == 2
     assert "has no study 'dekay'" in capsys.readouterr().err
+    proxy.close()
 
 
 def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path, tracking, two_trials_at_a_time):
@@ -153,6 +185,15 @@ def test_an_adaptive_sweep_goes_on_with_the_trials_it_has_written(sets, tmp_path
     assert {name: scores[name] for name in first} == first
     assert any("not independent" in line for line in report.findings)
     assert len(set(files_below(tmp_path / "search" / "proposed").values())) == 3
+    # Of other settings the first that differs is named.
+    longer = (*(text for text in sweep(3).set if "recipe.epochs" not in text), "recipe.epochs=2.0")
+    for changes, differ in (
+        ({"set": longer}, r"set.recipe.epochs 1.0, this one has 2.0"),
+        ({"space": ("recipe.weight-decay=0.0,1e-3",)}, r"space.recipe.base_lr_per_256 .*, this one has None"),
+        ({"search": "gp"}, "search tpe, this one has gp"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^name: the study in .* has {differ}; accepted: the settings that"):
+            run_sweep(replace(sweep(3), **changes))
     nothing_is_left(before)
 
 
@@ -190,6 +231,8 @@ def test_the_rule_and_a_sweep_are_compared_on_a_task_of_ones_own(tmp_path, track
     assert tested == {f"task-1-{what}-seed-{seed}" for what in ("rule", "best") for seed in range(2)}
     assert any(line.startswith("1: train: a sweep of 4 trials costs") for line in report.findings)
     assert compare_hyperrule(config) == report
+    with pytest.raises(ConfigError, match=r"^name: the study in .* has rule.num_steps 4, this one has 5; accepted: "):
+        compare_hyperrule(replace(config, rule=replace(config.rule, num_steps=5)))
 
 
 def test_what_cannot_fit_is_refused_at_once_with_both_numbers(sets, tmp_path, tracking):

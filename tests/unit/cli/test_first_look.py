@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ WRONG = {
     "evaluate --model models:/photos --shards absent": "absent: no such path",
     "fewshot --name a --init absent --shards shards --test-shards shards": "absent: no such directory",
     "vtab --name a --init absent": "absent: no such directory",
+    "study run recipe --set shards=absent": "absent: no such path",
+    "study run recipe --set init=absent": "absent: no such directory",
+    "study run decay": "STUDY: decay; accepted: weight-decay, ",
+    "study run schedule --axes length=0 --val-shards absent": "absent: no such path",
+    "study compare --init absent --tasks shards,shards": "absent: no such directory",
+    "study compare --init . --tasks shards,absent,5": "absent: no such path",
+    "study report absent": "there is no bit_ray_runs/mlflow.db; accepted: the server, or sqlite:///FILE, that has the",
+    "sweep finetune --name a --set shards=absent init=. --space seed=1": "--space: seed; accepted: another setting",
+    "sweep finetune --name a --set shards=absent init=. --space rule.dropout=0,1": "absent: no such path",
+    "sweep pretrain --name a --set recipe.epochs=1 --space recipe.epochs=1,2": "--set: without shards",
+    "runs diagnose absent": "RUN: absent; accepted: the name of a run in bit_ray_runs",
+    "status absent": "absent",
     "probe absent shards shards": "absent: no such directory",
     "episodes absent shards": "absent: no such directory",
     "predict absent.jpg --model .": "absent.jpg: no such file; accepted: image files",
@@ -54,8 +67,8 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, tuple[str, str]]:
-    """Command -> exit status and error, all of one process."""
+def folder(tmp_path_factory) -> Path:
+    """Where commands are started, with a shard set."""
     folder: Path = tmp_path_factory.mktemp("first")
     gray = b"P6 8 8 255\n" + bytes(192)
     write_shards(
@@ -64,18 +77,40 @@ def answers(tmp_path_factory) -> dict[str, tuple[str, str]]:
         name="few",
         class_names=("a", "b"),
     )
-    done = subprocess.run(
+    return folder
+
+
+def program(lines: Iterable[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Carry out commands one after the other in one process."""
+    return subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        input="".join(f"{line}\n" for line in WRONG),
+        input="".join(f"{line}\n" for line in lines),
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def answers(folder) -> dict[str, tuple[str, str]]:
+    """Command -> exit status and error, all of one process."""
+    done = program(WRONG, folder)
     statuses, errors = re.findall(r"^status (.*)$", done.stdout, re.MULTILINE), done.stderr.splitlines()
     assert done.returncode == 0, done.stderr
     return dict(zip(WRONG, zip(statuses, errors, strict=True), strict=True))
+
+
+def test_studies_are_listed_without_what_takes_seconds(folder):
+    done = program(["study list", "models known"], folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("status 0") == 2
+    assert "rule.mixup_alpha: 0, 0.1" in done.stdout
+
+
+def test_nothing_that_only_reads_makes_a_folder(answers, folder):
+    assert [path.name for path in folder.iterdir()] == ["shards"]
 
 
 @pytest.mark.parametrize("line", WRONG)

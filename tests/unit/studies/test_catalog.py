@@ -43,6 +43,8 @@ def test_every_training_of_a_study_can_be_planned(storage, init, name):
         assert job.cell.parts["val"].shards != job.cell.train.shards
         assert job.cell.test is None
         assert all(0 < step < job.cell.plan.schedule.num_steps for step in job.cell.at_steps)
+    if name == "recipe":  # what it measures on are test images: once, at the end
+        assert all(job.cell.at_steps == () for job in made)
     probes = {job.cell.probe for job in made}
     assert (probes == {None}) == (STUDIES[name].probe is None)
 

@@ -52,8 +52,8 @@ def test_the_table_has_the_running_ones_the_best_and_what_is_left(study, monkeyp
         made = display.table()
         module.console.print(made)
     text = out.getvalue()
-    # 2 of 6 left, 600 s each, 5 at a time; 3.60 an hour is 0.001 a second.
-    assert "rates: trials: 4 of 6 done, 2 left, 4 min, 1.20 to pay" in text
+    # 2 of 6 left, 600 s each, both at a time; 3.60 an hour is 0.001 a second.
+    assert "rates: trials: 4 of 6 done, 2 left, 10 min, 1.20 to pay" in text
     assert "best so far: lr 0.3: 0.65" in text
     rows = list(zip(*(column.cells for column in made.columns), strict=True))
     assert rows[0] == ("lr 0.5", "running, 0 s", "")
@@ -84,7 +84,7 @@ def test_a_small_terminal_shows_all_that_matters_most(study, monkeypatch):
         lines = [re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", line).strip() for line in out.getvalue().splitlines()]
     assert max(map(len, lines)) <= 40
     assert " ".join(lines[:4]) == (
-        "rates: trials: 5 of 6 done, 1 left, 2 min, 0.60 to pay best so far: lr 0.1, weight_decay 0.0001, "
+        "rates: trials: 5 of 6 done, 1 left, 10 min, 0.60 to pay best so far: lr 0.1, weight_decay 0.0001, "
         "base_lr_per_256 0.16: 0.45"
     )
     assert any("running" in line for line in lines)

@@ -1,8 +1,10 @@
-"""What a trial asks of the cluster."""
+"""What a trial asks of the cluster, and what Tune is given next."""
 
 import pytest
+from ray.tune.search import Searcher
 
 from bit_ray.cluster.slots import Resources
+from bit_ray.errors import ConfigError
 from bit_ray.studies import engine
 
 CORES = 64  # of the machine that starts the study
@@ -28,3 +30,14 @@ def test_a_trial_asks_for_no_more_than_one_node_has(resources, trials, threads, 
         monkeypatch.setattr(f"{module}.num_local_cores", lambda: CORES)
     found = engine._room(resources, trials, 0, None)
     assert (found[1], found[2]) == (threads, asked)
+
+
+def test_an_error_of_what_proposes_trials_ends_the_study_and_is_kept():
+    refused = ConfigError.of("weight_decay", -1, "0 or more")
+
+    def propose():
+        raise refused
+
+    feed = engine._Feed([], propose)
+    assert feed.suggest("trial") == Searcher.FINISHED
+    assert (feed.error, feed.stopped) == (refused, True)

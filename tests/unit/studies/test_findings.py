@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from unit.studies.study_scores import cell, outcome, score
 
-from bit_ray.studies.catalog import STUDIES
+from bit_ray.studies.catalog import STUDIES, GridStudy
 from bit_ray.studies.findings import comparisons, crossing, interaction
-from bit_ray.studies.grid import Grid, GridStudy
+from bit_ray.studies.grid import Grid
 from bit_ray.studies.grid_report import grid_report
 from bit_ray.studies.report import render
 from bit_ray.studies.study_config import GridConfig

@@ -10,11 +10,12 @@ from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.base import Example
 from bit_ray.data.sources.embedded.digits import DigitsSource
 from bit_ray.errors import ConfigError, DataError
+from bit_ray.recipes.embedded import EMBEDDED_INIT
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.recipes.upstream import UpstreamRecipe
 from bit_ray.studies import inputs as module
 from bit_ray.studies.cells import Part
-from bit_ray.studies.inputs import EMBEDDED_INIT, Inputs
+from bit_ray.studies.inputs import Inputs
 from bit_ray.tracking.config import TrackingConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 from bit_ray.training.initial_weights import InitialWeights
@@ -187,19 +188,22 @@ def test_weights_that_do_not_fit_are_refused_as_by_finetune(inputs, shards, init
         inputs.training(replace(FinetuneConfig(name="a", shards=shards, init=init), **changes))
 
 
-def test_the_embedded_network_is_completed_where_it_is_needed_and_never_by_a_dry_run(tmp_path, monkeypatch):
+def test_the_embedded_network_is_trained_only_on_demand_and_completed_where_it_is(tmp_path, monkeypatch):
     made = []
     weights = InitialWeights("R50x1", {}, "1" * 64, EMBEDDED_INIT)
     monkeypatch.setattr(module, "pretrain", made.append)
     monkeypatch.setattr(module, "read_init", lambda uri, tracking_uri: weights)
     monkeypatch.setattr(Inputs, "part", lambda self, name: Part(name, ""))
-    dry = Inputs(str(tmp_path), TrackingConfig(), dry_run=True)
-    assert dry.init(EMBEDDED_INIT).digest == "0" * 64
-    assert (made, dry.before) == ([], ["before them glyphs-m is pre-trained, as in the main job"])
+    new = Inputs(str(tmp_path), TrackingConfig())
+    assert new.init(EMBEDDED_INIT).digest == "0" * 64
+    assert (made, new.before) == ([], "before them glyphs-m is pre-trained, as in the main job")
+    assert new.tensors() == {}
+    assert [new.pretrained(), new.pretrained()] == [True, False]
+    assert new.init(EMBEDDED_INIT) is weights
+    assert [config.name for config in made] == ["glyphs-m"]
     # Its result may be there without a registered version: pretrain finds out what is left.
     (tmp_path / "glyphs-m").mkdir()
     (tmp_path / "glyphs-m" / "result.json").write_text("{}")
-    for inputs in (Inputs(str(tmp_path), TrackingConfig()), Inputs(str(tmp_path), TrackingConfig(), dry_run=True)):
-        assert inputs.init(EMBEDDED_INIT) is weights
-        assert inputs.before == []
-    assert [config.name for config in made] == ["glyphs-m", "glyphs-m"]
+    other = Inputs(str(tmp_path), TrackingConfig())
+    assert other.init(EMBEDDED_INIT) is weights
+    assert (other.before, len(made)) == ("", 2)

@@ -1,17 +1,22 @@
 """What studies and sweeps refuse, each in one line with the field, what was given, and what to do."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from bit_ray.cli.flags import parse
 from bit_ray.errors import ConfigError
+from bit_ray.recipes.embedded import EMBEDDED_INIT
 from bit_ray.recipes.hyperrule import RuleOverrides
+from bit_ray.studies import inputs as inputs_module
 from bit_ray.studies.catalog import STUDIES, find_study
+from bit_ray.studies.compare import compare_hyperrule
 from bit_ray.studies.grid import grid_jobs
 from bit_ray.studies.inputs import Inputs
-from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig, command, read_settings
-from bit_ray.studies.sweep import _base
+from bit_ray.studies.run import run_study
+from bit_ray.studies.study_config import CompareConfig, GridConfig, SweepConfig, command, read_settings, swept
+from bit_ray.studies.sweep import run_sweep
 from bit_ray.tracking.config import TrackingConfig
 
 SPACE = ("rule.base-lr=log:1e-4:1e-1",)
@@ -158,6 +163,33 @@ def test_what_a_study_cannot_train_is_refused_with_the_nearest_name(storage, ini
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("run", "config", "message"),
+    [
+        (run_study, grid(where="cluster"), "^where: cluster, but the training is on a part of /.*/digits-train; "),
+        (
+            run_study,
+            grid(where="cluster", axes=("shots=0",)),
+            "^runtime.num_workers: 0, with where cluster; accepted: the number of workers of one training; ",
+        ),
+        (
+            run_sweep,
+            sweep(set=("shards=digits:train", f"init={EMBEDDED_INIT}"), trials=2, where="cluster"),
+            "^where: cluster, but the training is on a part of /.*/digits-train; ",
+        ),
+        (
+            compare_hyperrule,
+            compare(space=("rule.warmup-steps=1000",)),
+            "^warmup_steps: 1000; accepted: 0 to 99 in a run of 100 steps; ",
+        ),
+    ],
+)
+def test_nothing_is_pre_trained_for_what_is_refused(run, config, message, storage, monkeypatch):
+    monkeypatch.setattr(inputs_module, "pretrain", lambda config: pytest.fail("it was pre-trained"))
+    with pytest.raises(ConfigError, match=message):
+        run(replace(config, storage=storage))
+
+
 def test_a_set_of_ones_own_needs_a_set_to_measure_on(storage, init):
     own = (*SHORT, f"shards={storage}/shards/glyphs-s")
     with pytest.raises(
@@ -179,10 +211,10 @@ def test_a_set_of_ones_own_needs_a_set_to_measure_on(storage, init):
 )
 def test_a_sweep_needs_a_set_and_weights(changes, message):
     if message is None:
-        assert _base(sweep(**changes)).shards == "x"
+        assert swept(sweep(**changes)).shards == "x"
         return
     with pytest.raises(ConfigError) as caught:
-        _base(sweep(**changes))
+        swept(sweep(**changes))
     assert str(caught.value).startswith(message)
 
 

@@ -13,8 +13,8 @@ from bit_ray.studies.inputs import Inputs
 from bit_ray.studies.outcome import Outcome
 from bit_ray.studies.report import render
 from bit_ray.studies.spaces import parse_space
-from bit_ray.studies.study_config import SweepConfig
-from bit_ray.studies.sweep import _base, _jobs, sweep_report
+from bit_ray.studies.study_config import SweepConfig, swept
+from bit_ray.studies.sweep import _jobs, sweep_report
 from bit_ray.tracking.config import TrackingConfig
 
 SPACE = ("rule.base-lr=log:1e-4:1e-1", "rule.mixup-alpha=0.0,0.1")
@@ -233,7 +233,7 @@ def test_the_command_has_every_setting_that_is_not_the_default():
 def maker(storage, init, **changes):
     settings = config(**{"set": ("shards=digits:train", f"init={init}", "rule.crop=32", "rule.resize=36")} | changes)
     inputs = Inputs(storage, TrackingConfig())
-    return _jobs(settings, _base(settings), inputs, parse_space(settings.space)), inputs
+    return _jobs(settings, swept(settings), inputs, parse_space(settings.space)), inputs
 
 
 @pytest.mark.parametrize("shots", [0, 20])
@@ -250,7 +250,9 @@ def test_no_trial_learns_from_the_examples_it_is_selected_on(storage, init, shot
         assert not first & second
         assert learnt | first | second == set(everything)
         assert len(first | second) == round(0.2 * len(everything))
-        assert job.cell.test is None
+        # No test set is opened: all that it reads is the training set.
+        assert (job.cell.test, job.cell.probe) == (None, None)
+        assert {part.shards for part in (job.cell.train, *job.cell.parts.values())} == {whole.shards}
         assert job.cell.at_steps == (125, 250)
         assert job.cell.plan.num_examples == len(learnt)
     assert [job.cell.plan.seed for job in jobs] == [0, 1, 2]
