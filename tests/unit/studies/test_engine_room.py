@@ -1,5 +1,7 @@
 """What a trial asks of the cluster, and what Tune is given next."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray.tune.search import Searcher
 
@@ -41,3 +43,16 @@ def test_an_error_of_what_proposes_trials_ends_the_study_and_is_kept():
     feed = engine._Feed([], propose)
     assert feed.suggest("trial") == Searcher.FINISHED
     assert (feed.error, feed.stopped) == (refused, True)
+
+
+def test_an_error_after_a_trial_ends_the_study_without_running_the_trial_again():
+    """Tune takes an exception in a callback for a failure of the trial, and starts it again."""
+
+    def full(trial, outcome):
+        raise OSError("no space left")
+
+    feed = engine._Feed([], None)
+    trial = SimpleNamespace(config={"trial": "t"}, last_result={"outcome": 1})
+    engine._Collect(feed, None, full).on_trial_complete(0, [], trial)
+    assert str(feed.error) == "no space left"
+    assert feed.suggest("next") == Searcher.FINISHED
