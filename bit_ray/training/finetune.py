@@ -74,6 +74,7 @@ def write_few_shot(shards: str, manifest: Manifest, shots: int, seed: int, outpu
         name=f"{manifest.name}, {shots} per class, seed {seed}",
         class_names=manifest.class_names,
         convert_images=manifest.convert_images,
+        upright=manifest.upright,  # its images are upright already; the model must turn those it is shown
         row_group_size=manifest.row_group_size,
     )
 

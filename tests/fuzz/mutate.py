@@ -126,6 +126,15 @@ def damaged_json(rng: Rng, tree: Any, words: Sequence[Any] = ()) -> bytes:
     return damaged(rng, data) if chance(rng, 0.1) else data
 
 
+def damaged_tensors(rng: Rng, data: bytes) -> bytes:
+    """Change the header of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    if chance(rng, 0.3):
+        return damaged(rng, data, stop=length + 8)
+    header = damaged_json(rng, json.loads(data[8 : 8 + length]), ("F16", "F32", "I64", "BOOL", [0, 2**40]))
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
 def _changed(rng: Rng, tree: Any, words: Sequence[Any]) -> Any:
     places = [([tree], 0), *_places(tree)] if isinstance(tree, (dict, list)) else [([tree], 0)]
     holder, key = pick(rng, places)

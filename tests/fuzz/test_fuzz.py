@@ -1,7 +1,7 @@
 import pytest
 
 KINDS = (
-    *("archives", "configs", "images", "manifests", "pickles"),
+    *("archives", "checkpoints", "configs", "images", "manifests", "pickles"),
     *("references", "serving", "shards", "tables", "weights"),
 )
 

@@ -167,6 +167,9 @@ def load_checkpoint(directory: Path, model: Network, optimizer: SGD, plan: Train
             f"{directory}: written by plan {training.plan_digest[:12]}; accepted: the plan of this run, "
             f"{plan.digest[:12]}; use another name for other settings"
         )
+    if not 0 <= training.progress.next_step <= plan.schedule.num_steps:
+        given = f"{directory}: progress.next_step: {training.progress.next_step}"
+        raise ModelError(f"{given}; accepted: 0 to {plan.schedule.num_steps}; start from an earlier checkpoint")
     state, adapters = _state(model, optimizer), adapter_tensors(model)
     shapes = {name: tensor.shape for name, tensor in (state | adapters).items()}
     tensors = _read_state(directory, training, shapes | {"rng.torch": torch.get_rng_state().shape})

@@ -15,7 +15,7 @@ from fuzz.seeds import CLASSES, encoded, picture
 from bit_ray import store_failures
 from bit_ray.data.shards.footer import LayoutError, footer_length, read_footer
 from bit_ray.data.shards.manifest import read_manifest
-from bit_ray.data.shards.read import index_rows, read_rows, to_examples
+from bit_ray.data.shards.read import index_rows, read_rows, row_problems, to_examples
 from bit_ray.data.shards.row_group import group_checksum
 from bit_ray.data.shards.verify import verify_shards
 from bit_ray.data.shards.write import write_shards
@@ -79,7 +79,9 @@ class Kind:
 
     def _index(self, trusted: bool, place: Path, attempt: Attempt) -> None:
         path = place / "set" / self.path
-        for row in index_rows(path, 0).to_pylist():
+        table = index_rows(path, 0)
+        row_problems(table, len(CLASSES), multi_label=False)  # its readers take no other rows' ids and labels
+        for row in table.select(["offset", "length"]).to_pylist():
             end = row["offset"] + row["length"]
             assert 0 <= row["offset"] <= end <= path.stat().st_size, "an image outside the file"
 

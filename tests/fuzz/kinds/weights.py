@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from fuzz.kind import Attempt, Case
-from fuzz.mutate import Rng, chance, damaged, damaged_json, pick
+from fuzz.mutate import Rng, chance, damaged, damaged_json, damaged_tensors, pick
 from fuzz.seeds import CLASSES, network, spec, zipped
 from safetensors.torch import save
 
@@ -81,7 +81,7 @@ class Kind:
         action = int(rng.integers(4))
         if action == 1:  # a tensor in two parts, or in none, or of another shape
             part = pick(rng, listed)
-            data = self._header_changed(rng, (self.whole / "parts" / part["file"]).read_bytes())
+            data = damaged_tensors(rng, (self.whole / "parts" / part["file"]).read_bytes())
             files[part["file"]] = data
             part |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
         elif action == 2:
@@ -120,14 +120,7 @@ class Kind:
 
     def _safetensors(self, rng: Rng) -> tuple[str, dict[str, bytes]]:
         data = save(self.parts[pick(rng, list(self.parts))], {"bit_ray.spec": json.dumps(self.description["spec"])})
-        return "x.safetensors", {"x.safetensors": self._header_changed(rng, data)}
-
-    def _header_changed(self, rng: Rng, data: bytes) -> bytes:
-        length = int.from_bytes(data[:8], "little")
-        if chance(rng, 0.3):
-            return damaged(rng, data, stop=length + 8)
-        header = damaged_json(rng, json.loads(data[8 : 8 + length]), ("F16", "F32", "I64", "BOOL", [0, 2**40]))
-        return len(header).to_bytes(8, "little") + header + data[8 + length :]
+        return "x.safetensors", {"x.safetensors": damaged_tensors(rng, data)}
 
     def _torch(self, rng: Rng) -> tuple[str, dict[str, bytes]]:
         tensors: Mapping[str, Any] = self.parts[pick(rng, ("timm", "huggingface", "bit_pytorch"))]

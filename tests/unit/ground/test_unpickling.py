@@ -1,4 +1,4 @@
-"""What may unpickle, or run a program from a file: only what docs/security.md lists."""
+"""What may unpickle, or run a program from a file: only what docs/security.md lists; and what it names is there."""
 
 import ast
 import re
@@ -60,3 +60,14 @@ def test_what_unpickles_is_listed_with_its_guard():
                 guard = next((f"{k}={v}" for k, v in options.items() if (k, v) in guards), "")
                 found.add((str(path.relative_to(ROOT / "bit_ray" if top == "bit_ray" else ROOT)), name, guard))
     assert found == listed
+
+
+def test_what_the_page_on_security_names_is_there():
+    text = (ROOT / "docs" / "security.md").read_text()
+    tests = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    kinds = {path.stem for path in (ROOT / "tests" / "fuzz" / "kinds").glob("*.py")}
+    assert set(re.findall(r"`(test_\w+)`", text)) <= tests
+    assert set(re.findall(r"\| `((?!test_)\w+)` \|$", text, re.MULTILINE)) == kinds
+    files = set(re.findall(r"`([\w/]+\.(?:py|c))`", text))
+    assert files
+    assert [file for file in files if not any((ROOT / "bit_ray" / room / file).exists() for room in ("", "data"))] == []

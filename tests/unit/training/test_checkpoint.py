@@ -215,6 +215,14 @@ def test_a_damaged_position_is_refused(checkpoint, text):
     assert "not a training checkpoint" in refused(checkpoint)
 
 
+@pytest.mark.parametrize("next_step", [-1, 11, 10**9])
+def test_a_step_that_the_plan_has_not_is_refused(checkpoint, next_step):
+    path = checkpoint / "training.json"
+    path.write_text(path.read_text().replace('"next_step": 3', f'"next_step": {next_step}'))
+    text = refused(checkpoint)
+    assert f"progress.next_step: {next_step}; accepted: 0 to 10; start from an earlier checkpoint" in text
+
+
 def test_a_directory_without_a_position_is_refused(tmp_path):
     assert "training.json" in refused(tmp_path)
 

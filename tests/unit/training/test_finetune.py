@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.data.shards.write import write_shards
 from bit_ray.errors import BitRayError
 from bit_ray.recipes.hyperrule import RuleOverrides
 from bit_ray.training.config import FinetuneConfig, Runtime
-from bit_ray.training.finetune import finetune
+from bit_ray.training.finetune import finetune, write_few_shot
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,11 @@ def test_a_draw_that_cannot_be_had_leaves_nothing_behind(shards: Path, tmp_path:
     with pytest.raises(BitRayError, match="shots: 5000; accepted: at most"):
         finetune(config)
     assert not (tmp_path / "few" / "few-shot").exists()
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_draw_says_as_its_set_does_whether_images_were_turned(tmp_path: Path, upright: bool):
+    whole = str(tmp_path / "whole")
+    write_shards("digits:test", whole, name="digits", upright=upright)
+    write_few_shot(whole, read_manifest(whole), 1, 0, str(tmp_path / "draw"))
+    assert read_manifest(str(tmp_path / "draw" / "shards")).upright == upright
