@@ -86,8 +86,8 @@ def _words_last(cls: type, args: Sequence[str]) -> list[str]:
             words += args[i + 1 :]
             break
         if arg.startswith("-"):
-            kind = kinds.get(arg)
-            several = get_origin(kind) is tuple
+            kind = kinds.get(arg, tuple)  # of a flag in a group the parser knows best
+            several = tuple in (kind, get_origin(kind))
             takes = 0 if kind is bool or arg.startswith("--no-") or "=" in arg else math.inf if several else 1
             pairs = several and "=" in "".join(args[i + 1 : i + 2])
             flags.append(arg)
