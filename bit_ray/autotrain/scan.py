@@ -220,10 +220,11 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
         depth = 1
         loose = [path for path in paths if path.count("/") == 1]
         if loose:
-            where = f"{folder}/{loose[0].split('/')[0]}"
+            part = loose[0].split("/")[0]
+            here = [path for path in loose if path.startswith(f"{part}/")]
             raise DataError(
-                f"{where}: {_lying(loose)} directly in it; accepted: a folder of images for each class; "
-                "make class folders"
+                f"{folder}/{part}: {_lying(here)} directly in it; accepted: a folder of images for each class; "
+                f"make class folders, or if {part} is a class, rename it"
             )
     found = {part: {p.split("/")[1] for p in paths if p.split("/")[0] == part} for part in parts}
     train = next((found[part] for part in parts if _CALLED[part.lower()] == "train"), above)
@@ -285,6 +286,9 @@ def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Pa
         if len(members) < least or len(free) < least - _LEAST["train"]:
             elsewhere = len(members) - len(free)
             also = f", {elsewhere} of them also in other classes" if elsewhere else ""
+            below = "train" in given  # its folder
+            if damaged := sum(path.split("/")[below] == name for path, _ in scan.unreadable):
+                also += f", and {damaged:,} that cannot be read"
             images = "1 different image" if len(members) == 1 else f"{len(members)} different images"
             raise DataError(
                 f"class {brief(name)}: {images}{also}; accepted: at least {least}, of which "
