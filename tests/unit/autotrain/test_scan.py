@@ -1,8 +1,8 @@
 """What a folder has in it, how it is split, and which folders are refused."""
 
-import numpy as np
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
