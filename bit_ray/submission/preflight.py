@@ -333,7 +333,7 @@ def _cores(found: FirstStep, workers: Workers, nodes: Sequence[Node]) -> Finding
         return Finding("CPUs", "ok", rates)
     node, needed, number, cores = short
     text = (
-        f"{rates}: {number} {'worker' if number == 1 else 'workers'} on {node.address} {'needs' if number == 1 else 'need'} {math.ceil(needed)} cores, it has {cores}; they "
+        f"{rates}: for {number} of them {node.address} needs {math.ceil(needed)} cores, it has {cores}; they "
         "will wait for images; take nodes with more cores, or write the shards with --shorter-side and --seekable"
     )
     return Finding("CPUs", "warning", text)

@@ -34,13 +34,17 @@ def node(num_cores: int, num_cpus: float, num_gpus: float = 0.0) -> Node:
         (
             node(32, 32, 8),
             Workers(8, 8, use_gpu=True),
-            "8 workers on 10.0.0.1 need 48 cores, it has 32; they will wait",
+            "for 8 of them 10.0.0.1 needs 48 cores, it has 32; they will wait",
         ),
         # A container that may use less than its machine has.
-        (node(96, 8, 4), Workers(4, 4, use_gpu=True), "4 workers on 10.0.0.1 need 24 cores, it has 8; they will wait"),
-        (node(96, 1), Workers(1, 1, use_gpu=False), "1 worker on 10.0.0.1 needs 7 cores, it has 1; they will wait"),
+        (
+            node(96, 8, 4),
+            Workers(4, 4, use_gpu=True),
+            "for 4 of them 10.0.0.1 needs 24 cores, it has 8; they will wait",
+        ),
+        (node(96, 1), Workers(1, 1, use_gpu=False), "for 1 of them 10.0.0.1 needs 7 cores, it has 1; they will wait"),
         # A Ray that counts more CPUs than there are.
-        (node(2, 8), Workers(4, 4, use_gpu=False), "4 workers on 10.0.0.1 need 28 cores, it has 2; they will wait"),
+        (node(2, 8), Workers(4, 4, use_gpu=False), "for 4 of them 10.0.0.1 needs 28 cores, it has 2; they will wait"),
         (node(8, 8), Workers(1, 1, use_gpu=False), ""),
         (node(8, 0), Workers(1, 1, use_gpu=False), ""),  # a head without CPUs
     ],
