@@ -10,7 +10,7 @@ from bit_ray.autotrain.scan import Part
 from bit_ray.autotrain.starts import DEFAULT_WEIGHTS, Say, Start
 from bit_ray.autotrain.thumbnails import SIDE, thumbnail_accuracy
 from bit_ray.data.shards.manifest import Manifest
-from bit_ray.evaluation.linear_head import fit_temperature
+from bit_ray.evaluation.linear_head import LinearHead, fit_temperature
 from bit_ray.evaluation.metrics import ClassificationMetrics
 from bit_ray.inference.classifier import Classifier
 from bit_ray.inference.features import read_features
@@ -50,16 +50,8 @@ def choose(
             f"no gain: a support vector machine on thumbnails of {SIDE} x {SIDE} pixels has {by_thumbnails:.1%} of "
             f"the validation images, so these weights do not help with such images{known}"
         )
-    which = f"{len(labels):,} validation images"
-    if best == "linear head":
-        logits, labels = np.concatenate([logits, head.held_out]), np.concatenate([labels, head.labels])
-        which += f" and {len(head.labels):,} cross-validated ones"
-    temperature = fit_temperature(logits, labels)
-    before, after = _calibration_error(logits, labels), _calibration_error(logits / temperature, labels)
-    say(
-        f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of {which} was "
-        f"{before:.1%} and is {after:.1%}"
-    )
+    temperature, before, after, said = _calibrated(logits, labels, head if best == "linear head" else None)
+    say(said)
     found_metrics = {f"val/top_1_{name.replace(' ', '_').replace('-', '_')}": scored[name][0] for name in scored}
     found_metrics["val/top_1_thumbnails"] = by_thumbnails
     return models[best], temperature, {**found_metrics, "val/ece_before": before, "val/ece": after}
@@ -69,6 +61,30 @@ def _logits(classifier: Classifier, features: npt.NDArray[np.float32]) -> npt.ND
     head = classifier.model.head
     weight, bias = head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy()
     return features @ weight.T + bias
+
+
+def _calibrated(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], head: LinearHead | None
+) -> tuple[float, float, float, str]:
+    """Return the temperature, the calibration error before and after it, and what is said of them.
+
+    Args:
+        logits: Of the validation images.
+        labels: Theirs.
+        head: The linear head that they are of; its folds then count, too.
+    """
+    which = f"{len(labels):,} validation images"
+    if head is not None:
+        logits, labels = np.concatenate([logits, head.held_out]), np.concatenate([labels, head.labels])
+        which += f" and {len(head.labels):,} cross-validated ones"
+    temperature = fit_temperature(logits, labels)
+    before, after = _calibration_error(logits, labels), _calibration_error(logits / temperature, labels)
+    error = f"the error of the probabilities (ECE) of {which}"
+    if temperature == 1:
+        said = f"none, as its gain is below its standard error; {error} is {after:.1%}"
+    else:
+        said = f"logits divided by {temperature:.3g}; {error} was {before:.1%} and is {after:.1%}"
+    return temperature, before, after, f"calibration: {said}"
 
 
 def _calibration_error(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:

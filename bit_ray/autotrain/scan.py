@@ -219,10 +219,11 @@ def _layout(folder: str, paths: Sequence[str], others: Mapping[str, int]) -> tup
         depth = 1
         loose = [path for path in paths if path.count("/") == 1]
         if loose:
-            where = f"{folder}/{loose[0].split('/')[0]}"
+            part = loose[0].split("/")[0]
+            here = [path for path in loose if path.startswith(f"{part}/")]
             raise DataError(
-                f"{where}: {_lying(loose)} directly in it; accepted: a folder of images for each class; "
-                "make class folders"
+                f"{folder}/{part}: {_lying(here)} directly in it; accepted: a folder of images for each class; "
+                f"make class folders, or if {part} is a class, rename it"
             )
     found = {part: {p.split("/")[1] for p in paths if p.split("/")[0] == part} for part in parts}
     train = next((found[part] for part in parts if _CALLED[part.lower()] == "train"), above)

@@ -49,6 +49,9 @@ def split(scan: Scan, val_share: float, test_share: float, seed: int) -> dict[Pa
         if len(members) < least or len(free) < least - _LEAST["train"]:
             elsewhere = len(members) - len(free)
             also = f", {elsewhere} of them also in other classes" if elsewhere else ""
+            below = "train" in given  # its folder
+            if damaged := sum(path.split("/")[below] == name for path, _ in scan.unreadable):
+                also += f", and {damaged:,} that cannot be read"
             images = "1 different image" if len(members) == 1 else f"{len(members)} different images"
             raise DataError(
                 f"class {brief(name)}: {images}{also}; accepted: at least {least}, of which "

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,9 +47,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
         SystemExit: With status 0, after ``--help``.
     """
     command.set(cls)
-    args = list(args)
-    if "--" in args and not args[0].startswith("-"):  # positionals are read at one point, and what follows -- is some
-        args = [*args[1 : args.index("--")], "--", args[0], *args[args.index("--") + 1 :]]
+    args = _words_last(cls, args)
     settings = _merged(_defaults(cls), {name: _plain(value) for name, value in defaults.items()})
     path = _take(args, "--config", prog) if _is_run(cls) else None
     if path is not None:
@@ -70,6 +69,33 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, **defaults: Any) -> T
                 f"{shown}: missing; accepted: {docs_of(cls).get(field.name, '').rstrip('.')}; see {prog} --help"
             )
     return from_dict(cls, settings)
+
+
+def _words_last(cls: type, args: Sequence[str]) -> list[str]:
+    """Return the arguments with the words that are no flag's values after ``--``, as positionals are read at one point.
+
+    Of a flag with several values NAME=VALUE, a word of another form is none.
+    """
+    kinds = {flag(field.name): get_type_hints(cls)[field.name] for field in _fields(cls)}
+    flags: list[str] = []
+    words: list[str] = []
+    takes, pairs = 0.0, False
+    for i, arg in enumerate(args):
+        if arg == "--":
+            words += args[i + 1 :]
+            break
+        if arg.startswith("-"):
+            kind = kinds.get(arg, tuple)  # of a flag in a group the parser knows best
+            several = tuple in (kind, get_origin(kind))
+            takes = 0 if kind is bool or arg.startswith("--no-") or "=" in arg else math.inf if several else 1
+            pairs = several and "=" in "".join(args[i + 1 : i + 2])
+            flags.append(arg)
+        elif takes and not (pairs and "=" not in arg):
+            takes -= 1
+            flags.append(arg)
+        else:
+            words.append(arg)
+    return [*flags, "--", *words] if words else list(args)
 
 
 def _fields(cls: Any) -> list["dataclasses.Field[Any]"]:
@@ -120,14 +146,15 @@ def _read_flags(cls: type, args: list[str], prog: str, settings: Mapping[str, An
         reason = next(filter(None, lines[1:]), "flags cannot be read").rstrip(".")
         raise ConfigError(f"{reason}; see {prog} --help") from None
     if unknown:
-        _refuse_unknown(unknown[0].split("=")[0], prog, list(_flags(parsed)))
+        for_job = "those of the job come after --; " if hasattr(parsed, "job") else ""
+        _refuse_unknown(unknown[0].split("=")[0], prog, list(_flags(parsed)), for_job)
     return _given(parsed)
 
 
-def _refuse_unknown(name: str, prog: str, known: list[str]) -> NoReturn:
+def _refuse_unknown(name: str, prog: str, known: list[str], hint: str) -> NoReturn:
     if not name.startswith("-"):
         raise ConfigError(f"{name}: not expected here; accepted: flags, each with its value; see {prog} --help")
-    hint = did_you_mean(name, known, "did you mean ", "? ")
+    hint = did_you_mean(name, known, "did you mean ", "? ") or hint
     raise ConfigError(f"{name}: unknown flag; {hint}see {prog} --help")
 
 

@@ -217,19 +217,20 @@ def _cores(found: FirstStep, workers: Workers, nodes: Sequence[Node]) -> Finding
     each = found.images_per_s / found.decoded_per_s
     short = None
     for node in nodes:
+        cores = min(node.num_cores, int(node.num_cpus))  # a container sees the cores of its machine, Ray its limit
         if workers.use_gpu:
             number = int(node.num_gpus)
         else:
             number = min(int(node.num_cpus), -(-workers.most // max(1, len(nodes))))
         needed = number * (each if workers.use_gpu else 1 + each)
-        if needed > node.num_cores and (short is None or needed > short[1]):
-            short = node, needed, number
+        if needed > cores and (short is None or needed > short[1]):
+            short = node, needed, number, cores
     rates = f"a core decodes {found.decoded_per_s:,.3g} images/s, a worker trains {found.images_per_s:,.3g}"
     if short is None:
         return Finding("CPUs", "ok", rates)
-    node, needed, number = short
+    node, needed, number, cores = short
     text = (
-        f"{rates}: {number} workers on {node.address} need {math.ceil(needed)} cores, it has {node.num_cores}; they "
+        f"{rates}: for {number} of them {node.address} needs {math.ceil(needed)} cores, it has {cores}; they "
         "will wait for images; take nodes with more cores, or write the shards with --shorter-side and --seekable"
     )
     return Finding("CPUs", "warning", text)

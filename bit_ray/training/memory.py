@@ -19,8 +19,9 @@ from bit_ray.training.shares import share_out
 # within 10 % of what training adds to it.
 # From the activations that a forward pass keeps to what an image takes at the peak.
 _PEAK = 1.6
-# What a worker has imported, PyTorch and Ray, and what its first step loads.
-_LIBRARIES, _FIRST_STEP = 790_000_000, 230_000_000
+# What a worker has imported, PyTorch and Ray; what its first step loads; and what more it imports to train with others,
+# PyTorch's compiler above all (benchmarks/results/2026-11-30-epyc-2-cores-memory.md).
+_LIBRARIES, _FIRST_STEP, _WITH_OTHERS = 560_000_000, 230_000_000, 170_000_000
 # Weights, their gradients and their momentum.
 _COPIES = 3
 _BYTES = 4
@@ -110,7 +111,8 @@ def kept_elements(model: str, crop_size: int) -> float:
 
 
 def _fixed(plan: TrainPlan, runtime: Runtime, num_workers: int) -> int:
-    return _LIBRARIES + _FIRST_STEP + _BYTES * _copies(plan, 1 if runtime.sharding == "none" else num_workers)
+    imported = _LIBRARIES + (_WITH_OTHERS if num_workers > 1 else 0)
+    return imported + _FIRST_STEP + _BYTES * _copies(plan, 1 if runtime.sharding == "none" else num_workers)
 
 
 def _copies(plan: TrainPlan, num_shards: int) -> int:

@@ -21,6 +21,7 @@ from bit_ray.cli.main import main
 from bit_ray.config import to_dict
 from bit_ray.errors import ConfigError
 from bit_ray.evaluation.config import EvaluateConfig
+from bit_ray.evaluation.linear_head import LinearHead
 from bit_ray.inference.classifier import load_model
 from bit_ray.models.zoo import create_model
 from bit_ray.run_folder import RunFolder
@@ -185,6 +186,30 @@ def test_fine_tuning_and_the_head_are_compared_on_the_validation_images(
     [below] = client.search_runs([experiment], f'tags.`mlflow.parentRunId` = "{record["run_id"]}"')
     assert below.info.run_name == f"{photos.name} fine-tuning"
     assert f"models:/{photos.name}@champion" in printed.out
+    assert "calibration: " in client.get_model_version(photos.name, "1").description
+
+
+def test_a_fine_tuned_network_is_calibrated_on_the_validation_images_alone_and_only_for_a_sure_gain():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (600, 4)).astype(np.float32)
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)  # as its probabilities say
+    temperature, before, after, said = way._calibrated(3 * logits, labels, None)
+    assert temperature == pytest.approx(3, rel=0.15)
+    assert said == (
+        f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of 600 validation "
+        f"images was {before:.1%} and is {after:.1%}"
+    )
+    assert before > after + 0.05
+    # Twenty images of a network that is calibrated: whatever minimises their cross-entropy is chance.
+    temperature, before, after, said = way._calibrated(logits[:20], labels[:20], None)
+    assert (temperature, before) == (1, after)
+    assert said.startswith("calibration: none, as its gain is below its standard error; the error of the probabilities")
+    head = LinearHead(
+        kernel=logits, bias=logits[0], inverse_strength=1, right=labels == 0, held_out=3 * logits, labels=labels
+    )
+    temperature, _, _, said = way._calibrated(logits[:20], labels[:20], head)
+    assert temperature > 2
+    assert "(ECE) of 20 validation images and 600 cross-validated ones was" in said
 
 
 def test_an_interrupted_run_goes_on_with_what_it_had_chosen(photos, start, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ from bit_ray.training.config import PretrainConfig, RegisterAs, ReplayConfig, Ru
 from bit_ray.training.driver import Trained
 from bit_ray.training.goodput import goodput
 from bit_ray.training.learner import build_model
+from bit_ray.training.memory import worker_memory
 from bit_ray.training.pretrain import pretrain, pretrain_plan
 from bit_ray.training.replay import replay
 from bit_ray.weights.package import load_package
@@ -79,6 +80,18 @@ def test_a_run_records_how_far_it_was_from_its_plan(undisturbed, folder):
     metrics = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(trained.result.run_id).data.metrics
     assert metrics["run/planned_s"] == 100
     assert metrics["run/plan_error"] == pytest.approx((spent.wall_s - spent.waited_s) / 100 - 1)
+
+
+def memory_told_and_taken(config, trained, num_workers, num_images):
+    plan = pretrain_plan(config, read_manifest(config.shards))
+    taken = history(Path(config.storage), trained.result.run_id, "system/process_memory_gb")
+    return worker_memory(plan, config.runtime, num_workers, num_images) / 1e9, max(value for _, value in taken)
+
+
+def test_a_worker_takes_the_memory_that_its_plan_says(undisturbed):
+    config, trained, _ = undisturbed
+    told, taken = memory_told_and_taken(config, trained, 1, config.recipe.global_batch_size)
+    assert told == pytest.approx(taken, rel=0.2)
 
 
 def test_a_run_leaves_a_registered_model_with_its_identity(undisturbed, folder, shards):
@@ -343,6 +356,9 @@ def test_two_workers_with_micro_batches_learn_what_one_learns_and_one_that_hangs
     assert second["first_step"] >= FEW
     assert second["steps_lost"] == first["last_step"] - second["first_step"]
     assert [step for step, _ in history(folder, trained.result.run_id)] == list(range(1, NUM_STEPS + 1))
+
+    told, taken = memory_told_and_taken(config, trained, 2, 8)
+    assert told == pytest.approx(taken, rel=0.2)
 
     # Few steps are compared, before rounding grows.
     assert trained.result.plan_digest == undisturbed.trained.result.plan_digest

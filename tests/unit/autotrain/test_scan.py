@@ -1,5 +1,7 @@
 """What a folder has in it, how it is split, and which folders are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,6 +73,10 @@ def test_parts_are_found_by_name(tmp_path):
         (["train/cats/1.png", "cats/1.png"], r"has the folders cats, train; accepted: .*; move or rename"),
         (["test/cats/1.png", "test/dogs/1.png"], r"has the folders test; accepted: .*; move or rename"),
         (["train/1.png", "train/cats/1.png"], r"train: 1 image lies directly in it"),
+        (
+            ["train/1.png", "test/1.png", "test/2.png"],
+            r"test: 2 images lie directly in it; .* if test is a class, rena",
+        ),
         (
             ["train/cats/1.png", "train/dogs/1.png", "test/cows/1.png"],
             r"test: class 'cows' is not in train; accepted: the classes of train",
@@ -155,6 +161,17 @@ def test_a_class_of_one_image_is_refused_with_what_it_lacks():
         DataError, match="class 'class 1': 1 different image; accepted: at least 4, of which one is for"
     ):
         split(a_scan([10, 1]), 0.15, 0.2, 0)
+
+
+def test_a_class_of_damaged_files_is_refused_with_their_number():
+    damaged = tuple((f"1/{i}.png", "damaged") for i in range(12))
+    scan = replace(a_scan([10, 1]), class_names=("0", "1"), unreadable=(("0/a.png", "damaged"), *damaged))
+    with pytest.raises(DataError, match="class '1': 1 different image, and 12 that cannot be read; accepted: at least"):
+        split(scan, 0.15, 0.2, 0)
+    images = tuple(replace(image, part="train") for image in scan.images)
+    parts = replace(scan, images=images, unreadable=tuple((f"train/{path}", "damaged") for path, _ in damaged))
+    with pytest.raises(DataError, match="class '1': 1 different image, and 12 that cannot be read; accepted: at least"):
+        split(parts, 0.15, 0.2, 0)
 
 
 def test_a_class_of_which_too_much_is_in_another_is_refused_with_how_much():

@@ -10,11 +10,14 @@ import pytest
 
 from bit_ray.cli.flags import RECIPES, parse
 from bit_ray.cli.main import COMMANDS, main
+from bit_ray.cli.studies import ProbeModelConfig
 from bit_ray.config import to_dict
 from bit_ray.config_files import write_config
 from bit_ray.data.stream.settings import Shuffle
 from bit_ray.errors import ConfigError
 from bit_ray.recipes.upstream import bit_l, bit_s
+from bit_ray.studies.study_config import SweepConfig
+from bit_ray.submission.config import SubmitConfig
 from bit_ray.training.config import FinetuneConfig, PretrainConfig
 
 # Prints the help of every command where neither PyTorch nor Ray nor MLflow can be found.
@@ -222,6 +225,10 @@ NEEDED = ["--name", "run", "--shards", "data"]
         (["shards", "write"], "SOURCE: missing; accepted: Folder of class folders"),
         (["shards", "write", "a", "b", "c"], "c: not expected here"),
         (["predict", "--model", "m"], "IMAGE ...: missing; accepted: Image files; with --output also folders"),
+        (
+            ["submit", "pretrain", "--shards", "s3://b/s", "--", "--name", "up"],
+            "--shards: unknown flag; those of the job come after --; see bit-ray submit --help",
+        ),
         (["models"], None),
         (["model", "list"], "model list: unknown command; did you mean models list? see bit-ray --help"),
         (["--verbose"], "--verbose: unknown command; see bit-ray --help"),
@@ -257,6 +264,32 @@ def test_a_mistake_on_the_command_line_is_one_line(
 def test_a_flag_that_was_renamed_is_answered_with_its_new_name(command: str, old: str, new: str) -> None:
     with pytest.raises(ConfigError, match=f"^{old}: unknown flag; did you mean {new}[?]"):
         parse(COMMANDS[command].config, [*COMMANDS[command].example.split(), f"{old}=1"], prog=f"bit-ray {command}")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "JOB --address http://h:1 --env A=1 B=2 --no-wait --",
+        "--address http://h:1 --env A=1 B=2 --no-wait JOB --",
+        "--no-wait --address=http://h:1 --env A=1 B=2 JOB --",
+        "--no-wait --address http://h:1 JOB --env A=1 B=2 --",
+        "--no-wait --address http://h:1 --env A=1 B=2 -- JOB",
+    ],
+)
+def test_flags_are_read_before_and_after_positionals(flags: str) -> None:
+    job = ["study run"]  # two words
+    before, _, after = flags.partition("JOB")
+    found = parse(SubmitConfig, [*before.split(), *job, *after.split(), "--set", "name=a", "--no-wait"], prog="x")
+    assert found == SubmitConfig(
+        job="study run",
+        settings=("--set", "name=a", "--no-wait"),
+        address="http://h:1",
+        env=("A=1", "B=2"),
+        wait=False,
+    )
+    probed = parse(ProbeModelConfig, ["--shots", "1", "5", "--num-subsets", "3", "--", "m", "a", "b"], prog="x")
+    assert (probed.shots, probed.num_subsets, probed.model) == ((1, 5), 3, "m")
+    assert parse(SweepConfig, ["--name", "n", "--space", "a=1", "b=2", "pretrain"], prog="x").command == "pretrain"
 
 
 def test_flags_win_over_a_recipe_over_a_file_over_a_jobs_defaults_over_the_configs_own(tmp_path: Path) -> None:
