@@ -14,7 +14,7 @@ from PIL import Image
 
 import bit_ray
 from bit_ray import store
-from bit_ray.autotrain import finetune
+from bit_ray.autotrain import choice, finetune
 from bit_ray.autotrain import train as way
 from bit_ray.autotrain.starts import invert
 from bit_ray.cli.main import main
@@ -193,7 +193,7 @@ def test_a_fine_tuned_network_is_calibrated_on_the_validation_images_alone_and_o
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (600, 4)).astype(np.float32)
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)  # as its probabilities say
-    temperature, before, after, said = way._calibrated(3 * logits, labels, None)
+    temperature, before, after, said = choice._calibrated(3 * logits, labels, None)
     assert temperature == pytest.approx(3, rel=0.15)
     assert said == (
         f"calibration: logits divided by {temperature:.3g}; the error of the probabilities (ECE) of 600 validation "
@@ -201,13 +201,13 @@ def test_a_fine_tuned_network_is_calibrated_on_the_validation_images_alone_and_o
     )
     assert before > after + 0.05
     # Twenty images of a network that is calibrated: whatever minimises their cross-entropy is chance.
-    temperature, before, after, said = way._calibrated(logits[:20], labels[:20], None)
+    temperature, before, after, said = choice._calibrated(logits[:20], labels[:20], None)
     assert (temperature, before) == (1, after)
     assert said.startswith("calibration: none, as its gain is below its standard error; the error of the probabilities")
     head = LinearHead(
         kernel=logits, bias=logits[0], inverse_strength=1, right=labels == 0, held_out=3 * logits, labels=labels
     )
-    temperature, _, _, said = way._calibrated(logits[:20], labels[:20], head)
+    temperature, _, _, said = choice._calibrated(logits[:20], labels[:20], head)
     assert temperature > 2
     assert "(ECE) of 20 validation images and 600 cross-validated ones was" in said
 
