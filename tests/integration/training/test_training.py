@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from faulty_s3 import Faults
 from glyph_runs import SCRIPT, assert_identical, history, recipe, run_config, weights, write_glyphs
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
@@ -46,6 +47,8 @@ from bit_ray.weights.package import load_package
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 # As many steps as it takes until the last of its checkpoints can tell whether the loss still falls.
 NUM_STEPS, FEW = 32, 4
+# Of one request to S3, by pyarrow.
+NUM_TRIES = 3
 
 
 class Undisturbed(NamedTuple):
@@ -358,6 +361,36 @@ def test_two_workers_with_micro_batches_learn_what_one_learns_and_one_that_hangs
         assert apart <= 5e-3 * moved, f"{name}: {apart:.3g} apart, {moved:.3g} moved"
 
 
+def test_a_store_that_is_away_before_the_first_step_is_waited_for(folder, s3, faulty_s3, shards, ray_local):
+    """First for the driver, then for the workers."""
+    # Named in the URI, the proxy is before the store of Ray's workers, too.
+    place = f"endpoint_override={faulty_s3.endpoint.removeprefix('http://')}&scheme=http&region=us-east-1"
+    config = replace(
+        run_config(f"{s3.uri('runs')}?{place}", "waits", shards, 2),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+    )
+
+    def fails(file):
+        faulty_s3.forget()
+        faulty_s3.faults = Faults(internal_error=1.0, only=file, at_most=NUM_TRIES)
+
+    def then_for_the_workers():
+        deadline = time.monotonic() + 120
+        while "waits: waiting for the store, for 120 s: " not in printed.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        fails("/runtime.json")
+
+    fails("/group.txt")
+    then = threading.Thread(target=then_for_the_workers)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        then.start()
+        pretrain(config)
+    then.join()
+    first, second = RunFolder(s3.uri("runs/waits")).attempts()
+    assert (first.ended, second.ended) == ("failed", "finished")
+    assert second.why == "the store was away"
+
+
 def test_a_run_on_an_object_store_outlives_its_program_then_a_worker_then_its_node(
     folder, undisturbed, s3, tmp_path, monkeypatch
 ):
@@ -430,6 +463,11 @@ def test_a_run_on_an_object_store_outlives_its_program_then_a_worker_then_its_no
     assert shown[0] > last >= 3
     assert shown[-1] == NUM_STEPS
     assert text.count("outlives: workers failed; starting them again") == 2
+    # More may be lost than what was recorded.
+    lost = r"(no recorded step|at least \d+ steps?) lost"
+    whys = ("the run was started again", "a worker failed", "a node was lost")
+    for number, why in enumerate(whys, 2):
+        assert re.search(rf"outlives: attempt {number} from step .*; {lost} \({why}\)", text)
     attempts = RunFolder(s3.uri("runs/outlives")).attempts()
     assert [attempt.ended for attempt in attempts] == ["running", "failed", "failed", "finished"]
     begun = [attempt.first_step for attempt in attempts]
