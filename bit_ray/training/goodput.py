@@ -59,9 +59,10 @@ class Goodput:
     def __str__(self) -> str:
         """Return one line for people."""
         attempts = "1 attempt" if self.num_attempts == 1 else f"{self.num_attempts} attempts"
+        lost = f"{'' if self.sure else 'at least '}{self.steps_lost:,} steps lost"
         return (
             f"goodput {self.share:.0%}: {self.productive_s:,.0f} s of new steps in {self.wall_s:,.0f} s; {attempts}, "
-            f"{'' if self.sure else 'at least '}{self.steps_lost:,} steps lost ({self.replayed_s:,.0f} s again), {self.waited_s:,.0f} s without room, "
+            f"{lost} ({self.replayed_s:,.0f} s again), {self.waited_s:,.0f} s without room, "
             f"{self.other_s:,.0f} s of starts and checkpoints"
         )
 
