@@ -164,7 +164,7 @@ class Attempts:
             raise StoppedError(self._signals[0], f"{self._name}: saved after step {saved:,}; start it again to go on")
         blamed, self._listener.go_back = self._listener.go_back, None
         if fit.error is not None:
-            return self._judge(fit.error, nodes)
+            return self._judge(fit.error, fit.given_up, nodes)
         return asked if blamed is None else self._go_back(blamed)
 
     def _patiently(self, use: Callable[[], T]) -> T:
@@ -278,6 +278,7 @@ class Attempts:
                 # The first step waits for processes, weights and data.
                 start = _SECONDS_TO_START if seen == attempt.first_step else 0.0
                 if silent_s >= max(runtime.give_up_after_s, start):
+                    fit.given_up = f"no step for {silent_s:.0f} s" + (f", {_slowest(signs)}" if signs else "")
                     console.print(f"{self._name}: no step for {silent_s:.0f} s; ending the workers")
                     free_group(fit.group_id)
                     progress_at = now
@@ -324,8 +325,8 @@ class Attempts:
                 return f"node {sign.host} is being taken away" + (f" in {seconds:.0f} s" if seconds < 1e6 else "")
         return ""
 
-    def _judge(self, error: BaseException, nodes: set[str]) -> str:
-        """Return why another attempt is made after a failed one.
+    def _judge(self, error: BaseException, given_up: str, nodes: set[str]) -> str:
+        """Return why another attempt is made after a failed one, or one that was given up for a reason.
 
         Raises:
             BitRayError: The user must do something first, or it has failed too often.
@@ -346,9 +347,9 @@ class Attempts:
         if count > self._runtime.max_failures:
             if cause is not None:
                 raise cause from None
-            reason = str(error).strip().splitlines()
+            last = given_up or (str(error).strip().splitlines() or ["unknown"])[-1]
             raise ModelError(
-                f"{self._name}: workers failed {count} times (last: {reason[-1] if reason else 'unknown'}); "
+                f"{self._name}: workers failed {count} times (last: {last}); "
                 "read the worker logs; start the run again to continue from its last checkpoint"
             ) from error
         why = "a node was lost" if lost else "the store was away" if away else "a worker failed"

@@ -33,6 +33,8 @@ class Fit(threading.Thread):
         self.began = time.monotonic()
         self.group_id = ""
         """Of the placement group, from when there is one."""
+        self.given_up = ""
+        """Why its workers were ended from here."""
         self._worker, self._trainer = worker, trainer
 
     def run(self) -> None:
