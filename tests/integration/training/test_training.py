@@ -47,8 +47,6 @@ from bit_ray.weights.package import load_package
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 # As many steps as it takes until the last of its checkpoints can tell whether the loss still falls.
 NUM_STEPS, FEW = 32, 4
-# Of one request to S3, by pyarrow.
-NUM_TRIES = 3
 
 
 class Undisturbed(NamedTuple):
@@ -370,17 +368,17 @@ def test_a_store_that_is_away_before_the_first_step_is_waited_for(folder, s3, fa
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )
 
-    def fails(file):
+    def fails_once(file):
         faulty_s3.forget()
-        faulty_s3.faults = Faults(internal_error=1.0, only=file, at_most=NUM_TRIES)
+        faulty_s3.faults = Faults(bad_gateway=1.0, only=f"POST /{s3.bucket}/runs/waits/{file}", at_most=1)
 
     def then_for_the_workers():
         deadline = time.monotonic() + 120
         while "waits: waiting for the store, for 120 s: " not in printed.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
-        fails("/runtime.json")
+        fails_once("group.txt")
 
-    fails("/group.txt")
+    fails_once("attempts.json")
     then = threading.Thread(target=then_for_the_workers)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         then.start()
