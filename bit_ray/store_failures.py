@@ -39,7 +39,7 @@ def explained(uri: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
         if _is_of_the_store(error):
-            raise _failure(uri, error) from error
+            raise failure(uri, error) from error
         if not isinstance(error, ValueError):
             raise
         # pyarrow's ArrowInvalid: a malformed URI, an empty key
@@ -74,7 +74,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             pause = random.uniform(longest / 2, longest)
             elapsed = time.monotonic() - start
             if not _may_pass(uri, error) or elapsed + pause > patience_s:
-                raise _failure(uri, error, f" (tried for {elapsed:.0f} s)" if elapsed > 1 else "") from error
+                raise failure(uri, error, f" (tried for {elapsed:.0f} s)" if elapsed > 1 else "") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
         time.sleep(pause)
 
@@ -87,10 +87,11 @@ def _is_of_the_store(error: Exception) -> bool:
     return isinstance(error, OSError) or any(sign in str(error) for sign in _GOOGLES_FAILURES)
 
 
-def _failure(uri: str | Path, error: Exception, tried: str = "") -> StoreError:
-    failure = StoreError(f"{uri}: {_explanation(uri, error)}{tried}")
-    failure.passing = _may_pass(uri, error)
-    return failure
+def failure(uri: str | Path, error: Exception, tried: str = "") -> StoreError:
+    """Return the error of one line for a file system's exception about ``uri``."""
+    found = StoreError(f"{uri}: {_explanation(uri, error)}{tried}")
+    found.passing = _may_pass(uri, error)
+    return found
 
 
 def _may_pass(uri: str | Path, error: Exception) -> bool:

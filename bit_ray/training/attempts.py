@@ -331,7 +331,7 @@ class Attempts:
         Raises:
             BitRayError: The user must do something first, or it has failed too often.
         """
-        if not isinstance(error, ray.train.TrainingFailedError):
+        if not isinstance(error, ray.train.TrainingFailedError | StoreError):
             raise error
         # What the user must fix would only fail again; Ray Train's own retries cannot tell the two apart.
         cause = root_cause(error)

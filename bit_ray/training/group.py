@@ -21,6 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import LoggingManager
 
+from bit_ray import store
 from bit_ray.training.worker import WorkerConfig
 
 
@@ -41,6 +42,8 @@ class Fit(threading.Thread):
         """Train to the end of the group, and keep the error that ended it."""
         try:
             self._trainer(self._worker).fit()
+        except OSError as error:  # of the file that Ray writes to see that there is a storage
+            self.error = store.failure(self._worker.folder.uri, error)
         except BaseException as error:
             self.error = error
 

@@ -360,7 +360,7 @@ def test_two_workers_with_micro_batches_learn_what_one_learns_and_one_that_hangs
 
 
 def test_a_store_that_is_away_before_the_first_step_is_waited_for(folder, s3, faulty_s3, shards, ray_local):
-    """First for the driver, then for the workers."""
+    """For the driver, for Ray, and for a worker."""
     # Named in the URI, the proxy is before the store of Ray's workers, too.
     place = f"endpoint_override={faulty_s3.endpoint.removeprefix('http://')}&scheme=http&region=us-east-1"
     config = replace(
@@ -368,25 +368,23 @@ def test_a_store_that_is_away_before_the_first_step_is_waited_for(folder, s3, fa
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )
 
-    def fails_once(file):
-        faulty_s3.forget()
-        faulty_s3.faults = Faults(bad_gateway=1.0, only=f"POST /{s3.bucket}/runs/waits/{file}", at_most=1)
-
-    def then_for_the_workers():
+    def one_after_the_other():
         deadline = time.monotonic() + 120
-        while "waits: waiting for the store, for 120 s: " not in printed.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        fails_once("group.txt")
+        for file in ("attempts.json", ".ray/.validate_storage_marker", "group.txt"):
+            faulty_s3.forget()
+            faulty_s3.faults = Faults(bad_gateway=1.0, only=f"POST /{s3.bucket}/runs/waits/{file}", at_most=1)
+            while not faulty_s3.counts["bad_gateway"] and time.monotonic() < deadline:
+                time.sleep(0.01)
 
-    fails_once("attempts.json")
-    then = threading.Thread(target=then_for_the_workers)
+    faults = threading.Thread(target=one_after_the_other)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        then.start()
+        faults.start()
         pretrain(config)
-    then.join()
-    first, second = RunFolder(s3.uri("runs/waits")).attempts()
-    assert (first.ended, second.ended) == ("failed", "finished")
-    assert second.why == "the store was away"
+    faults.join()
+    assert "waits: waiting for the store, for 120 s: s3://" in printed.getvalue()
+    attempts = RunFolder(s3.uri("runs/waits")).attempts()
+    assert [attempt.ended for attempt in attempts] == ["failed", "failed", "finished"]
+    assert [attempt.why for attempt in attempts] == ["the run begins", "the store was away", "the store was away"]
 
 
 def test_a_run_on_an_object_store_outlives_its_program_then_a_worker_then_its_node(
