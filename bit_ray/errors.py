@@ -81,6 +81,9 @@ class DataError(BitRayError):
 class StoreError(DataError):
     """A disk or object store that fails, is full, refuses or cannot be reached: the data itself may be intact."""
 
+    passing = False
+    """Whether it may work again without anybody's help, as an object store that cannot be reached."""
+
 
 class DamagedShardError(DataError):
     """A shard that is missing, or not what the manifest says: reading it again does not help, skipping it may."""

@@ -57,7 +57,7 @@ class Attempt:
     first_step: int
     """Step that it began with."""
     steps_lost: int = 0
-    """Steps that had been taken before and were taken again."""
+    """Steps that are known to have been taken by the attempt before, and were taken again."""
     ended: Literal["running", "finished", "left", "failed"] = "running"
     """``left``: its workers saved and went, as they were asked to."""
     last_step: int = 0

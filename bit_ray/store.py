@@ -30,6 +30,7 @@ from bit_ray.store_access import join as join
 from bit_ray.store_access import scheme_of
 from bit_ray.store_failures import PATIENCE_S as PATIENCE_S
 from bit_ray.store_failures import explained as explained
+from bit_ray.store_failures import failure as failure
 from bit_ray.store_failures import patiently as patiently
 
 _NUM_THREADS = 32

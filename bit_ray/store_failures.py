@@ -19,6 +19,7 @@ T = TypeVar("T")
 PATIENCE_S = float(os.environ.get("BIT_RAY_STORE_PATIENCE_S", "120"))
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _GOOGLES_FAILURES = ("google::cloud::Status", "I/O operation on closed file")
+_NO_BUCKET = re.compile("NO_SUCH_BUCKET|NoSuchBucket")
 _NO_TOKEN = "Could not create a OAuth2 access token"
 _REFUSALS = re.compile(
     "ExpiredToken|EXPIRED_TOKEN|TokenRefreshRequired|InvalidToken|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED"
@@ -38,7 +39,7 @@ def explained(uri: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
         if _is_of_the_store(error):
-            raise StoreError(f"{uri}: {_explanation(uri, error)}") from error
+            raise failure(uri, error) from error
         if not isinstance(error, ValueError):
             raise
         # pyarrow's ArrowInvalid: a malformed URI, an empty key
@@ -72,9 +73,8 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
                 raise
             pause = random.uniform(longest / 2, longest)
             elapsed = time.monotonic() - start
-            if _is_local(uri) or _refusal(error) or elapsed + pause > patience_s:
-                tried = f" (tried for {elapsed:.0f} s)" if elapsed > 1 else ""
-                raise StoreError(f"{uri}: {_explanation(uri, error)}{tried}") from error
+            if not _may_pass(uri, error) or elapsed + pause > patience_s:
+                raise failure(uri, error, f" (tried for {elapsed:.0f} s)" if elapsed > 1 else "") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
         time.sleep(pause)
 
@@ -87,12 +87,24 @@ def _is_of_the_store(error: Exception) -> bool:
     return isinstance(error, OSError) or any(sign in str(error) for sign in _GOOGLES_FAILURES)
 
 
+def failure(uri: str | Path, error: Exception, tried: str = "") -> StoreError:
+    """Return the error of one line for a file system's exception about ``uri``."""
+    found = StoreError(f"{uri}: {_explanation(uri, error)}{tried}")
+    found.passing = _may_pass(uri, error)
+    return found
+
+
+def _may_pass(uri: str | Path, error: Exception) -> bool:
+    lasting = isinstance(error, FileNotFoundError | PermissionError) or _refusal(error) or _NO_BUCKET.search(str(error))
+    return not (_is_local(uri) or lasting)
+
+
 def _explanation(uri: str | Path, error: Exception) -> str:
     text = " ".join(str(error).split())
     if google := re.search(r"google::cloud::Status\((.*)", text):
         return _googles_explanation(google[1], error)
     where = endpoint() or "the store"
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+    if _NO_BUCKET.search(text):
         return "no such bucket; create it or correct the name"
     if isinstance(error, FileNotFoundError):
         return "no such file, directory or bucket; check the path"

@@ -6,11 +6,14 @@ that dies without warning costs the steps since the last checkpoint. Order, batc
 so what is learned stays the same.
 """
 
+import logging
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import ray
 import ray.train
@@ -19,13 +22,21 @@ from bit_ray import log_lines, store
 from bit_ray.cluster.seats import free_group, nodes_alive, nodes_leaving
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
-from bit_ray.errors import ModelError, StoppedError, root_cause
+from bit_ray.errors import ModelError, StoppedError, StoreError, root_cause
 from bit_ray.progress import console
 from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
 from bit_ray.tracking.registry import registered_packages
 from bit_ray.training.checkpoint.state import CheckpointRecord
-from bit_ray.training.goodput import Goodput, as_duration, goodput, planned_time, with_report
+from bit_ray.training.goodput import (
+    Goodput,
+    as_duration,
+    furthest_and_last,
+    goodput,
+    lost_steps,
+    planned_time,
+    with_report,
+)
 from bit_ray.training.group import Fit, found_no_room, trainer
 from bit_ray.training.healing import step_to_go_back_to
 from bit_ray.training.messages import Sign, Wishes, most_behind_first, slowest
@@ -34,6 +45,9 @@ from bit_ray.training.room import Growth, wait_for_room
 from bit_ray.training.shares import share_out
 from bit_ray.training.signals import Signals
 from bit_ray.training.worker import WorkerConfig
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 1.0
@@ -59,10 +73,10 @@ class Attempts:
         self._name, self._worker, self._workers = name, worker, workers
         self._storage, self._listener, self._messages = storage, listener, worker.messages
         self._runtime, self._folder = worker.runtime, worker.folder
-        self._furthest = furthest
         self._failures: list[set[str]] = []  # the nodes there were at the start of each failed attempt
         self._signals = Signals()
         self._done = list(self._folder.attempts())
+        self._furthest, self._reached = furthest_and_last(self._done, furthest)
         self._now: Attempt | None = None
         self._planned = store.exists(self._folder.planned_file)
         self._signs: dict[int, tuple[Sign, float]] = {}
@@ -80,8 +94,8 @@ class Attempts:
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
         with self._signals.noted():
-            while (step := self._newest_checkpoint()) < self._worker.plan.schedule.num_steps:
-                free_group(self._group_id())  # of an attempt that was killed
+            while (step := self._patiently(self._newest_checkpoint)) < self._worker.plan.schedule.num_steps:
+                free_group(self._patiently(self._group_id))  # of an attempt that was killed
                 why = self._attempt(step, why)
         return goodput(self._done)
 
@@ -107,7 +121,7 @@ class Attempts:
             shares=tuple(map(len, shares)),
             micro_batch_size=micro,
             first_step=first_step,
-            steps_lost=max(0, self._furthest - first_step),
+            steps_lost=max(0, self._reached - first_step),
             last_step=first_step,
             waited_s=time.monotonic() - began,
         )
@@ -115,9 +129,9 @@ class Attempts:
         self._listener.last = {}  # of another attempt
         self._show(attempt)
         self._now = attempt
-        self.write()
+        self._patiently(self.write)
         nodes = nodes_alive()
-        left_out = self._folder.left_out()
+        left_out = self._patiently(self._folder.left_out)
         worker = replace(self._worker, attempt=attempt.number, first_step=first_step, left_out=left_out)
         storage = store.join(self._storage, self._name)
         fit = Fit(worker, trainer(num_workers, self._workers, storage, self._runtime.give_up_after_s))
@@ -129,7 +143,7 @@ class Attempts:
             attempt = self._account(attempt, self._furthest)
             self._now, self._signs = None, {}
             self._done.append(replace(attempt, ended="failed", wall_s=time.monotonic() - began))
-        saved = self._folder.newest_checkpoint()
+        saved = self._patiently(self._folder.newest_checkpoint)
         ended: Literal["finished", "left", "failed"]
         ended = "finished" if saved >= plan.schedule.num_steps else "left" if fit.error is None else "failed"
         attempt = replace(
@@ -140,16 +154,40 @@ class Attempts:
             wall_s=time.monotonic() - began,
         )
         self._done[-1] = attempt
-        self._furthest = max(self._furthest, attempt.last_step)
-        self.write()
+        self._reached = attempt.last_step
+        self._furthest = max(self._furthest, self._reached)
+        self._patiently(self.write)
         if self._signals.first and ended != "finished":
             raise StoppedError(
                 self._signals.first, f"{self._name}: saved after step {saved:,}; start it again to go on"
             )
         blamed, self._listener.go_back = self._listener.go_back, None
         if fit.error is not None:
-            return self._judge(fit.error, nodes)
+            return self._judge(fit.error, fit.given_up, nodes)
         return asked if blamed is None else self._go_back(blamed)
+
+    def _patiently(self, use: Callable[[], T]) -> T:
+        """Use the store, again and again while it cannot be reached, for as long as a read of training data."""
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                return use()
+            except StoreError as error:
+                if not error.passing or time.monotonic() - began > store.PATIENCE_S:
+                    raise
+                if not told:
+                    console.print(f"{self._name}: waiting for the store, for {store.PATIENCE_S:g} s: {error}")
+                    told = True
+            self._signals.end_if_told(saved=True)
+            time.sleep(1.0)
+
+    @contextmanager
+    def _not_needed(self) -> Iterator[None]:
+        """Write what the training goes on without."""
+        try:
+            yield
+        except StoreError as error:
+            log.warning("%s: %s; the training continues", self._name, error)
 
     def _watch(self, fit: Fit, attempt: Attempt, began: float) -> tuple[float, str, int]:
         """Wait for the group's end, and ask it to leave where that is better.
@@ -187,6 +225,7 @@ class Attempts:
                 # The first step waits for processes, weights and data.
                 start = _SECONDS_TO_START if seen == attempt.first_step else 0.0
                 if silent_s >= max(runtime.give_up_after_s, start):
+                    fit.given_up = f"no step for {silent_s:.0f} s" + (f", {slowest(signs)}" if signs else "")
                     console.print(f"{self._name}: no step for {silent_s:.0f} s; ending the workers")
                     free_group(fit.group_id)
                     progress_at = now
@@ -197,7 +236,8 @@ class Attempts:
                     console.print(f"{self._name}: {slowest(signs)}; stacks of all workers: {places}")
                 if stalled and len(stacks) > written:
                     written = len(stacks)
-                    self._write_stacks(number, signs, stacks)
+                    with self._not_needed():
+                        self._write_stacks(number, signs, stacks)
                 if not begun or asked or now < next_question:
                     continue
                 next_question = now + _SECONDS_BETWEEN_QUESTIONS
@@ -220,7 +260,8 @@ class Attempts:
         planned = planned_time(self._listener.times_of(1), steps, wall_s - attempt.waited_s)
         if planned is not None:
             self._planned = True
-            store.write_json(self._folder.planned_file, to_dict(planned))
+            with self._not_needed():
+                store.write_json(self._folder.planned_file, to_dict(planned))
             console.print(f"{self._name}: will take {as_duration(planned.seconds)}, by {planned.source}")
 
     def _leaving_node(self, signs: dict[int, tuple[Sign, float]]) -> str:
@@ -231,17 +272,18 @@ class Attempts:
                 return f"node {sign.host} is being taken away" + (f" in {seconds:.0f} s" if seconds < 1e6 else "")
         return ""
 
-    def _judge(self, error: BaseException, nodes: set[str]) -> str:
-        """Return why another attempt is made after a failed one.
+    def _judge(self, error: BaseException, given_up: str, nodes: set[str]) -> str:
+        """Return why another attempt is made after a failed one, or one that was given up for a reason.
 
         Raises:
             BitRayError: The user must do something first, or it has failed too often.
         """
-        if not isinstance(error, ray.train.TrainingFailedError):
+        if not isinstance(error, ray.train.TrainingFailedError | StoreError):
             raise error
         # What the user must fix would only fail again; Ray Train's own retries cannot tell the two apart.
         cause = root_cause(error)
-        if cause is not None:
+        away = isinstance(cause, StoreError) and cause.passing
+        if cause is not None and not away:
             raise cause from None
         if found_no_room(error):
             return "the room was taken by others"
@@ -250,12 +292,14 @@ class Attempts:
         count = sum(nodes <= nodes_alive() for nodes in self._failures)
         lost = not nodes <= nodes_alive()
         if count > self._runtime.max_failures:
-            reason = str(error).strip().splitlines()
+            if cause is not None:
+                raise cause from None
+            last = given_up or (str(error).strip().splitlines() or ["unknown"])[-1]
             raise ModelError(
-                f"{self._name}: workers failed {count} times (last: {reason[-1] if reason else 'unknown'}); "
+                f"{self._name}: workers failed {count} times (last: {last}); "
                 "read the worker logs; start the run again to continue from its last checkpoint"
             ) from error
-        why = "a node was lost" if lost else "a worker failed"
+        why = "a node was lost" if lost else "the store was away" if away else "a worker failed"
         console.print(f"{self._name}: workers failed; starting them again from the last checkpoint ({why})")
         return why
 
@@ -346,7 +390,7 @@ class Attempts:
             return
         least, most = min(attempt.shares), max(attempt.shares)
         shares = f"{least}" if least == most else f"{least} or {most}"
-        lost = f"{attempt.steps_lost:,} steps lost" if attempt.steps_lost else "no step lost"
+        lost = lost_steps(attempt.steps_lost, self._done[-1] if self._done else None)
         plural = "" if attempt.num_workers == 1 else "s"
         console.print(
             f"{self._name}: attempt {attempt.number} from step {attempt.first_step:,}: {attempt.num_workers} worker"

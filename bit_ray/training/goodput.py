@@ -30,6 +30,8 @@ class Goodput:
     wall_s: float
     num_attempts: int
     steps_lost: int
+    sure: bool
+    """Whether no more were lost: the steps since the last record of workers or a program that died are not known."""
 
     @property
     def share(self) -> float:
@@ -57,9 +59,10 @@ class Goodput:
     def __str__(self) -> str:
         """Return one line for people."""
         attempts = "1 attempt" if self.num_attempts == 1 else f"{self.num_attempts} attempts"
+        lost = f"{'' if self.sure else 'at least '}{self.steps_lost:,} steps lost"
         return (
             f"goodput {self.share:.0%}: {self.productive_s:,.0f} s of new steps in {self.wall_s:,.0f} s; {attempts}, "
-            f"{self.steps_lost:,} steps lost ({self.replayed_s:,.0f} s again), {self.waited_s:,.0f} s without room, "
+            f"{lost} ({self.replayed_s:,.0f} s again), {self.waited_s:,.0f} s without room, "
             f"{self.other_s:,.0f} s of starts and checkpoints"
         )
 
@@ -73,7 +76,33 @@ def goodput(attempts: Sequence[Attempt]) -> Goodput:
         wall_s=sum(a.wall_s for a in attempts),
         num_attempts=len(attempts),
         steps_lost=sum(a.steps_lost for a in attempts),
+        sure=all(map(was_recorded, attempts[:-1])),
     )
+
+
+def furthest_and_last(attempts: Sequence[Attempt], tracked: int) -> tuple[int, int]:
+    """Return how far any attempt of a run has come, and how far the last one has, as far as is known.
+
+    Args:
+        attempts: What the run's folder has of them.
+        tracked: Steps that the tracker knows of: it hears of each only once, but of the last attempt's before the
+            folder has them.
+    """
+    recorded = max((attempt.last_step for attempt in attempts), default=0)
+    return (tracked, tracked) if tracked > recorded or not attempts else (recorded, attempts[-1].last_step)
+
+
+def was_recorded(attempt: Attempt) -> bool:
+    """Whether it is known how far an attempt that is over came: neither its workers nor its program died."""
+    return attempt.ended in ("left", "finished")
+
+
+def lost_steps(steps: int, before: Attempt | None) -> str:
+    """Say how many steps an attempt takes again, after the one before it."""
+    sure = before is None or was_recorded(before)
+    if not steps:
+        return "no step lost" if sure else "no recorded step lost"
+    return f"{'' if sure else 'at least '}{steps:,} step{'s' if steps > 1 else ''} lost"
 
 
 def with_report(attempt: Attempt, furthest: int, step: int, num_steps: int, seconds: float) -> Attempt:

@@ -37,6 +37,8 @@ class Fit(threading.Thread):
         self.began = time.monotonic()
         self.group_id = ""
         """Of the placement group, from when there is one."""
+        self.given_up = ""
+        """Why its workers were ended from here."""
         self._worker, self._trainer = worker, trainer
 
     def run(self) -> None:
@@ -45,6 +47,9 @@ class Fit(threading.Thread):
             self._trainer(self._worker).fit()
         except BaseException as error:
             self.error = error
+            if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
+                # Of the file that Ray writes to see that there is a storage.
+                self.error = store.failure(self._worker.folder.uri, error)
 
 
 def found_no_room(error: BaseException) -> bool:

@@ -33,6 +33,8 @@ class Faults:
     """503 SlowDown, any request."""
     internal_error: float = 0.0
     """500 InternalError, any request."""
+    bad_gateway: float = 0.0
+    """502, any request, which the client does not repeat by itself."""
     stall: float = 0.0
     """No byte for ``stall_s`` in the middle of the answer, any request."""
     reset: float = 0.0
@@ -47,11 +49,11 @@ class Faults:
     expired: bool = False
     """The credentials have expired: every request is answered 403 ExpiredToken."""
     only: str = ""
-    """Only requests whose path holds this go wrong."""
+    """Only requests go wrong whose method and path, as in ``GET /bucket/key``, hold this."""
     at_most: int = 2**31
     """As many of each kind, as `FaultyS3.counts` has them."""
 
-    KINDS = ("slow_down", "internal_error", "stall", "reset", "cut", "short", "garble")
+    KINDS = ("slow_down", "internal_error", "bad_gateway", "stall", "reset", "cut", "short", "garble")
 
 
 class Get(NamedTuple):
@@ -129,7 +131,7 @@ class FaultyS3:
 
     def _draw(self, request: web.Request) -> str | None:
         faults = self.faults
-        if faults.only not in request.path:
+        if faults.only not in f"{request.method} {request.path}":
             return None
         if faults.expired:
             return "expired"
@@ -137,7 +139,7 @@ class FaultyS3:
         for kind in Faults.KINDS:
             share = getattr(faults, kind)
             if number < share:
-                fits = request.method == "GET" or kind in ("slow_down", "internal_error", "stall")
+                fits = request.method == "GET" or kind in ("slow_down", "internal_error", "bad_gateway", "stall")
                 return kind if fits and self.counts[kind] < faults.at_most else None
             number -= share
         return None
@@ -242,6 +244,7 @@ class FaultyGoogle:
 ERRORS = {
     "slow_down": (503, "SlowDown"),
     "internal_error": (500, "InternalError"),
+    "bad_gateway": (502, "BadGateway"),
     "expired": (403, "ExpiredToken"),
 }
 

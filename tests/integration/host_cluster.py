@@ -171,7 +171,12 @@ class Program:
         try:
             return self.cluster.wait(looked, seconds, what)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log}") from None
+            raise AssertionError(f"{error}\n{self.log}\n{self._controller_log()[-6000:]}") from None
+
+    def _controller_log(self) -> str:
+        """Return why workers failed, by Ray Train in its newest session."""
+        logs = self.cluster["head"].folder.glob("ray/session_2*/logs/train/ray-train-controller.log")
+        return "".join(path.read_text(errors="replace") for path in sorted(logs)[-1:])
 
     def trains(self, number: int, steps: int = 5) -> bool:
         """Return whether the group of this number has taken some steps."""

@@ -35,11 +35,11 @@ from bit_ray.training.pretrain import pretrain_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-STEPS, IDLE_S, NOTICE_S = 200, 15, 60
+STEPS, IDLE_S, NOTICE_S = 200, 3, 60
 # During the run no node goes because it is idle, as one is while the next workers start on a slow machine. Nothing asks
 # for the GPU: torch would find none.
 CHANGES = {
-    f"idle_timeout_minutes: {IDLE_S / 60}": "idle_timeout_minutes: 10",
+    "idle_timeout_minutes: 0.25": "idle_timeout_minutes: 10",
     "  spot:": "  gpu:\n    resources: {GPU: 4}\n    max_workers: 2\n    node_config: {}\n  spot:",
     "{CPU: 2}\n    max_workers: 4": "{CPU: 1}\n    max_workers: 1",
 }

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from faulty_s3 import Faults
 from glyph_runs import SCRIPT, assert_identical, history, recipe, run_config, weights, write_glyphs
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
@@ -374,6 +375,34 @@ def test_two_workers_with_micro_batches_learn_what_one_learns_and_one_that_hangs
         assert apart <= 5e-3 * moved, f"{name}: {apart:.3g} apart, {moved:.3g} moved"
 
 
+def test_a_store_that_is_away_before_the_first_step_is_waited_for(folder, s3, faulty_s3, shards, ray_local):
+    """For the driver, for Ray, and for a worker."""
+    # Named in the URI, the proxy is before the store of Ray's workers, too.
+    place = f"endpoint_override={faulty_s3.endpoint.removeprefix('http://')}&scheme=http&region=us-east-1"
+    config = replace(
+        run_config(f"{s3.uri('runs')}?{place}", "waits", shards, 2),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+    )
+
+    def one_after_the_other():
+        deadline = time.monotonic() + 120
+        for file in ("attempts.json", ".ray/.validate_storage_marker", "group.txt"):
+            faulty_s3.forget()
+            faulty_s3.faults = Faults(bad_gateway=1.0, only=f"POST /{s3.bucket}/runs/waits/{file}", at_most=1)
+            while not faulty_s3.counts["bad_gateway"] and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    faults = threading.Thread(target=one_after_the_other)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        faults.start()
+        pretrain(config)
+    faults.join()
+    assert "waits: waiting for the store, for 120 s: s3://" in printed.getvalue()
+    attempts = RunFolder(s3.uri("runs/waits")).attempts()
+    assert [attempt.ended for attempt in attempts] == ["failed", "failed", "finished"]
+    assert [attempt.why for attempt in attempts] == ["the run begins", "the store was away", "the store was away"]
+
+
 def test_a_run_on_an_object_store_outlives_its_program_then_a_worker_then_its_node(
     folder, undisturbed, s3, tmp_path, monkeypatch
 ):
@@ -446,6 +475,12 @@ def test_a_run_on_an_object_store_outlives_its_program_then_a_worker_then_its_no
     assert shown[0] > last >= 3
     assert shown[-1] == NUM_STEPS
     assert text.count("outlives: workers failed; starting them again") == 2
+    # More may be lost than what was recorded.
+    lost = r"(no recorded step|at least \d+ steps?) lost"
+    # That a node goes may be known after that its worker does.
+    whys = ("the run was started again", "a worker failed", "(a node was lost|a worker failed)")
+    for number, why in enumerate(whys, 2):
+        assert re.search(rf"outlives: attempt {number} from step .*; {lost} \({why}\)", text)
     attempts = RunFolder(s3.uri("runs/outlives")).attempts()
     assert [attempt.ended for attempt in attempts] == ["running", "failed", "failed", "finished"]
     begun = [attempt.first_step for attempt in attempts]

@@ -1,11 +1,12 @@
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
 
 from bit_ray import store
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.errors import ConfigError, DataError, StoreError
 
 
 def test_bytes_and_json_come_back(tmp_path):
@@ -206,3 +207,20 @@ def test_a_cache_folder_in_a_home_that_nobody_has_is_refused(monkeypatch):
     monkeypatch.setenv("BIT_RAY_CACHE", "~nobody-of-that-name/kept")
     with pytest.raises(ConfigError, match="^BIT_RAY_CACHE: ~nobody-of-that-name/kept: no such home folder; accepted: "):
         store.cache_folder()
+
+
+@pytest.mark.parametrize(
+    ("uri", "failure", "passing"),
+    [
+        ("s3://b/x", OSError("AWS Error NETWORK_CONNECTION"), True),
+        ("s3://b/x", OSError("HTTP status 503"), True),
+        ("s3://b/x", OSError("HTTP status 403"), False),
+        ("s3://b/x", OSError("AWS Error NO_SUCH_BUCKET"), False),
+        ("s3://b/x", FileNotFoundError("x"), False),
+        ("/disk/x", OSError(28, "No space left on device"), False),
+    ],
+)
+def test_a_failure_says_whether_it_may_pass_also_to_another_process(uri, failure, passing):
+    with pytest.raises(StoreError) as caught, store.explained(uri):
+        raise failure
+    assert pickle.loads(pickle.dumps(caught.value)).passing == passing

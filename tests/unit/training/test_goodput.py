@@ -2,7 +2,16 @@ import pytest
 
 from bit_ray.errors import ConfigError
 from bit_ray.run_records import Attempt, PlannedTime
-from bit_ray.training.goodput import StepTime, compared, goodput, pays, planned_time, with_report
+from bit_ray.training.goodput import (
+    StepTime,
+    compared,
+    furthest_and_last,
+    goodput,
+    lost_steps,
+    pays,
+    planned_time,
+    with_report,
+)
 
 
 def attempt(**values):
@@ -23,7 +32,7 @@ def test_steps_that_were_taken_before_do_not_count_as_productive():
 def test_all_seconds_of_all_attempts_are_accounted_for():
     spent = goodput(
         [
-            attempt(productive_s=60.0, wall_s=90.0, waited_s=10.0),
+            attempt(productive_s=60.0, wall_s=90.0, waited_s=10.0, ended="left"),
             attempt(productive_s=30.0, replayed_s=20.0, wall_s=110.0, steps_lost=7),
         ]
     )
@@ -36,6 +45,27 @@ def test_all_seconds_of_all_attempts_are_accounted_for():
     assert parts == pytest.approx(metrics["run/wall_s"])
     assert str(spent).startswith("goodput 45%: 90 s of new steps in 200 s; 2 attempts, 7 steps lost (20 s again)")
     assert goodput([]).share == 0
+
+
+def test_how_far_a_run_came_is_the_most_that_the_folder_or_the_tracker_knows():
+    assert furthest_and_last([], 0) == (0, 0)
+    assert furthest_and_last([], 8) == (8, 8)  # of an earlier version, which recorded no attempts
+    killed = [attempt(last_step=50, ended="running")]
+    assert furthest_and_last(killed, 40) == (50, 50)
+    assert furthest_and_last(killed, 57) == (57, 57)
+    # The second attempt began at 40 and came to 45: what was lost of the first is not lost again.
+    assert furthest_and_last([attempt(last_step=50), attempt(first_step=40, last_step=45)], 50) == (50, 45)
+
+
+def test_what_is_lost_with_workers_or_a_program_that_died_is_said_to_be_at_least_what_was_recorded():
+    left, failed, killed = (attempt(ended=ended) for ended in ("left", "failed", "running"))
+    assert [lost_steps(0, before) for before in (None, left)] == ["no step lost"] * 2
+    assert [lost_steps(0, before) for before in (failed, killed)] == ["no recorded step lost"] * 2
+    assert lost_steps(1, left) == "1 step lost"
+    assert lost_steps(1234, left) == "1,234 steps lost"
+    for before in (failed, killed):
+        assert lost_steps(7, before) == "at least 7 steps lost"
+        assert "; 2 attempts, at least 7 steps lost (" in str(goodput([before, attempt(steps_lost=7)]))
 
 
 def test_growth_must_save_twice_what_a_start_costs():
