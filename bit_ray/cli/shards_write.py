@@ -33,6 +33,7 @@ class WriteConfig(WriteOptions):
 
 def write(config: WriteConfig) -> None:
     """Write a shard set."""
+    from bit_ray.data.shards.report import counted
     from bit_ray.data.shards.write import write_shards
     from bit_ray.data.sources.endings import named
 
@@ -67,7 +68,10 @@ def write(config: WriteConfig) -> None:
     if config.seekable and report.num_seekable is not None:
         rows.append(("seekable", f"{report.num_seekable:,} of {report.num_examples:,} images"))
     if report.skipped:
-        rows.append(("left out", f"{len(report.skipped):,} bad images, see skipped.json next to the manifest"))
+        kinds = counted(reason for _, reason in report.skipped)
+        rows.append(
+            ("left out", f"{len(report.skipped):,} bad images ({kinds}), see skipped.json next to the manifest")
+        )
     if report.others:
         rows.append(("not images", named(report.others)))
     if report.empty_classes:

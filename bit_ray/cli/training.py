@@ -130,7 +130,6 @@ def _print_trained(config: PretrainConfig | FinetuneConfig, trained: "Trained | 
         ("registered", f"models:/{version.name}@{version.alias}, version {version.version}"),
         ("weights", version.weights_uri),
         ("size", f"{version.num_bytes / 1e6:,.1f} MB, SHA-256 {version.sha256[:12]}"),
-        ("MLflow run", trained.result.run_id),
     ]
     if "train/images_seen" in metrics:
         rows.append(
@@ -141,17 +140,19 @@ def _print_trained(config: PretrainConfig | FinetuneConfig, trained: "Trained | 
         model = f"models:/{version.name}@{version.alias}"
         rows.append(("test", f"none was asked for: --test-shards, or bit-ray evaluate --model {model} --shards ..."))
     print_table("Result", [*rows, *scores(test)])
+    print_where(config.tracking.uri, config.storage, trained.result.run_id, pictures=bool(test))
     storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
     console.print(f"Report:   bit-ray report 'models:/{version.name}@{version.alias}'{storage}")
 
 
-def print_where(uri: str, storage: str, run_id: str) -> None:
+def print_where(uri: str, storage: str, run_id: str, *, pictures: bool = True) -> None:
     """Print where a run's pictures are, and its page in MLflow: one line each, to be copied."""
     from bit_ray.tracking.address import tracking_uri
     from bit_ray.tracking.recorded import run_page
 
     page = run_page(tracking_uri(uri, storage), run_id)
-    console.print(f"Pictures: {page.artifacts}/evaluation")
+    if pictures:
+        console.print(f"Pictures: {page.artifacts}/evaluation")
     console.print(f"MLflow:   {page.url}")
     if page.command:
         console.print(f"          after {page.command}")

@@ -10,6 +10,8 @@ Interval = tuple[float, float]
 
 # Counts of a resample that are held at a time, 32 MiB: a thousand resamples of 21,843 classes are half a gigabyte.
 _MOST_COUNTS = 2**22
+_TAIL = 0.025
+_NEAR = 5
 
 
 def bootstrap_intervals(
@@ -20,7 +22,9 @@ def bootstrap_intervals(
     A resample draws as many examples as there are, with replacement. A metric depends only on the number of examples of
     each kind, so these numbers are drawn, from the multinomial distribution. For top-1, top-5 and the mean per class
     (kinds: true class, and whether right, near or wrong) that is exactly the bootstrap, without keeping the examples in
-    memory. A cross-entropy is drawn as the mean of its bin, which is 2 % wide.
+    memory. A cross-entropy is drawn as the mean of its bin, which is 2 % wide. Where all or none are right, all
+    resamples are the same; there the limits are exact (Clopper and Pearson 1934), with the smallest class's size for
+    every class.
 
     Args:
         metrics: The counts over all examples.
@@ -38,9 +42,21 @@ def bootstrap_intervals(
         raise DataError("num_examples: 0; accepted: at least 1; the data set or the split is empty")
     rng = np.random.default_rng(seed)
     values = {**_accuracies(metrics, num_resamples, rng), "cross_entropy": _losses(metrics, num_resamples, rng)}
-    tails = (0.025, 0.975)
-    limits = {name: np.quantile(drawn, tails) for name, drawn in values.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
+    total = metrics.class_total[metrics.class_total > 0]
+    sizes = {"top_1": metrics.num_examples, "mean_per_class": len(total) * total.min(initial=metrics.num_examples)}
+    if metrics.num_classes > _NEAR:  # else no top-5 can be wrong
+        sizes["top_5"] = metrics.num_examples
+    return {name: _limits(drawn, sizes.get(name)) for name, drawn in values.items()}
+
+
+def _limits(drawn: npt.NDArray[np.float64], num_examples: int | None) -> Interval:
+    """Return the limits of what was drawn; of a share of some examples, also where it is always 0 or always 1."""
+    low, high = (float(limit) for limit in np.quantile(drawn, (_TAIL, 1 - _TAIL)))
+    if num_examples and low == high == 1:
+        low = _TAIL ** (1 / num_examples)
+    elif num_examples and low == high == 0:
+        high = 1 - _TAIL ** (1 / num_examples)
+    return low, high
 
 
 def _accuracies(

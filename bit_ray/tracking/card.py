@@ -56,8 +56,8 @@ def model_card(
     sections = {
         "Intended input": _input(spec),
         "Data": _data(spec, params, metrics),
-        "Recipe": _table([(key, _text(value)) for key, value in _flat(spec.recipe)]) or "Not recorded.",
-        "Results": _results(params, metrics),
+        "Recipe": _recipe(spec.recipe) or "Not recorded.",
+        "Results": _results(spec, params, metrics),
         "Limits": _limits(spec, metrics),
         "Provenance": _table(_provenance(spec, weights)),
         "Use": _use(name, alias),
@@ -122,13 +122,20 @@ def _data(spec: ModelSpec, params: Mapping[str, str], metrics: Mapping[str, floa
     return _list(lines) if lines else "Not recorded."
 
 
-def _results(params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    found = recipe.get("choices")
+    choices = [_inline(str(choice)) for choice in found] if isinstance(found, list) else []
+    table = _table([(key, _text(value)) for key, value in _flat(recipe) if key != "choices" or not choices])
+    return "\n\n".join(filter(None, (_list(choices), table)))
+
+
+def _results(spec: ModelSpec, params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     test = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
     if "top_1" not in test:
         return "No evaluation was recorded when this version was registered."
     rows = []
     for name, label in {**_SHARES, "cross_entropy": "cross-entropy (nats)"}.items():
-        if name in test:
+        if name in test and (name != "top_5" or spec.num_classes > 5):
             form = "{:.2%}" if name in _SHARES else "{:.4f}"
             limits = [test.get(f"{name}_{end}") for end in ("low", "high")]
             interval = "" if None in limits else " to ".join(form.format(limit) for limit in limits)
@@ -178,6 +185,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, float):
+        return str(float(f"{value:.6g}"))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else "none" if value is None else str(value)
 
 

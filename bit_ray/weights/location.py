@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bit_ray import store
 from bit_ray.errors import ModelError
-from bit_ray.weights.known import fetch_by_name, is_name
+from bit_ray.weights.known import fetch_by_name, is_name, known_weights
 
 DESCRIPTION_FILE = "model.json"
 """File that makes a folder a saved model."""
@@ -62,13 +62,16 @@ def check_there(uri: str) -> None:
 def check_file(path: Path) -> None:
     """Refuse weights of another program that are not there."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; accepted: BiT weights; check the path")
+        name = next((known.name for known in known_weights() if known.file == path.name), "")
+        remedy = f"check the path, or give the name {name}: it is fetched then" if name else "check the path"
+        raise ModelError(f"{path}: no such file; accepted: BiT weights; {remedy}")
 
 
 def check_folder(path: Path) -> None:
     """Refuse a saved model that is not there."""
     if not path.is_dir():
-        raise ModelError(f"{path}: no such directory; accepted: a saved model; check the path")
+        accepted = "a saved model, models:/NAME@ALIAS, or a name that bit-ray models known lists"
+        raise ModelError(f"{path}: no such directory; accepted: {accepted}; check the path")
 
 
 def _local(uri: str) -> str:

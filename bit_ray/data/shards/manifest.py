@@ -224,7 +224,9 @@ def check_same_classes(manifest: Manifest, test_manifest: Manifest, test_shards:
     names = [repr(names[first]) if first < len(names) else "none" for names in (test, train)]
     given = f"{test_shards} has {len(test):,} classes that are not those of the training shards ({len(train):,})"
     accepted = f"the same classes (class {first} is {names[0]} here and {names[1]} there)"
-    raise ConfigError.of("test_shards", given, accepted, "write both with the same class list")
+    raise ConfigError.of(
+        "test_shards", given, accepted, "write it again with --class-names SHARDS, the training shards (class_names)"
+    )
 
 
 def _read_shard(record: dict[str, Any]) -> Any:

@@ -1,7 +1,8 @@
 """What came out of writing a shard set."""
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from bit_ray.data.shards.manifest import SKIPPED, Manifest
 from bit_ray.data.shards.writing import Writing
 from bit_ray.data.sources.files import FileSource
 from bit_ray.errors import DataError
+
+_MOST_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,15 @@ def report_of(
         empty_classes=files.empty_classes if files else (),
         others=files.others if files else {},
     )
+
+
+def counted(reasons: Iterable[str]) -> str:
+    """Return how often there is each reason, the most first, such as ``12 alpha, 3 grayscale``."""
+    counts = Counter(reasons).most_common()
+    shown = [f"{count:,} {reason}" for reason, count in counts[:_MOST_NAMED]]
+    if len(counts) > _MOST_NAMED:
+        shown.append(f"{sum(count for _, count in counts[_MOST_NAMED:]):,} others")
+    return ", ".join(shown)
 
 
 def read_skipped(output: str) -> tuple[tuple[str, str], ...]:

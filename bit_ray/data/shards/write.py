@@ -20,7 +20,7 @@ from bit_ray.data.shards.build import ShardPlan, ShardResult, build_shard, check
 from bit_ray.data.shards.footer import OPTIONAL_COLUMNS
 from bit_ray.data.shards.manifest import SKIPPED, Manifest, write_manifest
 from bit_ray.data.shards.options import PackOptions, WriteOptions
-from bit_ray.data.shards.report import WriteReport, read_skipped, report_of
+from bit_ray.data.shards.report import WriteReport, counted, read_skipped, report_of
 from bit_ray.data.shards.verify import repeated_ids
 from bit_ray.data.shards.writing import Writing, alone, whole_set
 from bit_ray.data.sources.base import Example, Source, Unreadable
@@ -224,8 +224,11 @@ def _manifest(
     shards = tuple(result.shard for result in results if result.shard is not None)
     if not shards:
         refused = sum(len(result.bad) for result in done.values())
+        kinds = f": {counted(reason for result in done.values() for _, reason in result.bad)}" if refused else ""
+        convert = ", or add --convert-images (convert_images)" if any(r.convertible for r in done.values()) else ""
         raise DataError(
-            f"{plan.output}: no readable image ({refused} refused); accepted: at least one; check the source"
+            f"{plan.output}: no readable image ({refused} refused{kinds}); accepted: at least one; "
+            f"check the source{convert}"
         )
     counts = [shard.num_examples for shard in shards]
     return Manifest(
@@ -244,10 +247,11 @@ def _manifest(
 
 
 def _describe_bad(result: ShardResult) -> str:
-    id, reason = result.bad[0]
+    (id, reason), *more = result.bad
+    kinds = f" ({counted(reason for _, reason in more)})" if more else ""
     convert = ", or --convert-images (convert_images) to convert images" if result.convertible else ""
     return (
-        f"{id}: {reason}; {len(result.bad) - 1} more bad images in the same shard; accepted: 8-bit RGB images; "
+        f"{id}: {reason}; {len(more)} more bad images in the same shard{kinds}; accepted: 8-bit RGB images; "
         f'correct them, or give --on-bad skip (on_bad="skip") to leave bad images out{convert}'
     )
 

@@ -19,7 +19,7 @@ from bit_ray.data.sources.base import MAX_IMAGE_BYTES, Example, Unreadable
 from bit_ray.data.sources.endings import IMAGE_SUFFIXES, is_image, named, others_by_ending
 from bit_ray.data.sources.labels import check_classes, is_text, one_each, outside, to_indices
 from bit_ray.data.sources.parquet import check_plain
-from bit_ray.errors import DataError
+from bit_ray.errors import DataError, brief
 
 _TABLES = (".csv", ".parquet")
 _NUM_READERS = 8
@@ -132,9 +132,14 @@ def _open_folder(uri: str, class_names: Sequence[str] | None) -> FileSource:
     files, directories = store.list_tree(uri)
     names = [name for name, _ in files if "/" in name and not _hidden(name)]
     paths, others = [name for name in names if is_image(name)], others_by_ending(names)
+    accepted = "a folder for each class, with its images below"
+    loose = [name for name, _ in files if "/" not in name and is_image(name) and not _hidden(name)]
+    if loose and not paths:
+        remedy = "give the folder above, or make class folders"
+        raise DataError(f"{uri}: images lie directly in it, such as {brief(loose[0])}; accepted: {accepted}; {remedy}")
     found = {name.split("/", 1)[0] for name in names} | {name for name in directories if "/" not in name}
     classes = tuple(class_names) if class_names is not None else tuple(sorted(n for n in found if not _hidden(n)))
-    check_classes(uri, classes, "a folder for each class, with its images below")
+    check_classes(uri, classes, accepted)
     index = {name: i for i, name in enumerate(classes)}
     for path in paths:
         if path.split("/", 1)[0] not in index:

@@ -148,6 +148,10 @@ def test_the_page_of_a_study_is_whole_and_asks_nothing_of_anybody(browser, tmp_p
         assert browser.texts("td")[:2] == ["<img src=x>", "84.1%"]
         [drawing] = browser.all("svg")
         assert drawing.size["width"] > 300
+        frame = drawing.find_element(By.XPATH, "..")
+        goes_on = frame.get_property("scrollWidth") > frame.get_property("clientWidth")
+        content = "return getComputedStyle(arguments[0], '::before').content"
+        assert goes_on == ("goes on" in browser.driver.execute_script(content, frame))
         assert drawing.get_attribute("aria-labelledby") == "loss_title"
         assert len(browser.all("#loss_title")) == len(browser.all("figcaption")) == 1
         # A row of short texts is a line, also where the table is wider than the window.

@@ -130,7 +130,11 @@ def test_a_page_without_records_says_what_is_missing(trained, photos, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent"], "absent: no such directory; accepted: a saved model; check the path"),
+        (
+            ["absent"],
+            "absent: no such directory; accepted: a saved model, models:/NAME@ALIAS, or a name that bit-ray models "
+            "known lists; check the path",
+        ),
         (["models:/absent@champion", "--storage", "{storage}"], "no model of that name; accepted: digits"),
         (["{storage}/digits", "--output", "page.pdf"], "--output: page.pdf; accepted: a file ending in .html"),
         (["{storage}/digits", "--output", "absent/page.html"], "--output: absent/page.html: its folder does not exist"),
@@ -245,7 +249,11 @@ def test_without_the_time_for_fine_tuning_it_says_what_it_would_take(by_command)
     [
         (["absent"], "absent: no such folder; accepted: "),
         (["{photos}/n° 0"], "31 images lie directly in it"),
-        (["{photos}", "--init", "absent"], "absent: no such directory; accepted: a saved model; check the path"),
+        (
+            ["{photos}", "--init", "absent"],
+            "absent: no such directory; accepted: a saved model, models:/NAME@ALIAS, or a name that bit-ray models "
+            "known lists; check the path",
+        ),
         (["{photos}", "--minutes", "0"], "--minutes: 0.0; accepted: more than 0 and less than 10,000"),
         (["{photos}", "--crop-size", "8"], "--crop-size: 8; accepted: 0, or 32 to 1024 pixels"),
         (["{photos}", "--val-share", "0.9"], "--val-share: 0.9; accepted: more than 0 and less than 0.5"),

@@ -392,7 +392,7 @@ def test_class_counts_that_differ_between_train_and_test(
     for dry in ([], ["--dry-run"]):
         error = refused(*finetune(whole, "--model", NETWORK, "--test-shards", "digits", *dry))
         assert error.startswith("--test-shards: digits has 10 classes that are not those of the training shards (50); ")
-        assert error.endswith("; write both with the same class list")
+        assert error.endswith("; write it again with --class-names SHARDS, the training shards (class_names)")
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

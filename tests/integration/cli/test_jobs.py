@@ -189,6 +189,8 @@ def test_its_models_are_fine_tuned_evaluated_replayed_listed_pulled_and_asked(
     table = {name.strip(): value.strip() for name, value in table.items()}
     assert table["registered"] == "models:/down@champion, version 1"
     assert table["num examples"] == "800"
+    assert re.search(r"^Pictures: \S+/artifacts/evaluation$", out, re.MULTILINE)
+    assert re.search(r"^MLflow:   http://127\.0\.0\.1:5000/#/experiments/\d+/runs/\w{32}$", out, re.MULTILINE)
 
     status, out, err = job("evaluate", "--model", "models:/down@champion", "--shards", digits)
     assert (status, err) == (0, "")

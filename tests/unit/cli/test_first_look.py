@@ -26,6 +26,7 @@ for line in sys.stdin:
 WRONG = {
     "finetune --name a --init absent --shards shards": "absent: no such directory; accepted: a saved model",
     "finetune --name a --init absent.npz --shards shards": "absent.npz: no such file; accepted: BiT weights",
+    "finetune --name a --init BiT-M-R50x1.npz --shards shards": "or give the name bit_m_r50x1: it is fetched then",
     "finetune --name a --init bit_m_r50x --shards shards": "did you mean bit_m_r50x",
     "finetune --name a --init models:/photos --shards shards": "mlflow.db: no such file",
     "finetune --name a --init . --shards shards --test-shards absent": "absent: no such path",

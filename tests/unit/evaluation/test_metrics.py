@@ -293,7 +293,12 @@ def test_what_travels_stays_small_however_many_examples_there_are():
 
 def test_intervals_of_certain_results_and_several_labels():
     metrics = measured(torch.eye(4) * 50, torch.arange(4), 4)
-    assert bootstrap_intervals(metrics)["top_1"] == (1.0, 1.0)
+    found = bootstrap_intervals(metrics)
+    assert found["top_5"] == (1.0, 1.0)  # of four classes
+    exact = stats.binomtest(4, 4).proportion_ci(0.95)
+    assert found["top_1"] == found["mean_per_class"] == pytest.approx(tuple(exact))
+    never = bootstrap_intervals(measured(torch.eye(6), (torch.arange(6) + 1) % 6, 6))
+    assert never["top_1"] == pytest.approx(tuple(stats.binomtest(0, 6).proportion_ci(0.95)))
     several = measured(torch.eye(4), torch.eye(4), 4, multi_label=True)
     assert set(bootstrap_intervals(several)) == {"top_1", "top_5", "cross_entropy"}
     with pytest.raises(DataError, match="num_examples: 0"):

@@ -237,7 +237,8 @@ def test_a_local_package_is_loaded_by_path_or_file_uri(package, classifier):
 
 
 def test_a_missing_directory_a_damaged_package_and_an_unknown_place_are_refused(package, tmp_path):
-    with pytest.raises(ModelError, match=r"absent: no such directory; accepted: a saved model; check the path$"):
+    accepted = "a saved model, models:/NAME@ALIAS, or a name that bit-ray models known lists"
+    with pytest.raises(ModelError, match=rf"absent: no such directory; accepted: {accepted}; check the path$"):
         load_model(tmp_path / "absent")
     with pytest.raises(DataError, match=r"scheme http://"):
         load_model("http://example.com/model")

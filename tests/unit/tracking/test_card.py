@@ -132,3 +132,14 @@ def test_the_description_has_room_in_mlflow(length: int) -> None:
     else:
         assert text.endswith("(Shortened; the full card is README.md next to the weights.)\n")
         assert text.split("\n\n(Shortened")[0] in card
+
+
+def test_choices_are_a_list_and_a_top_5_of_few_classes_is_left_out() -> None:
+    spec = replace(SPEC, recipe={"choices": ["view: 32, no flips", "chosen: *head*"], "temperature": 2.48082047864029})
+    metrics = {**METRICS, "test/top_5": 1.0}
+    card = model_card("pets", spec, WEIGHTS, metrics=metrics)
+    assert section(card, "Recipe").startswith("- view: 32, no flips\n- chosen: \\*head\\*\n\n|")
+    assert "| temperature | 2.48082 |" in section(card, "Recipe")
+    assert "top-5" not in card
+    six = replace(spec, num_classes=6, class_names=tuple("abcdef"))
+    assert "| top-5 | 100.00% |" in model_card("pets", six, WEIGHTS, metrics=metrics)

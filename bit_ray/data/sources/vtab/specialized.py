@@ -90,7 +90,7 @@ def opened_h5(path: Path) -> Any:
     try:
         import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        remedy = "run pip install 'bit-ray[vtab]'"
+        remedy = "run pip install h5py"
         raise ConfigError.of("patch_camelyon", "h5py is not installed", remedy=remedy) from None
     store.check_file(path)
     try:

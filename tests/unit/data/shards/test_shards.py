@@ -172,6 +172,19 @@ def test_bad_images_stop_the_writing_and_leave_nothing(folder, tmp_path):
     assert "--on-bad skip" in str(caught.value)
     assert "--convert-images" in str(caught.value)
     assert not (tmp_path / "set").exists()
+    (folder / "ant" / "grayer.jpg").write_bytes(jpeg(1, mode="L"))
+    with pytest.raises(DataError, match=r"; 1 more bad images in the same shard \(1 grayscale\); accepted"):
+        write_shards(folder, tmp_path / "set", **SMALL)
+
+
+def test_where_no_image_can_be_read_the_error_counts_the_reasons(tmp_path):
+    for name, data in {"a": jpeg(1, mode="L"), "b": jpeg(2, mode="L"), "c": b"no image"}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        write_shards(tmp_path / "images", tmp_path / "set", on_bad="skip", **SMALL)
+    assert "no readable image (3 refused: 2 grayscale, 1 not an image of a known format" in str(caught.value)
+    assert str(caught.value).endswith("check the source, or add --convert-images (convert_images)")
 
 
 def bomb():
@@ -412,11 +425,14 @@ def test_what_a_table_must_not_have(tmp_path, rows, options, message):
 def test_sources_that_are_not_there_or_empty(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "classes" / "ant").mkdir(parents=True)
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "1.jpg").write_bytes(jpeg(1))
     write_table(tmp_path / "bad.csv", [("x", 1)], ("file", "class"))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not parquet")
     for source, message in {
         tmp_path / "none": "none: no such path; accepted: a folder of class folders, or a .csv or .parquet table",
         tmp_path / "empty": "empty: the class list is empty; accepted: a folder for each class",
+        tmp_path / "loose": "loose: images lie directly in it, such as '1.jpg'; accepted: a folder for each class",
         tmp_path / "classes": "classes: no image in any class folder",
         tmp_path / "bad.csv": "bad.csv: no column 'path'; accepted: the columns path and label",
         tmp_path / "bad.parquet": "bad.parquet: not readable as Parquet",

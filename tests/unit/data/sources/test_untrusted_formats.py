@@ -18,10 +18,10 @@ from PIL import Image
 from bit_ray.data.sources.mat import read_mat, whole_numbers
 from bit_ray.data.sources.vtab.images import Files, read_entry
 from bit_ray.data.sources.vtab.released import open_released
-from bit_ray.data.sources.vtab.specialized import open_camelyon
+from bit_ray.data.sources.vtab.specialized import open_camelyon, opened_h5
 from bit_ray.data.sources.vtab.structured import open_dsprites, read_norb
 from bit_ray.data.sources.vtab.tasks import find_task
-from bit_ray.errors import BitRayError
+from bit_ray.errors import BitRayError, ConfigError
 
 
 def refused(function, *arguments, **options):
@@ -274,3 +274,9 @@ def test_an_entry_without_a_name_in_a_zip_is_passed_over(tmp_path):
     with zipfile.ZipFile(path) as archive:
         assert [entry.filename for entry in archive.infolist()] == [""]
     assert Files(path).image_names == []
+
+
+def test_a_missing_reader_is_named_as_the_package_that_an_index_has(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ConfigError, match=r"h5py is not installed; run pip install h5py$"):
+        opened_h5(tmp_path / "x.h5")
