@@ -1,12 +1,8 @@
-"""What a trial asks of the cluster, and what Tune is given next."""
-
-from types import SimpleNamespace
+"""What a trial asks of the cluster."""
 
 import pytest
-from ray.tune.search import Searcher
 
 from bit_ray.cluster.slots import Resources
-from bit_ray.errors import ConfigError
 from bit_ray.studies import engine
 
 CORES = 64  # of the machine that starts the study
@@ -32,27 +28,3 @@ def test_a_trial_asks_for_no_more_than_one_node_has(resources, trials, threads, 
         monkeypatch.setattr(f"{module}.num_local_cores", lambda: CORES)
     found = engine._room(resources, trials, 0, None)
     assert (found[1], found[2]) == (threads, asked)
-
-
-def test_an_error_of_what_proposes_trials_ends_the_study_and_is_kept():
-    refused = ConfigError.of("weight_decay", -1, "0 or more")
-
-    def propose():
-        raise refused
-
-    feed = engine._Feed([], propose)
-    assert feed.suggest("trial") == Searcher.FINISHED
-    assert (feed.error, feed.stopped) == (refused, True)
-
-
-def test_an_error_after_a_trial_ends_the_study_without_running_the_trial_again():
-    """Tune takes an exception in a callback for a failure of the trial, and starts it again."""
-
-    def full(trial, outcome):
-        raise OSError("no space left")
-
-    feed = engine._Feed([], None)
-    trial = SimpleNamespace(config={"trial": "t"}, last_result={"outcome": 1})
-    engine._Collect(feed, None, full).on_trial_complete(0, [], trial)
-    assert str(feed.error) == "no space left"
-    assert feed.suggest("next") == Searcher.FINISHED
