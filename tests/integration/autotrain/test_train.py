@@ -139,7 +139,7 @@ def test_a_page_without_records_says_what_is_missing(trained, photos, tmp_path, 
         (["{storage}/digits", "--output", "page.pdf"], "--output: page.pdf; accepted: a file ending in .html"),
         (["{storage}/digits", "--output", "absent/page.html"], "--output: absent/page.html: its folder does not exist"),
         (["{storage}/digits", "--images", "absent"], "absent: neither a path nor a set by name; accepted: "),
-        (["{storage}/digits", "--images", "{photos}/n° 1"], "no image in any class folder"),
+        (["{storage}/digits", "--images", "{photos}/n° 1"], "images lie directly in it, such as '"),
         (["{storage}/digits", "--num-images", "0"], "--num-images: 0; accepted: 1 or more; raise it"),
     ],
 )

@@ -337,7 +337,7 @@ def test_a_model_that_is_not_registered(whole: Path, folder: Path, refused: Call
         ["predict", "image.png", "--model", uri],
         ["models", "pull", uri, "--output", "pulled"],
     ):  # no registry at all, and none is made
-        assert "no such file; accepted: the registry's server or sqlite:///FILE" in refused(*command)
+        assert "no such file; accepted: the server, or sqlite:///FILE, that has the record" in refused(*command)
 
     from mlflow import MlflowClient
 

@@ -163,6 +163,7 @@ def go(processes):
 
 def test_processes_and_threads_of_a_node_fetch_each_row_group_once(faulty_s3, s3, remote, tmp_path):
     manifest, tables = remote
+    faulty_s3.forget()
     processes = [start(s3.uri("set"), tmp_path / "cache", 1, seed) for seed in (1, 2)]
     answers = go(processes)
     assert [len(answer) for answer in answers] == [20, 20]

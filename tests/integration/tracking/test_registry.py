@@ -291,7 +291,7 @@ def test_the_embedded_store_is_found_from_the_current_directory(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TrackingError, match="no bit_ray_runs/mlflow.db .*set MLFLOW_TRACKING_URI"):
+    with pytest.raises(TrackingError, match="no bit_ray_runs/mlflow.db; .*set MLFLOW_TRACKING_URI"):
         resolve("models:/embedded")
     run = TrackedRun.open(
         TrackingConfig(), run_name="a", storage="bit_ray_runs", params={}, tags={}, kind="finetune", parent_run_id=None
