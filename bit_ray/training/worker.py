@@ -41,7 +41,7 @@ from bit_ray.training.plan import TrainPlan
 from bit_ray.training.quarantine import Quarantine
 from bit_ray.training.sharding import whole
 from bit_ray.training.shares import share_out
-from bit_ray.weights.package import ModelSpec, save_tensors
+from bit_ray.weights.package import ModelSpec, write_package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +287,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
             if is_milestone and saves:
                 weights = {name: whole(tensor).cpu() for name, tensor in merged(learner.model).state_dict().items()}
                 if rank == 0:
-                    write = partial(save_tensors, model=weights, spec=worker.spec)
+                    write = partial(write_package, model=weights, spec=worker.spec)
                     write_directory(worker.folder.milestone(done), write)
             if save and saves:
                 signs.at(done, "saving")

@@ -26,7 +26,7 @@ from bit_ray.models.inputs import ResizeMode
 from bit_ray.models.network import Network
 from bit_ray.models.zoo import model_config
 from bit_ray.weights.location import DESCRIPTION_FILE, check_folder
-from bit_ray.weights.tensor_files import WEIGHTS_FILE, Weights, save_part, verify_weights
+from bit_ray.weights.tensor_files import WEIGHTS_FILE, Weights, verify_weights, write_tensors
 
 MAX_IMAGE_SIZE = 16384
 """Largest side of a network's view, pixels: such a view takes 0.8 GB."""
@@ -108,24 +108,28 @@ def save_package(directory: str | os.PathLike[str], model: Network, spec: ModelS
             f"{directory}: the description says {spec.model} with {spec.num_classes} classes; accepted: one of the "
             f"model, {model.config}; pass the spec of this model"
         )
-    return save_tensors(directory, model.state_dict(), spec)
+    try:
+        return write_package(Path(directory), model.state_dict(), spec)
+    except OSError as error:
+        raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
 
 
-def save_tensors(directory: str | os.PathLike[str], model: Mapping[str, Tensor], spec: ModelSpec) -> Weights:
-    """Write the tensors of the network that ``spec`` describes as `save_package` does; raises the same."""
-    directory = Path(directory)
+def write_package(directory: Path, model: Mapping[str, Tensor], spec: ModelSpec) -> Weights:
+    """Write the tensors of the network that ``spec`` describes, and its description.
+
+    Raises:
+        OSError: They cannot be written.
+        ConfigError: ``spec`` has a value that JSON cannot represent.
+    """
     _written(spec, None)  # what JSON or UTF-8 cannot represent is refused before any file is changed
     weights_path = directory / WEIGHTS_FILE
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # While weights are being replaced, there must be no old description.
-        (directory / DESCRIPTION_FILE).unlink(missing_ok=True)
-        with whole(weights_path) as unfinished:
-            save_part(unfinished, model)
-        weights = Weights.of(weights_path)
-        describe(directory, spec, weights)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{directory}: cannot be written ({error}); choose a writable directory") from None
+    directory.mkdir(parents=True, exist_ok=True)
+    # While weights are being replaced, there must be no old description.
+    (directory / DESCRIPTION_FILE).unlink(missing_ok=True)
+    with whole(weights_path) as unfinished:
+        write_tensors(unfinished, model)
+    weights = Weights.of(weights_path)
+    describe(directory, spec, weights)
     return weights
 
 

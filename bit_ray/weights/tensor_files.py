@@ -1,11 +1,14 @@
 """The safetensors files of a saved model or a checkpoint, by content."""
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from bit_ray.weights.location import DESCRIPTION_FILE
 WEIGHTS_FILE = "model.safetensors"
 MAX_PARTS = 10_000
 """Most files of weights in parts."""
+_OF_PYTORCH = {"format": "pt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +82,20 @@ def _joint_digest(parts: tuple[TensorFile, ...]) -> str:
     return hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
 
 
-def save_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write some tensors of a network into a file."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = _OF_PYTORCH) -> None:
+    """Write tensors into a safetensors file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     # Contiguous: safetensors refuses the strides of channels_last.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    try:
+        save_file(contiguous, path, metadata=dict(metadata))
+    except SafetensorError as error:  # so is that of a full disk
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(system[1]), os.strerror(int(system[1])), str(path)) from None
 
 
 def verify_weights(directory: Path, files: tuple[TensorFile, ...], document: str = DESCRIPTION_FILE) -> None:

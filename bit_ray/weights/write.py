@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bit_ray.config import to_dict
@@ -24,6 +22,7 @@ from bit_ray.weights.naming import NAMINGS, check_bit, is_kernel, to_theirs, wei
 from bit_ray.weights.npz import save_npz
 from bit_ray.weights.package import ModelSpec, save_package
 from bit_ray.weights.read import SPEC_KEY
+from bit_ray.weights.tensor_files import write_tensors
 
 WeightFormat = Literal["package", "npz", "safetensors", "timm", "huggingface"]
 
@@ -71,16 +70,15 @@ def write_weights(
                 _write_file(tensors, spec, path)
             else:
                 path.mkdir(parents=True, exist_ok=True)
-                metadata = {"format": "pt"}
                 with whole(path / "model.safetensors") as unfinished:
-                    save_file(tensors, unfinished, metadata=metadata)
+                    write_tensors(unfinished, tensors)
                 files = (huggingface_files if to == "huggingface" else timm_files)(spec, network)
                 # The file that makes the folder a model comes last.
                 for name in sorted(files, key=lambda name: name == CONFIG_FILE):
                     text = json.dumps(files[name], indent=2, ensure_ascii=False) + "\n"
                     with whole(path / name) as unfinished:
                         unfinished.write_text(text, encoding="utf-8")
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise ModelError(f"{path}: cannot be written ({error}); choose a writable folder") from None
 
 
@@ -115,4 +113,4 @@ def _write_file(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None
     metadata = {"format": "pt", SPEC_KEY: json.dumps(to_dict(spec), ensure_ascii=False)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:
-        save_file(tensors, unfinished, metadata=metadata)
+        write_tensors(unfinished, tensors, metadata)

@@ -20,7 +20,7 @@ from bit_ray.training.checkpoint.directory import write_directory
 from bit_ray.training.checkpoint.state import OPTIMIZER_FILE, Position, write_checkpoint_record
 from bit_ray.training.plan import TrainPlan
 from bit_ray.weights.package import ModelSpec, describe
-from bit_ray.weights.tensor_files import WEIGHTS_FILE, TensorFile, Weights, save_part
+from bit_ray.weights.tensor_files import WEIGHTS_FILE, TensorFile, Weights, write_tensors
 
 _ANSWER_BYTES = 8192
 _LONGEST_REASON = 1000
@@ -75,7 +75,7 @@ class Parts:
                 if tensors:
                     number = f"{self.rank + 1:05d}-of-{self.num_workers:05d}"
                     path = directory / kind.replace(".", f"-{number}.")
-                    save_part(path, tensors)
+                    write_tensors(path, tensors)
                     files[kind] = TensorFile.of(path)
 
         answer: dict[str, Any]

@@ -29,8 +29,8 @@ from bit_ray.training.optimizer import MOMENTUM, SGD, initial_weights
 from bit_ray.training.parts import adapter_tensors, load_merged, merged
 from bit_ray.training.plan import TrainPlan
 from bit_ray.training.sharding import fill
-from bit_ray.weights.package import ModelSpec, load_package, save_tensors
-from bit_ray.weights.tensor_files import MAX_PARTS, TensorFile, save_part, verify_weights
+from bit_ray.weights.package import ModelSpec, load_package, write_package
+from bit_ray.weights.tensor_files import MAX_PARTS, TensorFile, verify_weights, write_tensors
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 
@@ -96,8 +96,8 @@ def write_checkpoint(
     metrics: Mapping[str, float],
 ) -> None:
     """Write the tensors of `checkpoint_tensors` into a local directory, ``training.json`` last."""
-    save_part(directory / OPTIMIZER_FILE, state)
-    save_tensors(directory, model, spec)
+    write_tensors(directory / OPTIMIZER_FILE, state)
+    write_package(directory, model, spec)
     write_checkpoint_record(directory, plan, position, metrics)
 
 

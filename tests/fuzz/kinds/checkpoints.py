@@ -24,7 +24,7 @@ from bit_ray.training.checkpoint.state import (
 from bit_ray.training.optimizer import build_optimizer
 from bit_ray.training.plan import TrainPlan
 from bit_ray.weights.package import describe
-from bit_ray.weights.tensor_files import TensorFile, Weights, save_part
+from bit_ray.weights.tensor_files import TensorFile, Weights, write_tensors
 
 _NAMES = ("../x", "@canary@/project/a.txt", "@canary@/fifo", "", ".", TRAINING_FILE, "model-1.safetensors")
 _WORDS = (*_NAMES, "optimizer-1.safetensors", "0" * 64, 9, 10, 11)
@@ -62,7 +62,7 @@ class Kind:
             for kind, tensors in zip(files, checkpoint_tensors(self.model, self.optimizer), strict=True):
                 for i in range(2):
                     path = self.parts / f"{kind}-{i + 1}.safetensors"
-                    save_part(path, {name: tensors[name] for name in sorted(tensors)[i::2]})
+                    write_tensors(path, {name: tensors[name] for name in sorted(tensors)[i::2]})
                     files[kind].append(TensorFile.of(path))
             describe(self.parts, spec(), Weights.in_parts(tuple(files["model"])))
             write_checkpoint_record(self.parts, _PLAN, _POSITION, {"loss": 0.8}, tuple(files["optimizer"]))

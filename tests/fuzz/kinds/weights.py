@@ -24,7 +24,7 @@ from bit_ray.weights.foreign import build_network, foreign_spec
 from bit_ray.weights.location import DESCRIPTION_FILE
 from bit_ray.weights.package import describe, load_package, save_package
 from bit_ray.weights.read import read_weights
-from bit_ray.weights.tensor_files import WEIGHTS_FILE, TensorFile, Weights, save_part
+from bit_ray.weights.tensor_files import WEIGHTS_FILE, TensorFile, Weights, write_tensors
 from bit_ray.weights.write import named_tensors
 
 _MODELS = ("R1-1-1-1x0.5", "R50x1", "R1000000-1-1-1x1", "R1-1-1-1x1000000", "R50x1000000", "R9-9-9-9x64", "R0-1-1-1x1")
@@ -54,7 +54,7 @@ class Kind:
             tensors = model.state_dict()
             for i in range(3):
                 some = {name: tensors[name] for name in sorted(tensors)[i::3]}
-                save_part(self.whole / "parts" / f"{i + 1}.safetensors", some)
+                write_tensors(self.whole / "parts" / f"{i + 1}.safetensors", some)
             describe(self.whole / "parts", spec(), Weights.in_parts(_parts(self.whole / "parts")))
         self.description = json.loads((self.whole / "package" / DESCRIPTION_FILE).read_bytes())
         self.configs = {

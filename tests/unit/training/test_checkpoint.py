@@ -1,10 +1,11 @@
 import copy
-import errno
 import json
-import os
 import pickle
+import resource
+import sys
 import threading
 import zipfile
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -285,21 +286,29 @@ def test_one_checkpoint_is_written_at_a_time_and_the_last_is_never_left_out(writ
     assert writer.written == [3, 5]
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_it_and_says_so(writer, trained, tmp_path, monkeypatch):
+@contextmanager
+def at_most(num_bytes):
+    """No file may become larger, as if the disk were full then."""
+    before, compiled = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # half of a compiled module would stay in the environment
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = compiled
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it_and_says_so(writer, trained, tmp_path):
     learned = Learned(*trained)
     writer.save(learned, Position(next_step=3), {}, wait=True)
-
-    def full(directory, *_):
-        (directory / "optimizer.safetensors").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("bit_ray.training.checkpoint.writer.write_checkpoint", full)
-    writer.save(learned, Position(next_step=6), {}, wait=False)
-    writer._thread.join()
+    with at_most(100_000):
+        writer.save(learned, Position(next_step=6), {}, wait=False)
+        writer._thread.join()
     with pytest.raises(StoreError) as caught:
         writer.check()
     assert str(caught.value) == (
-        f"{tmp_path}/run/step-00000006: cannot be written (No space left on device); the checkpoint before it is kept; "
+        f"{tmp_path}/run/step-00000006: cannot be written (File too large); the checkpoint before it is kept; "
         "free some space or correct the permissions, and start the run again"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000003"]
