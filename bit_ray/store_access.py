@@ -10,7 +10,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from bit_ray.errors import DataError, StoreError
-from bit_ray.store_failures import endpoint, explained, no_credentials
+from bit_ray.store_failures import endpoint, explained, is_away, no_credentials
 from bit_ray.uris import MASK
 
 _REMOTE = ("s3", "gs")
@@ -23,9 +23,11 @@ _GIVE_KEYS = {
 _METADATA_HOST = "metadata.google.internal"
 """Name of what gives machines in Google's cloud their credentials; it is known nowhere else."""
 _VARIABLES = ("AWS_", "GOOGLE_", "CLOUD_STORAGE_")
-# Number of attempts of each single request, 25 ms to 3 s apart: at 20 % failures one request in 2,000,000 fails, and a
-# store that does not exist fails after 6 s.
+# Further attempts of each single request, 25 ms to 3 s apart: at 20 % failures one request in 10,000,000 fails, and a
+# store that refuses to connect fails after 6 s.
 _ATTEMPTS = 9
+# For how long Google's library, whose own limit is 15 minutes, tries a request again; and where nothing answers.
+_GOOGLE_S, _GOOGLE_AWAY_S = 60, 5
 
 
 def scheme_of(uri: str | Path) -> str:
@@ -71,10 +73,12 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     elif "retry_limit_seconds" not in query:
-        query = "&".join(filter(None, (query, "retry_limit_seconds=60")))  # the library's own limit is 15 minutes
+        limit = f"retry_limit_seconds={_GOOGLE_AWAY_S if is_away(text) else _GOOGLE_S}"
+        query = "&".join(filter(None, (query, limit)))
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_VARIABLES)))
     with explained(text):
-        return _remote(scheme, path.split("/", 1)[0], query, environment), path.removeprefix(_PUBLIC)
+        attempts = 0 if is_away(text) else _ATTEMPTS
+        return _remote(scheme, path.split("/", 1)[0], query, environment, attempts), path.removeprefix(_PUBLIC)
 
 
 def check_uri(uri: str | Path) -> None:
@@ -135,7 +139,7 @@ def _check_google_credentials(bucket: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...]) -> pafs.FileSystem:
+def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...], attempts: int) -> pafs.FileSystem:
     if scheme == "gs" and not authority.startswith(_PUBLIC):
         _check_google_credentials(authority)
     # Only the bucket goes through the URL parser: keys may have spaces and percent signs.
@@ -146,4 +150,4 @@ def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...
     # a refused connection. Its pickle has the values that it found.
     options = {name: value for name, value in files.__reduce__()[1][0].items() if value not in (None, "", -1.0)}
     del options["proxy_options"]  # from_uri sets none, and empty ones are refused
-    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
+    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=attempts))

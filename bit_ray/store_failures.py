@@ -18,6 +18,10 @@ T = TypeVar("T")
 # How long a read of training data is retried while the store fails, seconds.
 PATIENCE_S = float(os.environ.get("BIT_RAY_STORE_PATIENCE_S", "120"))
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# A bucket that did not answer in all attempts of a request is asked once per request for so long, or until it answers:
+# one behind a network that is cut takes 44 s to fail, and a run that ends has several things to write.
+_AWAY_S = 60.0
+_away: dict[str, float] = {}
 _GOOGLES_FAILURES = ("google::cloud::Status", "I/O operation on closed file")
 _NO_BUCKET = re.compile("NO_SUCH_BUCKET|NoSuchBucket")
 _NO_TOKEN = "Could not create a OAuth2 access token"
@@ -65,7 +69,7 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
     longest = _FIRST_PAUSE_S
     while True:
         try:
-            return attempt()
+            result = attempt()
         except FileNotFoundError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -76,6 +80,9 @@ def patiently(uri: str | Path, attempt: Callable[[], T], patience_s: float | Non
             if not _may_pass(uri, error) or elapsed + pause > patience_s:
                 raise failure(uri, error, f" (tried for {elapsed:.0f} s)" if elapsed > 1 else "") from error
             longest = min(2 * longest, _LONGEST_PAUSE_S)
+        else:
+            _away.pop(_bucket(uri), None)
+            return result
         time.sleep(pause)
 
 
@@ -91,7 +98,19 @@ def failure(uri: str | Path, error: Exception, tried: str = "") -> StoreError:
     """Return the error of one line for a file system's exception about ``uri``."""
     found = StoreError(f"{uri}: {_explanation(uri, error)}{tried}")
     found.passing = _may_pass(uri, error)
+    if found.passing:
+        _away[_bucket(uri)] = time.monotonic()
     return found
+
+
+def is_away(uri: str | Path) -> bool:
+    """Return whether the bucket of ``uri`` has just failed for something that may pass, and has not answered since."""
+    return time.monotonic() - _away.get(_bucket(uri), -_AWAY_S) < _AWAY_S
+
+
+def _bucket(uri: str | Path) -> str:
+    scheme, _, rest = str(uri).partition("://")
+    return f"{scheme}://{rest.partition('?')[0].partition('/')[0]} {endpoint()}"
 
 
 def _may_pass(uri: str | Path, error: Exception) -> bool:

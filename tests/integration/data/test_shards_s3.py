@@ -213,3 +213,22 @@ def test_a_store_that_cannot_be_reached_is_named(s3, monkeypatch):
     monkeypatch.setattr(store_access, "_ATTEMPTS", 3)
     with pytest.raises(DataError, match="http://127.0.0.1:9 cannot be reached; check AWS_ENDPOINT_URL"):
         read_manifest(f"s3://{s3.bucket}/set")
+
+
+def test_a_store_that_has_just_failed_is_asked_once_a_request_until_it_answers(s3, faulty_s3, monkeypatch):
+    """Of several things that remain to be written, each would otherwise wait for all attempts."""
+    monkeypatch.setattr(store_access, "_ATTEMPTS", 3)
+    uri = s3.uri("x")
+    store.write_bytes(uri, b"1")
+
+    def num_asked():
+        faulty_s3.forget()
+        faulty_s3.faults = Faults(slow_down=1.0)
+        with pytest.raises(StoreError, match="answers with errors again and again"):
+            store.exists(uri)
+        faulty_s3.faults = Faults()
+        return faulty_s3.counts["slow_down"]
+
+    assert [num_asked() for _ in range(3)] == [4, 1, 1]
+    assert store.read_bytes(uri) == b"1"
+    assert [num_asked() for _ in range(2)] == [4, 1]
