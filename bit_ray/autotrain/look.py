@@ -91,10 +91,10 @@ def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig
     if scan.others:
         lines.append(f"left out: {named(scan.others)}")
     if scan.num_duplicates:
-        lines.append(f"{scan.num_duplicates:,} images are copies of others, byte for byte")
+        lines.append(f"copies of other images, byte for byte: {scan.num_duplicates:,}")
     if scan.num_near_duplicates:
-        what = "images are near-duplicates of others: resized, recompressed or cropped"
-        lines.append(f"{scan.num_near_duplicates:,} {what}; such as {_pair(*scan.alike[0])}")
+        what = "near-duplicates of other images (resized, recompressed or cropped)"
+        lines.append(f"{what}: {scan.num_near_duplicates:,}, such as {_pair(*scan.alike[0])}")
     if separated:
         lines.append(separated)
     differing = [pair for pair in scan.alike if pair[0].label != pair[1].label]
@@ -103,7 +103,7 @@ def _show(scan: Scan, parts: Mapping[Part, Sequence[Found]], config: TrainConfig
         lines.append(f"alike, with different labels: {len(differing) - 5:,} more pairs")
     if shared := num_shared(parts):
         what = "left out of val and test" if config.drop_duplicates else "leave them out with --drop-duplicates"
-        lines.append(f"{shared:,} images of val and test are also in train or val, or their near-duplicates: {what}")
+        lines.append(f"images of val and test whose copies or near-duplicates are in train or val: {shared:,}; {what}")
     for line in lines:
         console.print(line)
     return tuple(lines)

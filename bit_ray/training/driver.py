@@ -82,12 +82,13 @@ class Trained:
 Test = Callable[[TrainResult, TrackedRun, Resources], dict[str, float]]
 
 
-def _finished(folder: RunFolder, plan: TrainPlan) -> TrainResult | None:
-    """Return the result of the run, if it is finished already.
+def finished(config: PretrainConfig | FinetuneConfig, plan: TrainPlan) -> TrainResult | None:
+    """Return the result of the run of this name, if it is finished already.
 
     Raises:
         ConfigError: The name belongs to a run with another plan.
     """
+    folder = RunFolder.of(config.storage, config.name)
     if not store.exists(folder.plan):
         return None
     recorded = store.read_record(RunRecord, folder.plan)
@@ -134,7 +135,7 @@ def train(
     """
     shards = store.absolute(shards)  # workers have other current directories
     name, runtime, folder = config.name, config.runtime, RunFolder.of(config.storage, config.name)
-    done = _finished(folder, plan)
+    done = finished(config, plan)
     if done is not None:
         send_kept(config.tracking, config.storage, done.run_id)
         console.print(f"{name}: already finished, {done.package_uri}")

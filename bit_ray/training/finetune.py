@@ -22,7 +22,7 @@ from bit_ray.tracking.address import tracking_uri
 from bit_ray.tracking.runs import Input, TrackedRun
 from bit_ray.training.checks import check_registration, check_settings, preflight
 from bit_ray.training.config import FinetuneConfig, check_train
-from bit_ray.training.driver import Trained, TrainResult, register_result, train
+from bit_ray.training.driver import Trained, TrainResult, finished, register_result, train
 from bit_ray.training.initial_weights import InitialWeights, read_init
 from bit_ray.training.plan import TrainPlan, transfer_plan
 
@@ -172,6 +172,8 @@ def _finetune(
         shards = store.join(output, "shards")
         manifest = read_manifest(shards)
         plan = replace(plan, manifest_digest=manifest.digest)
+    if not subset:  # of which a dry run does not know the digest
+        finished(config, plan)  # or the name has other settings
     if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run, subset=subset):
         return None
 

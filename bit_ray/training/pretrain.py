@@ -8,7 +8,7 @@ from bit_ray.errors import BitRayError
 from bit_ray.evaluation.probe import ProbeTask, probe_task
 from bit_ray.training.checks import check_registration, preflight
 from bit_ray.training.config import PretrainConfig
-from bit_ray.training.driver import Trained, register_result, train
+from bit_ray.training.driver import Trained, finished, register_result, train
 from bit_ray.training.plan import TrainPlan
 
 
@@ -73,6 +73,7 @@ def pretrain(config: PretrainConfig) -> Trained | None:
     check_registration(config)
     manifest = read_manifest(config.shards)
     plan = pretrain_plan(config, manifest)
+    finished(config, plan)  # or the name has other settings
     task = _probe_task(config) if config.probe.shards else None
     if not preflight(plan, config.shards, manifest, config.runtime, dry_run=config.dry_run):
         return None

@@ -134,8 +134,8 @@ def _open_folder(uri: str, class_names: Sequence[str] | None) -> FileSource:
     paths, others = [name for name in names if is_image(name)], others_by_ending(names)
     accepted = "a folder for each class, with its images below"
     loose = [name for name, _ in files if "/" not in name and is_image(name) and not _hidden(name)]
-    if loose and not paths:
-        remedy = "give the folder above, or make class folders"
+    if loose:
+        remedy = "move them into a class's folder" if paths else "give the folder above, or make class folders"
         raise DataError(f"{uri}: images lie directly in it, such as {brief(loose[0])}; accepted: {accepted}; {remedy}")
     found = {name.split("/", 1)[0] for name in names} | {name for name in directories if "/" not in name}
     classes = tuple(class_names) if class_names is not None else tuple(sorted(n for n in found if not _hidden(n)))

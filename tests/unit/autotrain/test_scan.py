@@ -209,7 +209,7 @@ def test_near_duplicates_stay_together_and_those_of_two_classes_are_named(tmp_pa
         assert {"cats/1.png", "dogs/mislabelled.jpg"} <= {image.path for image in parts["train"]}
     looked = look(TrainConfig(folder=str(tmp_path)))
     shown = " ".join(capsys.readouterr().out.split())
-    assert "3 images are near-duplicates of others: resized, recompressed or cropped" in shown
+    assert "near-duplicates of other images (resized, recompressed or cropped): 3, such as" in shown
     assert "alike, with different labels: cats/1.png and dogs/mislabelled.jpg" in shown
     assert "alike, with different labels: cats/1.png and dogs/mislabelled.jpg" in looked.notes
 
@@ -222,7 +222,8 @@ def test_near_duplicates_between_given_parts_are_counted_and_left_out_on_request
                 photo(first + 100 * label + i).save(tmp_path / part / name / f"{i}.png")
     photo(0).save(tmp_path / "test/cats/again.jpg", quality=70)
     looked = look(TrainConfig(folder=str(tmp_path)))
-    assert "1 images of val and test are also in train or val" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "images of val and test whose copies or near-duplicates are in train or val: 1; " in shown
     assert len(looked.parts["test"]) == 7
     looked = look(TrainConfig(folder=str(tmp_path), drop_duplicates=True))
     assert [image.path for image in looked.parts["test"] if image.label == 0] == [

@@ -427,12 +427,16 @@ def test_sources_that_are_not_there_or_empty(folder, tmp_path):
     (tmp_path / "classes" / "ant").mkdir(parents=True)
     (tmp_path / "loose").mkdir()
     (tmp_path / "loose" / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "both" / "ant").mkdir(parents=True)
+    for path in ("1.jpg", "ant/2.jpg"):
+        (tmp_path / "both" / path).write_bytes(jpeg(1))
     write_table(tmp_path / "bad.csv", [("x", 1)], ("file", "class"))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not parquet")
     for source, message in {
         tmp_path / "none": "none: no such path; accepted: a folder of class folders, or a .csv or .parquet table",
         tmp_path / "empty": "empty: the class list is empty; accepted: a folder for each class",
         tmp_path / "loose": "loose: images lie directly in it, such as '1.jpg'; accepted: a folder for each class",
+        tmp_path / "both": "; accepted: a folder for each class, with its images below; move them into",
         tmp_path / "classes": "classes: no image in any class folder",
         tmp_path / "bad.csv": "bad.csv: no column 'path'; accepted: the columns path and label",
         tmp_path / "bad.parquet": "bad.parquet: not readable as Parquet",
