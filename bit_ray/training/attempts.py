@@ -44,6 +44,7 @@ from bit_ray.training.reports import Listener
 from bit_ray.training.room import Growth, wait_for_room
 from bit_ray.training.shares import share_out
 from bit_ray.training.signals import Signals
+from bit_ray.training.stacks import StackFile
 from bit_ray.training.worker import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ class Attempts:
         runtime, number = self._runtime, attempt.number
         asked, first_seen, seen = "", 0.0, attempt.first_step
         progress_at, next_question = time.monotonic(), 0.0
-        stalled, written = False, 0
+        stalled, stack_file = False, StackFile(self._folder.stacks(number))
         growth = Growth(self._workers, attempt.num_workers, runtime.grow_after_s)
         try:
             while fit.is_alive():
@@ -232,12 +233,9 @@ class Attempts:
                 elif begun and silent_s >= max(runtime.stalled_after_s, start / 4) and not stalled:
                     stalled = True
                     self._messages.wish(number, Wishes(leave=asked, stacks=True))
-                    places = f"{self._folder.stacks(number)}, their collectives next to it"
+                    places = f"{stack_file.uri}, their collectives next to it"
                     console.print(f"{self._name}: {slowest(signs)}; stacks of all workers: {places}")
-                if stalled and len(stacks) > written:
-                    written = len(stacks)
-                    with self._not_needed():
-                        self._write_stacks(number, signs, stacks)
+                stack_file.offer(signs, stacks)
                 if not begun or asked or now < next_question:
                     continue
                 next_question = now + _SECONDS_BETWEEN_QUESTIONS
@@ -373,14 +371,6 @@ class Attempts:
     def write(self) -> None:
         """Record how far the run has come, for a driver that goes on after this one was killed."""
         store.write_json(self._folder.attempts_file, self.record())
-
-    def _write_stacks(self, number: int, signs: dict[int, tuple[Sign, float]], stacks: dict[int, str]) -> None:
-        parts = [
-            f"worker {rank} on {signs[rank][0].host}, step {signs[rank][0].step}, {signs[rank][0].phase}:\n{stack}"
-            for rank, stack in sorted(stacks.items())
-            if rank in signs
-        ]
-        store.write_bytes(self._folder.stacks(number), "\n".join(parts).encode())
 
     def _group_id(self) -> str:
         return store.read_bytes(self._folder.group, 100).decode() if store.exists(self._folder.group) else ""

@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import LoggingManager
 
 from bit_ray import store
+from bit_ray.cluster.seats import free_group
 from bit_ray.cluster.slots import Workers
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.worker import WorkerConfig, train_worker
@@ -50,6 +51,12 @@ class Fit(threading.Thread):
             if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
                 # Of the file that Ray writes to see that there is a storage.
                 self.error = store.failure(self._worker.folder.uri, error)
+            free_group(self.group_id)  # Ray keeps the room of a group whose process group did not come to be
+
+    def took(self, group_id: str) -> None:
+        """Note the group's room, for who ends it from here, and for the next start of the run if this process dies."""
+        self.group_id = group_id
+        store.write_bytes(self._worker.folder.group, group_id.encode())
 
 
 def found_no_room(error: BaseException) -> bool:
@@ -144,8 +151,8 @@ class _Group(WorkerGroup):
     def _create_placement_group(self, *arguments: Any) -> Any:
         handle = super()._create_placement_group(*arguments)
         fit = threading.current_thread()
-        if isinstance(fit, Fit):  # who gives a start up must know what to remove
-            fit.group_id = handle.placement_group.id.hex()
+        if isinstance(fit, Fit):
+            fit.took(handle.placement_group.id.hex())
         return handle
 
     def _init_train_context_on_workers(

@@ -66,12 +66,15 @@ def slowest(signs: dict[int, tuple[Sign, float]]) -> str:
 
 
 def most_behind_first(signs: dict[int, tuple[Sign, float]]) -> list[tuple[int, tuple[Sign, float]]]:
-    """Order workers: one that is silent, else one behind, else one that does not compute, comes first."""
+    """Order workers: one that is silent, else one behind, else one that does not compute, comes first.
+
+    Last come those that are done, who give no signs any more.
+    """
     silence = _silence(len(signs))
 
-    def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, int, bool, float]:
+    def order(item: tuple[int, tuple[Sign, float]]) -> tuple[bool, bool, int, bool, float]:
         _, (sign, age) = item
-        return age < silence, sign.step, sign.phase == "computing", -sign.since_s
+        return sign.phase == "done", age < silence, sign.step, sign.phase == "computing", -sign.since_s
 
     return sorted(signs.items(), key=order)
 
@@ -210,9 +213,7 @@ class SignsOfLife(threading.Thread):
                 if time.monotonic() < self._next:
                     continue
                 self._next = time.monotonic() + self._seconds - _SECONDS_BETWEEN_SIGNS
-                step, phase, since = self._at
-                sign = replace(self._sign, step=step, phase=phase, since_s=time.monotonic() - since)
-                answer, stack = self._messages.show(self._attempt, sign, stack), ""
+                answer, stack = self._messages.show(self._attempt, self._now(), stack), ""
             if not ray.wait([answer], timeout=0)[0]:
                 continue
             try:
@@ -228,6 +229,11 @@ class SignsOfLife(threading.Thread):
                     stalled = True
                     threading.Thread(target=self._on_stall, name="stall", daemon=True).start()
 
+    def _now(self) -> Sign:
+        step, phase, since = self._at
+        return replace(self._sign, step=step, phase=phase, since_s=time.monotonic() - since)
+
     def end(self) -> None:
-        """Show no more."""
+        """Show where the training has ended, and no more."""
         self._ended.set()
+        self._messages.show(self._attempt, self._now())

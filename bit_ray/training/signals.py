@@ -22,13 +22,19 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note the signals instead of ending at once; only the main thread can."""
+        """Note the first signal instead of ending at once; only the main thread can.
+
+        Raises:
+            StoppedError: There was another one, wherever the main thread was, such as at a store that does not answer.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def hear(number: int, _: FrameType | None) -> None:
             self._heard.append(number)
+            if len(self._heard) > 1:
+                raise self._stopped()
 
         before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -44,5 +50,8 @@ class Signals:
             StoppedError: There is nothing to save, or it was asked twice.
         """
         if self._heard and (saved or len(self._heard) > 1):
-            raise StoppedError(self.first, "interrupted" if self.first == signal.SIGINT else "ended by SIGTERM")
+            raise self._stopped()
         return bool(self._heard)
+
+    def _stopped(self) -> StoppedError:
+        return StoppedError(self.first, "interrupted" if self.first == signal.SIGINT else "ended by SIGTERM")

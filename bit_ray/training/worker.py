@@ -12,7 +12,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from bit_ray import log_lines, store
+from bit_ray import log_lines
 from bit_ray.cluster.slots import num_local_cores
 from bit_ray.data.images.decode_view import DECODER
 from bit_ray.data.shards.manifest import read_manifest
@@ -91,9 +91,6 @@ def train_worker(config: dict[str, WorkerConfig]) -> None:
         worker.first_step,
         on_stall=partial(write_collectives, worker.folder.collectives(worker.attempt, rank)),
     )
-    group = ray.util.get_current_placement_group()
-    if rank == 0 and group is not None:
-        store.write_bytes(worker.folder.group, group.id.hex().encode())
     signs.start()
     try:
         _train(worker, signs)
@@ -304,6 +301,7 @@ def _train(worker: WorkerConfig, signs: SignsOfLife) -> None:
     writer.finish()
     if rank == 0:
         ray.get(worker.messages.send({"checkpoint": done}))  # arrives after all others
+    signs.at(done, "done")
 
 
 def _with_images(entry: LeftOut, worker: WorkerConfig) -> LeftOut:

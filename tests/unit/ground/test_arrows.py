@@ -55,6 +55,7 @@ MAY_IMPORT_RAY_OR_MLFLOW = {
     "bit_ray.training.replay",
     "bit_ray.training.reports",
     "bit_ray.training.room",
+    "bit_ray.training.stacks",
     "bit_ray.training.attempts",
     "bit_ray.training.group",
     "bit_ray.training.messages",
