@@ -4,9 +4,9 @@
     sudo python benchmarks/soak.py --steps 500 --every-s 15 --seed 1
 
 Two of three trainers train. A seeded schedule kills workers, nodes, the program (which is started again) and the head,
-halts a host, cuts cables, and takes store and tracker away for a while, until the run is done. Then the weights of both
-runs must be equal, and MLflow must have every step once, with equal losses. With two workers each sum is of two
-numbers, and so the same in any order: equal is bit for bit.
+halts a host, cuts cables, makes links slow or lose packets, and takes store and tracker away for a while, until the run
+is done. Then the weights of both runs must be equal, and MLflow must have every step once, with equal losses. With two
+workers each sum is of two numbers, and so the same in any order: equal is bit for bit.
 """
 
 import argparse
@@ -27,9 +27,12 @@ KINDS = {
     "node halted": 1,
     "node cut off": 2,
     "link cut": 2,
+    "link slow": 1,
+    "link lossy": 1,
     "program killed": 3,
     "head killed": 1,
     "store away": 2,
+    "store cut off": 1,
     "tracker away": 2,
 }
 """Kinds of faults, and how often each is drawn beside the others."""
@@ -111,10 +114,23 @@ class Soak:
         host.go_on()
 
     def _node_cut_off(self):
-        host = self._trainer()
+        self._cut_off(self._trainer())
+
+    def _store_cut_off(self):
+        self._cut_off(self.cluster["store"])
+
+    def _cut_off(self, host):
         host.cut_off()
         self.rest(self.draw.uniform(1, 30))
         host.reconnect()
+
+    def _link_slow(self):
+        with self._trainer().slow("2mbit"):
+            self.rest(self.draw.uniform(5, 30))
+
+    def _link_lossy(self):
+        with self._trainer().lossy(0.05):
+            self.rest(self.draw.uniform(5, 30))
 
     def _link_cut(self):
         pair = self.cluster.training()

@@ -20,6 +20,7 @@ from servers import MlflowServer
 from bit_ray.config_files import write_config
 from bit_ray.errors import StoreError
 from bit_ray.run_folder import Attempt, RunFolder
+from bit_ray.store import PATIENCE_S
 from bit_ray.training.config import PretrainConfig
 
 # A host that is silent is given up after at most 5 x (0.5 + 1.5) s, by Ray's own numbers after 65 s.
@@ -38,9 +39,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 class HostCluster:
     """A head without CPUs, trainers with one each, an S3 server on the host ``store``, MLflow's on ``tracker``."""
 
-    def __init__(self, folder: Path, *trainers: str, number: int) -> None:
-        """Nothing is started yet; ``number`` as that of `Hosts`."""
-        self.folder, self.trainers = folder, trainers
+    def __init__(self, folder: Path, *trainers: str, number: int, store_patience_s: float = PATIENCE_S) -> None:
+        """Nothing is started yet; ``number`` as that of `Hosts`, ``store_patience_s``: of programs and workers."""
+        self.folder, self.trainers, self._store_patience_s = folder, trainers, store_patience_s
         self.hosts = Hosts(folder / "hosts", "head", "store", "tracker", *trainers, number=number)
 
     def __enter__(self) -> "HostCluster":
@@ -72,6 +73,7 @@ class HostCluster:
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN_PATH=str(token),
             RAY_USAGE_STATS_ENABLED="0",
+            BIT_RAY_STORE_PATIENCE_S=str(self._store_patience_s),
             OMP_NUM_THREADS="1",
             PYTHONUNBUFFERED="1",
         )

@@ -1,7 +1,8 @@
 """Several hosts on this machine: network namespaces, each with an address and a name of its own, on one bridge.
 
-Only root on Linux can make them, with Debian's iproute2. A host sees this machine's files, but its own /tmp/ray; it
-reaches the other hosts and nothing else. What an earlier process has left of the same number is ended and removed.
+Only root on Linux can make them, with Debian's iproute2 and iptables. A host sees this machine's files, but its own
+/tmp/ray; it reaches the other hosts and nothing else. What an earlier process has left of the same number is ended and
+removed.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import IO, Any
 
 import psutil
 
-MISSING = "no network namespaces can be made (root on Linux; Debian: iproute2)"
+MISSING = "no network namespaces can be made (root on Linux; Debian: iproute2, iptables)"
 # As `ip netns exec`, but with names that only the host's processes see. The process that this starts is the command.
 ENTER = """
 mount --bind "$1/ray" /tmp/ray && mount --bind "$2" /etc/hosts && hostname "$3" && shift 3 && exec "$@"
@@ -26,9 +27,13 @@ mount --bind "$1/ray" /tmp/ray && mount --bind "$2" /etc/hosts && hostname "$3" 
 
 def possible() -> bool:
     """Whether this process can make hosts."""
-    if os.geteuid() or not all(map(shutil.which, ("ip", "bridge", "tc", "unshare"))):
+    if os.geteuid() or not all(map(shutil.which, ("ip", "bridge", "tc", "iptables", "unshare"))):
         return False
-    with contextlib.suppress(subprocess.CalledProcessError), Hosts(Path(f"/tmp/brh-{os.getpid()}"), "a", number=99):
+    with (
+        contextlib.suppress(subprocess.CalledProcessError),
+        Hosts(Path(f"/tmp/brh-{os.getpid()}"), "a", number=99) as hosts,
+        hosts["a"].lossy(0.5),
+    ):
         return True
     return False
 
@@ -123,6 +128,26 @@ class Host:
         )
         yield
         run("tc", "qdisc", "del", "dev", self.port, "root")
+
+    @contextlib.contextmanager
+    def lossy(self, share: float) -> Iterator[None]:
+        """Let it lose this share of the packets that come from others, each by chance."""
+        loses = (
+            "INPUT",
+            "-i",
+            "eth0",
+            "-m",
+            "statistic",
+            "--mode",
+            "random",
+            "--probability",
+            str(share),
+            "-j",
+            "DROP",
+        )
+        ip("netns", "exec", self.port, "iptables", "-A", *loses)
+        yield
+        ip("netns", "exec", self.port, "iptables", "-D", *loses)
 
 
 class Hosts:

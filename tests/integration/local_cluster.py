@@ -1,5 +1,6 @@
 """A cluster of `clusters/local.sh up --autoscaling`, and what its head says of it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -52,10 +53,23 @@ class LocalCluster:
         types.with_suffix(".new").write_text(types.read_text().replace(old, new))
         types.with_suffix(".new").replace(types)
 
+    def processes(self) -> list[psutil.Process]:
+        """Return all of its processes."""
+        nodes = [psutil.Process(int(file.read_text())) for file in self.folder.glob("node*.pid")]
+        return nodes + [process for node in nodes for process in node.children(recursive=True)]
+
+    def running(self, what: str) -> list[psutil.Process]:
+        """Return those with this in their command."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if what in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def down(self) -> list[psutil.Process]:
         """End all of it, and return the processes that outlive it."""
-        nodes = [psutil.Process(int(file.read_text())) for file in self.folder.glob("node*.pid")]
-        started = nodes + [process for node in nodes for process in node.children(recursive=True)]
+        started = self.processes()
         self.run("down")
         _, left = psutil.wait_procs(started, timeout=5)
         shutil.rmtree(self.folder)

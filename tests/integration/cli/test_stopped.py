@@ -12,6 +12,7 @@ import pytest
 
 from bit_ray.data.shards.write import write_shards
 from bit_ray.data.sources.embedded.glyphs import GlyphSource
+from bit_ray.run_folder import RunFolder
 
 pytestmark = pytest.mark.cluster
 
@@ -27,7 +28,11 @@ def test_ctrl_c_and_sigterm_end_a_run_with_one_line_a_checkpoint_and_no_process(
     command = [str(Path(sys.executable).with_name("bit-ray")), "pretrain", "--name", "stopped", "--shards", "glyphs"]
     command += [*SMALL, "--recipe.epochs", "100000", "--runtime.log-every-steps", "5"]
     saved = 0
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for numbers, status in (
+        ([signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT, signal.SIGTERM], 130),  # the second ends it at once
+    ):
         out, err = tmp_path / "out.txt", tmp_path / "err.txt"
         with out.open("w") as stdout, err.open("w") as stderr:
             process = psutil.Popen(command, cwd=tmp_path, stdout=stdout, stderr=stderr, start_new_session=True)
@@ -37,24 +42,28 @@ def test_ctrl_c_and_sigterm_end_a_run_with_one_line_a_checkpoint_and_no_process(
                 time.sleep(0.2)
             started = process.children(recursive=True)
             commands = [" ".join(each.cmdline()) for each in started if each.is_running()]
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)  # as a terminal does
-            else:
-                process.send_signal(number)
+            for number in numbers:
+                if number == signal.SIGINT:
+                    os.killpg(process.pid, number)  # as a terminal does
+                else:
+                    process.send_signal(number)
             assert process.wait(60) == status
         finally:
             if process.is_running():
                 process.kill()
-        [last] = re.findall(r"^stopped: saved after step (\d+); start it again to go on\n$", err.read_text())
         text = out.read_text()
         assert "Traceback" not in text
-        assert "stopped: saving at the next step; once more ends it at once" in text
         if saved:
             assert f"from step {saved}: " in text
             assert "no step lost (the run was started again)" in text
-        assert int(last) > saved
-        saved = int(last)
-        assert (tmp_path / "bit_ray_runs" / "stopped" / f"step-{saved:08d}" / "training.json").exists()
+        if len(numbers) == 1:
+            [last] = re.findall(r"^stopped: saved after step (\d+); start it again to go on\n$", err.read_text())
+            assert "stopped: saving at the next step; once more ends it at once" in text
+            assert int(last) > saved
+            saved = int(last)
+        else:
+            assert err.read_text() == "interrupted\n"
+        assert RunFolder(str(tmp_path / "bit_ray_runs" / "stopped")).newest_checkpoint() == saved
         assert len(started) > 5
         assert any("RayTrainWorker" in command for command in commands)
         assert not any("PreemptionWatcher" in command for command in commands)

@@ -2,7 +2,8 @@
 
 One story, on a cluster of `clusters/local.sh up --autoscaling` with one node of each type, one CPU each, and a run that
 takes one or two workers: no node at first; spot is not to be had, so an on-demand node comes; then a spot node too; the
-on-demand node's machine gets a spot notice; the spot node, the last one, is told to end, and another one comes.
+on-demand node's machine gets a spot notice; the spot node, the last one, is told to end, and another one comes. The
+program of another run is killed.
 """
 
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ class Story:
     attempts: list[dict[str, Any]]
     left: tuple[str, str]
     """Addresses of the nodes that were taken away."""
+    killed: str
+    """What became of the job whose program was killed."""
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +120,20 @@ def story(
         "sharding": "fsdp",
     }
     config = run_config(folder, "elastic", shards, STEPS, base_lr_per_256=0.004, **runtime)
-    script, settings = (tmp_path_factory.mktemp("job") / name for name in ("script.py", "config.json"))
+    jobs = tmp_path_factory.mktemp("jobs")
+    script = jobs / "script.py"
     script.write_text(SCRIPT)
-    write_config(config, settings)
 
-    def job() -> str:
-        return cluster.log_of("job-driver-elastic.log")
+    def submit(config: PretrainConfig) -> str:
+        """Start a run as a job of its name; return what its program has in its command."""
+        settings = jobs / f"{config.name}.json"
+        write_config(config, settings)
+        entrypoint = f"{sys.executable} {script} --config {settings}"
+        cluster.ask("/api/jobs/", {"submission_id": config.name, "entrypoint": entrypoint})
+        return str(settings)
+
+    def job(name: str = "elastic") -> str:
+        return cluster.log_of(f"job-driver-{name}.log")
 
     def attempts() -> list[dict[str, Any]]:
         file = folder / "elastic" / "attempts.json"
@@ -134,8 +145,8 @@ def story(
         steps = [int(step) for step in re.findall(r"elastic: step (\d+)/", job())]
         return len(done) == number and max(steps, default=0) > done[-1]["first_step"] + 5
 
-    def status() -> str:
-        return str(cluster.ask("/api/jobs/elastic")["status"])
+    def status(name: str = "elastic") -> str:
+        return str(cluster.ask(f"/api/jobs/{name}")["status"])
 
     def wait(
         true: Callable[[], object], seconds: float = 200, while_it: tuple[str, ...] = ("PENDING", "RUNNING")
@@ -148,9 +159,7 @@ def story(
 
     assert cluster.nodes() == set()
     cluster.run("refuse", "spot")
-    cluster.ask(
-        "/api/jobs/", {"submission_id": "elastic", "entrypoint": f"{sys.executable} {script} --config {settings}"}
-    )
+    submit(config)
     wait(lambda: "starting workers" in job())
     began = time.monotonic()
     wait(lambda: kinds(cluster.started()) == ["on-demand"])
@@ -181,21 +190,31 @@ def story(
     wait(lambda: cluster.member(on_demand)["state"] == "DEAD")
     drained, head = cluster.member(on_demand), cluster.member("node0")
     wait(lambda: status() == "SUCCEEDED", 400)
+
+    program = submit(replace(config, name="killed"))
+    ended = ("SUCCEEDED",)
+    wait(lambda: "killed: step " in job("killed"), 100, ended)
+    for process in cluster.running(program):
+        process.kill()
+    wait(lambda: status("killed") not in ("PENDING", "RUNNING"), 60, ended)
+    wait(lambda: not cluster.running("RayTrainWorker"), 20, ended)
+
     cluster.change("idle_timeout_minutes: 10", f"idle_timeout_minutes: {IDLE_S / 60}")
-    ended = time.monotonic()
-    wait(lambda: not cluster.nodes() and not cluster.started(), IDLE_S + 60, ("SUCCEEDED",))
+    began = time.monotonic()
+    wait(lambda: not cluster.nodes() and not cluster.started(), IDLE_S + 60, ended)
     return Story(
         config=config,
         found=Resources(**json.loads(re.findall(r"^found: (.*)$", job(), re.MULTILINE)[0])),
         launches=launches,
         up_s=up_s,
-        down_s=time.monotonic() - ended,
+        down_s=time.monotonic() - began,
         notifier=notified,
         drained=drained,
         head=head,
         log=job(),
         attempts=attempts(),
         left=(address(on_demand), address(spot)),
+        killed=status("killed"),
     )
 
 
@@ -230,7 +249,13 @@ def test_nodes_come_for_a_run_spot_first_and_go_after_it(story: Story) -> None:
     assert ("Launched", "on-demand") in story.launches
     assert story.up_s <= 120
     assert story.down_s <= IDLE_S + 60
-    print(f"{story.up_s:.0f} s from the demand to both nodes, {story.down_s:.0f} s from its end to none")
+    print(f"{story.up_s:.0f} s from the demand to both nodes, {story.down_s:.0f} s from the last job's end to none")
+
+
+def test_a_job_whose_program_is_killed_fails_and_holds_no_node(story: Story) -> None:
+    assert story.killed == "FAILED"  # its workers ended, and then its nodes, or there would be no story
+    [attempt] = RunFolder(f"{story.config.storage}/killed").attempts()
+    assert attempt.ended == "running"
 
 
 def test_a_node_whose_machine_gets_a_spot_notice_drains(story: Story) -> None:

@@ -1,8 +1,9 @@
 """A run on several hosts whose network and machines fail: a head, three trainers, a store and a tracker.
 
-One story: a run takes two of the three trainers. A link becomes slow; the link between the two is cut; a host loses its
-network; one is killed while workers start on it. With ``--all-faults`` one hangs, the program is killed, and the head
-is killed, and comes back.
+One story: a run takes two of the three trainers. A link becomes slow, and loses packets; the link between the two is
+cut; a host loses its network; one is killed while workers start on it. With ``--all-faults`` one hangs, the program is
+killed, and the head is killed, and comes back. Another run meets links that stay
+cut, and a store that stays away.
 """
 
 import re
@@ -14,6 +15,7 @@ from glyph_runs import run_config, trained_here, write_glyphs
 from host_cluster import WORKER, HostCluster, Program
 from mlflow import MlflowClient
 
+from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import read_manifest
 from bit_ray.run_folder import Attempt
 from bit_ray.tracking.config import TrackingConfig
@@ -22,7 +24,15 @@ from bit_ray.training.pretrain import pretrain_plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.hosts, pytest.mark.timeout(900)]
 
-STEPS, STALLED_S, GIVE_UP_S = 200, 5.0, 12.0
+# As a user starts it.
+COMMAND = """
+import sys
+from bit_ray.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pretrain", "--config", sys.argv[1]]))
+"""
+STEPS, STALLED_S, GIVE_UP_S, STORE_PATIENCE_S = 200, 5.0, 12.0, 10.0
 # From the fault to the first steps after it, where Ray needs at most 10 s to give up a silent host: that, and a start
 # on cores that other tests use, too.
 BOUND_S = 120.0
@@ -30,7 +40,8 @@ BOUND_S = 120.0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
-    with HostCluster(tmp_path_factory.mktemp("hosts"), "a", "b", "c", number=0) as cluster:
+    folder = tmp_path_factory.mktemp("hosts")
+    with HostCluster(folder, "a", "b", "c", number=0, store_patience_s=STORE_PATIENCE_S) as cluster:
         yield cluster
 
 
@@ -52,7 +63,8 @@ class Story:
     log: str
     took_s: dict[str, float]
     """Seconds from each fault to the first steps after it."""
-    attempts_on_a_slow_link: int
+    attempts_on_a_poor_link: int
+    """How many there had been when the link was as it should be again."""
     trained_on: dict[int, list[str]]
     """The hosts of each group of workers that took steps."""
     history: list[tuple[int, float]]
@@ -85,10 +97,11 @@ def story(cluster: HostCluster, reached: None, request: pytest.FixtureRequest) -
 
     run.start()
     first, second = goes_on_after("nothing", 1)
-    with cluster[second].slow("8mbit"):
-        before = run.reached()
-        run.wait(lambda: run.reached() >= before + 2, BOUND_S, "a slow link")
-        attempts_on_a_slow_link = len(run.attempts())
+    for poor in (cluster[second].slow("8mbit"), cluster[second].lossy(0.05)):
+        with poor:
+            before = run.reached()
+            run.wait(lambda: run.reached() >= before + 2, BOUND_S, "a poor link")  # noqa: B023  # called here only
+    attempts_on_a_poor_link = len(run.attempts())
 
     with cluster.hosts.apart(first, second):
         run.wait(lambda: "ending the workers" in run.log or "workers failed" in run.log, BOUND_S, "a cut link")
@@ -129,19 +142,24 @@ def story(cluster: HostCluster, reached: None, request: pytest.FixtureRequest) -
         goes_on_after("head killed", 7)
     run.wait(lambda: run.process.poll() is not None, 200, "the end")
 
-    client = MlflowClient(tracking_uri=cluster.mlflow.uri)
-    [tracked] = client.search_runs([client.get_experiment_by_name("bit_ray").experiment_id])
-    losses = sorted((m.step, m.value) for m in client.get_metric_history(tracked.info.run_id, "train/loss"))
     return Story(
         config,
         run.attempts(),
         run.log,
         took_s,
-        attempts_on_a_slow_link,
+        attempts_on_a_poor_link,
         trained_on,
-        losses,
+        tracked_losses(cluster, "far"),
         run.process.returncode,
     )
+
+
+def tracked_losses(cluster: HostCluster, name: str) -> list[tuple[int, float]]:
+    """Return the losses of a run that the tracker has, by step."""
+    client = MlflowClient(tracking_uri=cluster.mlflow.uri)
+    experiment = client.get_experiment_by_name("bit_ray").experiment_id
+    [tracked] = client.search_runs([experiment], f"tags.`bit_ray.run_name` = '{name}'")
+    return sorted((m.step, m.value) for m in client.get_metric_history(tracked.info.run_id, "train/loss"))
 
 
 def test_the_run_goes_on_on_the_hosts_that_are_left(story: Story, request: pytest.FixtureRequest) -> None:
@@ -170,8 +188,8 @@ def test_each_step_is_learned_once_and_as_one_worker_alone_does(story: Story, re
         assert max(apart[step] for step in range(1, until)) < bound
 
 
-def test_a_slow_link_only_slows(story: Story) -> None:
-    assert story.attempts_on_a_slow_link == 1
+def test_a_link_that_is_slow_or_loses_packets_only_slows(story: Story) -> None:
+    assert story.attempts_on_a_poor_link == 1
 
 
 def test_a_worker_behind_a_cut_link_is_named_and_ended(story: Story) -> None:
@@ -179,3 +197,51 @@ def test_a_worker_behind_a_cut_link_is_named_and_ended(story: Story) -> None:
     assert re.search(
         r"far: worker [01] on 10\.77\.\d+\.\d+ has been at step \d+, [a-z ]+, for \d+ s; stacks of ", before
     )
+
+
+def test_what_stays_away_ends_the_run_with_one_line_and_another_start_goes_on(
+    cluster: HostCluster, story: Story, reached: None, ray_local: None
+) -> None:
+    """Links between all trainers, and then the store."""
+    far, few = story.config, 60
+    config = run_config(
+        far.storage, "cut", far.shards, few, base_lr_per_256=0.004, **to_dict(replace(far.runtime, max_failures=1))
+    )
+    run = Program(cluster, replace(config, tracking=far.tracking), COMMAND)
+
+    def start(group: int) -> None:
+        run.start()
+        run.wait(lambda: run.trains(group), BOUND_S, "the first steps")
+
+    def error(seconds: float) -> str:
+        """Wait for the end, and return the line with which it ends."""
+        assert run.process is not None
+        before = len(run.log)
+        took_s = run.wait(lambda: run.process.poll() is not None, seconds, "the end")
+        [line] = [line for line in run.log[before:].splitlines() if line.startswith(("error: ", "Traceback"))]
+        assert run.process.returncode == 2
+        print(f"ended after {took_s:.0f} s: {line}")
+        return line
+
+    start(1)
+    with cluster.hosts.apart(*cluster.trainers):
+        # The first group is given up; the process group of the second does not come to be.
+        line = error(2 * GIVE_UP_S + BOUND_S)
+    assert line.startswith("error: cut: workers failed 2 times (last: "), line
+    assert [attempt.ended for attempt in run.attempts()] == ["failed"] * 2
+    assert run.run.newest_checkpoint() >= run.attempts()[-1].first_step > 0
+
+    start(3)
+    cluster["store"].cut_off()
+    line = error(2 * STORE_PATIENCE_S + BOUND_S)
+    cluster["store"].reconnect()
+    assert line.startswith("error: s3://hosts/"), line
+    assert run.run.newest_checkpoint() > run.attempts()[2].first_step
+
+    run.start()
+    run.wait(lambda: run.process.poll() is not None, BOUND_S, "the end")
+    assert run.process.returncode == 0
+    losses = tracked_losses(cluster, "cut")
+    assert [step for step, _ in losses] == list(range(1, few + 1))
+    expected, _ = trained_here(pretrain_plan(config, read_manifest(config.shards)), config.shards)
+    assert max(abs(loss / expected[step] - 1) for step, loss in losses) < 5e-3
