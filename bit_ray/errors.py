@@ -168,7 +168,7 @@ def root_cause(error: BaseException) -> BitRayError | None:
             e.args = (Exception.__str__(e).partition("\n")[0], *e.args[1:])
             return e
         failures = getattr(e, "worker_failures", None) or {}
-        hidden = [getattr(e, name, None) for name in ("cause", "_base_exc")]
+        hidden = [getattr(e, name, None) for name in ("cause", "_base_exc", "controller_failure")]
         pending += [e.__context__, *hidden, *failures.values(), e.__cause__]
     return None
 
