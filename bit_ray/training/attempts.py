@@ -139,6 +139,7 @@ class Attempts:
         fit.start()
         try:
             first_seen, asked, seen = self._watch(fit, attempt, began)
+            free_group(fit.group_id)  # Ray keeps the room of a group whose workers could not connect
             self._listener.settle()
         finally:
             attempt = self._account(attempt, self._furthest)

@@ -23,7 +23,6 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import LoggingManager
 
 from bit_ray import store
-from bit_ray.cluster.seats import free_group
 from bit_ray.cluster.slots import Workers
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.worker import WorkerConfig, train_worker
@@ -51,7 +50,6 @@ class Fit(threading.Thread):
             if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
                 # Of the file that Ray writes to see that there is a storage.
                 self.error = store.failure(self._worker.folder.uri, error)
-            free_group(self.group_id)  # Ray keeps the room of a group whose process group did not come to be
 
     def took(self, group_id: str) -> None:
         """Note the group's room, for who ends it from here, and for the next start of the run if this process dies."""
