@@ -112,8 +112,8 @@ class TrackingError(BitRayError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line of at most 300 characters."""
-    text = shown(" ".join(str(error).split())) or type(error).__name__
+    """Return an error's text as one line of at most 300 characters, without the statement of a database."""
+    text = shown(" ".join(str(error).partition("\n[SQL: ")[0].split())) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 

@@ -111,7 +111,10 @@ def register(
             _write_card(package_uri, card)
         client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
-        raise TrackingError(f"{name}: cannot be registered ({one_line(error)})") from None
+        raise TrackingError(
+            f"{name}: cannot be registered ({one_line(error)}); {package_uri} is complete: repair what the registry "
+            "says, and start again"
+        ) from None
     return RegisteredModel(
         name=name,
         version=int(version),

@@ -26,8 +26,8 @@ from bit_ray.tracking.embedded import prepare_store
 from bit_ray.tracking.spool import local_path
 from bit_ray.uris import shown
 
-# The user need not read that the embedded store is created.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+# The user need not read that the embedded store is created, nor the traceback of an error that is raised as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PROBE_SECONDS = 5.0
 

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from bit_ray.data.images.decode import ImageError
-from bit_ray.errors import ConfigError, DataError
+from bit_ray.errors import ConfigError, DataError, one_line
 from bit_ray.store import UnfitFileError
 from bit_ray.training.healing import NonFiniteError
 
@@ -64,3 +64,13 @@ def test_an_error_keeps_its_parts_on_the_way_between_processes(error: DataError)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
     assert str(again.renamed("b")) == str(error.renamed("b"))
+
+
+def test_the_text_of_another_library_becomes_one_line() -> None:
+    database = RuntimeError(
+        "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO m VALUES (?)]\n[par"
+    )
+    assert one_line(database) == "(sqlite3.OperationalError) database or disk is full"
+    assert one_line(RuntimeError("two\n  lines")) == "two lines"
+    assert one_line(RuntimeError()) == "RuntimeError"
+    assert one_line(RuntimeError("x" * 301)) == "x" * 297 + "..."
