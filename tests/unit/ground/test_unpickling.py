@@ -68,6 +68,8 @@ def test_what_the_page_on_security_names_is_there():
     kinds = {path.stem for path in (ROOT / "tests" / "fuzz" / "kinds").glob("*.py")}
     assert set(re.findall(r"`(test_\w+)`", text)) <= tests
     assert set(re.findall(r"\| `((?!test_)\w+)` \|$", text, re.MULTILINE)) == kinds
+    tried = text.partition("| kind | tried |")[2]
+    assert set(re.findall(r"^\| (\w+) \| [\d,]+ \|", tried, re.MULTILINE)) == kinds
     files = set(re.findall(r"`([\w/]+\.(?:py|c))`", text))
     assert files
     assert [file for file in files if not any((ROOT / "bit_ray" / room / file).exists() for room in ("", "data"))] == []
