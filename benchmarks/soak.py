@@ -162,22 +162,12 @@ class Soak:
         self.cluster.mlflow.start()
 
 
-def losses(tracking_uri, name):
-    """Return the step and loss of every value that MLflow has."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=tracking_uri)
-    experiment = client.get_experiment_by_name("bit_ray").experiment_id
-    [run] = client.search_runs([experiment], f"tags.`bit_ray.run_name` = '{name}'")
-    return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss"))
-
-
 def compared(cluster, steps, undisturbed, soaked):
     """Print what both runs came to; return whether they are equal."""
     import torch
     from glyph_runs import weights
 
-    one, other = (losses(cluster.mlflow.uri, run.name) for run in (undisturbed, soaked))
+    one, other = (cluster.losses(run.name) for run in (undisturbed, soaked))
     found = Counter(step for step, _ in other)
     missing = [step for step in range(1, steps + 1) if not found[step]]
     twice = [step for step, times in found.items() if times > 1]

@@ -72,13 +72,9 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
         # Stores older than AWS's trailing checksums (Ceph, MinIO, rclone) answer them with HTTP 411.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-    elif "retry_limit_seconds" not in query:
-        limit = f"retry_limit_seconds={_GOOGLE_AWAY_S if is_away(text) else _GOOGLE_S}"
-        query = "&".join(filter(None, (query, limit)))
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_VARIABLES)))
     with explained(text):
-        attempts = 0 if is_away(text) else _ATTEMPTS
-        return _remote(scheme, path.split("/", 1)[0], query, environment, attempts), path.removeprefix(_PUBLIC)
+        return _remote(scheme, path.split("/", 1)[0], query, environment, is_away(text)), path.removeprefix(_PUBLIC)
 
 
 def check_uri(uri: str | Path) -> None:
@@ -139,9 +135,11 @@ def _check_google_credentials(bucket: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...], attempts: int) -> pafs.FileSystem:
+def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...], away: bool) -> pafs.FileSystem:
     if scheme == "gs" and not authority.startswith(_PUBLIC):
         _check_google_credentials(authority)
+    if scheme == "gs" and "retry_limit_seconds" not in query:
+        query = "&".join(filter(None, (query, f"retry_limit_seconds={_GOOGLE_AWAY_S if away else _GOOGLE_S}")))
     # Only the bucket goes through the URL parser: keys may have spaces and percent signs.
     files = pafs.FileSystem.from_uri(f"{scheme}://{authority}" + (f"?{query}" if query else ""))[0]
     if scheme != "s3":
@@ -150,4 +148,5 @@ def _remote(scheme: str, authority: str, query: str, environment: tuple[Any, ...
     # a refused connection. Its pickle has the values that it found.
     options = {name: value for name, value in files.__reduce__()[1][0].items() if value not in (None, "", -1.0)}
     del options["proxy_options"]  # from_uri sets none, and empty ones are refused
-    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=attempts))
+    retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=0 if away else _ATTEMPTS)
+    return pafs.S3FileSystem(**options, retry_strategy=retries)

@@ -9,8 +9,7 @@ so what is learned stays the same.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -95,8 +94,8 @@ class Attempts:
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
         with self._signals.noted():
+            free_group(self._patiently(self._group_id))  # of an attempt that was killed
             while (step := self._patiently(self._newest_checkpoint)) < self._worker.plan.schedule.num_steps:
-                free_group(self._patiently(self._group_id))  # of an attempt that was killed
                 why = self._attempt(step, why)
         return goodput(self._done)
 
@@ -183,14 +182,6 @@ class Attempts:
             self._signals.end_if_told(saved=True)
             time.sleep(1.0)
 
-    @contextmanager
-    def _not_needed(self) -> Iterator[None]:
-        """Write what the training goes on without."""
-        try:
-            yield
-        except StoreError as error:
-            log.warning("%s: %s; the training continues", self._name, error)
-
     def _watch(self, fit: Fit, attempt: Attempt, began: float) -> tuple[float, str, int]:
         """Wait for the group's end, and ask it to leave where that is better.
 
@@ -259,8 +250,10 @@ class Attempts:
         planned = planned_time(self._listener.times_of(1), steps, wall_s - attempt.waited_s)
         if planned is not None:
             self._planned = True
-            with self._not_needed():
+            try:
                 store.write_json(self._folder.planned_file, to_dict(planned))
+            except StoreError as error:
+                log.warning("%s: %s; the training continues", self._name, error)
             console.print(f"{self._name}: will take {as_duration(planned.seconds)}, by {planned.source}")
 
     def _leaving_node(self, signs: dict[int, tuple[Sign, float]]) -> str:

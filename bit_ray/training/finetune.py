@@ -172,7 +172,7 @@ def _finetune(
         shards = store.join(output, "shards")
         manifest = read_manifest(shards)
         plan = replace(plan, manifest_digest=manifest.digest)
-    if not subset:  # of which a dry run does not know the digest
+    if config.dry_run and not subset:  # whose digest is not known
         finished(config, plan)  # or the name has other settings
     if not preflight(plan, shards, manifest, config.runtime, dry_run=config.dry_run, subset=subset):
         return None

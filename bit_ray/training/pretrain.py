@@ -73,7 +73,8 @@ def pretrain(config: PretrainConfig) -> Trained | None:
     check_registration(config)
     manifest = read_manifest(config.shards)
     plan = pretrain_plan(config, manifest)
-    finished(config, plan)  # or the name has other settings
+    if config.dry_run:
+        finished(config, plan)  # or the name has other settings
     task = _probe_task(config) if config.probe.shards else None
     if not preflight(plan, config.shards, manifest, config.runtime, dry_run=config.dry_run):
         return None

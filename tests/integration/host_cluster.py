@@ -14,6 +14,7 @@ from types import TracebackType
 
 from glyph_runs import SCRIPT
 from hosts import Host, Hosts, environment
+from mlflow import MlflowClient
 from s3_server import Bucket, S3Server
 from servers import MlflowServer
 
@@ -116,6 +117,13 @@ class HostCluster:
     def training(self) -> list[str]:
         """Return the hosts on which workers train."""
         return [name for name in self.trainers if self[name].running(WORKER)]
+
+    def losses(self, name: str) -> list[tuple[int, float]]:
+        """Return the step and loss of every value that the tracker has of a run, by step."""
+        client = MlflowClient(tracking_uri=self.mlflow.uri)
+        experiment = client.get_experiment_by_name("bit_ray").experiment_id
+        [tracked] = client.search_runs([experiment], f"tags.`bit_ray.run_name` = '{name}'")
+        return sorted((m.step, m.value) for m in client.get_metric_history(tracked.info.run_id, "train/loss"))
 
     @staticmethod
     def wait(true: Callable[[], object], seconds: float, what: str) -> float:

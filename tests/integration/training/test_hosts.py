@@ -2,8 +2,7 @@
 
 One story: a run takes two of the three trainers. A link becomes slow, and loses packets; the link between the two is
 cut; a host loses its network; one is killed while workers start on it. With ``--all-faults`` one hangs, the program is
-killed, and the head is killed, and comes back. Another run meets links that stay
-cut, and a store that stays away.
+killed, and the head is killed, and comes back. Another run meets links that stay cut, and a store that stays away.
 """
 
 import re
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 import pytest
 from glyph_runs import run_config, trained_here, write_glyphs
 from host_cluster import WORKER, HostCluster, Program
-from mlflow import MlflowClient
 
 from bit_ray.config import to_dict
 from bit_ray.data.shards.manifest import read_manifest
@@ -149,17 +147,9 @@ def story(cluster: HostCluster, reached: None, request: pytest.FixtureRequest) -
         took_s,
         attempts_on_a_poor_link,
         trained_on,
-        tracked_losses(cluster, "far"),
+        cluster.losses("far"),
         run.process.returncode,
     )
-
-
-def tracked_losses(cluster: HostCluster, name: str) -> list[tuple[int, float]]:
-    """Return the losses of a run that the tracker has, by step."""
-    client = MlflowClient(tracking_uri=cluster.mlflow.uri)
-    experiment = client.get_experiment_by_name("bit_ray").experiment_id
-    [tracked] = client.search_runs([experiment], f"tags.`bit_ray.run_name` = '{name}'")
-    return sorted((m.step, m.value) for m in client.get_metric_history(tracked.info.run_id, "train/loss"))
 
 
 def test_the_run_goes_on_on_the_hosts_that_are_left(story: Story, request: pytest.FixtureRequest) -> None:
@@ -241,7 +231,7 @@ def test_what_stays_away_ends_the_run_with_one_line_and_another_start_goes_on(
     run.start()
     run.wait(lambda: run.process.poll() is not None, BOUND_S, "the end")
     assert run.process.returncode == 0
-    losses = tracked_losses(cluster, "cut")
+    losses = cluster.losses("cut")
     assert [step for step, _ in losses] == list(range(1, few + 1))
     expected, _ = trained_here(pretrain_plan(config, read_manifest(config.shards)), config.shards)
     assert max(abs(loss / expected[step] - 1) for step, loss in losses) < 5e-3
