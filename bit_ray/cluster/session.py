@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -221,3 +221,11 @@ def _resources(*, local: bool) -> Resources:
         num_gpus_later=int(may_come.size.get("GPU", 0)),
         cpus_of_one=cpus_of_one([*now, *may_come.nodes]),
     )
+
+
+def start_no_other_ray() -> None:
+    """Keep Ray from starting anew in this process for a thread that asks it something after its end."""
+    with suppress(ImportError):  # a private name
+        from ray._private import auto_init_hook
+
+        auto_init_hook.enable_auto_connect = False

@@ -19,6 +19,7 @@ import ray.train
 
 from bit_ray import log_lines, store
 from bit_ray.cluster.seats import free_group, nodes_alive, nodes_leaving
+from bit_ray.cluster.session import start_no_other_ray
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, StoreError, root_cause
@@ -93,10 +94,14 @@ class Attempts:
         os.environ["RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"] = "0"  # it would configure this process's logging
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
-        with self._signals.noted():
-            free_group(self._patiently(self._group_id))  # of an attempt that was killed
-            while (step := self._patiently(self._newest_checkpoint)) < self._worker.plan.schedule.num_steps:
-                why = self._attempt(step, why)
+        try:
+            with self._signals.noted():
+                free_group(self._patiently(self._group_id))  # of an attempt that was killed
+                while (step := self._patiently(self._newest_checkpoint)) < self._worker.plan.schedule.num_steps:
+                    why = self._attempt(step, why)
+        except StoppedError:
+            start_no_other_ray()  # for the group's thread, which may ask for something yet
+            raise
         return goodput(self._done)
 
     def _newest_checkpoint(self) -> int:
