@@ -19,10 +19,13 @@ def test_room_for_many_workers_is_counted_in_groups_of_several(
     ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seats, "_MOST_GROUPS", 2)
-    few = Seats({"CPU": 0.01}, 5)
-    assert ready(few, 5) == 5
-    few.release()
-    many = Seats({"CPU": 1.9}, 5)  # groups of three and two workers, and 6 CPUs
-    assert ready(many, 3) == 3
-    many.release()
-    assert many.ready() == 0
+    for each, number, fit in (
+        (0.01, 5, 5),  # groups of three and two
+        (1.9, 4, 2),  # two groups of two, of which 6 CPUs have room for one
+    ):
+        held = Seats({"CPU": each}, number)
+        try:
+            assert ready(held, fit) == fit
+        finally:  # other tests wait for these CPUs
+            held.release()
+        assert held.ready() == 0
