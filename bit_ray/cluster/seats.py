@@ -54,6 +54,12 @@ def free_group(group_id: str) -> None:
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
+def is_waited_for(bundle: Mapping[str, float]) -> bool:
+    """Whether a placement group of just this bundle waits for room."""
+    groups = ray.util.placement_group_table().values()
+    return any(group["state"] == "PENDING" and list(group["bundles"].values()) == [bundle] for group in groups)
+
+
 def nodes_alive() -> set[str]:
     """Return the ids of the nodes that are alive."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -160,7 +160,7 @@ class Study(Generic[S]):
                             on_score(trial, outcome)
                     display.finished(trial)
 
-                collect = Collect(feed, display.started, finished)
+                collect = Collect(feed, asked, display.started, finished)
                 run_trials(function, shared, num_threads, feed, collect, at_a_time, asked, stoppable=need is None)
             if feed.error is not None:
                 raise feed.error

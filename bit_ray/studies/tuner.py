@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from bit_ray.cluster.seats import is_waited_for
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
+from bit_ray.progress import console
 
 if TYPE_CHECKING:  # each trial's process imports this file, and has no use for MLflow
     pass
 
 # Starts of one trial's process after it was killed. A mistake or a bug is a result, and is not tried again.
 _MAX_FAILURES = 3
+_SECONDS_TO_FIRST_LINE = 10.0
+_SECONDS_BETWEEN_LINES = 60.0
 _SETTINGS_OF_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent when it is told to
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -85,15 +90,29 @@ class Feed(Searcher):
 
 
 class Collect(tune.Callback):
-    """Passes on what has come out of each trial."""
+    """Passes on what has come out of each trial, and says when none has room."""
 
     def __init__(
         self,
         feed: Feed,
+        asked: Mapping[str, float],
         started: Callable[[Trial], None] | None = None,
         finished: Callable[[Trial, Any], None] | None = None,
     ) -> None:
-        self._feed, self._started, self._finished = feed, started, finished
+        self._feed, self._asked, self._started, self._finished = feed, asked, started, finished
+        self._next_line = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Say that all wait for room, if they do: another job may have it."""
+        states = {trial.status for trial in trials}
+        now = time.monotonic()
+        if "RUNNING" in states or "PENDING" not in states or not self._next_line:
+            self._next_line = now + _SECONDS_TO_FIRST_LINE
+        elif now >= self._next_line:
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            if is_waited_for(self._asked):  # not for a process that starts
+                each = " and ".join(f"{number:g} {kind}" for kind, number in self._asked.items())
+                console.print(f"trials: waiting for room for one, with {each}; add nodes, or end what takes them")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that it begins."""
@@ -113,7 +132,7 @@ class Collect(tune.Callback):
 
     def __reduce__(self) -> Any:
         """As `Feed`."""
-        return Collect, (Feed([], None),)
+        return Collect, (Feed([], None), {})
 
 
 class _Stopper(tune.Stopper):

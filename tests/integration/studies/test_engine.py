@@ -11,10 +11,11 @@ import pytest
 from mlflow import MlflowClient
 
 from bit_ray import store
+from bit_ray.cluster.seats import Seats
 from bit_ray.cluster.slots import Resources
 from bit_ray.errors import DataError, ModelError, StoreError
 from bit_ray.run_folder import RunFolder
-from bit_ray.studies import tuner
+from bit_ray.studies import engine, tuner
 from bit_ray.studies.engine import Bar, Study
 from bit_ray.studies.tuner import Trial
 from bit_ray.tracking.config import TrackingConfig
@@ -139,3 +140,30 @@ def test_a_trial_whose_process_always_dies_ends_the_study(
     assert (tmp_path / "marks" / "c-7.0.begun").read_text() == "xx"
     assert not (tmp_path / "marks" / "d-0.3.begun").exists()
     assert not (tmp_path / "study" / "scores" / "c.json").exists()
+
+
+def test_a_study_says_that_it_waits_for_room_and_begins_when_there_is(
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    line = "trials: waiting for room for one, with 6 CPU; add nodes, or end what takes them\n"
+    monkeypatch.setattr(tuner, "_SECONDS_TO_FIRST_LINE", 1)
+    taken, said = Seats({"CPU": 1}, 1), ""
+
+    class Heard(tuner.Collect):
+        def on_step_begin(self, iteration: int, trials: list, **info) -> None:
+            super().on_step_begin(iteration, trials, **info)
+            nonlocal said
+            said += capsys.readouterr().out
+            if line in said:
+                taken.release()
+
+    monkeypatch.setattr(engine, "Collect", Heard)
+    try:
+        while not taken.ready():
+            time.sleep(0.05)
+        scores, _, _, _ = study(tmp_path, tracking, {"a": 0.1})
+    finally:
+        taken.release()
+    assert scores["a"].top_1 == 0.1
+    assert said.startswith(line)
+    assert said.count("waiting") == 1

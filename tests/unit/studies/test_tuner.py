@@ -27,6 +27,6 @@ def test_an_error_after_a_trial_ends_the_study_without_running_the_trial_again()
 
     feed = Feed([], None)
     trial = SimpleNamespace(config={"trial": "t"}, last_result={"outcome": 1})
-    Collect(feed, None, full).on_trial_complete(0, [], trial)
+    Collect(feed, {}, None, full).on_trial_complete(0, [], trial)
     assert str(feed.error) == "no space left"
     assert feed.suggest("next") == Searcher.FINISHED
