@@ -23,6 +23,7 @@ from bit_ray.cluster.session import start_no_other_ray
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, StoreError, root_cause
+from bit_ray.models.zoo import model_config
 from bit_ray.progress import console
 from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
@@ -53,6 +54,8 @@ T = TypeVar("T")
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_BETWEEN_QUESTIONS = 1.0
 _SECONDS_TO_START = 600.0
+# Weight, momentum and, where weight decay pulls to it, initial weight, at 5 MB/s.
+_SECONDS_TO_SAVE_A_PARAMETER = 12 / 5e6
 
 
 class Attempts:
@@ -82,6 +85,8 @@ class Attempts:
         self._planned = store.exists(self._folder.planned_file)
         self._signs: dict[int, tuple[Sign, float]] = {}
         self._progress_at = self._began = self._saved_at = time.monotonic()
+        network = model_config(worker.plan.model, worker.plan.num_classes)
+        self._seconds_to_save = _SECONDS_TO_SAVE_A_PARAMETER * network.num_parameters
 
     def run(self) -> Goodput:
         """Train to the last step; return where the time went.
@@ -222,7 +227,9 @@ class Attempts:
                 silent_s = now - progress_at
                 # The first step waits for processes, weights and data.
                 start = _SECONDS_TO_START if seen == attempt.first_step else 0.0
-                if silent_s >= max(runtime.give_up_after_s, start):
+                # The last checkpoint is waited for.
+                saving = self._seconds_to_save if any(sign.phase == "saving" for sign, _ in signs.values()) else 0.0
+                if silent_s >= max(runtime.give_up_after_s + saving, start):
                     fit.given_up = f"no step for {silent_s:.0f} s" + (f", {slowest(signs)}" if signs else "")
                     console.print(f"{self._name}: no step for {silent_s:.0f} s; ending the workers")
                     free_group(fit.group_id)

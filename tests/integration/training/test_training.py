@@ -405,6 +405,25 @@ def test_a_store_that_is_away_before_the_first_step_is_waited_for(folder, s3, fa
     assert [attempt.why for attempt in attempts] == ["the run begins"] + ["the store was away"] * 3
 
 
+def test_a_last_checkpoint_that_takes_longer_to_write_than_a_step_may_take_is_no_hang(
+    folder, s3, faulty_s3, shards, ray_local, monkeypatch
+):
+    place = f"endpoint_override={faulty_s3.endpoint.removeprefix('http://')}&scheme=http&region=us-east-1"
+    runtime = {"give_up_after_s": 2.0, "stalled_after_s": 2.0}  # from the first step on, which is the last one
+    config = replace(
+        run_config(f"{s3.uri('runs')}?{place}", "slow", shards, 1, **runtime),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+    )
+    monkeypatch.setattr("bit_ray.training.attempts._SECONDS_TO_SAVE_A_PARAMETER", 1e-3)
+    faulty_s3.faults = Faults(bad_gateway=1.0, only=f"/{s3.bucket}/runs/slow/step-", at_most=6)  # tried for 3 s or more
+    manifest = read_manifest(config.shards)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train(config, pretrain_plan(config, manifest), config.shards, manifest)
+    assert faulty_s3.counts["bad_gateway"] == 6
+    assert re.search(r"slow: worker 0 on \S+ has been at step 1, saving, for \d+ s; stacks of ", printed.getvalue())
+    assert [attempt.ended for attempt in RunFolder(s3.uri("runs/slow")).attempts()] == ["finished"]
+
+
 def test_a_run_on_an_object_store_outlives_its_program_then_a_worker_then_its_node(
     folder, undisturbed, s3, tmp_path, monkeypatch
 ):
