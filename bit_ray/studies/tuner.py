@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
@@ -15,9 +15,6 @@ from bit_ray.cluster.seats import is_waited_for
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.progress import console
-
-if TYPE_CHECKING:  # each trial's process imports this file, and has no use for MLflow
-    pass
 
 # Starts of one trial's process after it was killed. A mistake or a bug is a result, and is not tried again.
 _MAX_FAILURES = 3
