@@ -23,7 +23,6 @@ from bit_ray.cluster.session import start_no_other_ray
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, StoreError, root_cause
-from bit_ray.models.zoo import model_config
 from bit_ray.progress import console
 from bit_ray.run_folder import TRAINING_FILE
 from bit_ray.run_records import Attempt, AttemptRecord, LeftOut, Now, WorkerNow
@@ -41,6 +40,7 @@ from bit_ray.training.goodput import (
 from bit_ray.training.group import Fit, found_no_room, trainer
 from bit_ray.training.healing import step_to_go_back_to
 from bit_ray.training.messages import Sign, Wishes, most_behind_first, slowest
+from bit_ray.training.parts import count_parameters
 from bit_ray.training.reports import Listener
 from bit_ray.training.room import Growth, wait_for_room
 from bit_ray.training.shares import share_out
@@ -85,8 +85,9 @@ class Attempts:
         self._planned = store.exists(self._folder.planned_file)
         self._signs: dict[int, tuple[Sign, float]] = {}
         self._progress_at = self._began = self._saved_at = time.monotonic()
-        network = model_config(worker.plan.model, worker.plan.num_classes)
-        self._seconds_to_save = _SECONDS_TO_SAVE_A_PARAMETER * network.num_parameters
+        plan = worker.plan
+        _, num_parameters = count_parameters(plan.model, plan.num_classes, plan.train)
+        self._seconds_to_save = _SECONDS_TO_SAVE_A_PARAMETER * num_parameters
 
     def run(self) -> Goodput:
         """Train to the last step; return where the time went.
