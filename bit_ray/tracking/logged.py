@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bit_ray.config import read_document
-from bit_ray.errors import ModelError, TrackingError, one_line
+from bit_ray.errors import ModelError, one_line
 from bit_ray.locks import scratch_directory
 from bit_ray.tracking import server
 from bit_ray.tracking.reference import REFERENCE_FILE, ModelReference, parse_reference
@@ -30,7 +30,11 @@ PYFUNC_LOADER = "bit_ray.inference.serving"
 def log_reference(
     client: MlflowClient, name: str, spec: ModelSpec, reference: dict[str, Any], run_id: str | None
 ) -> str:
-    """Make an MLflow logged model whose only content is the reference; return its id."""
+    """Make an MLflow logged model whose only content is the reference; return its id.
+
+    Raises:
+        MlflowException: The server cannot be reached or refuses, or the store of its artifacts does.
+    """
     run = client.get_run(run_id) if run_id is not None else None
     experiment = run.info.experiment_id if run is not None else server.experiment_id(client, "bit_ray")
     params = {"model": spec.model, "num_classes": str(spec.num_classes), "crop_size": str(spec.crop_size)}
@@ -69,7 +73,7 @@ def log_reference(
             raise
         # If the artifacts do not go through the server, this is the store's own kind of error.
         artifacts = shown(logged.artifact_location)
-        raise TrackingError(f"{name}: cannot be registered: {artifacts}: {one_line(error)}") from None
+        raise MlflowException(f"{artifacts}: {one_line(error)}") from None
     return str(logged.model_id)
 
 

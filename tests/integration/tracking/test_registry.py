@@ -306,6 +306,18 @@ def test_the_embedded_store_is_found_from_the_current_directory(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bit_ray_runs"]
 
 
+def test_artifacts_that_cannot_be_written_refuse_a_version_and_say_what_is_complete(package: Path, tmp_path: Path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "mlruns").touch()  # where a folder should be
+    said = rf"^blocked: cannot be registered \(file://{tmp_path}/mlruns/.*: .*\); {package} is complete: repair what "
+    with pytest.raises(TrackingError, match=said) as caught:
+        register(str(package), name="blocked", alias="best", tracking_uri=uri)
+    assert "\n" not in str(caught.value)
+    assert list_models(uri) == []
+    (tmp_path / "mlruns").unlink()
+    assert register(str(package), name="blocked", alias="best", tracking_uri=uri).version == 1
+
+
 def test_a_name_that_mlflow_would_refuse_is_refused_before_any_training():
     check_name("bit-m R50x1.v2", "champion")
     for name, alias in [
