@@ -19,7 +19,6 @@ import ray.train
 
 from bit_ray import log_lines, store
 from bit_ray.cluster.seats import free_group, nodes_alive, nodes_leaving
-from bit_ray.cluster.session import start_no_other_ray
 from bit_ray.cluster.slots import Workers
 from bit_ray.config import to_dict
 from bit_ray.errors import ModelError, StoppedError, StoreError, root_cause
@@ -100,14 +99,10 @@ class Attempts:
         os.environ["RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"] = "0"  # it would configure this process's logging
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(int(self._runtime.give_up_after_s)))
         why = "the run was started again" if self._done else "the run begins"
-        try:
-            with self._signals.noted():
-                free_group(self._patiently(self._group_id))  # of an attempt that was killed
-                while (step := self._patiently(self._newest_checkpoint)) < self._worker.plan.schedule.num_steps:
-                    why = self._attempt(step, why)
-        except StoppedError:
-            start_no_other_ray()  # for the group's thread, which may ask for something yet
-            raise
+        with self._signals.noted():
+            free_group(self._patiently(self._group_id))  # of an attempt that was killed
+            while (step := self._patiently(self._newest_checkpoint)) < self._worker.plan.schedule.num_steps:
+                why = self._attempt(step, why)
         return goodput(self._done)
 
     def _newest_checkpoint(self) -> int:
@@ -151,6 +146,9 @@ class Attempts:
             first_seen, asked, seen = self._watch(fit, attempt, began)
             free_group(fit.group_id)  # Ray keeps the room of a group whose workers could not connect
             self._listener.settle()
+        except StoppedError:
+            fit.end()
+            raise
         finally:
             attempt = self._account(attempt, self._furthest)
             self._now, self._signs = None, {}
@@ -205,13 +203,13 @@ class Attempts:
             When the first step began (0 for never), why it was asked to leave, and the furthest step that was seen.
         """
         runtime, number = self._runtime, attempt.number
-        asked, first_seen, seen = "", 0.0, attempt.first_step
+        ended, asked, first_seen, seen = False, "", 0.0, attempt.first_step
         progress_at, next_question = time.monotonic(), 0.0
         stalled, stack_file = False, StackFile(self._folder.stacks(number))
         growth = Growth(self._workers, attempt.num_workers, runtime.grow_after_s)
         try:
-            while fit.is_alive():
-                fit.join(_SECONDS_BETWEEN_LOOKS)
+            while not ended:
+                ended = fit.wait(_SECONDS_BETWEEN_LOOKS)
                 now = time.monotonic()
                 signs, stacks = self._messages.signs(number)
                 self._signs, self._progress_at = signs, progress_at

@@ -23,9 +23,13 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import LoggingManager
 
 from bit_ray import store
+from bit_ray.cluster.seats import free_group
+from bit_ray.cluster.session import start_no_other_ray
 from bit_ray.cluster.slots import Workers
 from bit_ray.training.collectives import RecordedTorchConfig
 from bit_ray.training.worker import WorkerConfig, train_worker
+
+_SECONDS_TO_END = 10
 
 
 class Fit(threading.Thread):
@@ -40,6 +44,7 @@ class Fit(threading.Thread):
         self.given_up = ""
         """Why its workers were ended from here."""
         self._worker, self._trainer = worker, trainer
+        self._ended = threading.Event()
 
     def run(self) -> None:
         """Train to the end of the group, and keep the error that ended it."""
@@ -50,6 +55,23 @@ class Fit(threading.Thread):
             if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
                 # Of the file that Ray writes to see that there is a storage.
                 self.error = store.failure(self._worker.folder.uri, error)
+        finally:
+            self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, at most so long; return whether it has ended.
+
+        Not `join`: Python 3.11 takes a thread for dead if a signal's handler raises while it is waited for.
+        """
+        return self._ended.wait(seconds)
+
+    def end(self) -> None:
+        """End the group, and this thread: Ray ends a process, with status 1, that uses it after its shutdown."""
+        for _ in range(_SECONDS_TO_END):
+            free_group(self.group_id)  # which may come only now
+            if self.wait(1.0):
+                return
+        start_no_other_ray()  # this thread waits for a store
 
     def took(self, group_id: str) -> None:
         """Note the group's room, for who ends it from here, and for the next start of the run if this process dies."""

@@ -21,7 +21,7 @@ class _TwoLines(DataError):
 class Kind:
     """One byte string, which is taken, or refused, or worse."""
 
-    cpu_s, memory, canaries = 2.0, 2**28, {"kept/deep.txt": b"x"}
+    cpu_s, memory, canaries = 2.0, 2**26, {"kept/deep.txt": b"x"}
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ class Kind:
             case "wait":
                 time.sleep(3600)
             case "grow":
-                bytearray(b"x" * (self.memory + 2**27))
+                b"x" * (self.memory + 2**25)
             case "delete":
                 (outside / "canary/kept/deep.txt").unlink()
             case "create":

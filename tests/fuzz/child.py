@@ -56,6 +56,8 @@ def work(module: str, folder: Path, saved: Path, seed: int, seconds: float, numb
         if _peak() > most:
             most = math.inf  # it is said once: the peak does not go down again
             cause = cause or f"more than {kind.memory >> 20} MiB of memory"
+        if time.process_time() - state[CPU] > kind.cpu_s:
+            cause = cause or f"more than {kind.cpu_s:g} s of computing"
         if changed := sandbox.changed():
             cause, message = "something changed outside its folder", f"{', '.join(changed[:4])} {message}"
         if cause:

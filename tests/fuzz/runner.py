@@ -39,10 +39,13 @@ def fuzz(module: str, saved: Path, *, seed: int, seconds: float, numbers: Sequen
             arguments = module, folder, saved, seed, seconds, numbers, state
             child = context.Process(target=work, args=arguments, daemon=True)
             child.start()
-            end = _watch(child, state)
-            if end is None:
+            ended = _watch(child, state)
+            if ended is None:
                 break
-            number = int(state[NUMBER])
+            end, number = ended
+            if number != state[NUMBER]:  # it came to an end just before the child was killed, in the one after it
+                numbers = numbers[numbers.index(int(state[NUMBER])) :]
+                continue
             trace, log = ((folder / file).read_text(errors="replace") for file in ("trace", "log"))
             if number < 0:
                 raise RuntimeError(f"{module}: {end} before the first input: {log}")
@@ -54,8 +57,8 @@ def fuzz(module: str, saved: Path, *, seed: int, seconds: float, numbers: Sequen
     return Report(kind, seed, int(state[ACCEPTED]), int(state[REFUSED]), findings(saved))
 
 
-def _watch(child: Any, state: Any) -> str | None:
-    """Wait for a child; None if it came to its end, else what it died of, or was killed for."""
+def _watch(child: Any, state: Any) -> tuple[str, int] | None:
+    """Wait for a child; None if it came to its end, else what it died of, or was killed for, and at which input."""
     while child.exitcode is None:
         child.join(0.1)
         number, since, spent = state[NUMBER], time.monotonic() - state[WALL], -state[CPU]
@@ -72,8 +75,10 @@ def _watch(child: Any, state: Any) -> str | None:
             child.kill()
             child.join()
             state[SPENT] += since
-            return f"more than {state[LIMIT]:g} s of computing" if busy else f"waits for more than {IDLE_S:g} s"
+            why = f"more than {state[LIMIT]:g} s of computing" if busy else f"waits for more than {IDLE_S:g} s"
+            return why, int(number)
     if child.exitcode == 0:
         return None
     state[SPENT] += time.monotonic() - state[WALL]
-    return signal.Signals(-child.exitcode).name if child.exitcode < 0 else f"exit status {child.exitcode}"
+    code = child.exitcode
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}", int(state[NUMBER])

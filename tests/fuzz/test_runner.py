@@ -16,7 +16,7 @@ CAUSES = {
     "abort": "SIGABRT",
     "spin": "more than 2 s of computing",
     "wait": "waits for more than 6 s",
-    "grow": "more than 256 MiB of memory",
+    "grow": "more than 64 MiB of memory",
 }
 
 
