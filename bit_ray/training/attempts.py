@@ -146,7 +146,7 @@ class Attempts:
             first_seen, asked, seen = self._watch(fit, attempt, began)
             free_group(fit.group_id)  # Ray keeps the room of a group whose workers could not connect
             self._listener.settle()
-        except StoppedError:
+        except KeyboardInterrupt:  # StoppedError, too
             fit.end()
             raise
         finally:

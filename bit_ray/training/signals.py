@@ -39,6 +39,10 @@ class Signals:
         before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except KeyboardInterrupt as error:
+            if isinstance(error, StoppedError) or not self._heard:
+                raise
+            raise self._stopped() from None  # Ray makes another one of what a handler raises while it is asked
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
