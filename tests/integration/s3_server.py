@@ -147,7 +147,8 @@ class S3Server:
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
             region_name="us-east-1",
-            config=Config(retries={"max_attempts": 2}, s3={"addressing_style": "path"}),
+            # After a start the server answers some reads with InternalError, until it knows all of its own volumes.
+            config=Config(retries={"mode": "standard", "max_attempts": 8}, s3={"addressing_style": "path"}),
         )
 
 
