@@ -54,6 +54,11 @@ def free_group(group_id: str) -> None:
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
+def as_text(bundle: Mapping[str, float]) -> str:
+    """Say what a bundle takes, as in ``3 CPU and 1 GPU``."""
+    return " and ".join(f"{number:g} {kind}" for kind, number in bundle.items())
+
+
 def is_waited_for(bundle: Mapping[str, float]) -> bool:
     """Whether a placement group of just this bundle waits for room."""
     groups = ray.util.placement_group_table().values()

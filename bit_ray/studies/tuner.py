@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from bit_ray.cluster.seats import is_waited_for
+from bit_ray.cluster.seats import as_text, is_waited_for
 from bit_ray.errors import ModelError
 from bit_ray.locks import scratch_directory
 from bit_ray.progress import console
@@ -108,7 +108,7 @@ class Collect(tune.Callback):
         elif now >= self._next_line:
             self._next_line = now + _SECONDS_BETWEEN_LINES
             if is_waited_for(self._asked):  # not for a process that starts
-                each = " and ".join(f"{number:g} {kind}" for kind, number in self._asked.items())
+                each = as_text(self._asked)
                 console.print(f"trials: waiting for room for one, with {each}; add nodes, or end what takes them")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

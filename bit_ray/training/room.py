@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from bit_ray.cluster.seats import Seats
+from bit_ray.cluster.seats import Seats, as_text
 from bit_ray.cluster.slots import Workers
 from bit_ray.progress import console
 from bit_ray.training.goodput import pays
@@ -40,9 +40,8 @@ def wait_for_room(name: str, workers: Workers, grow_after_s: float, why: str, en
                 return ready
             if now >= next_line and ready < least:
                 next_line = now + 60
-                each = " and ".join(f"{number:g} {kind}" for kind, number in workers.bundle.items())
                 console.print(
-                    f"{name}: waiting for room: {ready} of {least} workers fit, each with {each}; "
+                    f"{name}: waiting for room: {ready} of {least} workers fit, each with {as_text(workers.bundle)}; "
                     f"add nodes if no autoscaler does, or lower runtime.num-workers ({why})"
                 )
             time.sleep(_SECONDS_BETWEEN_LOOKS)
